@@ -1,0 +1,1 @@
+"""ODIN in JAX: train, evaluate, generate, reconstruct."""

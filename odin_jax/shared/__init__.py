@@ -1,0 +1,1 @@
+"""What preprocessing and training share; imports neither torch nor jax."""

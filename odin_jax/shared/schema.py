@@ -1,0 +1,174 @@
+"""The record: one posed pair of perspective views, as a tf.train.Example.
+
+This table is the only place that knows the features' names, types and
+lengths; the writer, the readers, the TFDS metadata and the checks all come
+from it. Conventions are those of `odin_jax.shared.camera`.
+"""
+
+import dataclasses
+from typing import Any, Mapping
+
+import numpy as np
+
+from odin_jax.shared import tfrecord
+
+SCHEMA_VERSION = 1
+DATASET_NAME = 'odin_pairs'
+SPLITS = ('train', 'test')
+MATCHERS = ('sphere', 'dust3r', 'procedural')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature:
+  """One feature of a record.
+
+  Attributes:
+    kind: `bytes`, `text` (UTF-8 bytes), `float` (float32) or `int` (int64).
+    shape: shape of the value; () for a scalar.
+    meaning: what it is, with its unit.
+  """
+
+  kind: str
+  shape: tuple[int, ...] = ()
+  meaning: str
+
+
+def _views(name: str, **fields: Any) -> dict[str, Feature]:
+  return {f'{side}/{name}': Feature(**fields) for side in ('source', 'target')}
+
+
+FEATURES: dict[str, Feature] = {
+  **_views('image', kind='bytes', meaning='JPEG, square, sRGB'),
+  'target2source': Feature(
+    kind='float',
+    shape=(3, 4),
+    meaning='x_source = R @ x_target + t, scene units',
+  ),
+  'fov_deg': Feature(
+    kind='float', meaning='full field of view, horizontal = vertical'
+  ),
+  **_views('time_s', kind='float', meaning='time in the video'),
+  **_views('yaw_deg', kind='float', meaning='view in its panorama, + right'),
+  **_views('pitch_deg', kind='float', meaning='view in its panorama, + up'),
+  **_views(
+    'frame2scene',
+    kind='float',
+    shape=(3, 4),
+    meaning='pose of the panorama in its component, scene units',
+  ),
+  'video_id': Feature(kind='text', meaning="the video file's stem"),
+  'split': Feature(kind='text', meaning='train or test'),
+  'scene_id': Feature(kind='int', meaning='component within the video'),
+  'median_depth': Feature(
+    kind='float', meaning='of the source view, scene units'
+  ),
+  'overlap': Feature(
+    kind='float',
+    meaning="0..1, share of the source view's points inside the target view",
+  ),
+  'confidence': Feature(kind='float', meaning="0..1, the matcher's own"),
+  'hops': Feature(kind='int', meaning='1 = matched directly'),
+  'matcher': Feature(kind='text', meaning=' | '.join(MATCHERS)),
+}
+
+Record = dict[str, Any]
+
+
+class SchemaError(ValueError):
+  """A record that does not follow the schema; the message names the feature."""
+
+
+def _problem(feature: Feature, value: Any) -> str | None:
+  if feature.kind == 'bytes':
+    good = isinstance(value, bytes) and value
+    return None if good else 'needs non-empty bytes'
+  if feature.kind == 'text':
+    good = isinstance(value, str) and value
+    return None if good else f'needs a non-empty str, got {value!r}'
+  array = np.asarray(value)
+  if array.shape != feature.shape:
+    return f'needs shape {feature.shape}, got {array.shape}'
+  return None if np.all(np.isfinite(array)) else 'not finite'
+
+
+def validate(record: Mapping[str, Any]) -> None:
+  """Raises SchemaError unless `record` follows the schema."""
+  missing = FEATURES.keys() - record.keys()
+  unknown = record.keys() - FEATURES.keys()
+  if missing or unknown:
+    raise SchemaError(
+      f'missing features {sorted(missing)}, unknown features {sorted(unknown)}'
+    )
+  for name, feature in FEATURES.items():
+    problem = _problem(feature, record[name])
+    if problem:
+      raise SchemaError(f'{name}: {problem}')
+  for name, allowed in (('split', SPLITS), ('matcher', MATCHERS)):
+    if record[name] not in allowed:
+      raise SchemaError(f'{name}: {record[name]!r} is none of {allowed}')
+  for name in ('target2source', 'source/frame2scene', 'target/frame2scene'):
+    rotation = np.asarray(record[name], np.float64)[:, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
+      raise SchemaError(f'{name}: its first three columns are no rotation')
+  for name in ('overlap', 'confidence'):
+    if not 0.0 <= record[name] <= 1.0:
+      raise SchemaError(f'{name}: {record[name]} is outside 0..1')
+  if record['hops'] < 1 or record['median_depth'] <= 0:
+    raise SchemaError('hops must be >= 1 and median_depth > 0')
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+  """Serialised tf.train.Example of a record; the same record, the same bytes.
+
+  Raises:
+    SchemaError: the record does not follow the schema.
+  """
+  validate(record)
+  values: dict[str, list[Any]] = {}
+  for name, feature in FEATURES.items():
+    value = record[name]
+    if feature.kind == 'bytes':
+      values[name] = [value]
+    elif feature.kind == 'text':
+      values[name] = [value.encode()]
+    elif feature.kind == 'int':
+      values[name] = [int(value)]
+    else:
+      values[name] = np.asarray(value, np.float32).ravel().tolist()
+  return tfrecord.encode_example(values)
+
+
+def decode(serialised: bytes) -> Record:
+  """The record of a serialised example.
+
+  Returns:
+    floats as float32 arrays of the feature's shape (scalars as `float`), ints
+    as `int`, text as `str`, images as their JPEG bytes.
+
+  Raises:
+    SchemaError: the example is no record of this schema.
+  """
+  values = tfrecord.decode_example(serialised)
+  record: Record = {}
+  for name, feature in FEATURES.items():
+    length = int(np.prod(feature.shape))
+    if len(values.get(name, ())) != length:
+      raise SchemaError(
+        f'{name}: needs {length} values, got {len(values.get(name, ()))}'
+      )
+    if feature.kind == 'bytes':
+      record[name] = values[name][0]
+    elif feature.kind == 'text':
+      record[name] = values[name][0].decode()
+    elif feature.kind == 'int':
+      record[name] = int(values[name][0])
+    elif feature.shape:
+      record[name] = np.asarray(values[name], np.float32).reshape(feature.shape)
+    else:
+      record[name] = float(values[name][0])
+  return record
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+  """File name of one shard: `odin_pairs-train.tfrecord-00000-of-00016`."""
+  return f'{DATASET_NAME}-{split}.tfrecord-{index:05d}-of-{count:05d}'

@@ -1,0 +1,153 @@
+"""TFRecord files and tf.train.Example without TensorFlow.
+
+A TFRecord file is a sequence of frames
+  uint64 length | uint32 masked_crc(length) | data | uint32 masked_crc(data)
+in little-endian order, with masked_crc(x) = rotr(crc32c(x), 15) + 0xa282ead8.
+Source: tensorflow/core/lib/io/record_writer.h and lib/hash/crc32c.h.
+"""
+
+import os
+import pathlib
+import struct
+from typing import Any, Iterable, Mapping, Sequence
+
+import google_crc32c
+from tensorflow_datasets.proto import tf_example_pb2
+
+_HEADER = struct.Struct('<QI')
+_FOOTER = struct.Struct('<I')
+_MASK_DELTA = 0xA282EAD8
+
+
+class CorruptRecordError(ValueError):
+  """A TFRecord file with a broken frame; the message names file and offset."""
+
+
+def masked_crc(data: bytes) -> int:
+  """CRC-32C of `data`, rotated and offset as TFRecord files store it."""
+  crc = google_crc32c.value(data)
+  return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+  """`data` as one TFRecord frame."""
+  length = struct.pack('<Q', len(data))
+  return b''.join(
+    (
+      length,
+      _FOOTER.pack(masked_crc(length)),
+      data,
+      _FOOTER.pack(masked_crc(data)),
+    )
+  )
+
+
+def write_file(path: os.PathLike[str] | str, records: Iterable[bytes]) -> int:
+  """Writes a whole TFRecord file and flushes it to disk.
+
+  Returns:
+    the number of records written.
+  """
+  count = 0
+  with open(path, 'wb') as file:
+    for record in records:
+      file.write(frame(record))
+      count += 1
+    file.flush()
+    os.fsync(file.fileno())
+  return count
+
+
+class RecordFile:
+  """Random access to the records of one TFRecord file.
+
+  The constructor walks the frame headers and checks their checksums;
+  `file[i]` reads one record and checks its data. Safe to use from threads
+  and, after pickling, from other processes.
+
+  Raises:
+    CorruptRecordError: a broken or truncated frame, or an empty file.
+  """
+
+  def __init__(self, path: os.PathLike[str] | str):
+    self.path = pathlib.Path(path)
+    self._fd: int | None = None
+    self._offsets = self._index()
+
+  def _index(self) -> list[tuple[int, int]]:
+    size = self.path.stat().st_size
+    if size == 0:
+      raise CorruptRecordError(f'{self.path}: zero bytes, no records in it')
+    offsets = []
+    position = 0
+    with open(self.path, 'rb') as file:
+      while position < size:
+        file.seek(position)
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+          raise self._corrupt(position, 'truncated header')
+        length, crc = _HEADER.unpack(header)
+        if crc != masked_crc(header[:8]):
+          raise self._corrupt(position, 'length checksum differs')
+        end = position + _HEADER.size + length + _FOOTER.size
+        if end > size:
+          raise self._corrupt(position, 'truncated data')
+        offsets.append((position + _HEADER.size, length))
+        position = end
+    return offsets
+
+  def _corrupt(self, position: int, reason: str) -> CorruptRecordError:
+    return CorruptRecordError(f'{self.path}: {reason} at byte {position}')
+
+  def __len__(self) -> int:
+    return len(self._offsets)
+
+  def __getitem__(self, index: int) -> bytes:
+    offset, length = self._offsets[index]
+    if self._fd is None:
+      self._fd = os.open(self.path, os.O_RDONLY)
+    data = os.pread(self._fd, length + _FOOTER.size, offset)
+    if len(data) < length + _FOOTER.size:
+      raise self._corrupt(offset, 'truncated data')
+    (crc,) = _FOOTER.unpack_from(data, length)
+    if crc != masked_crc(data[:length]):
+      raise self._corrupt(offset, 'data checksum differs')
+    return data[:length]
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, '_fd': None}
+
+  def __del__(self) -> None:
+    if getattr(self, '_fd', None) is not None:
+      os.close(self._fd)
+
+
+def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
+  """Serialised tf.train.Example; one value type per feature, keys sorted.
+
+  Raises:
+    TypeError: a feature whose first value is not bytes, int or float.
+  """
+  example = tf_example_pb2.Example()
+  for name in sorted(features):
+    values = features[name]
+    feature = example.features.feature[name]
+    if isinstance(values[0], bytes):
+      feature.bytes_list.value.extend(values)
+    elif isinstance(values[0], int):
+      feature.int64_list.value.extend(values)
+    elif isinstance(values[0], float):
+      feature.float_list.value.extend(values)
+    else:
+      raise TypeError(f'{name}: no feature type for {type(values[0])}')
+  return example.SerializeToString(deterministic=True)
+
+
+def decode_example(serialised: bytes) -> dict[str, list[Any]]:
+  """Feature values by name of a serialised tf.train.Example."""
+  example = tf_example_pb2.Example.FromString(serialised)
+  values = {}
+  for name, feature in example.features.feature.items():
+    kind = feature.WhichOneof('kind')
+    values[name] = list(getattr(feature, kind).value) if kind else []
+  return values

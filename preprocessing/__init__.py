@@ -1,0 +1,1 @@
+"""360-degree videos to posed pairs of perspective views."""
