@@ -1,0 +1,61 @@
+"""The records of a finished preprocessing run, by split and position."""
+
+import os
+import re
+from typing import Iterator
+
+from odin_jax.shared import binary, schema, tfrecord
+
+
+class RecordFolder:
+  """A sequence of records: `folder[i]` is the i-th record of its split.
+
+  Shards are indexed once; records are read, checked and decoded on access.
+  Safe to use from threads and, after pickling, from other processes.
+
+  Args:
+    path: the output folder of `preprocessing.run` or `preprocessing.worlds`.
+    split: `train` or `test`.
+
+  Raises:
+    binary.UserError: no such folder, no shard of this split, a missing shard;
+      its subclass `tfrecord.CorruptRecordError`: a damaged shard.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], split: str):
+    self.path = binary.require_folder(path, 'a folder of records')
+    self.split = split
+    pattern = re.compile(
+      rf'{schema.DATASET_NAME}-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})'
+    )
+    shards = sorted(
+      (entry for entry in self.path.iterdir() if pattern.fullmatch(entry.name)),
+      key=lambda entry: entry.name,
+    )
+    if not shards:
+      raise binary.UserError(
+        f'{path}: no {split} records here; make them with preprocessing.run'
+      )
+    count = int(pattern.fullmatch(shards[0].name)[2])
+    expected = [schema.shard_name(split, i, count) for i in range(count)]
+    if [shard.name for shard in shards] != expected:
+      raise binary.UserError(
+        f'{path}: {len(shards)} of {count} {split} shards are here; '
+        'copy or make the folder again'
+      )
+    self._files = [tfrecord.RecordFile(shard) for shard in shards]
+    self._index = [
+      (file, position)
+      for file, records in enumerate(self._files)
+      for position in range(len(records))
+    ]
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, index: int) -> schema.Record:
+    file, position = self._index[index]
+    return schema.decode(self._files[file][position])
+
+  def __iter__(self) -> Iterator[schema.Record]:
+    return (self[index] for index in range(len(self)))
