@@ -1,0 +1,95 @@
+"""Equirectangular images: padding across the seam and the poles, and views.
+
+Pixel coordinates are those of `odin_jax.shared.camera`: centres at integer
++ 0.5. OpenCV counts centres from 0, hence the shifts by half a pixel here and
+nowhere else.
+"""
+
+import functools
+
+import cv2
+from jaxtyping import Float, Float32, UInt8
+import numpy as np
+
+from odin_jax.shared import camera
+
+# Bicubic interpolation reads two pixels to each side of a sample.
+_MARGIN_PX = 3
+
+
+def pad(
+  panorama: UInt8[np.ndarray, 'h w *c'], margin_px: int
+) -> UInt8[np.ndarray, 'H W *c']:
+  """Continues a panorama by `margin_px` on every side, as the sphere does.
+
+  Columns wrap around. Past a pole the image goes on half a turn away, upside
+  down, so those rows are flipped and rolled by half the width.
+
+  Args:
+    panorama: an equirectangular image of even width.
+    margin_px: at most the height.
+  """
+  half_turn = panorama.shape[1] // 2
+  top = np.roll(panorama[:margin_px][::-1], half_turn, axis=1)
+  bottom = np.roll(panorama[-margin_px:][::-1], half_turn, axis=1)
+  rows = np.concatenate([top, panorama, bottom])
+  return np.concatenate([rows[:, -margin_px:], rows, rows[:, :margin_px]], 1)
+
+
+def view_directions(
+  *, yaw_deg: float, pitch_deg: float, fov_deg: float, size_px: int
+) -> Float[np.ndarray, 's s 3']:
+  """Rays of a view's pixel centres in the panorama's axes, not normalised."""
+  rays = camera.view_rays(fov_deg, size_px)
+  return rays @ camera.view2frame_rotation(yaw_deg, pitch_deg).T
+
+
+@functools.lru_cache(maxsize=64)
+def _view_maps(
+  width: int,
+  height: int,
+  yaw_deg: float,
+  pitch_deg: float,
+  fov_deg: float,
+  size_px: int,
+) -> tuple[Float32[np.ndarray, 's s'], Float32[np.ndarray, 's s']]:
+  directions = view_directions(
+    yaw_deg=yaw_deg, pitch_deg=pitch_deg, fov_deg=fov_deg, size_px=size_px
+  )
+  u, v = camera.direction_to_equirect(directions, width, height)
+  shift = _MARGIN_PX - 0.5
+  return (u + shift).astype(np.float32), (v + shift).astype(np.float32)
+
+
+def cut_view(
+  panorama: UInt8[np.ndarray, 'h w 3'],
+  *,
+  yaw_deg: float,
+  pitch_deg: float,
+  fov_deg: float,
+  size_px: int,
+) -> UInt8[np.ndarray, 's s 3']:
+  """A square perspective view of a panorama.
+
+  Where the panorama is finer than the view, the view is sampled at a multiple
+  of its size and averaged down, so that it does not alias.
+
+  Args:
+    panorama: an equirectangular image of even width; height spans 180 degrees
+      whatever the aspect ratio.
+    yaw_deg: optical axis, positive to the right.
+    pitch_deg: optical axis, positive up.
+    fov_deg: full field of view, horizontal = vertical, below 180.
+    size_px: width = height of the view.
+  """
+  height, width = panorama.shape[:2]
+  panorama_px_per_rad = width / (2 * np.pi)
+  view_px_per_rad = camera.intrinsics(fov_deg, size_px)[0, 0]
+  factor = max(1, round(panorama_px_per_rad / view_px_per_rad))
+  maps = _view_maps(
+    width, height, yaw_deg, pitch_deg, fov_deg, size_px * factor
+  )
+  view = cv2.remap(pad(panorama, _MARGIN_PX), *maps, cv2.INTER_CUBIC)
+  if factor > 1:
+    view = cv2.resize(view, (size_px, size_px), interpolation=cv2.INTER_AREA)
+  return view
