@@ -20,9 +20,14 @@ from typing import Any, Callable, Iterator, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
+# The flags that `define_config` makes belong to the command that calls it, so
+# that its --help shows them.
+flags.disclaim_key_flags()
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _MARKER = '.odin_output.json'
 _TEMPORARY = '.tmp-'
+_default_config: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -41,14 +46,26 @@ def _stop(message: object) -> NoReturn:
   sys.exit(2)
 
 
+def _with_default_config(argv: list[str]) -> list[str]:
+  given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:])
+  if given or _default_config is None:
+    return argv
+  return [argv[0], f'--config={_default_config}', *argv[1:]]
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_with_default_config(argv))
     if len(rest) > 1:
       raise flags.Error(f'unexpected arguments {rest[1:]}; see --help')
-    # The config file is loaded while flags are parsed and the values given as
-    # --config.key=value are set in it, so its errors surface here.
+    if _default_config is not None:
+      # A file that cannot be loaded is reported on the first use only.
+      flags.FLAGS['config'].value.keys()
     return rest
+  except SystemExit:
+    sys.exit(0)  # After --help, which absl ends with status 1.
+  # The config file is loaded and the values given as --config.key=value are set
+  # in it while flags are parsed, so its errors surface here.
   except (
     flags.Error,
     AttributeError,
@@ -57,7 +74,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     ValueError,
     OSError,
   ) as error:
-    _stop(f'{pathlib.Path(argv[0]).stem}: {error}')
+    _stop(_message(error))
+
+
+def _message(error: BaseException) -> str:
+  # ml_collections raises AttributeError(KeyError(message)) for an unknown
+  # field, and quotes the whole traceback of a config file that raised.
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = str(error.args[0] if len(error.args) == 1 else error).strip()
+  if 'Traceback' in text:
+    text = f'{text.partition(": Error")[0]}: {text.splitlines()[-1]}'
+  return text
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -83,11 +111,16 @@ def define_config(default: str) -> flags.FlagHolder[Any]:
   Args:
     default: path of the config file in this repository.
   """
+  # Not given to absl as the default: it would be loaded at once, and fields
+  # that only another config has would be refused.
+  global _default_config
+  _default_config = str(REPOSITORY / default)
   return config_flags.DEFINE_config_file(
     'config',
-    str(REPOSITORY / default),
+    None,
     'Config file, then optionally ":" and its argument (a recipe and '
-    'key=value pairs); --config.FIELD=VALUE sets single fields.',
+    'key=value pairs); --config.FIELD=VALUE sets single fields. '
+    f'(default: {default})',
   )
 
 

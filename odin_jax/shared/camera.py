@@ -27,6 +27,7 @@ from jaxtyping import Float, Num
 import numpy as np
 
 Pose = Float[np.ndarray, '*b 3 4']
+Values = Float[np.ndarray, '*b'] | float
 Rotation = Float[np.ndarray, '*b 3 3']
 
 
@@ -122,7 +123,7 @@ def relative_view_pose(
 
 def rotation_angle_deg(
   rotation: Rotation,
-) -> Float[np.ndarray, '*b']:
+) -> Values:
   """Angle of a rotation, in degrees; accurate for small angles too."""
   # atan2 of |sin| and cos: arccos alone loses half the digits near zero.
   skew = rotation - np.swapaxes(rotation, -1, -2)
@@ -138,7 +139,7 @@ def rotation_angle_deg(
 
 def angle_between_deg(
   a: Float[np.ndarray, '*b 3'], b: Float[np.ndarray, '*b 3']
-) -> Float[np.ndarray, '*b']:
+) -> Values:
   """Angle between two vectors of any length, in degrees."""
   cross = np.linalg.norm(np.cross(a, b), axis=-1)
   return np.rad2deg(np.arctan2(cross, np.sum(a * b, axis=-1)))
@@ -153,8 +154,8 @@ def pixel_centres(
 
 
 def equirect_to_direction(
-  u: Float[np.ndarray, '*b'],
-  v: Float[np.ndarray, '*b'],
+  u: Values,
+  v: Values,
   width: int,
   height: int,
 ) -> Float[np.ndarray, '*b 3']:
@@ -173,7 +174,7 @@ def equirect_to_direction(
 
 def direction_to_equirect(
   direction: Float[np.ndarray, '*b 3'], width: int, height: int
-) -> tuple[Float[np.ndarray, '*b'], Float[np.ndarray, '*b']]:
+) -> tuple[Values, Values]:
   """Equirectangular (u, v) of directions of any length; u in [0, width]."""
   x, y, z = np.moveaxis(direction, -1, 0)
   longitude = np.arctan2(x, z)
@@ -202,7 +203,7 @@ def view_rays(fov_deg: float, size_px: int) -> Float[np.ndarray, 's s 3']:
 
 def project(
   points: Float[np.ndarray, '*b 3'], matrix: Float[np.ndarray, '3 3']
-) -> tuple[Float[np.ndarray, '*b 2'], Float[np.ndarray, '*b']]:
+) -> tuple[Float[np.ndarray, '*b 2'], Values]:
   """Pixel coordinates and depth (z) of points in camera axes.
 
   A point with depth <= 0 lies behind the camera: its pixel means nothing, and

@@ -1,0 +1,154 @@
+"""Who may import whom, read from the import statements."""
+
+import ast
+import pathlib
+
+import pytest
+
+# Package prefix -> prefixes of this project that it may import.
+ALLOWED = {
+  'odin_jax.shared': ['odin_jax.shared'],
+  'preprocessing': ['preprocessing', 'odin_jax.shared'],
+  'odin_jax.batches': ['odin_jax.shared'],
+  'odin_jax.benchmarks': ['odin_jax.benchmarks', 'odin_jax.shared'],
+  'odin_jax.geometry': ['odin_jax.geometry', 'odin_jax.shared'],
+  'odin_jax.diffusion': ['odin_jax.diffusion'],
+  'odin_jax.models': ['odin_jax.models', 'odin_jax.shared'],
+  'odin_jax.metrics': ['odin_jax.models'],
+  'odin_jax.training': [
+    'odin_jax.training',
+    'odin_jax.models',
+    'odin_jax.diffusion',
+    'odin_jax.shared',
+  ],
+  'configs': ['configs'],
+}
+ENTRY_POINTS = [
+  'preprocessing.worlds',
+  'preprocessing.run',
+  'preprocessing.audit',
+  'odin_jax.train',
+  'odin_jax.evaluate',
+  'odin_jax.generate',
+  'odin_jax.reconstruct',
+  'odin_jax.report',
+]
+# Third-party package -> where it may be imported; True: only inside functions.
+RESTRICTED = {
+  'torch': ('preprocessing', True),
+  'pycolmap': ('preprocessing', True),
+  'ray': ('preprocessing', True),
+  'jax': ('odin_jax', False),
+  'flax': ('odin_jax', False),
+  'optax': ('odin_jax', False),
+  'orbax': ('odin_jax', False),
+  'grain': ('odin_jax', False),
+}
+FORBIDDEN = ['tensorflow', 'torchvision', 'diffusers', 'transformers']
+
+
+def modules(repository: pathlib.Path) -> dict[str, pathlib.Path]:
+  found = {}
+  for package in ('odin_jax', 'preprocessing', 'configs'):
+    for path in sorted((repository / package).rglob('*.py')):
+      parts = path.relative_to(repository).with_suffix('').parts
+      found['.'.join(parts).removesuffix('.__init__')] = path
+  return found
+
+
+def imports(path: pathlib.Path) -> list[tuple[str, bool]]:
+  """(imported name, whether inside a function) of every import statement."""
+  tree = ast.parse(path.read_text())
+  inside = {
+    child
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    for child in ast.walk(node)
+  }
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      found += [(alias.name, node in inside) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      found += [
+        (f'{node.module}.{alias.name}', node in inside) for alias in node.names
+      ]
+  return found
+
+
+def within(name: str, prefix: str) -> bool:
+  return name == prefix or name.startswith(prefix + '.')
+
+
+@pytest.mark.parametrize('package', ALLOWED)
+def test_a_room_imports_only_what_flows_into_it(repository, package):
+  own = {
+    name: path
+    for name, path in modules(repository).items()
+    if within(name, package)
+  }
+  assert own, f'{package} holds no module'
+  for name, path in own.items():
+    for imported, _ in imports(path):
+      if imported.split('.')[0] in ('odin_jax', 'preprocessing', 'configs'):
+        # `from odin_jax.shared import camera` reads odin_jax.shared.camera.
+        allowed = [package, *ALLOWED[package]]
+        assert any(within(imported, prefix) for prefix in allowed), (
+          f'{name} imports {imported}'
+        )
+
+
+def test_nothing_imports_an_entry_point(repository):
+  for name, path in modules(repository).items():
+    for imported, _ in imports(path):
+      for entry in ENTRY_POINTS:
+        assert not within(imported, entry), f'{name} imports {imported}'
+
+
+def test_only_configs_import_configs(repository):
+  for name, path in modules(repository).items():
+    if not within(name, 'configs'):
+      for imported, _ in imports(path):
+        assert not within(imported, 'configs'), f'{name} imports {imported}'
+
+
+def test_heavy_packages_stay_in_their_stage(repository):
+  for name, path in modules(repository).items():
+    for imported, is_lazy in imports(path):
+      top = imported.split('.')[0]
+      assert top not in FORBIDDEN, f'{name} imports {imported}'
+      if top in RESTRICTED:
+        stage, must_be_lazy = RESTRICTED[top]
+        # The shared room serves hosts that have neither stage's packages.
+        assert within(name, stage) and not within(name, 'odin_jax.shared'), (
+          f'{name} imports {imported}'
+        )
+        assert is_lazy or not must_be_lazy, f'{name} imports {imported} on top'
+
+
+def test_diffusion_knows_jax_only(repository):
+  for name, path in modules(repository).items():
+    if within(name, 'odin_jax.diffusion'):
+      for imported, _ in imports(path):
+        assert imported.split('.')[0] not in ('flax', 'optax', 'orbax'), name
+
+
+def test_top_level_is_fixed(repository):
+  allowed = {
+    'README.md',
+    'LICENSE',
+    'requirements.txt',
+    'odin_jax',
+    'preprocessing',
+    'configs',
+    'launch',
+    'tests',
+  }
+  ignored = {'runs', '__pycache__'}
+  names = {
+    entry.name
+    for entry in repository.iterdir()
+    if not entry.name.startswith('.') and entry.name not in ignored
+  }
+  assert names == allowed

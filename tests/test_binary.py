@@ -1,0 +1,159 @@
+"""What every command does with flags, errors and files."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import common
+from odin_jax.shared import binary
+
+PROGRAM = '''
+"""A command."""
+from absl import flags
+from odin_jax.shared import binary
+
+CONFIG = binary.define_config({config!r})
+STOP = flags.DEFINE_string('stop', '', 'How to stop.')
+
+
+def main():
+  if STOP.value == 'user':
+    raise binary.UserError('file.mp4: is bad;\\n mend it')
+  if STOP.value == 'disk':
+    raise OSError(28, 'No space left on device', 'out.bin')
+  if STOP.value == 'bug':
+    raise ValueError('a bug')
+  print(CONFIG.value.to_dict())
+
+
+if __name__ == '__main__':
+  binary.run(main)
+'''
+CONFIG = """
+import ml_collections
+from configs import common
+
+
+def get_config(argument=None):
+  recipe, values = common.parse_argument(
+    argument, recipes=('world', 'other'), defaults={'size_px': 32}
+  )
+  return ml_collections.ConfigDict({'recipe': recipe, 'steps': 3, **values})
+"""
+
+
+@pytest.fixture
+def call(tmp_path, repository):
+  config = tmp_path / 'config.py'
+  config.write_text(CONFIG)
+  program = tmp_path / 'program.py'
+  program.write_text(PROGRAM.format(config=str(config)))
+
+  def run(*arguments):
+    arguments = [a.replace('FILE', str(config)) for a in arguments]
+    return subprocess.run(
+      [sys.executable, str(program), *arguments],
+      capture_output=True,
+      text=True,
+      env={**os.environ, 'PYTHONPATH': str(repository)},
+    )
+
+  return run
+
+
+def test_config_arguments_and_fields(call):
+  assert call().stdout == "{'recipe': 'world', 'size_px': 32, 'steps': 3}\n"
+  done = call('--config=FILE:other,size_px=64', '--config.steps=5')
+  assert done.stdout == "{'recipe': 'other', 'size_px': 64, 'steps': 5}\n"
+
+
+@pytest.mark.parametrize(
+  'arguments,said',
+  [
+    (['--config.stepz=5'], 'steps'),
+    (['--config.steps=many'], 'many'),
+    (['--config=FILE:nothing'], "recipe 'nothing' is none of"),
+    (['--config=FILE:world,width=3'], 'width=3'),
+    (['--config=FILE:world,size_px=wide'], 'expected a int'),
+    (['--config=/no/such/file.py'], '/no/such/file.py'),
+    (['--nothing=1'], 'nothing'),
+    (['stray'], 'stray'),
+    (['--stop=user'], 'file.mp4: is bad; mend it'),
+    (['--stop=disk'], 'out.bin: No space left on device'),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(call, arguments, said):
+  done = call(*arguments)
+  assert done.returncode == 2
+  assert said in done.stderr
+  assert done.stderr.count('\n') == 1 and not done.stdout
+
+
+def test_a_bug_keeps_its_traceback(call):
+  done = call('--stop=bug')
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr
+
+
+def test_help_is_no_failure(call):
+  done = call('--help')
+  assert done.returncode == 0
+  assert '--stop: How to stop.' in done.stdout
+  assert '--config:' in done.stdout
+
+
+def test_an_output_folder_is_made_and_continued(tmp_path):
+  folder = tmp_path / 'a' / 'b'
+  for _ in range(2):
+    assert binary.claim_output(folder, 'tool') == folder
+    (folder / 'result').write_text('x')
+
+
+def test_a_folder_of_someone_else_is_refused(tmp_path):
+  (tmp_path / 'precious.txt').write_text('x')
+  with pytest.raises(binary.UserError, match='precious.txt'):
+    binary.claim_output(tmp_path, 'tool')
+  mine = binary.claim_output(tmp_path / 'mine', 'tool')
+  with pytest.raises(binary.UserError, match='made by tool, not by other'):
+    binary.claim_output(mine, 'other')
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(binary.UserError, match='cannot be used as output'):
+    binary.claim_output(tmp_path / 'file' / 'below', 'tool')
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path):
+  path = tmp_path / 'result.json'
+  binary.write_json(path, {'a': 1})
+  before = path.read_bytes()
+  with pytest.raises(ValueError):
+    binary.write_json(path, {'a': float('nan')})
+  with pytest.raises(RuntimeError), binary.atomic_path(path) as temporary:
+    temporary.write_text('half')
+    raise RuntimeError
+  assert path.read_bytes() == before
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_config_values_keep_their_type():
+  def parse(argument):
+    return common.parse_argument(
+      argument,
+      recipes=('a', 'b'),
+      defaults={'x': 1.5, 'n': 2, 'on': False, 's': 'text'},
+    )
+
+  assert parse(None) == ('a', {'x': 1.5, 'n': 2, 'on': False, 's': 'text'})
+  assert parse('b,x=2,on=True,s=1')[1] == {
+    'x': 2.0,
+    'n': 2,
+    'on': True,
+    's': '1',
+  }
+  for bad in ('b,n=1.5', 'b,on=1', 'b,n=True', 'b,x'):
+    with pytest.raises(ValueError):
+      parse(bad)
