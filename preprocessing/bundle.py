@@ -1,0 +1,276 @@
+"""Bundle adjustment on the sphere.
+
+A point X seen from a frame with pose (R, c), x_scene = R x_frame + c, appears
+in the direction u = R^T (X - c) / |X - c|. The residual against the observed
+unit vector b is the chord u - b, in radians for small angles: it has no seam
+and no pole, unlike the pixels of an equirectangular camera (with them, an
+observation near the left edge of one frame that is predicted near the right
+edge has an error of a whole image width). Minimised over all poses and points
+by Levenberg-Marquardt with the points eliminated (Schur complement) and Cauchy
+weights. B. Triggs et al., "Bundle adjustment - a modern synthesis", 2000.
+"""
+
+import dataclasses
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+from scipy import sparse
+from scipy.sparse import linalg
+from scipy.spatial.transform import Rotation
+
+from odin_jax.shared import camera
+
+_START_DAMPING = 1e-4
+_MAX_DAMPING = 1e6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observations:
+  """Which point was seen from which frame, in which direction.
+
+  Attributes:
+    frame: index of the frame.
+    point: index of the point.
+    ray: unit vector in the axes of the frame.
+    noise_rad: standard error of the direction.
+  """
+
+  frame: Int[np.ndarray, 'n']
+  point: Int[np.ndarray, 'n']
+  ray: Float[np.ndarray, 'n 3']
+  noise_rad: Float[np.ndarray, 'n']
+
+  def subset(self, keep: Bool[np.ndarray, 'n']) -> 'Observations':
+    """The observations that `keep` selects."""
+    return Observations(
+      frame=self.frame[keep],
+      point=self.point[keep],
+      ray=self.ray[keep],
+      noise_rad=self.noise_rad[keep],
+    )
+
+
+def triangulate(
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  observations: Observations,
+  num_points: int,
+) -> Float[np.ndarray, 'p 3']:
+  """Points nearest to all their rays, in the sense of least squares.
+
+  Solves sum_i (I - d_i d_i^T) (X - c_i) = 0; NaN where the rays are parallel
+  or fewer than two.
+  """
+  poses = frame2scene[observations.frame]
+  direction = np.einsum('nij,nj->ni', poses[:, :, :3], observations.ray)
+  across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
+  normal = _sum_by(observations.point, across, num_points)
+  right = _sum_by(
+    observations.point,
+    np.einsum('nij,nj->ni', across, poses[:, :, 3]),
+    num_points,
+  )
+  points = np.full((num_points, 3), np.nan)
+  solvable = np.linalg.det(normal) > 1e-9
+  points[solvable] = np.linalg.solve(normal[solvable], right[solvable, :, None])[
+    ..., 0
+  ]
+  return points
+
+
+def errors_rad(
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  points: Float[np.ndarray, 'p 3'],
+  observations: Observations,
+) -> Float[np.ndarray, 'n']:
+  """Chord between predicted and observed direction; NaN for NaN points."""
+  unit, _ = _predict(frame2scene, points, observations)
+  return np.linalg.norm(unit - observations.ray, axis=1)
+
+
+def parallax_rad(
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  points: Float[np.ndarray, 'p 3'],
+  observations: Observations,
+) -> Float[np.ndarray, 'p']:
+  """How far apart, as an angle, the frames of each point lie around it.
+
+  The largest angle between the mean direction to a point and one of its
+  directions, doubled.
+  """
+  away = points[observations.point] - frame2scene[observations.frame, :, 3]
+  away = away / np.linalg.norm(away, axis=1, keepdims=True)
+  mean = _sum_by(observations.point, np.nan_to_num(away), len(points))
+  mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+  chord = np.linalg.norm(away - mean[observations.point], axis=1)
+  widest = np.zeros(len(points))
+  np.maximum.at(widest, observations.point, np.nan_to_num(chord))
+  return 2 * widest
+
+
+def adjust(
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  points: Float[np.ndarray, 'p 3'],
+  observations: Observations,
+  *,
+  max_iterations: int,
+  loss_scale: float = 2.0,
+  tolerance: float = 1e-5,
+) -> tuple[Float[np.ndarray, 'f 3 4'], Float[np.ndarray, 'p 3']]:
+  """Refines all poses but the first, and all points.
+
+  Args:
+    frame2scene: starting poses; each must be seen in some observation.
+    points: starting points, finite where observed.
+    observations: what was seen.
+    max_iterations: of Levenberg-Marquardt.
+    loss_scale: of the Cauchy loss, in standard errors.
+    tolerance: stops when the cost falls by less than this share.
+  """
+  damping = _START_DAMPING
+  cost = _cost(frame2scene, points, observations, loss_scale)
+  for _ in range(max_iterations):
+    system = _linearise(frame2scene, points, observations, loss_scale)
+    while damping < _MAX_DAMPING:
+      trial = _step(frame2scene, points, *_solve(system, damping))
+      trial_cost = _cost(*trial, observations, loss_scale)
+      if trial_cost < cost:
+        break
+      damping *= 8
+    else:
+      break
+    (frame2scene, points), gain = trial, (cost - trial_cost) / cost
+    cost, damping = trial_cost, max(damping / 8, 1e-9)
+    if gain < tolerance:
+      break
+  return frame2scene, points
+
+
+@dataclasses.dataclass(frozen=True)
+class _System:
+  poses: Float[np.ndarray, 'f 6 6']
+  points: Float[np.ndarray, 'p 3 3']
+  coupling: sparse.csr_array
+  pose_gradient: Float[np.ndarray, 'f 6']
+  point_gradient: Float[np.ndarray, 'p 3']
+
+
+def _sum_by(
+  index: Int[np.ndarray, 'n'], values: np.ndarray, count: int
+) -> np.ndarray:
+  """Sums of rows with the same index."""
+  flat = values.reshape(len(values), -1)
+  gather = sparse.csr_array(
+    (np.ones(len(index)), (index, np.arange(len(index)))),
+    shape=(count, len(index)),
+  )
+  return (gather @ flat).reshape(count, *values.shape[1:])
+
+
+def _predict(
+  frame2scene: np.ndarray, points: np.ndarray, observations: Observations
+) -> tuple[np.ndarray, np.ndarray]:
+  poses = frame2scene[observations.frame]
+  offset = points[observations.point] - poses[:, :, 3]
+  local = np.einsum('nji,nj->ni', poses[:, :, :3], offset)
+  distance = np.linalg.norm(local, axis=1)
+  return local / np.maximum(distance, 1e-12)[:, None], distance
+
+
+def _cost(
+  frame2scene: np.ndarray,
+  points: np.ndarray,
+  observations: Observations,
+  loss_scale: float,
+) -> float:
+  error = errors_rad(frame2scene, points, observations)
+  ratio = error / (loss_scale * observations.noise_rad)
+  return float(np.log1p(ratio**2).sum())
+
+
+def _linearise(
+  frame2scene: np.ndarray,
+  points: np.ndarray,
+  observations: Observations,
+  loss_scale: float,
+) -> _System:
+  unit, distance = _predict(frame2scene, points, observations)
+  residual = unit - observations.ray
+  scale = loss_scale * observations.noise_rad
+  weight = 1 / (scale**2 + np.sum(residual**2, axis=1))
+  # A frame turns by R exp([w]_x) and moves by R dc, both in its own axes.
+  along = (np.eye(3) - unit[:, :, None] * unit[:, None, :]) / np.maximum(
+    distance, 1e-12
+  )[:, None, None]
+  turn = camera.cross_matrix(unit)
+  by_pose = np.concatenate([turn, -along], axis=2)
+  by_point = np.einsum(
+    'nij,nkj->nik', along, frame2scene[observations.frame, :, :3]
+  )
+  weighted_pose = by_pose * weight[:, None, None]
+  weighted_point = by_point * weight[:, None, None]
+  num_frames, num_points = len(frame2scene), len(points)
+  frame, point = observations.frame, observations.point
+
+  def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.swapaxes(a, 1, 2) @ b
+
+  column = residual[:, :, None]
+  blocks = product(weighted_pose, by_point)
+  rows = 6 * frame[:, None, None] + np.arange(6)[:, None]
+  columns = 3 * point[:, None, None] + np.arange(3)
+  rows, columns = np.broadcast_arrays(rows, columns)
+  return _System(
+    _sum_by(frame, product(weighted_pose, by_pose), num_frames),
+    _sum_by(point, product(weighted_point, by_point), num_points),
+    sparse.csr_array(
+      (blocks.ravel(), (rows.ravel(), columns.ravel())),
+      shape=(6 * num_frames, 3 * num_points),
+    ),
+    _sum_by(frame, product(weighted_pose, column)[..., 0], num_frames),
+    _sum_by(point, product(weighted_point, column)[..., 0], num_points),
+  )
+
+
+def _solve(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray]:
+  """The damped Gauss-Newton step; the first pose stays."""
+  poses, points = _damped(system.poses, damping), _damped(system.points, damping)
+  inverse = np.linalg.inv(points)
+  num_points = len(points)
+  eliminate = system.coupling @ sparse.bsr_array(
+    (inverse, np.arange(num_points), np.arange(num_points + 1)),
+    shape=(3 * num_points, 3 * num_points),
+  )
+  reduced = sparse.block_diag(poses) - eliminate @ system.coupling.T
+  right = -system.pose_gradient.ravel() + eliminate @ (
+    system.point_gradient.ravel()
+  )
+  pose_step = np.zeros_like(right)
+  if len(right) > 6:
+    pose_step[6:] = linalg.spsolve(
+      sparse.csc_array(sparse.csr_array(reduced)[6:, 6:]), right[6:]
+    )
+  carried = (system.coupling.T @ pose_step).reshape(-1, 3)
+  point_step = np.einsum(
+    'pij,pj->pi', inverse, -system.point_gradient - carried
+  )
+  return pose_step.reshape(-1, 6), point_step
+
+
+def _damped(blocks: np.ndarray, damping: float) -> np.ndarray:
+  diagonal = np.einsum('...ii->...i', blocks)
+  added = damping * np.maximum(diagonal, 1e-9 * diagonal.max(initial=1e-9))
+  return blocks + added[..., None] * np.eye(blocks.shape[-1])
+
+
+def _step(
+  frame2scene: np.ndarray,
+  points: np.ndarray,
+  pose_step: np.ndarray,
+  point_step: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  rotation = frame2scene[:, :, :3]
+  turned = rotation @ Rotation.from_rotvec(pose_step[:, :3]).as_matrix()
+  moved = frame2scene[:, :, 3] + np.einsum(
+    'fij,fj->fi', rotation, pose_step[:, 3:]
+  )
+  return camera.make_pose(turned, moved), points + point_step

@@ -1,0 +1,90 @@
+"""Where the points of a keyframe go until the next one, by small steps.
+
+Between two keyframes identical things (the bays of a corridor) can change
+places; within a sub-step of 0.2 s they cannot. So each point of a keyframe is
+followed through the sub-steps by pyramidal Lucas-Kanade flow on the
+equirectangular image, and matching later looks only near the place where it
+arrived. J.-Y. Bouguet, "Pyramidal implementation of the Lucas Kanade feature
+tracker", Intel 2000.
+"""
+
+import cv2
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+
+from odin_jax.shared import camera
+
+# Pixels repeated beyond the seam and the poles; a point moves less in a step.
+_PAD_PX = 64
+_FLOW = dict(
+  winSize=(15, 15),
+  maxLevel=3,
+  criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01),
+)
+# Forward and back again must end where it began.
+_MAX_RETURN_PX = 0.7
+# Beyond this latitude the image is stretched too much for a square window.
+_MAX_LATITUDE_DEG = 65.0
+
+
+class FlowTracker:
+  """Follows the points of one keyframe from frame to frame.
+
+  Args:
+    image: the keyframe, [h, w, 3].
+    rays: its points as unit bearing vectors.
+  """
+
+  def __init__(
+    self, image: UInt8[np.ndarray, 'h w 3'], rays: Float[np.ndarray, 'n 3']
+  ):
+    self._height, self._width = image.shape[:2]
+    self._image = _padded_grey(image)
+    self._pixels = np.stack(
+      camera.direction_to_equirect(rays, self._width, self._height), axis=-1
+    )
+    self._alive = self._inside()
+
+  def _inside(self) -> Bool[np.ndarray, 'n']:
+    latitude_deg = (self._pixels[:, 1] / self._height - 0.5) * 180
+    return np.abs(latitude_deg) < _MAX_LATITUDE_DEG
+
+  def step(self, image: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Follows the living points into the next frame."""
+    following = _padded_grey(image)
+    living = np.flatnonzero(self._alive)
+    if len(living):
+      # OpenCV counts pixels from their centres.
+      start = (self._pixels[living] - 0.5 + _PAD_PX).astype(np.float32)
+      end, found, _ = cv2.calcOpticalFlowPyrLK(
+        self._image, following, start[:, None], None, **_FLOW
+      )
+      back, found_back, _ = cv2.calcOpticalFlowPyrLK(
+        following, self._image, end, None, **_FLOW
+      )
+      returned = np.linalg.norm(back[:, 0] - start, axis=1) < _MAX_RETURN_PX
+      self._alive[living] = (
+        returned & (found[:, 0] > 0) & (found_back[:, 0] > 0)
+      )
+      self._pixels[living] = end[:, 0] + (0.5 - _PAD_PX)
+      self._pixels[:, 0] %= self._width
+      self._alive &= self._inside()
+    self._image = following
+
+  def rays(self) -> Float[np.ndarray, 'n 3']:
+    """Where the points are now; NaN for those that were lost."""
+    rays = camera.equirect_to_direction(
+      self._pixels[:, 0], self._pixels[:, 1], self._width, self._height
+    )
+    rays[~self._alive] = np.nan
+    return rays
+
+
+def _padded_grey(image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
+  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  # Beyond a pole the image goes on, upside down, half a turn away.
+  over = np.roll(grey, grey.shape[1] // 2, axis=1)
+  grey = np.concatenate(
+    [over[:_PAD_PX][::-1], grey, over[-_PAD_PX:][::-1]], axis=0
+  )
+  return np.pad(grey, ((0, 0), (_PAD_PX, _PAD_PX)), mode='wrap')
