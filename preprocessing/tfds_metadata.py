@@ -1,0 +1,70 @@
+"""features.json and dataset_info.json, so that TFDS opens a record folder.
+
+`tfds.builder_from_directory(DIR)` then works in any TensorFlow program.
+TensorFlow is not needed to write these files: `tfds.folder_dataset.
+write_metadata` counts the records with it, but here the counts are known.
+"""
+
+import pathlib
+from typing import Any, Mapping
+
+from google.protobuf import json_format
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.proto import dataset_info_pb2
+
+from odin_jax.shared import binary, schema
+
+_FILE_PATTERN = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_DTYPES = {'float': np.float32, 'int': np.int64}
+
+
+def _connector(feature: schema.Feature) -> tfds.features.FeatureConnector:
+  if feature.kind == 'bytes':
+    return tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+  if feature.kind == 'text':
+    return tfds.features.Text()
+  dtype = _DTYPES[feature.kind]
+  return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
+
+
+def features() -> tfds.features.FeaturesDict:
+  """The schema in TFDS terms; `a/b` is feature b of the dict a, as in TFDS."""
+  nested: dict[str, Any] = {}
+  for name, feature in schema.FEATURES.items():
+    *groups, leaf = name.split('/')
+    place = nested
+    for group in groups:
+      place = place.setdefault(group, {})
+    place[leaf] = _connector(feature)
+  return tfds.features.FeaturesDict(nested)
+
+
+def write(
+  output: pathlib.Path, shards: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Writes the two files.
+
+  Args:
+    output: the record folder.
+    shards: name -> `split`, `records`, `bytes`, in the order of the shards.
+  """
+  binary.write_json(output / 'features.json', features().to_json())
+  info = dataset_info_pb2.DatasetInfo(
+    name=schema.DATASET_NAME,
+    version=f'{schema.SCHEMA_VERSION}.0.0',
+    file_format='tfrecord',
+    description='Posed pairs of perspective views cut from 360-degree videos.',
+  )
+  for split in schema.SPLITS:
+    mine = [shard for shard in shards.values() if shard['split'] == split]
+    if mine:
+      info.splits.add(
+        name=split,
+        shard_lengths=[shard['records'] for shard in mine],
+        num_bytes=sum(shard['bytes'] for shard in mine),
+        filepath_template=_FILE_PATTERN,
+      )
+  binary.write_json(
+    output / 'dataset_info.json', json_format.MessageToDict(info)
+  )
