@@ -1,0 +1,1 @@
+"""Camera paths, and geometry from views whose poses are known."""

@@ -1,0 +1,109 @@
+"""How close a predicted image is to the truth: PSNR, SSIM, LPIPS, per image.
+
+Images are floats in [0, 1], batch first; every function gives one value per
+image and the caller takes the mean. numpy in float64: SSIM subtracts nearly
+equal numbers, and float32 would lose the flat regions.
+"""
+
+import functools
+
+from jaxtyping import Float
+import numpy as np
+
+Images = Float[np.ndarray, 'b h w c']
+Scores = Float[np.ndarray, 'b']
+
+# An exact copy would have an infinite PSNR and spoil the mean.
+PSNR_CEILING_DB = 100.0
+SSIM_WINDOW_PX = 11
+SSIM_SIGMA_PX = 1.5
+
+# What each score means, for the protocol that goes with the figures.
+DEFINITIONS = {
+  'psnr': '10 log10(1 / mean squared error) per image in dB, data range 1, '
+  f'at most {PSNR_CEILING_DB:g}; then the mean over pairs',
+  'ssim': 'Wang et al. 2004 per image: Gaussian window of '
+  f'{SSIM_WINDOW_PX} px, sigma {SSIM_SIGMA_PX:g} px, K1 0.01, K2 0.03, '
+  'windows wholly inside the image, mean over channels; then over pairs',
+  'lpips': 'null: it needs backbone weights (AlexNet or VGG) that are not '
+  'part of this repository, and a score without them would be no LPIPS',
+}
+
+
+def psnr(prediction: Images, truth: Images) -> Scores:
+  """Peak signal-to-noise ratio in dB, data range 1, at most the ceiling."""
+  error = np.mean(np.square(prediction - truth), axis=(1, 2, 3))
+  return -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CEILING_DB / 10)))
+
+
+@functools.cache
+def _window_matrix(size_px: int) -> Float[np.ndarray, 'windows size']:
+  """Row i weighs the pixels of the i-th window that fits into the image."""
+  offset = np.arange(SSIM_WINDOW_PX) - SSIM_WINDOW_PX // 2
+  kernel = np.exp(-0.5 * (offset / SSIM_SIGMA_PX) ** 2)
+  kernel /= kernel.sum()
+  count = size_px - SSIM_WINDOW_PX + 1
+  matrix = np.zeros((count, size_px))
+  for row in range(count):
+    matrix[row, row : row + SSIM_WINDOW_PX] = kernel
+  return matrix
+
+
+def ssim(prediction: Images, truth: Images) -> Scores:
+  """Structural similarity with the Gaussian window, data range 1.
+
+  Only windows that lie inside the image count, so no padding is invented: of
+  a 32 px image 22 x 22 windows. Source: Wang, Bovik, Sheikh, Simoncelli,
+  "Image quality assessment: from error visibility to structural similarity",
+  2004; the same as scikit-image with `gaussian_weights=True, sigma=1.5,
+  use_sample_covariance=False`.
+
+  Raises:
+    ValueError: the images are smaller than one window.
+  """
+  height, width = truth.shape[1:3]
+  if min(height, width) < SSIM_WINDOW_PX:
+    raise ValueError(
+      f'SSIM needs images of {SSIM_WINDOW_PX} px, got {height}x{width}'
+    )
+  rows, columns = _window_matrix(height), _window_matrix(width)
+
+  def local_mean(image: Images) -> Float[np.ndarray, 'b y x c']:
+    image = np.einsum('yh,bhwc->bywc', rows, image, optimize=True)
+    return np.einsum('xw,bywc->byxc', columns, image, optimize=True)
+
+  x, y = prediction.astype(np.float64), truth.astype(np.float64)
+  mean_x, mean_y = local_mean(x), local_mean(y)
+  variance_x = local_mean(x * x) - mean_x**2
+  variance_y = local_mean(y * y) - mean_y**2
+  covariance = local_mean(x * y) - mean_x * mean_y
+  c1, c2 = 0.01**2, 0.03**2
+  luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+  structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+  return np.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def score(prediction: Images, truth: Images) -> list[dict[str, float | None]]:
+  """`psnr`, `ssim` and `lpips` of every image; lpips is None without weights."""
+  return [
+    {'psnr': float(p), 'ssim': float(s), 'lpips': None}
+    for p, s in zip(psnr(prediction, truth), ssim(prediction, truth))
+  ]
+
+
+def mean_score(
+  scores: list[dict[str, float | None]],
+) -> dict[str, float | None]:
+  """The mean of each score over all images; None where it was not measured.
+
+  Raises:
+    ValueError: no scores.
+  """
+  if not scores:
+    raise ValueError('no scores to average')
+  means = {}
+  for name in scores[0]:
+    values = [row[name] for row in scores]
+    missing = any(value is None for value in values)
+    means[name] = None if missing else float(np.mean(values))
+  return means

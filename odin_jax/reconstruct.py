@@ -1,0 +1,227 @@
+"""Points from posed views: depth by plane sweep, kept where the views agree.
+
+  python -m odin_jax.reconstruct --views=runs/demo/generate \
+      --output=runs/demo/reconstruct
+
+`--views` is a folder as `odin_jax.generate` writes it: `poses.json` with
+`fov_deg`, `width`, `height` and `frames` (`file`, `camera2scene` as 12 numbers,
+row-major), and the square images that it names. Any posed views in that layout
+will do, real ones too.
+
+Output: `points.ply` (binary; points in scene units with colours and normals),
+`depth/000.png` per view (inverse depth, near is bright, black where it is not
+believed) and `reconstruction.json`. Views that do not agree give few points or
+none, and the figures say so.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+import cv2
+from jaxtyping import Float32, UInt8
+import numpy as np
+import tqdm
+
+from odin_jax.geometry import fusion, stereo
+from odin_jax.shared import binary
+
+_TOOL = 'odin_jax.reconstruct'
+_VIEWS = flags.DEFINE_string(
+  'views', None, 'Folder with poses.json and the images that it names.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for points.ply, depth/ and reconstruction.json.'
+)
+_MIN_DEPTH = flags.DEFINE_float(
+  'min_depth', 0.25, 'Nearest depth, scene units.', lower_bound=1e-6
+)
+_MAX_DEPTH = flags.DEFINE_float(
+  'max_depth', 10.0, 'Farthest depth, scene units.', lower_bound=1e-6
+)
+_MIN_VIEWS = flags.DEFINE_integer(
+  'min_views',
+  2,
+  'How many other views have to agree on a depth before it is believed.',
+  lower_bound=1,
+)
+_MIN_SIZE_PX = flags.DEFINE_integer(
+  'min_size_px', 128, 'Smaller views are enlarged for matching.', lower_bound=16
+)
+_MAX_SIZE_PX = flags.DEFINE_integer(
+  'max_size_px', 384, 'Larger views are reduced for matching.', lower_bound=16
+)
+flags.mark_flags_as_required(['views', 'output'])
+# Side of the matching window in pixels of the original image, at least.
+_MIN_WINDOW_PX = 3
+
+
+def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
+  image = cv2.imread(str(binary.require_file(path, 'a view of poses.json')))
+  if image is None:
+    raise binary.UserError(f'{path}: cannot be read as an image')
+  if image.shape[:2] != (size_px, size_px):
+    raise binary.UserError(
+      f'{path}: {image.shape[1]}x{image.shape[0]} px, but poses.json says '
+      f'{size_px}x{size_px}'
+    )
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:
+  pose = np.array(frame['camera2scene'], np.float64).reshape(3, 4)
+  rotation = pose[:, :3]
+  if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
+    raise binary.UserError(
+      f'{path}: camera2scene of {frame["file"]} holds no rotation'
+    )
+  return pose
+
+
+def read_views(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
+  """The posed views of a folder and the names of their files.
+
+  Raises:
+    binary.UserError: no or a damaged poses.json, a missing or unreadable
+      image, or views that are not square.
+  """
+  path = binary.require_file(folder / 'poses.json', 'the poses of the views')
+  try:
+    content = json.loads(path.read_text())
+    fov_deg = float(content['fov_deg'])
+    size = int(content['width'])
+    names = [str(frame['file']) for frame in content['frames']]
+    poses = [_pose(frame, path) for frame in content['frames']]
+    square = size == int(content['height']) and 0 < fov_deg < 180
+  except (KeyError, TypeError, ValueError) as error:
+    raise binary.UserError(
+      f'{path}: not the layout that odin_jax.generate writes ({error!r})'
+    ) from error
+  if not names:
+    raise binary.UserError(f'{path}: names no view')
+  if not square:
+    raise binary.UserError(
+      f'{path}: needs square views (width = height) and 0 < fov_deg < 180'
+    )
+  images = [_read_image(folder / name, size) for name in names]
+  views = stereo.Views(
+    images=np.stack(images), camera2scene=np.stack(poses), fov_deg=fov_deg
+  )
+  return views, names
+
+
+def settings(
+  size_px: int, working_px: int
+) -> tuple[stereo.Sweep, fusion.Agreement]:
+  """Windows and tolerances for views that were resized for matching.
+
+  Enlarging a small view adds no detail: the window has to span the same
+  original pixels, and depths agree only as well as those allow.
+  """
+  enlarged = max(1.0, working_px / size_px)
+  window_px = max(stereo.Sweep.window_px, math.ceil(_MIN_WINDOW_PX * enlarged))
+  sweep = stereo.Sweep(
+    min_depth=_MIN_DEPTH.value,
+    max_depth=_MAX_DEPTH.value,
+    window_px=window_px + 1 - window_px % 2,
+  )
+  rule = fusion.Agreement(
+    reprojection_px=fusion.Agreement.reprojection_px * math.sqrt(enlarged),
+    relative_depth=fusion.Agreement.relative_depth * enlarged,
+    num_views=_MIN_VIEWS.value,
+  )
+  return sweep, rule
+
+
+def _write_depths(
+  folder: pathlib.Path,
+  inverse_depths: Float32[np.ndarray, 'n s s'],
+  digits: int,
+) -> list[str]:
+  """Writes depth/000.png ...; returns their names."""
+  folder.mkdir(exist_ok=True)
+  for old in folder.glob('*.png'):
+    old.unlink()
+  believed = inverse_depths[inverse_depths > 0]
+  brightest = np.percentile(believed, 98) if believed.size else 1.0
+  names = []
+  for index, inverse in enumerate(inverse_depths):
+    level = np.clip(inverse / brightest, 0, 1) * 255
+    image = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO)
+    image[inverse == 0] = 0
+    names.append(f'{folder.name}/{index:0{digits}d}.png')
+    with binary.atomic_path(folder.parent / names[-1]) as temporary:
+      if not cv2.imwrite(str(temporary), image):
+        raise OSError(None, 'cannot be written', str(temporary))
+  return names
+
+
+def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
+  """How far agreeing views differ in depth; null where none agree."""
+  if not differences.size:
+    return {'comparisons': 0, 'median': None, 'p90': None}
+  return {
+    'comparisons': int(differences.size),
+    'median': float(np.median(differences)),
+    'p90': float(np.percentile(differences, 90)),
+  }
+
+
+def main() -> None:
+  watch = binary.Stopwatch()
+  if _MIN_DEPTH.value >= _MAX_DEPTH.value:
+    raise binary.UserError('--min_depth must be smaller than --max_depth')
+  folder = binary.require_folder(_VIEWS.value, 'a folder of posed views')
+  views, names = read_views(folder)
+  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  size = views.size_px
+  working_px = min(max(size, _MIN_SIZE_PX.value), _MAX_SIZE_PX.value)
+  sweep, rule = settings(size, working_px)
+  result = fusion.reconstruct(
+    fusion.resize(views, working_px),
+    sweep,
+    rule,
+    functools.partial(tqdm.tqdm, desc='depth', unit='view'),
+  )
+  with binary.atomic_path(output / 'points.ply') as temporary:
+    fusion.write_ply(temporary, result.cloud)
+  depth_names = _write_depths(
+    output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
+  )
+  per_view = [
+    {'file': name, 'depth_file': depth, **dataclasses.asdict(figures)}
+    for name, depth, figures in zip(names, depth_names, result.figures)
+  ]
+  count = len(result.cloud.points)
+  coverage = float(np.mean([row['coverage'] for row in per_view]))
+  binary.write_json(
+    output / 'reconstruction.json',
+    {
+      'views': str(_VIEWS.value),
+      'num_views': len(names),
+      'size_px': size,
+      'working_px': working_px,
+      'points': count,
+      'coverage': coverage,
+      'relative_depth_difference': _agreement(result.depth_differences),
+      'per_view': per_view,
+      'sweep': dataclasses.asdict(sweep),
+      'agreement': dataclasses.asdict(rule),
+      **watch.figures(),
+    },
+  )
+  logging.info(
+    '%d points from %d views, depth believed at %.0f %% of the pixels (%s)',
+    count,
+    len(names),
+    100 * coverage,
+    output / 'points.ply',
+  )
+
+
+if __name__ == '__main__':
+  binary.run(main)

@@ -1,0 +1,127 @@
+"""Image scores against scikit-image, a slow oracle and exact cases."""
+
+import hypothesis
+from hypothesis import strategies
+import numpy as np
+import pytest
+import skimage.metrics
+
+from odin_jax import metrics
+
+
+def images(seed, size=24, count=3):
+  generator = np.random.default_rng(seed)
+  truth = generator.uniform(size=(count, size, size + 5, 3))
+  noise = generator.normal(size=truth.shape) * [
+    [[[0.02]]],
+    [[[0.1]]],
+    [[[0.5]]],
+  ]
+  return np.clip(truth + noise, 0, 1), truth
+
+
+def test_ssim_is_that_of_scikit_image():
+  prediction, truth = images(0)
+  expected = [
+    skimage.metrics.structural_similarity(
+      a,
+      b,
+      gaussian_weights=True,
+      sigma=1.5,
+      use_sample_covariance=False,
+      data_range=1,
+      channel_axis=-1,
+    )
+    for a, b in zip(prediction, truth)
+  ]
+  np.testing.assert_allclose(
+    metrics.ssim(prediction, truth), expected, atol=1e-5
+  )
+
+
+def slow_ssim(x, y):
+  """Wang et al. 2004, one window after another."""
+  offset = np.arange(-5, 6)
+  kernel = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+  kernel /= kernel.sum()
+  values = []
+  for channel in range(x.shape[-1]):
+    for top in range(x.shape[0] - 10):
+      for left in range(x.shape[1] - 10):
+        a = x[top : top + 11, left : left + 11, channel]
+        b = y[top : top + 11, left : left + 11, channel]
+        mean_a, mean_b = (kernel * a).sum(), (kernel * b).sum()
+        variance_a = (kernel * (a - mean_a) ** 2).sum()
+        variance_b = (kernel * (b - mean_b) ** 2).sum()
+        covariance = (kernel * (a - mean_a) * (b - mean_b)).sum()
+        values.append(
+          (2 * mean_a * mean_b + 1e-4)
+          * (2 * covariance + 9e-4)
+          / (mean_a**2 + mean_b**2 + 1e-4)
+          / (variance_a + variance_b + 9e-4)
+        )
+  return np.mean(values)
+
+
+def test_ssim_is_that_of_the_slow_oracle():
+  prediction, truth = images(1, size=12)
+  expected = [slow_ssim(a, b) for a, b in zip(prediction, truth)]
+  np.testing.assert_allclose(metrics.ssim(prediction, truth), expected)
+
+
+def test_ssim_of_nearly_flat_images_does_not_cancel():
+  # Variances of 1e-8 beside squared means of 0.8: float32 would lose them.
+  x = 0.9 + 1e-4 * np.random.default_rng(0).normal(size=(1, 16, 16, 3))
+  y = np.full_like(x, 0.9)
+  assert metrics.ssim(x, y)[0] == pytest.approx(slow_ssim(x[0], y[0]), abs=1e-9)
+
+
+@hypothesis.given(seed=strategies.integers(0, 10_000))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_scores_are_per_image_symmetric_and_best_for_a_copy(seed):
+  prediction, truth = images(seed, size=13)
+  for score in (metrics.psnr, metrics.ssim):
+    together = score(prediction, truth)
+    alone = [
+      score(prediction[i : i + 1], truth[i : i + 1])[0]
+      for i in range(len(truth))
+    ]
+    np.testing.assert_allclose(together, alone)
+    np.testing.assert_allclose(together, score(truth, prediction))
+    assert np.all(together < score(truth, truth))
+    # More noise, lower score.
+    assert together[0] > together[1] > together[2]
+
+
+def test_psnr_of_known_errors():
+  truth = np.zeros((2, 11, 11, 3))
+  prediction = truth.copy()
+  prediction[0] += 0.1
+  prediction[1] += 0.01
+  np.testing.assert_allclose(metrics.psnr(prediction, truth), [20, 40])
+
+
+def test_an_exact_copy_scores_the_ceiling_and_one():
+  _, truth = images(2)
+  rows = metrics.score(truth, truth)
+  assert rows == [
+    {'psnr': metrics.PSNR_CEILING_DB, 'ssim': pytest.approx(1), 'lpips': None}
+  ] * len(rows)
+
+
+def test_mean_scores_keep_what_was_not_measured():
+  rows = [
+    {'psnr': 10.0, 'ssim': 0.25, 'lpips': None},
+    {'psnr': 20.0, 'ssim': 0.75, 'lpips': None},
+  ]
+  assert metrics.mean_score(rows) == {'psnr': 15, 'ssim': 0.5, 'lpips': None}
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+  with pytest.raises(ValueError, match='11 px'):
+    metrics.ssim(np.zeros((1, 10, 20, 3)), np.zeros((1, 10, 20, 3)))
+
+
+def test_no_scores_have_no_mean():
+  with pytest.raises(ValueError, match='no scores'):
+    metrics.mean_score([])
