@@ -1,0 +1,272 @@
+"""Records of a procedural world with its true poses, straight from the caster.
+
+Frame pairs, views and gauge are those of the pipeline for videos; only the
+poses and the scene points are known rather than found.
+"""
+
+import dataclasses
+from typing import Any, Iterator
+
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+
+from odin_jax.shared import camera, schema
+from preprocessing import alignment, panorama, raycaster, records, scenes
+
+_GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
+# A point is seen by another frame if it lies at the distance seen there.
+_SAME_DISTANCE = 0.05
+_MAX_ROUNDS = 20
+# Small views are sampled finer and averaged, lest edges be ragged.
+_SUPERSAMPLED_BELOW_PX = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairRules:
+  """What records are made of a world.
+
+  Attributes:
+    num_records: how many.
+    seconds: length of the walk; one frame per second.
+    max_gap_s: largest time between the frames of a pair.
+    size_px: of the views.
+    views: how views are chosen.
+    split_by: see `records.split_frames`.
+    test_fraction: see `records.split_frames`.
+  """
+
+  num_records: int
+  seconds: float
+  max_gap_s: int
+  size_px: int
+  views: alignment.ViewRules
+  split_by: str
+  test_fraction: float
+
+
+def supersampling(size_px: int) -> int:
+  """Rays per pixel and axis of a view."""
+  return 2 if size_px < _SUPERSAMPLED_BELOW_PX else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """What one panorama sees of the static scene, on a coarse grid, metres."""
+
+  time_s: float
+  frame2world: Float[np.ndarray, '3 4']
+  distance: np.ndarray
+  points: Float[np.ndarray, 'n 3']
+  weights: Float[np.ndarray, 'n']
+  point_distance: Float[np.ndarray, 'n']
+
+
+def _see(world: scenes.World, time_s: float) -> _Frame:
+  frame2world = world.walk.frame2world(time_s)
+  rays = raycaster.panorama_rays(_GRID_WIDTH_PX, _GRID_HEIGHT_PX)
+  turned = raycaster.rotate(frame2world[:, :3], rays)
+  hits = world.scene.cast(frame2world[:, 3], turned, time_s)
+  static = ~(world.scene.surface_moves | world.scene.surface_is_backdrop)[
+    hits.surface
+  ]
+  distance = hits.distance.astype(np.float64)
+  points = turned[static] * distance[static][:, None] + frame2world[:, 3]
+  area = np.hypot(rays[..., 0], rays[..., 2]).astype(np.float64)
+  return _Frame(
+    time_s, frame2world, distance, points, area[static], distance[static]
+  )
+
+
+def _seen_by(frame: _Frame, points: Float[np.ndarray, 'n 3']) -> np.ndarray:
+  local = camera.transform(camera.inverse(frame.frame2world), points)
+  u, v = camera.direction_to_equirect(local, _GRID_WIDTH_PX, _GRID_HEIGHT_PX)
+  column = u.astype(int) % _GRID_WIDTH_PX
+  row = np.minimum(v.astype(int), _GRID_HEIGHT_PX - 1)
+  there = frame.distance[row, column]
+  away = np.linalg.norm(local, axis=1)
+  return np.abs(away - there) < _SAME_DISTANCE * there
+
+
+def _shared_points(
+  a: _Frame, b: _Frame
+) -> tuple[Float[np.ndarray, 'n 3'], Float[np.ndarray, 'n']]:
+  """Points that both frames see, and their weights."""
+  in_b, in_a = _seen_by(b, a.points), _seen_by(a, b.points)
+  points = np.concatenate([a.points[in_b], b.points[in_a]])
+  return points, np.concatenate([a.weights[in_b], b.weights[in_a]])
+
+
+def gauge_m(frames: list[_Frame]) -> float:
+  """Metres per scene unit: the median distance of static points."""
+  return alignment.weighted_median(
+    np.concatenate([frame.point_distance for frame in frames]),
+    np.concatenate([frame.weights for frame in frames]),
+  )
+
+
+def render_view(
+  world: scenes.World,
+  time_s: float,
+  angles: alignment.Angles,
+  *,
+  fov_deg: float,
+  size_px: int,
+) -> UInt8[np.ndarray, 's s 3']:
+  """The view that is cut at these angles from the panorama at a time."""
+  factor = supersampling(size_px)
+  frame2world = world.walk.frame2world(time_s)
+  rays = panorama.view_directions(
+    yaw_deg=angles.yaw_deg,
+    pitch_deg=angles.pitch_deg,
+    fov_deg=fov_deg,
+    size_px=size_px * factor,
+  )
+  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+  rays = raycaster.rotate(frame2world[:, :3], rays.astype(np.float32))
+  origin = frame2world[:, 3]
+  hits = world.scene.cast(origin, rays, time_s)
+  pixel_rad = 1 / camera.intrinsics(fov_deg, size_px * factor)[0, 0]
+  image = world.scene.paint(origin, rays, hits, time_s, pixel_rad=pixel_rad)
+  if factor == 1:
+    return image
+  blocks = image.reshape(size_px, factor, size_px, factor, 3)
+  return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def _frame_pairs(
+  splits: list[str], max_gap_s: int
+) -> tuple[Int[np.ndarray, 'n 2'], dict[str, int], int]:
+  """Frame pairs within one split; candidates per gap; how many straddle."""
+  count = len(splits)
+  candidates = {
+    str(gap): max(count - gap, 0) for gap in range(1, max_gap_s + 1)
+  }
+  pairs = [
+    (i, j)
+    for i in range(count)
+    for j in range(i + 1, min(i + max_gap_s, count - 1) + 1)
+  ]
+  inside = [(i, j) for i, j in pairs if splits[i] == splits[j]]
+  return (
+    np.array(inside, int).reshape(-1, 2),
+    candidates,
+    len(pairs) - len(inside),
+  )
+
+
+def make_records(
+  world: scenes.World, video_id: str, rules: PairRules, *, seed: int
+) -> tuple[list[schema.Record], dict[str, Any], list[dict[str, Any]]]:
+  """Records of one world.
+
+  Returns:
+    `rules.num_records` records, unless the walk holds fewer views that
+    overlap; the summary for the manifest; rows for the ledger.
+  """
+  rng = np.random.default_rng([seed, 1])
+  frames = [_see(world, float(t)) for t in range(int(rules.seconds) + 1)]
+  splits = records.split_frames(
+    video_id,
+    len(frames),
+    split_by=rules.split_by,
+    test_fraction=rules.test_fraction,
+  )
+  pairs, candidates, straddling = _frame_pairs(splits, rules.max_gap_s)
+  unit_m = gauge_m(frames)
+  made: list[schema.Record] = []
+  used = set()
+  refused: dict[str, int] = {}
+  for i, j in _rounds(pairs, rng):
+    if len(made) >= rules.num_records:
+      break
+    chosen, reasons = _choose(frames[i], frames[j], unit_m, rules, rng)
+    for reason in reasons:
+      refused[reason] = refused.get(reason, 0) + 1
+    for pair in chosen[: rules.num_records - len(made)]:
+      ends = frames[i], frames[j]
+      record = _record(world, ends, pair, unit_m, rules)
+      made.append({**record, 'video_id': video_id, 'split': splits[i]})
+      used.add((min(i, j), max(i, j)))
+  kept = {gap: sum(str(j - i) == gap for i, j in used) for gap in candidates}
+  summary = {
+    'frames': len(frames),
+    'components': 1,
+    'frame_pairs': {'candidates': candidates, 'kept': kept},
+    'masked_share': 0.0,
+    'matcher_calls': 0,
+  }
+  if straddling:
+    refused['frames belong to different splits'] = straddling
+  dropped = [
+    {'stage': 'pairs', 'reason': reason, 'count': count}
+    for reason, count in sorted(refused.items())
+  ]
+  return made, summary, dropped
+
+
+def _rounds(
+  pairs: Int[np.ndarray, 'n 2'], rng: np.random.Generator
+) -> Iterator[tuple[int, int]]:
+  """All frame pairs in random order and direction, again and again."""
+  for _ in range(_MAX_ROUNDS):
+    for index in rng.permutation(len(pairs)):
+      i, j = pairs[index].tolist()
+      yield (j, i) if rng.uniform() < 0.5 else (i, j)
+
+
+def _choose(
+  source: _Frame,
+  target: _Frame,
+  unit_m: float,
+  rules: PairRules,
+  rng: np.random.Generator,
+) -> tuple[list[alignment.ViewPair], list[str]]:
+  points, weights = _shared_points(source, target)
+  return alignment.choose_view_pairs(
+    _in_units(source.frame2world, unit_m),
+    _in_units(target.frame2world, unit_m),
+    points / unit_m,
+    weights,
+    rules=rules.views,
+    rng=rng,
+  )
+
+
+def _in_units(
+  frame2world: Float[np.ndarray, '3 4'], unit_m: float
+) -> Float[np.ndarray, '3 4']:
+  return camera.make_pose(frame2world[:, :3], frame2world[:, 3] / unit_m)
+
+
+def _record(
+  world: scenes.World,
+  ends: tuple[_Frame, _Frame],
+  pair: alignment.ViewPair,
+  unit_m: float,
+  rules: PairRules,
+) -> schema.Record:
+  record: schema.Record = {
+    'target2source': pair.target2source,
+    'fov_deg': rules.views.fov_deg,
+    'scene_id': 0,
+    'median_depth': pair.median_depth,
+    'overlap': pair.overlap,
+    'confidence': 1.0,
+    'hops': 1,
+    'matcher': 'procedural',
+  }
+  sides = zip(('source', 'target'), ends, (pair.source, pair.target))
+  for side, frame, angles in sides:
+    image = render_view(
+      world,
+      frame.time_s,
+      angles,
+      fov_deg=rules.views.fov_deg,
+      size_px=rules.size_px,
+    )
+    record[f'{side}/image'] = records.encode_jpeg(image)
+    record[f'{side}/time_s'] = frame.time_s
+    record[f'{side}/yaw_deg'] = angles.yaw_deg
+    record[f'{side}/pitch_deg'] = angles.pitch_deg
+    record[f'{side}/frame2scene'] = _in_units(frame.frame2world, unit_m)
+  return record
