@@ -60,7 +60,7 @@ class ViewPair:
     target: orientation of the target view.
     target2source: pose, in the units of the frames' poses.
     overlap: share of the source view's points inside the target view.
-    median_depth: of the source view's points along its optical axis.
+    median_depth: of the source view's points: distance from the camera.
   """
 
   source: Angles
@@ -80,15 +80,14 @@ def weighted_median(values: Float[np.ndarray, 'n'], weights: Weights) -> float:
 
 def points_in_view(
   points_frame: Points, angles: Angles, fov_deg: float
-) -> tuple[Bool[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
-  """Which points, given in a frame's axes, a view of it holds; their depths."""
+) -> Bool[np.ndarray, 'n']:
+  """Which points, given in a frame's axes, a view of it holds."""
   points_view = points_frame @ camera.view2frame_rotation(*angles)
   depth = points_view[:, 2]
   reach = depth * np.tan(np.deg2rad(fov_deg) / 2)
-  inside = (depth > 0) & np.all(
+  return (depth > 0) & np.all(
     np.abs(points_view[:, :2]) <= reach[:, None], axis=1
   )
-  return inside, depth
 
 
 def choose_view_pairs(
@@ -117,6 +116,7 @@ def choose_view_pairs(
   points_source, points_target = (
     camera.transform(camera.inverse(pose), points) for pose in frames
   )
+  distance = np.linalg.norm(points_source, axis=1)
   phase = rng.uniform(0, 360)
   kept, reasons = [], []
   for index in range(rules.num_views):
@@ -128,12 +128,12 @@ def choose_view_pairs(
       rules.jitter_yaw_deg,
       rules.jitter_pitch_deg,
     )
-    in_source, depth = points_in_view(points_source, source, rules.fov_deg)
+    in_source = points_in_view(points_source, source, rules.fov_deg)
     if in_source.sum() < rules.min_points:
       reasons.append('too few points in the source view')
       continue
     target = _aim(points_target[in_source], weights[in_source], jitter)
-    in_target, _ = points_in_view(points_target, target, rules.fov_deg)
+    in_target = points_in_view(points_target, target, rules.fov_deg)
     in_both = weights[in_source & in_target].sum()
     overlap = float(in_both / weights[in_source].sum())
     coverage = float(in_both / max(weights[in_target].sum(), 1e-12))
@@ -146,7 +146,7 @@ def choose_view_pairs(
         target=target,
         target2source=camera.relative_view_pose(*frames, source, target),
         overlap=min(overlap, 1.0),
-        median_depth=weighted_median(depth[in_source], weights[in_source]),
+        median_depth=weighted_median(distance[in_source], weights[in_source]),
       )
     )
   return kept, reasons

@@ -119,9 +119,10 @@ class RecordFile:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_fd': None}
 
-  def __del__(self) -> None:
+  def __del__(self, close=os.close) -> None:
+    # Bound early: at interpreter shutdown the module's names are gone.
     if getattr(self, '_fd', None) is not None:
-      os.close(self._fd)
+      close(self._fd)
 
 
 def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
