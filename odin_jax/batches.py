@@ -1,0 +1,233 @@
+"""Records -> batches, addressed by the global number of an example.
+
+Example i of the run is a function of (records, seed, i) alone: the records in
+an order that is reshuffled every epoch, each with its own random augmentation.
+Batch k holds the examples k * batch_size ... (k + 1) * batch_size - 1, of
+which every host reads its share. So the step is the whole state of the
+input: a resume is exact, on any number of hosts.
+"""
+
+from concurrent import futures
+import hashlib
+import os
+from typing import Iterator, TypedDict
+
+import cv2
+import grain
+from jaxtyping import UInt8
+import numpy as np
+
+from odin_jax.shared import binary, camera, record_folder, schema
+
+
+class Pair(TypedDict):
+  """A posed pair, or a batch of them with a leading axis.
+
+  Attributes:
+    source: [s s 3] uint8 sRGB.
+    target: [s s 3] uint8 sRGB.
+    target2source: [3 4] float32, scene units.
+    fov_deg: float32, full field of view of both views.
+  """
+
+  source: np.ndarray
+  target: np.ndarray
+  target2source: np.ndarray
+  fov_deg: np.ndarray
+
+
+_REDUCTIONS = (
+  (8, cv2.IMREAD_REDUCED_COLOR_8),
+  (4, cv2.IMREAD_REDUCED_COLOR_4),
+  (2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+
+
+def decode_image(
+  jpeg: bytes, stored_px: int, size_px: int
+) -> UInt8[np.ndarray, 's s 3']:
+  """A square JPEG at `size_px`, RGB.
+
+  Args:
+    jpeg: the image.
+    stored_px: its side, from which follows how far the JPEG decoder itself
+      can reduce it (several times as fast as decoding all of it).
+    size_px: side of the result.
+
+  Raises:
+    binary.UserError: no decodable square image.
+  """
+  flag = next(
+    (flag for by, flag in _REDUCTIONS if stored_px // by >= size_px),
+    cv2.IMREAD_COLOR,
+  )
+  image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
+  if image is None or image.shape[0] != image.shape[1]:
+    shape = None if image is None else image.shape
+    raise binary.UserError(f'image of a record: no square JPEG ({shape})')
+  if image.shape[0] != size_px:
+    smaller = image.shape[0] > size_px
+    image = cv2.resize(
+      image,
+      (size_px, size_px),
+      interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC,
+    )
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _stored_px(record: schema.Record) -> int:
+  encoded = np.frombuffer(record['source/image'], np.uint8)
+  image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+  if image is None:
+    raise binary.UserError('image of the first record: no JPEG')
+  return image.shape[0]
+
+
+class PairSource:
+  """Random access to the posed pairs of a record folder, at one image size.
+
+  Args:
+    path: a folder of records.
+    split: `train` or `test`.
+    image_size_px: side of the images.
+    cache: keep decoded pairs in memory; 6 KiB each at 32 px.
+
+  Raises:
+    binary.UserError: see `RecordFolder`; an image that cannot be decoded.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    split: str,
+    *,
+    image_size_px: int,
+    cache: bool = False,
+  ):
+    self._records = record_folder.RecordFolder(path, split)
+    self._size_px = image_size_px
+    self._stored_px = _stored_px(self._records[0])
+    self._cache: dict[int, Pair] | None = {} if cache else None
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Pair:
+    if self._cache is None:
+      return self._read(index)
+    if index not in self._cache:
+      self._cache[index] = self._read(index)
+    return self._cache[index]
+
+  def _read(self, index: int) -> Pair:
+    record = self._records[index]
+    return Pair(
+      source=self._image(record['source/image']),
+      target=self._image(record['target/image']),
+      target2source=record['target2source'],
+      fov_deg=np.float32(record['fov_deg']),
+    )
+
+  def _image(self, jpeg: bytes) -> np.ndarray:
+    return decode_image(jpeg, self._stored_px, self._size_px)
+
+  def fingerprint(self) -> str:
+    """Digest of the number and the poses of the records' first hundred."""
+    digest = hashlib.sha256(str(len(self)).encode())
+    for index in range(min(len(self), 100)):
+      digest.update(self._records[index]['target2source'].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def mirrored(pair: Pair) -> Pair:
+  """The pair as a mirror shows it: x -> -x in both cameras; exact."""
+  flip = np.array([-1.0, 1.0, 1.0], np.float32)
+  rotation = pair['target2source'][:, :3] * flip[:, None] * flip
+  translation = pair['target2source'][:, 3] * flip
+  return Pair(
+    source=pair['source'][:, ::-1],
+    target=pair['target'][:, ::-1],
+    target2source=np.concatenate([rotation, translation[:, None]], axis=-1),
+    fov_deg=pair['fov_deg'],
+  )
+
+
+def swapped(pair: Pair) -> Pair:
+  """The pair with source and target exchanged; exact."""
+  pose = camera.inverse(pair['target2source'].astype(np.float64))
+  return Pair(
+    source=pair['target'],
+    target=pair['source'],
+    target2source=pose.astype(np.float32),
+    fov_deg=pair['fov_deg'],
+  )
+
+
+def examples(
+  source: PairSource, *, seed: int, mirror: bool, swap: bool
+) -> grain.MapDataset:
+  """The endless sequence of examples: `examples[i]` for any i.
+
+  Args:
+    source: the pairs.
+    seed: of order and augmentation.
+    mirror: mirror half of the examples.
+    swap: exchange source and target of half of the examples.
+  """
+
+  def augment(pair: Pair, rng: np.random.Generator) -> Pair:
+    wants_mirror, wants_swap = rng.random(2) < 0.5
+    if mirror and wants_mirror:
+      pair = mirrored(pair)
+    return swapped(pair) if swap and wants_swap else pair
+
+  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  return dataset.random_map(augment)
+
+
+def stack(pairs: list[Pair]) -> Pair:
+  """A batch of pairs."""
+  return Pair(**{name: np.stack([p[name] for p in pairs]) for name in pairs[0]})
+
+
+def batches(
+  dataset: grain.MapDataset,
+  *,
+  first_step: int,
+  batch_size: int,
+  host: int = 0,
+  num_hosts: int = 1,
+) -> Iterator[Pair]:
+  """This host's part of every batch from `first_step` on.
+
+  One batch is prepared ahead in a thread.
+
+  Args:
+    dataset: from `examples`.
+    first_step: number of the first batch.
+    batch_size: of the batch over all hosts; divisible by their number.
+    host: index of this host.
+    num_hosts: number of hosts.
+  """
+  share = batch_size // num_hosts
+
+  def read(step: int) -> Pair:
+    start = step * batch_size + host * share
+    return stack([dataset[start + i] for i in range(share)])
+
+  with futures.ThreadPoolExecutor(max_workers=1) as pool:
+    step = first_step
+    ahead = pool.submit(read, step)
+    while True:
+      batch = ahead.result()
+      step += 1
+      ahead = pool.submit(read, step)
+      yield batch
+
+
+def sample_images(
+  source: PairSource, count: int
+) -> UInt8[np.ndarray, 'n s s 3']:
+  """Up to `count` images, spread evenly over the records."""
+  chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
+  return np.stack([source[int(index)]['source'] for index in chosen])

@@ -1,0 +1,1 @@
+"""Diffusion: schedule, loss and sampler; knows only a `denoise_fn`."""

@@ -1,0 +1,128 @@
+"""Noise schedules and what a network may be asked to predict.
+
+With alpha_bar_t the share of signal power left at timestep t = 0..T-1,
+
+  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps        (diffusion)
+  v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0        (velocity)
+
+so that any one of x_0, eps, v together with x_t gives the other two. Sources:
+Ho et al. 2006.11239, Nichol and Dhariwal 2102.09672 (cosine), Salimans and Ho
+2202.00512 (velocity), Lin et al. 2305.08891 (zero terminal SNR).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+PREDICTIONS = ('eps', 'v', 'x0')
+Latent = Float[Array, 'b *shape']
+
+
+def betas(kind: str, num_timesteps: int) -> Float[np.ndarray, 't']:
+  """Variances added at every timestep, in float64.
+
+  Args:
+    kind: `scaled_linear` (linear in sqrt(beta) from 0.00085 to 0.012, as
+      Stable Diffusion) or `cosine`.
+    num_timesteps: T.
+  """
+  if kind == 'scaled_linear':
+    return np.linspace(0.00085**0.5, 0.012**0.5, num_timesteps) ** 2
+  if kind == 'cosine':
+    steps = np.arange(num_timesteps + 1) / num_timesteps
+    alpha_bar = np.cos((steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+  raise ValueError(f'schedule {kind!r} is neither scaled_linear nor cosine')
+
+
+def alpha_bars(
+  kind: str, num_timesteps: int, *, zero_terminal_snr: bool
+) -> Float[np.ndarray, 't']:
+  """alpha_bar of every timestep, in float64.
+
+  Args:
+    kind: see `betas`.
+    num_timesteps: T.
+    zero_terminal_snr: shift and scale sqrt(alpha_bar) so that nothing of the
+      signal is left at the last timestep (2305.08891, algorithm 1). Needs a
+      prediction other than eps.
+  """
+  alpha_bar = np.cumprod(1 - betas(kind, num_timesteps))
+  if zero_terminal_snr:
+    root = np.sqrt(alpha_bar)
+    alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+  return alpha_bar
+
+
+def _like(values: Array, x: Array) -> Array:
+  return jnp.reshape(values, values.shape + (1,) * (x.ndim - values.ndim))
+
+
+def diffuse(x0: Latent, noise: Latent, alpha_bar: Float[Array, 'b']) -> Latent:
+  """`x_t`."""
+  a = _like(alpha_bar, x0)
+  return jnp.sqrt(a) * x0 + jnp.sqrt(1 - a) * noise
+
+
+def target(
+  prediction: str, x0: Latent, noise: Latent, alpha_bar: Float[Array, 'b']
+) -> Latent:
+  """What the network should output: eps, v or x0."""
+  a = _like(alpha_bar, x0)
+  if prediction == 'eps':
+    return noise
+  if prediction == 'v':
+    return jnp.sqrt(a) * noise - jnp.sqrt(1 - a) * x0
+  if prediction == 'x0':
+    return x0
+  raise ValueError(f'prediction {prediction!r} is none of {PREDICTIONS}')
+
+
+def x0_and_noise(
+  prediction: str, output: Latent, x_t: Latent, alpha_bar: Float[Array, 'b']
+) -> tuple[Latent, Latent]:
+  """x_0 and eps that a network's output and `x_t` imply."""
+  a = _like(alpha_bar, x_t)
+  signal, sigma = jnp.sqrt(a), jnp.sqrt(1 - a)
+  if prediction == 'eps':
+    return (x_t - sigma * output) / signal, output
+  if prediction == 'v':
+    return signal * x_t - sigma * output, sigma * x_t + signal * output
+  if prediction == 'x0':
+    return output, (x_t - signal * output) / sigma
+  raise ValueError(f'prediction {prediction!r} is none of {PREDICTIONS}')
+
+
+def min_snr_weight(
+  prediction: str, alpha_bar: Float[Array, 'b'], gamma: float
+) -> Float[Array, 'b']:
+  """Weight of squared errors that caps their weight in x_0 at `gamma`.
+
+  Hang et al. 2303.09556: min(SNR, gamma) on the error of x_0, written for the
+  error of what is predicted.
+  """
+  snr = alpha_bar / (1 - alpha_bar)
+  capped = jnp.minimum(snr, gamma)
+  if prediction == 'eps':
+    return jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-12))
+  return capped / (snr + 1) if prediction == 'v' else capped
+
+
+def sample_timesteps(
+  key: Array, batch: int, num_timesteps: int, *, power: float
+) -> Int[Array, 'b']:
+  """Timesteps of a batch, one in each of `batch` equally likely intervals.
+
+  Stratification lowers the variance of the loss (Kingma et al. 2107.00630).
+
+  Args:
+    key: random key.
+    batch: number of timesteps.
+    num_timesteps: T.
+    power: the density grows as `t ** (power - 1)`: 1 is uniform, more favours
+      high noise.
+  """
+  quantiles = (jnp.arange(batch) + jax.random.uniform(key)) / batch
+  timesteps = num_timesteps * quantiles ** (1 / power)
+  return jnp.clip(timesteps.astype(jnp.int32), 0, num_timesteps - 1)

@@ -1,0 +1,1 @@
+"""Networks: modules of Flax NNX and the autoencoders of images."""

@@ -1,0 +1,101 @@
+"""Images to latents and back: `encode` and `decode` of a pytree of arrays.
+
+The autoencoder of the `world` recipe is principal component analysis of
+image patches, fitted to the records in seconds. With mean mu, orthonormal
+components U and standard deviations s of the patches x of the training images,
+
+  encode  z = (x - mu) U / s^p * g        decode  x = mu + (z s^p / g) U^T
+
+for a whitening power p in [0, 1] (1: every component has unit variance, 0:
+latents keep the proportions of pixels) and the one gain g that gives the
+latents unit variance on average.
+"""
+
+from einops import rearrange
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+
+
+@flax.struct.dataclass
+class PatchPca:
+  """Fitted arrays; a pytree, so it can be an argument of a jitted function.
+
+  Attributes:
+    mean: of the patches, values in [-1, 1].
+    encoder: patch -> latent.
+    decoder: latent -> patch.
+    patch_px: side of a patch; the latent grid is this much smaller.
+  """
+
+  mean: Float[Array, 'd']
+  encoder: Float[Array, 'd c']
+  decoder: Float[Array, 'c d']
+  patch_px: int = flax.struct.field(pytree_node=False)
+
+  def encode(self, images: UInt8[Array, 'b s s 3']) -> Float[Array, 'b n n c']:
+    """Latents of sRGB images."""
+    patches = _patches(images.astype(jnp.float32) / 127.5 - 1, self.patch_px)
+    return (patches - self.mean) @ self.encoder
+
+  def decode(self, latents: Float[Array, 'b n n c']) -> Float[Array, 'b s s 3']:
+    """Images in [0, 1] of latents."""
+    patches = latents @ self.decoder + self.mean
+    p = self.patch_px
+    images = rearrange(
+      patches, 'b i j (y x k) -> b (i y) (j x) k', y=p, x=p, k=3
+    )
+    return jnp.clip(images / 2 + 0.5, 0, 1)
+
+
+def _patches(images: Array, patch_px: int) -> Array:
+  return rearrange(
+    images, 'b (i y) (j x) k -> b i j (y x k)', y=patch_px, x=patch_px
+  )
+
+
+def abstract(*, patch_px: int, channels: int) -> PatchPca:
+  """The shapes of a fitted autoencoder, to restore one into."""
+  width = 3 * patch_px**2
+  return PatchPca(
+    mean=jax.ShapeDtypeStruct((width,), jnp.float32),
+    encoder=jax.ShapeDtypeStruct((width, channels), jnp.float32),
+    decoder=jax.ShapeDtypeStruct((channels, width), jnp.float32),
+    patch_px=patch_px,
+  )
+
+
+def fit(
+  images: UInt8[np.ndarray, 'n s s 3'],
+  *,
+  patch_px: int,
+  channels: int,
+  whitening: float,
+) -> PatchPca:
+  """Fits the autoencoder to images.
+
+  Args:
+    images: sRGB; their side is divisible by `patch_px`.
+    patch_px: side of a patch.
+    channels: components kept.
+    whitening: the power p of the module's docstring.
+  """
+  patches = _patches(images.astype(np.float64) / 127.5 - 1, patch_px)
+  patches = patches.reshape(-1, patches.shape[-1])
+  mean = patches.mean(axis=0)
+  variances, components = np.linalg.eigh(np.cov(patches.T, ddof=0))
+  # The sign of an eigenvector is arbitrary: fix it, so that equal images give
+  # equal latents on every machine.
+  components = components[:, ::-1][:, :channels]
+  components = components * np.where(components.sum(axis=0) < 0, -1.0, 1.0)
+  deviations = np.sqrt(np.maximum(variances[::-1][:channels], 1e-6))
+  scales = deviations**whitening
+  scales = scales * np.sqrt(np.mean((deviations / scales) ** 2))
+  return PatchPca(
+    mean=mean.astype(np.float32),
+    encoder=(components / scales).astype(np.float32),
+    decoder=(components * scales).T.astype(np.float32),
+    patch_px=patch_px,
+  )

@@ -1,0 +1,205 @@
+"""Trains the model on a folder of records.
+
+  python -m odin_jax.train --config=configs/train.py:world \
+    --records=DIR --workdir=DIR [--config.steps=60]
+
+A workdir that holds checkpoints of the same config is continued from the
+newest one: a run that was killed and started again ends with the same
+parameters, bit for bit, as one that was not. SIGTERM saves and exits 0.
+
+The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
+steps), `tensorboard/` and, when all steps are done, `final.json`.
+"""
+
+import functools
+import math
+import pathlib
+import signal
+import sys
+import time
+from typing import Any
+
+from absl import flags, logging
+import jax
+import numpy as np
+import tqdm
+
+from odin_jax import batches
+from odin_jax.models import autoencoder
+from odin_jax.shared import binary
+from odin_jax.training import checkpoint, journal, sharding, step
+
+_CONFIG = binary.define_config('configs/train.py')
+_RECORDS = flags.DEFINE_string(
+  'records', None, 'Folder of records to train on.', required=True
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder for checkpoints and metrics; made if absent, continued if it holds '
+  'a run of the same config.',
+  required=True,
+)
+_TOOL = 'odin_jax.train'
+
+
+class Interrupt:
+  """Turns SIGTERM into a flag that the loop looks at between steps."""
+
+  def __init__(self) -> None:
+    self.seen = False
+    signal.signal(signal.SIGTERM, self._see)
+
+  def _see(self, *unused: Any) -> None:
+    self.seen = True
+
+
+def _fit_autoencoder(
+  source: batches.PairSource, config: checkpoint.Config
+) -> autoencoder.PatchPca:
+  settings = config['autoencoder']
+  return autoencoder.fit(
+    batches.sample_images(source, settings['fit_images']),
+    patch_px=settings['patch_px'],
+    channels=settings['channels'],
+    whitening=settings['whitening'],
+  )
+
+
+def _summary(
+  metrics: list[dict[str, Any]], last_step: int, seconds: float, config: Any
+) -> dict[str, float]:
+  """Means over the steps since the last row; refuses to go on from NaN."""
+  fetched = jax.device_get(metrics)
+  means = {
+    name: float(np.mean([values[name] for values in fetched]))
+    for name in fetched[0]
+  }
+  if not math.isfinite(means['loss']):
+    raise binary.UserError(
+      f'{_WORKDIR.value}: the loss is not finite at step {last_step}; lower '
+      'config.optimizer.learning_rate and start in a new --workdir'
+    )
+  return {
+    'loss': means['loss'],
+    'learning_rate': float(step.learning_rate(config)(last_step - 1)),
+    'examples_per_s': len(metrics) * config['batch_size'] / seconds,
+    'mask_mean': means['mask_mean'],
+  }
+
+
+def main() -> None:
+  stopwatch = binary.Stopwatch()
+  # Orbax narrates every file at level INFO.
+  logging.set_verbosity(logging.WARNING)
+  interrupt = Interrupt()
+  config = checkpoint.plain(_CONFIG.value.to_dict())
+  workdir = binary.claim_output(_WORKDIR.value, _TOOL)
+
+  # -- Input ------------------------------------------------------------------
+  source = batches.PairSource(
+    _RECORDS.value,
+    'train',
+    image_size_px=config['image_size_px'],
+    cache=config['cache_records'],
+  )
+  config['records'] = source.fingerprint()
+
+  # -- Mesh and state ---------------------------------------------------------
+  mesh = sharding.make_mesh(config['mesh'])
+  batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
+  init = functools.partial(step.init, config)
+  abstract = jax.eval_shape(init)
+  state_shardings = sharding.shardings(abstract, mesh)
+
+  # A checkpoint in the workdir goes before a fresh start; a checkpoint that
+  # does not fit is an error, never a reason to start afresh.
+  checkpoints = checkpoint.Checkpoints(workdir)
+  restored_step = checkpoints.latest() or 0
+  if restored_step:
+    checkpoints.check(restored_step, config)
+    state, vae = checkpoints.restore(
+      restored_step, abstract, state_shardings, config
+    )
+  else:
+    state = jax.jit(init, out_shardings=state_shardings)()
+    vae = _fit_autoencoder(source, config)
+  vae = jax.device_put(vae, sharding.replicated(mesh))
+  count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
+  tqdm.tqdm.write(
+    f'{count} parameters, {len(source)} pairs, mesh {dict(mesh.shape)}, '
+    f'from step {restored_step} of {config["steps"]}',
+    file=sys.stderr,
+  )
+
+  train_step = jax.jit(
+    functools.partial(
+      step.train_step, config=config, graphdef=step.graph(config)
+    ),
+    donate_argnums=0,
+    in_shardings=(state_shardings, batch_sharding, sharding.replicated(mesh)),
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
+  )
+  stream = batches.batches(
+    batches.examples(source, seed=config['seed'], **config['augment']),
+    first_step=restored_step,
+    batch_size=config['batch_size'],
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+
+  # -- Loop -------------------------------------------------------------------
+  rows = journal.Journal(workdir, restored_step)
+  metrics: list[dict[str, Any]] = []
+  since = time.monotonic()
+  done = restored_step
+  steps = tqdm.trange(
+    restored_step,
+    config['steps'],
+    initial=restored_step,
+    total=config['steps'],
+    desc='train',
+    unit='step',
+  )
+  for index in steps:
+    batch = jax.tree.map(
+      functools.partial(jax.make_array_from_process_local_data, batch_sharding),
+      dict(next(stream)),
+    )
+    state, values = train_step(state, batch, vae)
+    metrics.append(values)
+    done = index + 1
+    last = done == config['steps'] or interrupt.seen
+    save = last or done % config['checkpoint_every'] == 0
+    if save or done % config['log_every'] == 0:
+      row = _summary(metrics, done, time.monotonic() - since, config)
+      rows.write(done, row)
+      steps.set_postfix(loss=f'{row["loss"]:.4f}', refresh=False)
+      metrics, since = [], time.monotonic()
+    if save:
+      checkpoints.save(done, state, vae, config)
+    if interrupt.seen:
+      break
+  rows.close()
+  checkpoints.close()
+
+  # -- Figures ----------------------------------------------------------------
+  if done < config['steps']:
+    tqdm.tqdm.write(
+      f'stopped by SIGTERM and saved step {done}; start again to go on',
+      file=sys.stderr,
+    )
+    return
+  binary.write_json(
+    pathlib.Path(workdir) / 'final.json',
+    {
+      'step': done,
+      'restored_step': restored_step,
+      'params_sha256': checkpoint.params_sha256(state['params']),
+      **stopwatch.figures(),
+    },
+  )
+
+
+if __name__ == '__main__':
+  binary.run(main)

@@ -1,0 +1,53 @@
+"""The journal of a run: `metrics.jsonl` and TensorBoard events."""
+
+import json
+import pathlib
+from typing import Mapping
+
+import tensorboardX
+
+from odin_jax.shared import binary
+
+_NAME = 'metrics.jsonl'
+
+
+def _cut_back(path: pathlib.Path, step: int) -> None:
+  """Drops rows after `step`, and a last row that a kill left unfinished."""
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    if not line.endswith('\n') or json.loads(line)['step'] > step:
+      break
+    kept.append(line)
+  with binary.atomic_path(path) as temporary:
+    temporary.write_text(''.join(kept))
+
+
+class Journal:
+  """Appends rows, each on disk before `write` returns.
+
+  Args:
+    workdir: of the run.
+    step: the step that the run goes on from; rows after it are cut off.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    path = workdir / _NAME
+    if path.exists():
+      _cut_back(path, step)
+    self._rows = open(path, 'a')
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10
+    )
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds the row of a step."""
+    row = json.dumps({'step': step, **values}, allow_nan=False)
+    self._rows.write(row + '\n')
+    self._rows.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes and closes both files."""
+    self._rows.close()
+    self._events.close()

@@ -1,0 +1,160 @@
+"""The training state and one pure step of it."""
+
+from typing import Any, Mapping
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import optax
+
+from odin_jax.diffusion import loss as diffusion_loss
+from odin_jax.diffusion import schedule
+from odin_jax.models import autoencoder, odin
+
+Config = Mapping[str, Any]
+# params, ema, optimizer and step: a plain pytree of arrays.
+State = dict[str, Any]
+Batch = Mapping[str, Array]
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+  """Linear warm-up, then half a cosine down to zero at `steps`."""
+  optimizer = config['optimizer']
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=optimizer['learning_rate'],
+    warmup_steps=optimizer['warmup_steps'],
+    decay_steps=max(config['steps'], optimizer['warmup_steps'] + 1),
+  )
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+  """AdamW with the gradient's norm clipped."""
+  settings = config['optimizer']
+  return optax.chain(
+    optax.clip_by_global_norm(settings['max_gradient_norm']),
+    optax.adamw(
+      learning_rate(config),
+      b1=settings['b1'],
+      b2=settings['b2'],
+      weight_decay=settings['weight_decay'],
+      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ),
+  )
+
+
+def init(config: Config) -> State:
+  """The state of step 0, a function of the config's seed alone."""
+  model = odin.Odin(config, rngs=nnx.Rngs(config['seed']))
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  return {
+    'params': params,
+    'ema': jax.tree.map(jnp.copy, params),
+    'optimizer': optimizer(config).init(params),
+    'step': jnp.zeros((), jnp.int32),
+  }
+
+
+def graph(config: Config) -> nnx.GraphDef:
+  """The model without its parameters; makes no arrays."""
+  model = nnx.eval_shape(lambda: odin.Odin(config, rngs=nnx.Rngs(0)))
+  return nnx.split(model)[0]
+
+
+def ema_decay(config: Config, step: Array) -> Array:
+  """Decay of the moving average: short while the run is young."""
+  step = step.astype(jnp.float32)
+  return jnp.minimum(config['ema_decay'], (1 + step) / (10 + step))
+
+
+def batch_loss(
+  model: odin.Odin,
+  config: Config,
+  vae: autoencoder.PatchPca,
+  batch: Batch,
+  key: Array,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Mean loss of a batch, and the mean of its motion mask."""
+  settings = config['diffusion']
+  prediction = settings['prediction']
+  source = vae.encode(batch['source'])
+  x0 = vae.encode(batch['target'])
+  keys = jax.random.split(key, 3)
+  timesteps = schedule.sample_timesteps(
+    keys[0],
+    x0.shape[0],
+    settings['num_timesteps'],
+    power=settings['timestep_power'],
+  )
+  noise = jax.random.normal(keys[1], x0.shape)
+  drop = jax.random.bernoulli(
+    keys[2], settings['condition_dropout'], (x0.shape[0],)
+  )
+  alpha_bar = jnp.asarray(odin.alpha_bars(config), jnp.float32)[timesteps]
+  output, mask_logit = model(
+    schedule.diffuse(x0, noise, alpha_bar),
+    timesteps.astype(jnp.float32),
+    source,
+    batch['target2source'],
+    batch['fov_deg'],
+    drop,
+  )
+  error = diffusion_loss.squared_error(
+    output, schedule.target(prediction, x0, noise, alpha_bar)
+  )
+  losses = diffusion_loss.masked_loss(
+    error,
+    mask_logit,
+    mask_lambda=settings['mask_lambda'],
+    auxiliary=settings['mask_auxiliary'],
+  )
+  if settings['min_snr_gamma']:
+    losses *= schedule.min_snr_weight(
+      prediction, alpha_bar, settings['min_snr_gamma']
+    )
+  return losses.mean(), jax.nn.sigmoid(mask_logit).mean()
+
+
+def train_step(
+  state: State,
+  batch: Batch,
+  vae: autoencoder.PatchPca,
+  *,
+  config: Config,
+  graphdef: nnx.GraphDef,
+) -> tuple[State, dict[str, Array]]:
+  """The next state, and `loss` and `mask_mean` of the batch.
+
+  Args:
+    state: from `init` or an earlier step.
+    batch: fields of `batches.Pair`.
+    vae: the fitted autoencoder.
+    config: the training config; static.
+    graphdef: from `graph`; static.
+  """
+  step = state['step']
+  key = jax.random.fold_in(jax.random.key(config['seed']), step)
+
+  def loss_of(params: Any) -> tuple[Array, Array]:
+    model = nnx.merge(graphdef, params)
+    return batch_loss(model, config, vae, batch, key)
+
+  (loss, mask_mean), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+    state['params']
+  )
+  updates, opt_state = optimizer(config).update(
+    gradients, state['optimizer'], state['params']
+  )
+  params = optax.apply_updates(state['params'], updates)
+  decay = ema_decay(config, step)
+  ema = jax.tree.map(
+    lambda old, new: decay * old + (1 - decay) * new, state['ema'], params
+  )
+  state = {
+    'params': params,
+    'ema': ema,
+    'optimizer': opt_state,
+    'step': step + 1,
+  }
+  return state, {'loss': loss, 'mask_mean': mask_mean}
