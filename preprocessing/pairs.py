@@ -1,13 +1,12 @@
 """Which frames are compared, and which features are one point of the scene."""
 
-from typing import Mapping
+from typing import Iterator, Mapping
 
 from jaxtyping import Int
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 FramePair = tuple[int, int]
+Matches = Mapping[FramePair, Int[np.ndarray, 'm 2']]
 
 
 def candidates(num_frames: int, max_gap: int) -> list[FramePair]:
@@ -20,53 +19,56 @@ def candidates(num_frames: int, max_gap: int) -> list[FramePair]:
 
 
 class Tracks:
-  """Features of several frames that show the same point.
+  """Features of several frames that show the same point of the scene.
+
+  Matches are joined one by one, those of the shortest gaps first; a match that
+  would give a point two features in one frame is refused, so that a wrong
+  match cannot tear down the points on both of its sides.
 
   Attributes:
-    frame: frame of each observation.
+    frame: frame of each observation; observations are sorted by point.
     feature: index of the observation's feature in its frame.
     point: index of the observation's point, 0 .. num_points - 1.
     num_points: number of points.
-    num_dropped: chains of matches that reached one frame twice, so that they
-      cannot be one point.
+    num_refused: number of matches refused.
   """
 
-  def __init__(
-    self,
-    matches: Mapping[FramePair, Int[np.ndarray, 'm 2']],
-    num_features: list[int],
-  ):
-    """Joins pairwise matches into points.
+  def __init__(self, matches: Matches, num_features: list[int]):
+    """Joins matches.
 
     Args:
       matches: index pairs of features, by frame pair.
       num_features: number of features of each frame.
     """
-    starts = np.concatenate([[0], np.cumsum(num_features)])
-    pairs = [
-      matched + [[starts[first], starts[second]]]
-      for (first, second), matched in sorted(matches.items())
-    ]
-    edges = np.concatenate([*pairs, np.zeros((0, 2), np.int64)])
-    graph = sparse.coo_array(
-      (np.ones(len(edges)), (edges[:, 0], edges[:, 1])),
-      shape=(starts[-1], starts[-1]),
-    )
-    count, label = csgraph.connected_components(graph, directed=False)
-    frame = np.repeat(np.arange(len(num_features)), num_features)
-    feature = np.arange(starts[-1]) - starts[frame]
-    size = np.bincount(label, minlength=count)
-    twice = np.zeros(count, bool)
-    order = np.lexsort((frame, label))
-    again = (np.diff(label[order]) == 0) & (np.diff(frame[order]) == 0)
-    twice[label[order][1:][again]] = True
-    good = (size > 1) & ~twice
-    kept = good[label]
-    self.num_dropped = int(twice.sum())
-    self.num_points = int(good.sum())
-    self.frame = frame[kept]
-    self.feature = feature[kept]
-    self.point = (np.cumsum(good) - 1)[label[kept]]
+    starts = np.concatenate([[0], np.cumsum(num_features)]).astype(np.int64)
+    frame_of = np.repeat(np.arange(len(num_features)), num_features)
+    parent = list(range(int(starts[-1])))
+    frames = [1 << frame for frame in frame_of.tolist()]
+
+    def root(node: int) -> int:
+      while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+      return node
+
+    self.num_refused = 0
+    for one, other in _edges(matches, starts):
+      a, b = root(one), root(other)
+      if a == b:
+        continue
+      if frames[a] & frames[b]:
+        self.num_refused += 1
+        continue
+      parent[b] = a
+      frames[a] |= frames[b]
+    roots = np.array([root(node) for node in range(len(parent))], np.int64)
+    size = np.bincount(roots, minlength=len(parent))
+    kept = np.flatnonzero(size[roots] > 1)
+    order = kept[np.argsort(roots[kept], kind='stable')]
+    self.frame = frame_of[order]
+    self.feature = order - starts[self.frame]
+    _, self.point = np.unique(roots[order], return_inverse=True)
+    self.num_points = int(self.point.max(initial=-1)) + 1
 
   def by_feature(
     self, frame: int, num_features: int
@@ -76,3 +78,11 @@ class Tracks:
     here = self.frame == frame
     points[self.feature[here]] = self.point[here]
     return points
+
+
+def _edges(
+  matches: Matches, starts: Int[np.ndarray, 'f']
+) -> Iterator[tuple[int, int]]:
+  for first, second in sorted(matches, key=lambda pair: (pair[1] - pair[0], pair)):
+    shifted = matches[first, second] + [[starts[first], starts[second]]]
+    yield from map(tuple, shifted.tolist())

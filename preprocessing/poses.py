@@ -1,328 +1,552 @@
-"""Pair poses -> chain -> starting poses of one component.
+"""Features of all frames -> one joint solution per component.
 
-Neighbouring frames are fitted one pair at a time; `scale` brings the pairs to
-one gauge; rotations are chained along the best pairs and positions solved for
-together. What comes out is only the start of the joint solution (`bundle`).
+1. Neighbours are matched near the places where their points arrived by small
+   steps (`tracking`), and fitted pair by pair.
+2. `chain` makes starting poses of them, `bundle` refines these: composed poses
+   that no repeated texture can have turned round.
+3. Every frame pair of the window is matched near the places where the composed
+   poses and the triangulated points put them. A robust fit of the pair alone
+   that disagrees with the composed pose rejects the pair.
+4. All matches of the pairs that agree are joined into points, and everything
+   is refined together. Each pair is checked against the result.
 """
 
+import collections
 import dataclasses
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph, linalg
 
 from odin_jax.shared import camera
-from preprocessing import bundle, scale as scales
+from preprocessing import alignment, bundle, chain, masks, matchers, pairs
+from preprocessing import two_view
 
-# A match is an inlier within so many standard errors of its two directions.
-INLIER_SIGMA = 4.0
-_MAX_TRIALS = 2000
-_L1_ITERATIONS = 20
+# An observation is kept within so many standard errors; before the first
+# refinement within more.
+_INLIER_SIGMA = 4.0
+_START_SIGMA = 10.0
+# Points seen under less parallax have no useful depth.
+_MIN_POINT_PARALLAX_DEG = 0.3
+_SEED = 0
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairFit:
-  """A robust two-frame solution.
-
-  Attributes:
-    target2source: its translation has length 1, or is 0 for a mere rotation.
-    inliers: which of the matches obey it.
-    parallax_rad: median angle by which translation moved the inliers.
-    depths: distances of all matches from source and target; inliers only are
-      positive for sure.
-  """
-
-  target2source: Float[np.ndarray, '3 4']
-  inliers: Bool[np.ndarray, 'm']
-  parallax_rad: float
-  depths: Float[np.ndarray, '2 m']
-
-  @property
-  def moves(self) -> bool:
-    """Whether the translation has a direction."""
-    return bool(np.any(self.target2source[:, 3]))
-
-
-def fit_pair(
-  source_rays: Float[np.ndarray, 'm 3'],
-  target_rays: Float[np.ndarray, 'm 3'],
-  *,
-  max_error_rad: float,
-  min_inliers: int,
-  min_parallax_rad: float,
-  seed: int,
-) -> PairFit | None:
-  """LO-RANSAC on rays, then refinement over the inliers (pycolmap).
-
-  Args:
-    source_rays: unit directions in the source frame.
-    target_rays: the matched directions in the target frame.
-    max_error_rad: largest epipolar error of an inlier.
-    min_inliers: with fewer there is no fit.
-    min_parallax_rad: with less the fit is a rotation and its translation 0,
-      since noise alone would give it a direction.
-    seed: of the sampling.
-
-  Returns:
-    the fit, or None where too few matches agree.
-  """
-  import pycolmap
-
-  if len(source_rays) < max(8, min_inliers):
-    return None
-  options = pycolmap.RANSACOptions()
-  options.max_error = max_error_rad
-  options.max_num_trials = _MAX_TRIALS
-  options.random_seed = seed
-  found = pycolmap.estimate_relative_pose(target_rays, source_rays, options)
-  if found is None or found['num_inliers'] < min_inliers:
-    return None
-  refined = pycolmap.refine_relative_pose(
-    found['cam2_from_cam1'], target_rays, source_rays, found['inlier_mask']
-  )
-  pose = (refined or found)['cam2_from_cam1'].matrix()
-  return _judge(
-    pose, source_rays, target_rays, max_error_rad, min_inliers, min_parallax_rad
-  )
-
-
-def _judge(
-  target2source: np.ndarray,
-  source_rays: np.ndarray,
-  target_rays: np.ndarray,
-  max_error_rad: float,
-  min_inliers: int,
-  min_parallax_rad: float,
-) -> PairFit | None:
-  depths = pair_depths(target2source, source_rays, target_rays)
-  error = epipolar_error_rad(target2source, source_rays, target_rays)
-  inliers = (error < max_error_rad) & np.all(depths > 0, axis=0)
-  turned = target_rays @ target2source[:, :3].T
-  apart = np.linalg.norm(turned - source_rays, axis=1)
-  still = apart < max_error_rad
-  parallax_rad = float(np.median(apart[inliers])) if inliers.any() else 0.0
-  if parallax_rad < min_parallax_rad or still.sum() > inliers.sum():
-    inliers = still
-    target2source = camera.make_pose(target2source[:, :3], np.zeros(3))
-  if inliers.sum() < min_inliers:
-    return None
-  return PairFit(
-    target2source=target2source,
-    inliers=inliers,
-    parallax_rad=parallax_rad,
-    depths=depths,
-  )
-
-
-def epipolar_error_rad(
-  target2source: Float[np.ndarray, '3 4'],
-  source_rays: Float[np.ndarray, 'm 3'],
-  target_rays: Float[np.ndarray, 'm 3'],
-) -> Float[np.ndarray, 'm']:
-  """Angular Sampson error of matched rays, combined over both frames.
-
-  Zero everywhere for a translation of 0.
-  """
-  essential = camera.essential_matrix(target2source)
-  source_normal = target_rays @ essential.T
-  target_normal = source_rays @ essential
-  algebraic = np.abs(np.sum(source_rays * source_normal, axis=1))
-  # The gradient of s^T E t on both spheres: the normals, less their radial
-  # part.
-  squared = (
-    np.sum(source_normal**2, axis=1)
-    + np.sum(target_normal**2, axis=1)
-    - 2 * algebraic**2
-  )
-  return algebraic / np.sqrt(np.maximum(squared, 1e-18))
-
-
-def pair_depths(
-  target2source: Float[np.ndarray, '3 4'],
-  source_rays: Float[np.ndarray, 'm 3'],
-  target_rays: Float[np.ndarray, 'm 3'],
-) -> Float[np.ndarray, '2 m']:
-  """Distances along both rays to where they pass each other most closely."""
-  along = target_rays @ target2source[:, :3].T
-  cosine = np.sum(source_rays * along, axis=1)
-  sine2 = np.maximum(1 - cosine**2, 1e-12)
-  to_source = source_rays @ target2source[:, 3]
-  to_target = along @ target2source[:, 3]
-  return np.stack(
-    [
-      (to_source - cosine * to_target) / sine2,
-      (cosine * to_source - to_target) / sine2,
-    ]
-  )
+Frames = Sequence[matchers.Features]
+Fits = dict[pairs.FramePair, two_view.PairFit]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chain:
-  """Starting poses.
+class PoseRules:
+  """What is a match, a fit and a good pair; the fields of `config.poses`.
 
   Attributes:
-    component: of each frame; -1 for a frame that nothing ties to another.
-    frame2scene: pose of each frame in its component; the first frame of a
-      component is the identity.
+    gate_deg: a match lies at most so far from where it is expected.
+    max_error_px: largest epipolar error of an inlier, in panorama pixels at
+      the equator.
+    min_inliers: of a pair.
+    min_inlier_share: of a pair's matches.
+    min_parallax_deg: a pair whose points moved by less, in the median, after
+      its rotation is taken out, has no direction of translation.
+    min_spread: smallest eigenvalue of the mean r r^T of a pair's inliers;
+      1/3 for points all around, 0 for points on a great circle.
+    max_rotation_off_deg: a pair's own fit may differ by this from the
+      composed pose,
+    max_direction_off_deg: and in direction of translation by this.
+    chain_gap: pairs up to this many frames apart make the chain.
+    rounds: matching and refinement are repeated so often.
+    max_iterations: of each refinement.
+    mask_below_deg: everything lower under the horizon is masked.
+    mask_min_persistence: least share of a masked cell's points that stay.
+  """
+
+  gate_deg: float
+  max_error_px: float
+  min_inliers: int
+  min_inlier_share: float
+  min_parallax_deg: float
+  min_spread: float
+  max_rotation_off_deg: float
+  max_direction_off_deg: float
+  chain_gap: int
+  rounds: int
+  max_iterations: int
+  mask_below_deg: float
+  mask_min_persistence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+  """Whether a frame pair is kept.
+
+  Attributes:
+    reason: why it is dropped; '' where it is kept.
+    confidence: share of its matches that obey the joint solution.
+    matches: how many there were.
+  """
+
+  reason: str
+  confidence: float
+  matches: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solution:
+  """Poses of all frames of a video and what they rest on.
+
+  Attributes:
+    component: of each frame; -1 where it has none.
+    frame2scene: pose of each frame in its component, median depth 1.
+    points: in scene coordinates of their component; NaN where not used.
+    observations: that obey the solution.
+    verdicts: of every candidate pair.
+    mask: what was not used.
+    figures: counts, for the manifest.
   """
 
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
+  points: Float[np.ndarray, 'p 3']
+  observations: bundle.Observations
+  verdicts: Mapping[pairs.FramePair, Verdict]
+  mask: masks.Mask
+  figures: Mapping[str, float]
+
+  def points_of_pair(
+    self, source: int, target: int
+  ) -> Float[np.ndarray, 'n 3']:
+    """The points that either frame of a pair sees."""
+    seen = self.observations.point[
+      np.isin(self.observations.frame, (source, target))
+    ]
+    return self.points[np.unique(seen)]
 
 
-def chain(
-  num_frames: int,
-  fits: Mapping[tuple[int, int], PairFit],
-  points: Mapping[tuple[int, int], Int[np.ndarray, 'm']],
-  *,
-  min_shared: int,
-) -> Chain:
-  """Poses of all frames from fits of neighbouring pairs.
+class Solver:
+  """Solves one video; see the module docstring.
 
   Args:
-    num_frames: number of frames.
-    fits: by (source, target).
-    points: ids of the matched points of each fit; the same point has the same
-      id in every pair.
-    min_shared: fewest inliers that two pairs must share to be linked.
+    features: of each keyframe.
+    arrivals: for each keyframe but the last, where its points arrived in the
+      next one; NaN for those that were lost.
+    matcher: what made the features.
+    rules: thresholds.
+    max_gap: largest gap of a pair, in frames.
+    pixel_rad: angle of one panorama pixel at the equator.
   """
-  pairs = sorted(fits)
-  places = _places(num_frames, fits)
-  moving = [
-    pair
-    for pair in pairs
-    if fits[pair].moves and places[pair[0]] != places[pair[1]]
-  ]
-  depths = [
-    scales.PairDepths(
-      places=(int(places[pair[0]]), int(places[pair[1]])),
-      points=points[pair][fits[pair].inliers],
-      depths=fits[pair].depths[:, fits[pair].inliers],
+
+  def __init__(
+    self,
+    features: Frames,
+    arrivals: Sequence[Float[np.ndarray, 'n 3']],
+    matcher: matchers.Matcher,
+    *,
+    rules: PoseRules,
+    max_gap: int,
+    pixel_rad: float,
+  ):
+    self._features = list(features)
+    self._arrivals = list(arrivals)
+    self._matcher = matcher
+    self._rules = rules
+    self._max_gap = max_gap
+    self._max_error_rad = rules.max_error_px * pixel_rad
+    self._matcher_calls = 0
+
+  def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
+    """Runs all steps; `progress` is told the name of each."""
+    progress('chain')
+    mask = self._mask()
+    matches = self._match_neighbours()
+    tracks = self._tracks(matches)
+    start = self._chain(matches, tracks)
+    component, poses = start.component, start.frame2scene
+    poses, points, observations = self._refine(component, poses, tracks)
+    verdicts: dict[pairs.FramePair, Verdict] = {}
+    for _ in range(self._rules.rounds):
+      progress('pairs')
+      matches = self._match_window(component, poses, tracks, points)
+      verdicts = self._compare(component, poses, matches)
+      kept = {
+        pair: matches[pair] for pair in matches if not verdicts[pair].reason
+      }
+      progress('refinement')
+      tracks = self._tracks(kept)
+      poses, points, observations = self._refine(component, poses, tracks)
+    for pair, matched in matches.items():
+      if not verdicts[pair].reason:
+        verdicts[pair] = self._verify(poses, pair, matched)
+    poses, points = _normalise(component, poses, points, observations)
+    return Solution(
+      component=component,
+      frame2scene=poses,
+      points=points,
+      observations=observations,
+      verdicts=verdicts,
+      mask=mask,
+      figures={
+        'matcher_calls': self._matcher_calls,
+        'points': int(np.isfinite(points[:, 0]).sum()),
+        'observations': len(observations.frame),
+        'refused_matches': tracks.num_refused,
+        'residual_median_px': self._residual_px(poses, points, observations),
+      },
     )
-    for pair in moving
-  ]
-  log_scale, label = scales.resolve(
-    len(moving), scales.links(depths, min_shared=min_shared)
-  )
-  component, used = _components(num_frames, places, moving, label)
-  edges = [
-    (pair, fits[pair], float(np.exp(log_scale[index])))
-    for index, pair in enumerate(moving)
-    if used[index]
-  ] + [
-    (pair, fits[pair], 0.0)
-    for pair in pairs
-    if not fits[pair].moves
-    and component[pair[0]] == component[pair[1]] >= 0
-  ]
-  frame2scene = np.tile(camera.identity_pose(), (num_frames, 1, 1))
-  for index in range(component.max(initial=-1) + 1):
-    frames = np.flatnonzero(component == index)
-    inside = [edge for edge in edges if component[edge[0][0]] == index]
-    frame2scene[frames] = _solve_component(frames, inside)
-  return Chain(component=component, frame2scene=frame2scene)
 
+  def _residual_px(
+    self,
+    poses: np.ndarray,
+    points: np.ndarray,
+    observations: bundle.Observations,
+  ) -> float:
+    if not len(observations.frame):
+      return 0.0
+    pixel_rad = self._max_error_rad / self._rules.max_error_px
+    errors = bundle.errors_rad(poses, points, observations)
+    return round(float(np.median(errors)) / pixel_rad, 4)
 
-def _places(
-  num_frames: int, fits: Mapping[tuple[int, int], PairFit]
-) -> Int[np.ndarray, 'f']:
-  """Frames between which the camera only turned have the same place."""
-  still = [pair for pair, fit in fits.items() if not fit.moves]
-  still = np.array(still, np.int64).reshape(-1, 2)
-  graph = sparse.coo_array(
-    (np.ones(len(still)), (still[:, 0], still[:, 1])),
-    shape=(num_frames, num_frames),
-  )
-  return csgraph.connected_components(graph, directed=False)[1]
+  def _match(
+    self, source: int, target: int, expected: np.ndarray
+  ) -> Int[np.ndarray, 'm 2']:
+    self._matcher_calls += 1
+    return self._matcher.match(
+      self._features[source],
+      self._features[target],
+      expected=expected,
+      gate_rad=np.deg2rad(self._rules.gate_deg),
+    )
 
+  def _match_neighbours(self) -> dict[pairs.FramePair, np.ndarray]:
+    return {
+      (frame, frame + 1): self._match(frame, frame + 1, arrived)
+      for frame, arrived in enumerate(self._arrivals)
+    }
 
-def _components(
-  num_frames: int,
-  places: np.ndarray,
-  moving: Sequence[tuple[int, int]],
-  label: np.ndarray,
-) -> tuple[Int[np.ndarray, 'f'], Bool[np.ndarray, 'e']]:
-  """Assigns places to components, the largest first; and the pairs inside."""
-  owner = np.full(num_frames, -1)
-  used = np.zeros(len(moving), bool)
-  size = np.bincount(label, minlength=1) if len(moving) else np.zeros(1)
-  for candidate in np.argsort(-size, kind='stable'):
-    mine = np.flatnonzero(label == candidate) if len(moving) else []
-    for index in mine:
-      ends = places[list(moving[index])]
-      if np.all((owner[ends] == -1) | (owner[ends] == candidate)):
-        owner[ends] = candidate
-        used[index] = True
-  component = owner[places]
-  # Number by first frame.
-  seen = list(dict.fromkeys(c for c in component.tolist() if c >= 0))
-  renumbered = np.array([seen.index(c) if c >= 0 else -1 for c in component])
-  return renumbered, used
+  def _tracks(self, matches: pairs.Matches) -> pairs.Tracks:
+    return pairs.Tracks(matches, [len(frame) for frame in self._features])
 
+  def _fit(
+    self, source_rays: np.ndarray, target_rays: np.ndarray
+  ) -> two_view.PairFit | None:
+    return two_view.fit_pair(
+      source_rays,
+      target_rays,
+      max_error_rad=self._max_error_rad,
+      min_inliers=self._rules.min_inliers,
+      min_parallax_rad=np.deg2rad(self._rules.min_parallax_deg),
+      seed=_SEED,
+    )
 
-def _solve_component(
-  frames: np.ndarray, edges: Sequence[tuple[tuple[int, int], PairFit, float]]
-) -> Float[np.ndarray, 'f 3 4']:
-  local = {int(frame): index for index, frame in enumerate(frames)}
-  ends = np.array([[local[a], local[b]] for (a, b), _, _ in edges])
-  rotation = _chain_rotations(
-    len(frames),
-    ends,
-    np.stack([fit.target2source[:, :3] for _, fit, _ in edges]),
-    np.array([fit.inliers.sum() for _, fit, _ in edges]),
-  )
-  steps = np.stack(
-    [
-      rotation[a] @ (length * fit.target2source[:, 3])
-      for (a, _), (_, fit, length) in zip(ends, edges)
+  def _mask(self) -> masks.Mask:
+    """Finds what is never scene and takes its features out."""
+    persistence = masks.Persistence()
+    for frame, arrived in enumerate(self._arrivals):
+      before = self._features[frame].rays
+      known = np.isfinite(arrived[:, 0])
+      fit = self._fit(before[known], arrived[known])
+      if fit is not None and fit.moves:
+        persistence.add(before[known], arrived[known], fit.inliers)
+    mask = masks.union(
+      masks.below(self._rules.mask_below_deg),
+      persistence.mask(self._rules.mask_min_persistence),
+    )
+    for frame, features in enumerate(self._features):
+      keep = ~mask.holds(features.rays)
+      self._features[frame] = features.subset(keep)
+      if frame < len(self._arrivals):
+        self._arrivals[frame] = self._arrivals[frame][keep]
+    return mask
+
+  def _chain(
+    self, matches: pairs.Matches, tracks: pairs.Tracks
+  ) -> chain.Chain:
+    points = [
+      tracks.by_feature(frame, len(features))
+      for frame, features in enumerate(self._features)
     ]
+    fits: Fits = {}
+    ids = {}
+    for pair in pairs.candidates(len(points), self._rules.chain_gap):
+      shared, one, other = _shared(*(points[frame] for frame in pair))
+      fit = self._fit(
+        self._features[pair[0]].rays[one], self._features[pair[1]].rays[other]
+      )
+      if fit is not None:
+        fits[pair], ids[pair] = fit, shared
+    return chain.chain(
+      len(points), fits, ids, min_shared=self._rules.min_inliers // 2
+    )
+
+  def _observations(self, tracks: pairs.Tracks) -> bundle.Observations:
+    starts = np.concatenate(
+      [[0], np.cumsum([len(frame) for frame in self._features])]
+    )
+    index = starts[tracks.frame] + tracks.feature
+    return bundle.Observations(
+      frame=tracks.frame,
+      point=tracks.point,
+      ray=np.concatenate([frame.rays for frame in self._features])[index],
+      noise_rad=np.concatenate([frame.noise_rad for frame in self._features])[
+        index
+      ],
+    )
+
+  def _refine(
+    self, component: np.ndarray, poses: np.ndarray, tracks: pairs.Tracks
+  ) -> tuple[np.ndarray, np.ndarray, bundle.Observations]:
+    """Bundle adjustment of every component, twice, without outliers."""
+    everything = self._observations(tracks)
+    poses = poses.copy()
+    points = np.full((tracks.num_points, 3), np.nan)
+    for sigma in (_START_SIGMA, _INLIER_SIGMA):
+      used = []
+      for index in range(component.max(initial=-1) + 1):
+        frames = np.flatnonzero(component == index)
+        mine = everything.subset(component[everything.frame] == index)
+        mine, points_mine = _inliers(poses, mine, tracks.num_points, sigma)
+        poses[frames], points_mine = self._adjust(
+          frames, poses, points_mine, mine
+        )
+        seen = np.isfinite(points_mine[:, 0])
+        points[seen] = points_mine[seen]
+        used.append(mine)
+    return poses, points, _concatenate(used)
+
+  def _adjust(
+    self,
+    frames: np.ndarray,
+    poses: np.ndarray,
+    points: np.ndarray,
+    observations: bundle.Observations,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Adjusts some frames and the points that they see; others become NaN."""
+    ids, point = np.unique(observations.point, return_inverse=True)
+    adjusted, moved = bundle.adjust(
+      poses[frames],
+      points[ids],
+      dataclasses.replace(
+        observations,
+        frame=np.searchsorted(frames, observations.frame),
+        point=point,
+      ),
+      max_iterations=self._rules.max_iterations,
+    )
+    result = np.full_like(points, np.nan)
+    result[ids] = moved
+    return adjusted, result
+
+  def _match_window(
+    self,
+    component: np.ndarray,
+    poses: np.ndarray,
+    tracks: pairs.Tracks,
+    points: np.ndarray,
+  ) -> dict[pairs.FramePair, np.ndarray]:
+    """Matches all pairs of the window, near where the poses put each point."""
+    found = {}
+    frame_points = []
+    for frame, features in enumerate(self._features):
+      ids = tracks.by_feature(frame, len(features))
+      frame_points.append(
+        np.where((ids >= 0)[:, None], points[ids], np.nan)
+        if len(points)
+        else np.full((len(ids), 3), np.nan)
+      )
+    for pair in pairs.candidates(len(self._features), self._max_gap):
+      source, target = pair
+      if not component[source] == component[target] >= 0:
+        continue
+      local = camera.transform(
+        camera.inverse(poses[target]), frame_points[source]
+      )
+      expected = local / np.linalg.norm(local, axis=1, keepdims=True)
+      if target == source + 1:
+        unknown = np.isnan(expected)
+        expected = np.where(unknown, self._arrivals[source], expected)
+      found[pair] = self._match(source, target, expected)
+    return found
+
+  def _compare(
+    self, component: np.ndarray, poses: np.ndarray, matches: pairs.Matches
+  ) -> dict[pairs.FramePair, Verdict]:
+    """Fits each pair by itself and compares it with the composed pose."""
+    verdicts = {}
+    for pair in pairs.candidates(len(self._features), self._max_gap):
+      if pair not in matches:
+        lost = min(component[list(pair)]) < 0
+        reason = 'frame without a pose' if lost else 'different components'
+        verdicts[pair] = Verdict(reason=reason, confidence=0.0, matches=0)
+        continue
+      matched = matches[pair]
+      fit = self._fit(*self._rays(pair, matched))
+      composed = _relative(poses, pair)
+      verdicts[pair] = Verdict(
+        reason=self._disagreement(fit, composed),
+        confidence=0.0,
+        matches=len(matched),
+      )
+    return verdicts
+
+  def _disagreement(
+    self, fit: two_view.PairFit | None, composed: np.ndarray
+  ) -> str:
+    if fit is None:
+      return 'too few matches agree'
+    off = camera.inverse(composed)[:, :3] @ fit.target2source[:, :3]
+    if camera.rotation_angle_deg(off) > self._rules.max_rotation_off_deg:
+      return 'own fit turns against the composed pose'
+    if not fit.moves:
+      return 'too little parallax'
+    apart = camera.angle_between_deg(composed[:, 3], fit.target2source[:, 3])
+    if apart > self._rules.max_direction_off_deg:
+      return 'own fit moves against the composed pose'
+    return ''
+
+  def _rays(
+    self, pair: pairs.FramePair, matched: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    source, target = (self._features[frame].rays for frame in pair)
+    return source[matched[:, 0]], target[matched[:, 1]]
+
+  def _verify(
+    self, poses: np.ndarray, pair: pairs.FramePair, matched: np.ndarray
+  ) -> Verdict:
+    """Checks a pair's matches against the joint solution."""
+    source, target = self._rays(pair, matched)
+    relative = _relative(poses, pair)
+    error = two_view.epipolar_error_rad(relative, source, target)
+    depths = two_view.pair_depths(relative, source, target)
+    good = (error < self._max_error_rad) & np.all(depths > 0, axis=0)
+    share = float(good.mean()) if len(good) else 0.0
+    return Verdict(
+      reason=self._weakness(relative, source[good], target[good], share),
+      confidence=share,
+      matches=len(matched),
+    )
+
+  def _weakness(
+    self,
+    relative: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    share: float,
+  ) -> str:
+    rules = self._rules
+    if len(source) < rules.min_inliers:
+      return 'too few matches obey the joint solution'
+    if share < rules.min_inlier_share:
+      return 'too small a share of matches obeys the joint solution'
+    turned = target @ relative[:, :3].T
+    parallax = np.median(np.linalg.norm(turned - source, axis=1))
+    if parallax < np.deg2rad(rules.min_parallax_deg):
+      return 'too little parallax'
+    spread = np.linalg.eigvalsh(source.T @ source / len(source))[0]
+    if spread < rules.min_spread:
+      return 'matches lie too close together'
+    return ''
+
+
+def _shared(
+  one: Int[np.ndarray, 'n'], other: Int[np.ndarray, 'm']
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Points that two frames have in common, and their features."""
+  ids, first, second = np.intersect1d(one, other, return_indices=True)
+  real = ids >= 0
+  return ids[real], first[real], second[real]
+
+
+def _relative(
+  poses: Float[np.ndarray, 'f 3 4'], pair: pairs.FramePair
+) -> Float[np.ndarray, '3 4']:
+  """target2source of a (source, target) pair."""
+  return camera.compose(camera.inverse(poses[pair[0]]), poses[pair[1]])
+
+
+def _inliers(
+  poses: np.ndarray,
+  observations: bundle.Observations,
+  num_points: int,
+  sigma: float,
+) -> tuple[bundle.Observations, np.ndarray]:
+  """Observations that agree on a point, and the points."""
+  for _ in range(2):
+    points = bundle.triangulate(poses, observations, num_points)
+    errors = bundle.errors_rad(poses, points, observations)
+    observations = observations.subset(errors < sigma * observations.noise_rad)
+    observations = _seen_twice(poses, points, observations)
+  points = bundle.triangulate(poses, observations, num_points)
+  finite = np.isfinite(points[observations.point, 0])
+  return observations.subset(finite), points
+
+
+def _seen_twice(
+  poses: np.ndarray, points: np.ndarray, observations: bundle.Observations
+) -> bundle.Observations:
+  parallax = bundle.parallax_rad(poses, points, observations)
+  counts = np.bincount(observations.point, minlength=len(points))
+  good = (counts >= 2) & (parallax > np.deg2rad(_MIN_POINT_PARALLAX_DEG))
+  return observations.subset(good[observations.point])
+
+
+def _concatenate(
+  parts: Sequence[bundle.Observations],
+) -> bundle.Observations:
+  empty = bundle.Observations(
+    frame=np.zeros(0, np.int64),
+    point=np.zeros(0, np.int64),
+    ray=np.zeros((0, 3)),
+    noise_rad=np.zeros(0),
   )
-  return camera.make_pose(rotation, _solve_positions(len(frames), ends, steps))
-
-
-def _chain_rotations(
-  num_frames: int, ends: np.ndarray, relative: np.ndarray, strength: np.ndarray
-) -> Float[np.ndarray, 'f 3 3']:
-  """Frame to scene rotations along the strongest spanning tree."""
-  graph = sparse.csr_array(
-    (1 / (1 + strength), ends.T.astype(np.int32)),
-    shape=(num_frames, num_frames),
+  return bundle.Observations(
+    **{
+      field.name: np.concatenate(
+        [getattr(part, field.name) for part in [empty, *parts]]
+      )
+      for field in dataclasses.fields(bundle.Observations)
+    }
   )
-  tree = csgraph.minimum_spanning_tree(graph)
-  order, before = csgraph.breadth_first_order(tree, 0, directed=False)
-  edge = {(int(a), int(b)): index for index, (a, b) in enumerate(ends)}
-  rotation = np.tile(np.eye(3), (num_frames, 1, 1))
-  for frame in order[1:]:
-    parent = int(before[frame])
-    if (parent, int(frame)) in edge:
-      step = relative[edge[parent, int(frame)]]
-    else:
-      step = relative[edge[int(frame), parent]].T
-    rotation[frame] = rotation[parent] @ step
-  return rotation
 
 
-def _solve_positions(
-  num_frames: int, ends: np.ndarray, steps: np.ndarray
-) -> Float[np.ndarray, 'f 3']:
-  """Positions whose differences are the steps, in the L1 sense; first is 0."""
-  rows = np.arange(len(ends))
-  design = sparse.csr_array(
-    (
-      np.concatenate([-np.ones(len(ends)), np.ones(len(ends))]),
-      (np.concatenate([rows, rows]), np.concatenate([ends[:, 0], ends[:, 1]])),
-    ),
-    shape=(len(ends), num_frames),
-  )[:, 1:]
-  size = np.median(np.linalg.norm(steps, axis=1)) + 1e-12
-  robust = np.ones(len(ends))
-  position = np.zeros((num_frames, 3))
-  for _ in range(_L1_ITERATIONS):
-    weighted = sparse.csr_array(design.T @ sparse.diags_array(robust))
-    solve = linalg.factorized(sparse.csc_array(weighted @ design))
-    position[1:] = np.stack([solve(weighted @ axis) for axis in steps.T], 1)
-    off = np.linalg.norm(design @ position[1:] - steps, axis=1)
-    robust = 1 / np.maximum(off, 1e-3 * size)
-  return position
+def _normalise(
+  component: np.ndarray,
+  poses: np.ndarray,
+  points: np.ndarray,
+  observations: bundle.Observations,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Scales every component so that the median depth of its points is 1."""
+  poses, points = poses.copy(), points.copy()
+  for index in range(component.max(initial=-1) + 1):
+    mine = observations.subset(component[observations.frame] == index)
+    depth = median_depth(poses, points, mine)
+    poses[component == index, :, 3] /= depth
+    points[np.unique(mine.point)] /= depth
+  return poses, points
+
+
+def median_depth(
+  poses: Float[np.ndarray, 'f 3 4'],
+  points: Float[np.ndarray, 'p 3'],
+  observations: bundle.Observations,
+) -> float:
+  """Median distance of what the frames see, over directions.
+
+  Points crowd where texture is; so each counts by the solid angle that it
+  stands for: that of its cell of 10 degrees over the number of points in it.
+  """
+  away = points[observations.point] - poses[observations.frame, :, 3]
+  distance = np.linalg.norm(away, axis=1)
+  u, v = camera.direction_to_equirect(observations.ray, 36, 18)
+  cell = (observations.frame * 18 + v.astype(int)) * 37 + u.astype(int)
+  _, inverse, counts = np.unique(
+    cell, return_inverse=True, return_counts=True
+  )
+  height = np.sqrt(1 - observations.ray[:, 1] ** 2)
+  weights = np.maximum(height, 1e-3) / counts[inverse]
+  return alignment.weighted_median(distance, weights)
+
+
+def drop_counts(
+  verdicts: Mapping[pairs.FramePair, Verdict],
+) -> dict[str, int]:
+  """How many pairs were dropped, by reason."""
+  return dict(
+    collections.Counter(v.reason for v in verdicts.values() if v.reason)
+  )
