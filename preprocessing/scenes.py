@@ -7,6 +7,7 @@ World axes: y down, floor at y = 0, metres.
 """
 
 import dataclasses
+from typing import Sequence
 
 from jaxtyping import Float
 import numpy as np
@@ -133,7 +134,7 @@ class _Builder:
     self,
     centre: tuple[float, float, float],
     half_m: tuple[float, float, float],
-    faces: list[int] | int | None = None,
+    faces: Sequence[int | raycaster.Face] | int | None = None,
     **more: object,
   ) -> None:
     """Adds a box; without `faces` every side gets a texture of its own."""
@@ -235,7 +236,7 @@ class _Builder:
       else:
         yaw = rng.uniform(0, np.pi)
         centre = (place[0], -half[1], place[1])
-        self.box(centre, tuple(half), yaw_rad=yaw, **more)
+        self.box(centre, tuple(half.tolist()), yaw_rad=yaw, **more)
 
 
 def _hall(
@@ -257,7 +258,7 @@ def _hall(
     builder.tiles(width, length),
     *walls[2:],
   ]
-  centre = (0, -height_m / 2, (z_low_m + z_high_m) / 2)
+  centre = (0.0, -height_m / 2, (z_low_m + z_high_m) / 2)
   half = (half_x_m, height_m / 2, length / 2)
   builder.box(centre, half, faces, inside=True)
 
@@ -310,7 +311,7 @@ def _unique_corridor(builder: _Builder, seconds: float) -> walks.Walk:
   for z in np.arange(z_low + 2, z_high - 2, rng.uniform(2.5, 4.5)):
     half = rng.uniform((0.12, 0.2, 0.2), (0.25, 0.7, 0.5))
     x = (half_x - half[0]) * (1 if rng.uniform() < 0.5 else -1)
-    builder.box((x, -half[1], z), tuple(half))
+    builder.box((x, -half[1], z), tuple(half.tolist()))
   if rng.uniform() < 0.5:
     centre = (rng.choice([-1, 1]) * (half_x - 0.3), -0.3, length + 2)
     builder.sphere(centre, 0.3, **builder.motion(0.2))
@@ -333,7 +334,7 @@ def _repeated_corridor(builder: _Builder, seconds: float) -> walks.Walk:
     builder.rough(2 * half_x, height),
     builder.rough(2 * half_x, height),
   ]
-  centre = (0, -height / 2, (first + last) / 2 * period)
+  centre = (0.0, -height / 2, (first + last) / 2 * period)
   half = (half_x, height / 2, (last - first) / 2 * period)
   builder.box(centre, half, per_bay, inside=True)
   pieces = [_bay_piece(builder, side, half_x, height) for side in (-1, 1)]
@@ -383,11 +384,11 @@ def _unique_outdoor(builder: _Builder, seconds: float) -> walks.Walk:
   half = rng.uniform(9, 13)
   curve = walks.loop(rng, half * 0.7, half * rng.uniform(0.55, 0.7))
   dome = builder.add_texture(textures.sky(rng, 1024))
-  builder.sphere((0, 0, 0), 150.0, dome, inside=True, backdrop=True)
+  builder.sphere((0.0, 0.0, 0.0), 150.0, dome, inside=True, backdrop=True)
   paving = (builder.tiles, builder.rough)[rng.integers(2)](2 * half, 2 * half)
-  builder.box((0, 0.05, 0), (half, 0.05, half), paving)
-  field = raycaster.Face(builder.rough(15, 15), (15.0, 15.0))
-  builder.box((0, 0.15, 0), (140, 0.05, 140), [field] * 6)
+  builder.box((0.0, 0.05, 0.0), (half, 0.05, half), paving)
+  field = raycaster.Face(builder.rough(15.0, 15.0), (15.0, 15.0))
+  builder.box((0.0, 0.15, 0.0), (140.0, 0.05, 140.0), [field] * 6)
   _ring_of_buildings(builder, half)
   builder.furnish(
     curve,
@@ -412,7 +413,7 @@ def _ring_of_buildings(builder: _Builder, half_m: float) -> None:
     centre = (away * np.sin(angle), -size[1], away * np.cos(angle))
     # Buildings are seen from afar: coarser than what is near.
     texel_per_m = builder.texel_per_m / 3
-    pixels = np.rint(2 * size * texel_per_m).astype(int)
+    pixels = np.rint(2 * size * texel_per_m).astype(int).tolist()
     base = textures.random_colour(rng)
     front = builder.add_texture(
       textures.facade(
@@ -425,7 +426,7 @@ def _ring_of_buildings(builder: _Builder, half_m: float) -> None:
       )
     )
     faces = [side, front, front, front, side, front]
-    builder.box(centre, tuple(size), faces, yaw_rad=angle)
+    builder.box(centre, tuple(size.tolist()), faces, yaw_rad=angle)
     angle += rng.uniform(1.0, 1.5) * 2 * size[0] / away
 
 

@@ -7,9 +7,10 @@ features are found on them and told apart.
 """
 
 import dataclasses
+from typing import Sequence
 
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
 Image = UInt8[np.ndarray, 'h w 3']
@@ -67,7 +68,7 @@ def random_colour(rng: np.random.Generator, *, vivid: bool = False) -> Colour:
   return 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
 
 
-def _finish(colour: Float32[np.ndarray, 'h w 3']) -> Image:
+def _finish(colour: Float[np.ndarray, 'h w 3']) -> Image:
   return np.clip(colour, 0, 255).astype(np.uint8)
 
 
@@ -115,11 +116,10 @@ def tiles(
   """
   rows = max(2, 2 * round(height / tile_px[0] / 2))
   columns = max(1, round(width / tile_px[1]))
-  y = (np.arange(height) + 0.5) * rows / height
+  y = (np.arange(height, dtype=np.float32) + 0.5) * rows / height
   row = y.astype(np.int32)
-  x = (np.arange(width) + 0.5)[None] * columns / width + bond * (row % 2)[
-    :, None
-  ]
+  x = (np.arange(width, dtype=np.float32) + 0.5) * columns / width
+  x = x + np.float32(bond) * (row % 2)[:, None].astype(np.float32)
   column = np.floor(x).astype(np.int32)
   brightness = 1 + variation * rng.standard_normal((rows, columns, 1))
   hue = 0.06 * rng.standard_normal((rows, columns, 3))
@@ -204,7 +204,7 @@ def facade(
 
 def sky(rng: np.random.Generator, size_px: int) -> Image:
   """Clouds, zenith in the centre and the horizon on the inscribed circle."""
-  centred = (np.arange(size_px) + 0.5) / size_px * 2 - 1
+  centred = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px * 2 - 1
   radius = np.clip(np.hypot(centred[:, None], centred), 0, 1)[..., None]
   blue = np.array([70, 120, 205], np.float32) * np.float32(
     rng.uniform(0.8, 1.1)
@@ -238,7 +238,7 @@ class Atlas:
     return self.origin.shape[1]
 
 
-def build_atlas(textures: list[Image]) -> Atlas:
+def build_atlas(textures: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> Atlas:
   """Packs textures and their smaller versions on shelves, tallest first."""
   cells = []
   for index, texture in enumerate(textures):

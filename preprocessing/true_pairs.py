@@ -50,7 +50,7 @@ def supersampling(size_px: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frame:
+class Frame:
   """What one panorama sees of the static scene, on a coarse grid, metres."""
 
   time_s: float
@@ -61,7 +61,8 @@ class _Frame:
   point_distance: Float[np.ndarray, 'n']
 
 
-def _see(world: scenes.World, time_s: float) -> _Frame:
+def observe(world: scenes.World, time_s: float) -> Frame:
+  """What the walk's panorama sees at a time."""
   frame2world = world.walk.frame2world(time_s)
   rays = raycaster.panorama_rays(_GRID_WIDTH_PX, _GRID_HEIGHT_PX)
   turned = raycaster.rotate(frame2world[:, :3], rays)
@@ -72,12 +73,12 @@ def _see(world: scenes.World, time_s: float) -> _Frame:
   distance = hits.distance.astype(np.float64)
   points = turned[static] * distance[static][:, None] + frame2world[:, 3]
   area = np.hypot(rays[..., 0], rays[..., 2]).astype(np.float64)
-  return _Frame(
+  return Frame(
     time_s, frame2world, distance, points, area[static], distance[static]
   )
 
 
-def _seen_by(frame: _Frame, points: Float[np.ndarray, 'n 3']) -> np.ndarray:
+def _seen_by(frame: Frame, points: Float[np.ndarray, 'n 3']) -> np.ndarray:
   local = camera.transform(camera.inverse(frame.frame2world), points)
   u, v = camera.direction_to_equirect(local, _GRID_WIDTH_PX, _GRID_HEIGHT_PX)
   column = u.astype(int) % _GRID_WIDTH_PX
@@ -88,7 +89,7 @@ def _seen_by(frame: _Frame, points: Float[np.ndarray, 'n 3']) -> np.ndarray:
 
 
 def _shared_points(
-  a: _Frame, b: _Frame
+  a: Frame, b: Frame
 ) -> tuple[Float[np.ndarray, 'n 3'], Float[np.ndarray, 'n']]:
   """Points that both frames see, and their weights."""
   in_b, in_a = _seen_by(b, a.points), _seen_by(a, b.points)
@@ -96,7 +97,7 @@ def _shared_points(
   return points, np.concatenate([a.weights[in_b], b.weights[in_a]])
 
 
-def gauge_m(frames: list[_Frame]) -> float:
+def gauge_m(frames: list[Frame]) -> float:
   """Metres per scene unit: the median distance of static points."""
   return alignment.weighted_median(
     np.concatenate([frame.point_distance for frame in frames]),
@@ -164,7 +165,7 @@ def make_records(
     overlap; the summary for the manifest; rows for the ledger.
   """
   rng = np.random.default_rng([seed, 1])
-  frames = [_see(world, float(t)) for t in range(int(rules.seconds) + 1)]
+  frames = [observe(world, float(t)) for t in range(int(rules.seconds) + 1)]
   splits = records.split_frames(
     video_id,
     len(frames),
@@ -215,8 +216,8 @@ def _rounds(
 
 
 def _choose(
-  source: _Frame,
-  target: _Frame,
+  source: Frame,
+  target: Frame,
   unit_m: float,
   rules: PairRules,
   rng: np.random.Generator,
@@ -240,7 +241,7 @@ def _in_units(
 
 def _record(
   world: scenes.World,
-  ends: tuple[_Frame, _Frame],
+  ends: tuple[Frame, Frame],
   pair: alignment.ViewPair,
   unit_m: float,
   rules: PairRules,
