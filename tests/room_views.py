@@ -20,8 +20,8 @@ class Room:
   ball_centre: tuple[float, float, float] = (0.25, 0.15, 0.9)
   ball_radius: float = 0.25
   seed: int = 0
-  waves: int = 60
-  max_frequency: float = 40.0
+  waves: int = 80
+  max_frequency: float = 70.0
 
   def colour(self, points: np.ndarray) -> np.ndarray:
     """Sum of plane waves of many directions and lengths, per channel."""

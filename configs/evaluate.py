@@ -1,0 +1,34 @@
+"""The protocol of an evaluation: everything that can move its figures.
+
+python -m odin_jax.evaluate --config=configs/evaluate.py --benchmark=records \
+    --data=runs/demo/records --predictor=model --workdir=runs/demo/train \
+    --output=runs/demo/evaluate/model
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+  """The protocol; the only recipe is `default`, its arguments are fields."""
+  fields = dict(
+    # Views are reduced to this size; a model must have been trained for it.
+    image_size_px=32,
+    # Size of the fixed subset of the held-out pairs, and the seed that draws
+    # it; all pairs where there are fewer.
+    num_pairs=128,
+    pairs_seed=0,
+    # Seed of the one sample that each pair gets, and of the shuffled poses.
+    seed=0,
+    batch_size=32,
+    # Sampler of the model: DDIM steps, weight of classifier-free guidance
+    # (1 = none), averaged parameters or the last ones.
+    num_steps=50,
+    guidance=1.0,
+    ema=True,
+  )
+  _, values = common.parse_argument(
+    argument, recipes=['default'], defaults=fields
+  )
+  return ml_collections.ConfigDict(values)

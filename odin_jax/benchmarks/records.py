@@ -1,0 +1,131 @@
+"""The held-out records of a preprocessing run as a benchmark."""
+
+import collections
+import os
+
+import cv2
+from jaxtyping import UInt8
+import numpy as np
+
+from odin_jax.benchmarks import pairs
+from odin_jax.shared import binary, camera, record_folder, schema
+
+SPLIT = 'test'
+_FACTS = (
+  'video_id',
+  'scene_id',
+  'source/time_s',
+  'target/time_s',
+  'source/yaw_deg',
+  'target/yaw_deg',
+  'source/pitch_deg',
+  'target/pitch_deg',
+  'fov_deg',
+  'overlap',
+  'confidence',
+  'hops',
+)
+
+
+def choose(video_ids: list[str], num_pairs: int, seed: int) -> list[int]:
+  """Positions of `num_pairs` records, spread evenly over the videos.
+
+  Videos take turns, each giving its records in a seeded random order, until
+  there are enough: a long video cannot crowd out the others.
+
+  Args:
+    video_ids: the video of every record.
+    num_pairs: how many to choose; all where there are fewer.
+    seed: same seed and records, same choice.
+
+  Returns:
+    positions in ascending order.
+  """
+  generator = np.random.default_rng(seed)
+  of_video = collections.defaultdict(list)
+  for position in generator.permutation(len(video_ids)):
+    of_video[video_ids[position]].append(int(position))
+  turns = [
+    (turn, video, position)
+    for video, positions in of_video.items()
+    for turn, position in enumerate(positions)
+  ]
+  return sorted(position for _, _, position in sorted(turns)[:num_pairs])
+
+
+def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
+  """A JPEG as a square sRGB view, made smaller by area averaging."""
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  if image is None or image.shape[0] != image.shape[1]:
+    raise binary.UserError(f'{where}: its image is no square JPEG')
+  if image.shape[0] < size_px:
+    raise binary.UserError(
+      f'{where}: its views have {image.shape[0]} px, less than the '
+      f'{size_px} px asked for; lower the image size'
+    )
+  image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _pair(
+  record: schema.Record, position: int, size_px: int, where: str
+) -> pairs.PosedPair:
+  target2source = record['target2source'].astype(np.float64)
+  return pairs.PosedPair(
+    source=_view(record['source/image'], size_px, where),
+    truth=_view(record['target/image'], size_px, where),
+    target2source=target2source,
+    fov_deg=record['fov_deg'],
+    facts={
+      'record': position,
+      **{name.replace('/', '_'): record[name] for name in _FACTS},
+      'rotation_deg': float(camera.rotation_angle_deg(target2source[:, :3])),
+      'translation': float(np.linalg.norm(target2source[:, 3])),
+    },
+  )
+
+
+def held_out_pairs(
+  folder: str | os.PathLike[str],
+  *,
+  image_size_px: int,
+  num_pairs: int,
+  seed: int,
+) -> pairs.PairSet:
+  """A fixed subset of the test split, the same for every predictor.
+
+  Args:
+    folder: output of `preprocessing.run` or `preprocessing.worlds`.
+    image_size_px: views are reduced to this size by area averaging.
+    num_pairs: how many; all where the split has fewer.
+    seed: of the choice.
+
+  Raises:
+    binary.UserError: no such folder, no test records, a damaged record, or
+      views smaller than `image_size_px`.
+  """
+  records = record_folder.RecordFolder(folder, SPLIT)
+  try:
+    video_ids = [record['video_id'] for record in records]
+    chosen = choose(video_ids, num_pairs, seed)
+    found = [
+      _pair(records[i], i, image_size_px, f'{folder}: {SPLIT} record {i}')
+      for i in chosen
+    ]
+  except schema.SchemaError as error:
+    raise binary.UserError(
+      f'{folder}: not records of schema {schema.SCHEMA_VERSION} ({error}); '
+      'make them again with preprocessing.run'
+    ) from error
+  return pairs.PairSet(
+    pairs=found,
+    protocol={
+      'split': SPLIT,
+      'records_in_split': len(records),
+      'videos_in_split': len(set(video_ids)),
+      'num_pairs': len(found),
+      'choice': 'videos take turns, each giving its records in an order drawn '
+      'with the seed',
+      'resize': 'area average of the decoded JPEG (cv2.INTER_AREA)',
+    },
+  )

@@ -1,0 +1,243 @@
+"""Scores a predictor on the held-out pairs of a benchmark.
+
+  python -m odin_jax.evaluate --config=configs/evaluate.py --benchmark=records \
+      --data=runs/demo/records --predictor=model --workdir=runs/demo/train \
+      --output=runs/demo/evaluate/model
+
+Every pair gets one prediction, never the best of several. `--predictor=copy`
+and `--predictor=mean` need no `--workdir`: they are what a model has to beat.
+`--shuffle_poses` gives each pair the pose of another one and leaves all else
+as it was: a model that uses the pose gets worse.
+
+Output: `metrics.json` (the whole protocol, mean scores, one row per pair) and
+`pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
+"""
+
+import platform
+from typing import Any
+
+from absl import flags, logging
+import cv2
+import flax
+import jax
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+import tqdm
+
+from odin_jax import metrics, predictors
+from odin_jax.benchmarks import BENCHMARKS
+from odin_jax.benchmarks.pairs import PosedPair
+from odin_jax.shared import binary
+
+_TOOL = 'odin_jax.evaluate'
+_CONFIG = binary.define_config('configs/evaluate.py')
+_BENCHMARK = flags.DEFINE_enum(
+  'benchmark', 'records', sorted(BENCHMARKS), 'Layout of --data.'
+)
+_DATA = flags.DEFINE_string(
+  'data', None, 'Folder of the benchmark, e.g. the output of preprocessing.'
+)
+_PREDICTOR = flags.DEFINE_enum(
+  'predictor',
+  'model',
+  predictors.NAMES,
+  'model: samples of a trained model; copy: the source view itself; mean: its '
+  'mean colour.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the training run; for --predictor=model.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for metrics.json and pairs/.'
+)
+_SHUFFLE_POSES = flags.DEFINE_bool(
+  'shuffle_poses', False, "Give each pair another pair's pose, as a control."
+)
+flags.mark_flags_as_required(['data', 'output'])
+_BASELINES = {'copy': predictors.Copy, 'mean': predictors.Mean}
+
+
+def derangement(count: int, seed: int) -> Int[np.ndarray, 'n']:
+  """A seeded permutation that leaves nothing in its place: one random cycle.
+
+  Raises:
+    ValueError: fewer than two items.
+  """
+  if count < 2:
+    raise ValueError(f'{count} items cannot change places')
+  cycle = np.random.default_rng(seed).permutation(count)
+  order = np.empty(count, np.int64)
+  order[cycle] = np.roll(cycle, 1)
+  return order
+
+
+def predict_all(
+  predictor: predictors.Predictor,
+  pairs: list[PosedPair],
+  poses: Float[np.ndarray, 'n 3 4'],
+  seeds: Int[np.ndarray, 'n'],
+  batch_size: int,
+) -> UInt8[np.ndarray, 'n s s 3']:
+  """One 8-bit prediction per pair."""
+  predictions = []
+  starts = range(0, len(pairs), batch_size)
+  for start in tqdm.tqdm(starts, desc='predict', unit='batch'):
+    batch = pairs[start : start + batch_size]
+    images = predictor.predict(
+      np.stack([pair.source for pair in batch]),
+      poses[start : start + batch_size],
+      np.array([pair.fov_deg for pair in batch]),
+      seeds[start : start + batch_size],
+    )
+    predictions.extend(images)
+  return np.round(np.clip(predictions, 0, 1) * 255).astype(np.uint8)
+
+
+def _load_predictor(config: Any) -> predictors.Predictor:
+  if _PREDICTOR.value != 'model':
+    return _BASELINES[_PREDICTOR.value]()
+  if not _WORKDIR.value:
+    raise binary.UserError(
+      '--workdir: not given; --predictor=model needs the training run'
+    )
+  predictor = predictors.load_model(
+    binary.require_folder(_WORKDIR.value, 'a training run'),
+    num_steps=config.num_steps,
+    guidance=config.guidance,
+    ema=config.ema,
+  )
+  if predictor.image_size_px != config.image_size_px:
+    raise binary.UserError(
+      f'{_WORKDIR.value}: its model makes {predictor.image_size_px} px images '
+      f'and the protocol asks for {config.image_size_px} px; give '
+      f'--config.image_size_px={predictor.image_size_px}'
+    )
+  return predictor
+
+
+def _software() -> dict[str, str]:
+  return {
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'numpy': np.__version__,
+    'opencv': cv2.__version__,
+    'device': jax.devices()[0].device_kind,
+  }
+
+
+def _write_images(output, index: str, views: dict[str, np.ndarray]) -> dict:
+  """Writes pairs/INDEX_NAME.png; returns their names under `output`."""
+  names = {}
+  for name, image in views.items():
+    names[name] = f'pairs/{index}_{name}.png'
+    path = output / names[name]
+    with binary.atomic_path(path) as temporary:
+      if not cv2.imwrite(str(temporary), image[..., ::-1]):
+        raise OSError(None, 'cannot be written', str(path))
+  return names
+
+
+def _fresh_output():
+  """The output folder without the results of an earlier run of this tool."""
+  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  (output / 'metrics.json').unlink(missing_ok=True)
+  (output / 'pairs').mkdir(exist_ok=True)
+  for image in (output / 'pairs').glob('*.png'):
+    image.unlink()
+  return output
+
+
+def main() -> None:
+  watch = binary.Stopwatch()
+  config = _CONFIG.value
+  if min(config.num_pairs, config.batch_size) < 1:
+    raise binary.UserError('num_pairs and batch_size must be at least 1')
+  if config.image_size_px < metrics.SSIM_WINDOW_PX:
+    raise binary.UserError(
+      f'image_size_px={config.image_size_px}: SSIM needs at least '
+      f'{metrics.SSIM_WINDOW_PX} px'
+    )
+  predictor = _load_predictor(config)
+  pair_set = BENCHMARKS[_BENCHMARK.value](
+    _DATA.value,
+    image_size_px=config.image_size_px,
+    num_pairs=config.num_pairs,
+    seed=config.pairs_seed,
+  )
+  pairs = pair_set.pairs
+  count = len(pairs)
+  order = np.arange(count)
+  if _SHUFFLE_POSES.value:
+    if count < 2:
+      raise binary.UserError(
+        f'{_DATA.value}: {count} held-out pair; shuffling poses needs two'
+      )
+    order = derangement(count, config.seed)
+  output = _fresh_output()
+  poses = np.stack([pairs[other].target2source for other in order])
+  seeds = np.random.default_rng(config.seed).integers(2**31 - 1, size=count)
+  samples = predict_all(predictor, pairs, poses, seeds, config.batch_size)
+
+  truth = np.stack([pair.truth for pair in pairs])
+  scores = metrics.score(samples / 255, truth / 255)
+  digits = max(3, len(str(count - 1)))
+  rows = []
+  for index, pair in enumerate(pairs):
+    views = {
+      'source': pair.source,
+      'truth': pair.truth,
+      'sample': samples[index],
+    }
+    rows.append(
+      {
+        'index': index,
+        **pair.facts,
+        'target2source': pair.target2source.ravel().tolist(),
+        'pose_of_pair': int(order[index]),
+        'seed': int(seeds[index]),
+        **scores[index],
+        'files': _write_images(output, f'{index:0{digits}d}', views),
+      }
+    )
+  mean = metrics.mean_score(scores)
+  protocol = {
+    'benchmark': _BENCHMARK.value,
+    'data': str(_DATA.value),
+    **pair_set.protocol,
+    'predictor': _PREDICTOR.value,
+    'workdir': _WORKDIR.value if _PREDICTOR.value == 'model' else None,
+    'shuffle_poses': _SHUFFLE_POSES.value,
+    'samples_per_pair': 1,
+    'config': config.to_dict(),
+    'model': predictor.protocol,
+    'metrics': {
+      **metrics.DEFINITIONS,
+      'images': 'scores are of the 8-bit images in pairs/',
+    },
+    'software': _software(),
+  }
+  binary.write_json(
+    output / 'metrics.json',
+    {
+      'protocol': protocol,
+      'mean': mean,
+      'pairs': rows,
+      'figures': watch.figures(),
+    },
+  )
+  lpips = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
+  logging.info(
+    '%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s (%s)',
+    _PREDICTOR.value,
+    ' with shuffled poses' if _SHUFFLE_POSES.value else '',
+    count,
+    mean['psnr'],
+    mean['ssim'],
+    lpips,
+    output / 'metrics.json',
+  )
+
+
+if __name__ == '__main__':
+  binary.run(main)

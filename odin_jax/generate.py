@@ -1,0 +1,260 @@
+"""Imagines the views along a camera path from one image.
+
+  python -m odin_jax.generate --workdir=runs/demo/train --image=photo.jpg \
+      --trajectory=forward --output=runs/demo/generate
+
+The image becomes the first view (its square middle, at the size of the model).
+The other views follow one after another, each conditioned on a view that
+exists already (`--condition_on`):
+
+* `input`, the default: always the given image. The model looks at one source,
+  and this is the only one free of its own mistakes, so they do not pile up.
+  All views start from the same noise (`--seed`), and DDIM is deterministic
+  after that: what the model makes up changes smoothly along the path.
+* `previous`: the view before. It reaches farther than one image can show, but
+  every view inherits the blur and the drift of all before it.
+* `random`: any view that exists, drawn with the seed (as Watson et al., "Novel
+  view synthesis with diffusion models", 2022, do per denoising step).
+
+Output: `frames/000.png` (the input image), `frames/001.png`, ...; `poses.json`
+with `fov_deg`, `width`, `height` and `frames` (`file` and `camera2scene`, 12
+numbers row-major: x_scene = R @ x_camera + t, in the axes of the first view;
+the median depth of the scene is 1); `video.mp4`; `generate.json`.
+"""
+
+import pathlib
+
+from absl import flags, logging
+import av
+import cv2
+from jaxtyping import Float, UInt8
+import numpy as np
+import tqdm
+
+from odin_jax import predictors
+from odin_jax.geometry import trajectory
+from odin_jax.shared import binary, camera
+
+_TOOL = 'odin_jax.generate'
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
+_IMAGE = flags.DEFINE_string(
+  'image', None, 'The image to start from; its square middle is used.'
+)
+_TRAJECTORY = flags.DEFINE_enum(
+  'trajectory', 'forward', sorted(trajectory.PATHS), 'The camera path.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for frames/, poses.json, video.mp4, generate.json.'
+)
+_NUM_FRAMES = flags.DEFINE_integer(
+  'num_frames', 16, 'Views in all, the input image included.', lower_bound=2
+)
+_STEP = flags.DEFINE_float(
+  'step',
+  0.05,
+  'Length of one step in scene units (1 is the median depth of the scene).',
+  lower_bound=1e-6,
+)
+_FOV_DEG = flags.DEFINE_float(
+  'fov_deg',
+  90.0,
+  "Field of view of the image's square middle, degrees.",
+  lower_bound=1.0,
+  upper_bound=170.0,
+)
+_CONDITION_ON = flags.DEFINE_enum(
+  'condition_on',
+  'input',
+  ['input', 'previous', 'random'],
+  'Which existing view each new one is made from.',
+)
+_SEED = flags.DEFINE_integer(
+  'seed',
+  0,
+  'Seed of the sampler and of --condition_on=random.',
+  lower_bound=0,
+  upper_bound=2**31 - 1,
+)
+_NUM_STEPS = flags.DEFINE_integer(
+  'num_steps', 50, 'DDIM steps per view.', lower_bound=1
+)
+_GUIDANCE = flags.DEFINE_float(
+  'guidance', 1.0, 'Weight of classifier-free guidance; 1 is none.'
+)
+_EMA = flags.DEFINE_bool('ema', True, 'Sample with averaged parameters.')
+_FRAMES_PER_S = flags.DEFINE_integer(
+  'frames_per_s', 8, 'Frame rate of video.mp4.', lower_bound=1
+)
+flags.mark_flags_as_required(['workdir', 'image', 'output'])
+# Small views are enlarged in the video (not in frames/) for people to see.
+_MIN_VIDEO_PX = 256
+
+
+def read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
+  """The square middle of an image file, area-averaged to `size_px`.
+
+  Raises:
+    binary.UserError: no such file, or no image in it.
+  """
+  image = cv2.imread(str(binary.require_file(path, 'the image to start from')))
+  if image is None:
+    raise binary.UserError(
+      f'{path}: cannot be read as an image; give a JPEG or PNG file'
+    )
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  image = image[top : top + side, left : left + side]
+  interpolation = cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC
+  image = cv2.resize(image, (size_px, size_px), interpolation=interpolation)
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def sources(kind: str, num_frames: int, seed: int) -> list[int]:
+  """Which view each view after the first is conditioned on."""
+  generator = np.random.default_rng(seed)
+  choices = {
+    'input': lambda index: 0,
+    'previous': lambda index: index - 1,
+    'random': lambda index: int(generator.integers(index)),
+  }
+  return [choices[kind](index) for index in range(1, num_frames)]
+
+
+def imagine(
+  predictor: predictors.Predictor,
+  image: UInt8[np.ndarray, 's s 3'],
+  camera2scene: Float[np.ndarray, 'n 3 4'],
+  fov_deg: float,
+  conditioned_on: list[int],
+  seed: int,
+) -> UInt8[np.ndarray, 'n s s 3']:
+  """The views at all poses; the first is the image itself.
+
+  Views whose sources exist are made together, in one batch.
+  """
+  frames = {0: image}
+  source_of = dict(enumerate(conditioned_on, start=1))
+  with tqdm.tqdm(total=len(source_of), desc='generate', unit='view') as bar:
+    while waiting := [index for index in source_of if index not in frames]:
+      ready = [index for index in waiting if source_of[index] in frames]
+      samples = predictor.predict(
+        np.stack([frames[source_of[index]] for index in ready]),
+        np.stack(
+          [
+            camera.compose(
+              camera.inverse(camera2scene[source_of[index]]),
+              camera2scene[index],
+            )
+            for index in ready
+          ]
+        ),
+        np.full(len(ready), fov_deg),
+        np.full(len(ready), seed),
+      )
+      samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
+      frames.update(zip(ready, samples))
+      bar.update(len(ready))
+  return np.stack([frames[index] for index in range(len(frames))])
+
+
+def write_video(
+  path: pathlib.Path, frames: UInt8[np.ndarray, 'n s s 3'], frames_per_s: int
+) -> None:
+  """H.264 in yuv420p, which every browser plays; even sides, enlarged whole."""
+  size = frames.shape[1]
+  scale = -(-_MIN_VIDEO_PX // size)
+  side = size * scale + size * scale % 2
+  with av.open(str(path), 'w', options={'movflags': '+faststart'}) as container:
+    stream = container.add_stream(
+      'libx264', rate=frames_per_s, options={'crf': '16'}
+    )
+    stream.width = stream.height = side
+    stream.pix_fmt = 'yuv420p'
+    for frame in frames:
+      if side != size:
+        frame = cv2.resize(
+          frame, (side, side), interpolation=cv2.INTER_LANCZOS4
+        )
+      picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+      container.mux(stream.encode(picture))
+    container.mux(stream.encode())
+
+
+def _write_frames(
+  output: pathlib.Path, frames: UInt8[np.ndarray, 'n s s 3']
+) -> list[str]:
+  """Writes frames/000.png ...; returns their names under `output`."""
+  folder = output / 'frames'
+  folder.mkdir(exist_ok=True)
+  for old in folder.glob('*.png'):
+    old.unlink()
+  digits = max(3, len(str(len(frames) - 1)))
+  names = [f'frames/{index:0{digits}d}.png' for index in range(len(frames))]
+  for name, frame in zip(names, frames):
+    with binary.atomic_path(output / name) as temporary:
+      if not cv2.imwrite(str(temporary), frame[..., ::-1]):
+        raise OSError(None, 'cannot be written', str(output / name))
+  return names
+
+
+def main() -> None:
+  watch = binary.Stopwatch()
+  predictor = predictors.load_model(
+    binary.require_folder(_WORKDIR.value, 'a training run'),
+    num_steps=_NUM_STEPS.value,
+    guidance=_GUIDANCE.value,
+    ema=_EMA.value,
+  )
+  size = predictor.image_size_px
+  image = read_image(pathlib.Path(_IMAGE.value), size)
+  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  # Readers take poses.json for a finished run; it is written last but one.
+  (output / 'poses.json').unlink(missing_ok=True)
+  camera2scene = trajectory.camera_path(
+    _TRAJECTORY.value, _NUM_FRAMES.value, _STEP.value
+  )
+  conditioned_on = sources(_CONDITION_ON.value, len(camera2scene), _SEED.value)
+  frames = imagine(
+    predictor, image, camera2scene, _FOV_DEG.value, conditioned_on, _SEED.value
+  )
+  names = _write_frames(output, frames)
+  with binary.atomic_path(output / 'video.mp4') as temporary:
+    write_video(temporary, frames, _FRAMES_PER_S.value)
+  binary.write_json(
+    output / 'poses.json',
+    {
+      'fov_deg': _FOV_DEG.value,
+      'width': size,
+      'height': size,
+      'frames': [
+        {'file': name, 'camera2scene': pose.ravel().tolist()}
+        for name, pose in zip(names, camera2scene)
+      ],
+    },
+  )
+  binary.write_json(
+    output / 'generate.json',
+    {
+      'image': str(_IMAGE.value),
+      'workdir': str(_WORKDIR.value),
+      'trajectory': _TRAJECTORY.value,
+      'num_frames': len(frames),
+      'step': _STEP.value,
+      'seed': _SEED.value,
+      'condition_on': _CONDITION_ON.value,
+      'conditioned_on': [None, *conditioned_on],
+      'model': predictor.protocol,
+      **watch.figures(),
+    },
+  )
+  logging.info(
+    '%d views along %s (%s)',
+    len(frames),
+    _TRAJECTORY.value,
+    output / 'video.mp4',
+  )
+
+
+if __name__ == '__main__':
+  binary.run(main)
