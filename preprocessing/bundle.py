@@ -71,9 +71,9 @@ def triangulate(
   )
   points = np.full((num_points, 3), np.nan)
   solvable = np.linalg.det(normal) > 1e-9
-  points[solvable] = np.linalg.solve(normal[solvable], right[solvable, :, None])[
-    ..., 0
-  ]
+  points[solvable] = np.linalg.solve(
+    normal[solvable], right[solvable, :, None]
+  )[..., 0]
   return points
 
 
@@ -233,7 +233,10 @@ def _linearise(
 
 def _solve(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray]:
   """The damped Gauss-Newton step; the first pose stays."""
-  poses, points = _damped(system.poses, damping), _damped(system.points, damping)
+  poses, points = (
+    _damped(system.poses, damping),
+    _damped(system.points, damping),
+  )
   inverse = np.linalg.inv(points)
   num_points = len(points)
   eliminate = system.coupling @ sparse.bsr_array(

@@ -76,8 +76,7 @@ def chain(
   ] + [
     (pair, fits[pair], 0.0)
     for pair in pairs
-    if not fits[pair].moves
-    and component[pair[0]] == component[pair[1]] >= 0
+    if not fits[pair].moves and component[pair[0]] == component[pair[1]] >= 0
   ]
   frame2scene = np.tile(camera.identity_pose(), (num_frames, 1, 1))
   for index in range(component.max(initial=-1) + 1):

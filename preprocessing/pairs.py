@@ -70,9 +70,7 @@ class Tracks:
     _, self.point = np.unique(roots[order], return_inverse=True)
     self.num_points = int(self.point.max(initial=-1)) + 1
 
-  def by_feature(
-    self, frame: int, num_features: int
-  ) -> Int[np.ndarray, 'n']:
+  def by_feature(self, frame: int, num_features: int) -> Int[np.ndarray, 'n']:
     """The point of each feature of a frame, -1 where it has none."""
     points = np.full(num_features, -1)
     here = self.frame == frame
@@ -83,6 +81,8 @@ class Tracks:
 def _edges(
   matches: Matches, starts: Int[np.ndarray, 'f']
 ) -> Iterator[tuple[int, int]]:
-  for first, second in sorted(matches, key=lambda pair: (pair[1] - pair[0], pair)):
+  for first, second in sorted(
+    matches, key=lambda pair: (pair[1] - pair[0], pair)
+  ):
     shifted = matches[first, second] + [[starts[first], starts[second]]]
     yield from map(tuple, shifted.tolist())

@@ -11,7 +11,6 @@
    is refined together. Each pair is checked against the result.
 """
 
-import collections
 import dataclasses
 from typing import Callable, Mapping, Sequence
 
@@ -255,9 +254,7 @@ class Solver:
         self._arrivals[frame] = self._arrivals[frame][keep]
     return mask
 
-  def _chain(
-    self, matches: pairs.Matches, tracks: pairs.Tracks
-  ) -> chain.Chain:
+  def _chain(self, matches: pairs.Matches, tracks: pairs.Tracks) -> chain.Chain:
     points = [
       tracks.by_feature(frame, len(features))
       for frame, features in enumerate(self._features)
@@ -526,27 +523,31 @@ def median_depth(
   points: Float[np.ndarray, 'p 3'],
   observations: bundle.Observations,
 ) -> float:
-  """Median distance of what the frames see, over directions.
-
-  Points crowd where texture is; so each counts by the solid angle that it
-  stands for: that of its cell of 10 degrees over the number of points in it.
-  """
+  """Median distance of what the frames see, over directions."""
   away = points[observations.point] - poses[observations.frame, :, 3]
-  distance = np.linalg.norm(away, axis=1)
-  u, v = camera.direction_to_equirect(observations.ray, 36, 18)
-  cell = (observations.frame * 18 + v.astype(int)) * 37 + u.astype(int)
-  _, inverse, counts = np.unique(
-    cell, return_inverse=True, return_counts=True
+  weights = np.concatenate(
+    [np.zeros(0)]
+    + [
+      direction_weights(away[observations.frame == frame])
+      for frame in range(len(poses))
+    ]
   )
-  height = np.sqrt(1 - observations.ray[:, 1] ** 2)
-  weights = np.maximum(height, 1e-3) / counts[inverse]
-  return alignment.weighted_median(distance, weights)
+  order = np.argsort(observations.frame, kind='stable')
+  return alignment.weighted_median(np.linalg.norm(away[order], axis=1), weights)
 
 
-def drop_counts(
-  verdicts: Mapping[pairs.FramePair, Verdict],
-) -> dict[str, int]:
-  """How many pairs were dropped, by reason."""
-  return dict(
-    collections.Counter(v.reason for v in verdicts.values() if v.reason)
+def direction_weights(
+  away: Float[np.ndarray, 'n 3'],
+) -> Float[np.ndarray, 'n']:
+  """The solid angle that each point stands for, seen from the origin.
+
+  Points crowd where texture is. So each gets the solid angle of its cell of
+  10 degrees, shared with the other points in it.
+  """
+  away = away / np.linalg.norm(away, axis=1, keepdims=True)
+  u, v = camera.direction_to_equirect(away, 36, 18)
+  _, cell, counts = np.unique(
+    37 * v.astype(int) + u.astype(int), return_inverse=True, return_counts=True
   )
+  height = np.hypot(away[:, 0], away[:, 2])
+  return np.maximum(height, 1e-3) / counts[cell]

@@ -60,9 +60,7 @@ class SphereMatcher:
       enable_precise_upscale=True,
     )
 
-  def describe(
-    self, panorama: UInt8[np.ndarray, 'h w 3']
-  ) -> matchers.Features:
+  def describe(self, panorama: UInt8[np.ndarray, 'h w 3']) -> matchers.Features:
     """RootSIFT features of a panorama; see `Matcher.describe`."""
     faces = [self._describe_face(panorama, *face) for face in _FACES_DEG]
     return matchers.Features(
