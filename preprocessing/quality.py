@@ -119,7 +119,7 @@ def _relative(
   return camera.compose(camera.inverse(a), b)
 
 
-def frames_behind(component: Component) -> dict[str, float]:
+def frames_behind(component: Component) -> dict[str, int | float]:
   """Whether the frames lie along the path in the order of their times.
 
   Returns:

@@ -24,29 +24,22 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Any, Iterator
+from typing import Any
 
 from absl import flags
-import av
-from jaxtyping import UInt8
 import numpy as np
 from tqdm import tqdm
 
 from odin_jax.shared import binary, camera
 from preprocessing import (
   alignment,
-  raycaster,
+  footage,
   records,
   scenes,
   true_pairs,
 )
 
 TOOL = 'preprocessing.worlds'
-RENDERED_FPS = 5
-STREAM_FPS = 30
-# Texture resolution: as fine as the picture at this distance.
-_NEAR_M = 1.6
-_TRUTH_HEIGHT_PX, _TRUTH_WIDTH_PX = 96, 192
 
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write; new, or made by this command.'
@@ -91,84 +84,6 @@ _TEST_FRACTION = flags.DEFINE_float(
 )
 
 
-def make_world(
-  kinds: list[str], index: int, *, seed: int, seconds: float, px_per_rad: float
-) -> scenes.World:
-  """World `index` of a seed, with textures that suit a resolution."""
-  return scenes.build_world(
-    kinds[index % len(kinds)],
-    np.random.default_rng([seed, index]),
-    seconds=seconds,
-    texel_per_m=min(px_per_rad / _NEAR_M, 160.0),
-  )
-
-
-def frame_times_s(seconds: float, fps: int) -> np.ndarray:
-  """k / fps for all k that lie in a video of this length."""
-  return np.arange(round(seconds * fps)) / fps
-
-
-def render_panorama(
-  world: scenes.World, time_s: float, *, width: int, height: int
-) -> UInt8[np.ndarray, 'h w 3']:
-  """The panorama that the walk's camera sees at a time."""
-  frame2world = world.walk.frame2world(time_s)
-  rays = raycaster.panorama_rays(width, height)
-  rays = raycaster.rotate(frame2world[:, :3], rays)
-  hits = world.scene.cast(frame2world[:, 3], rays, time_s)
-  return world.scene.paint(
-    frame2world[:, 3], rays, hits, time_s, pixel_rad=np.pi / height
-  )
-
-
-def truth(
-  world: scenes.World,
-  times_s: np.ndarray,
-  *,
-  width: int = _TRUTH_WIDTH_PX,
-  height: int = _TRUTH_HEIGHT_PX,
-) -> dict[str, np.ndarray]:
-  """The contents of `NAME.truth.npz` (module docstring)."""
-  poses, depths, moving = [], [], []
-  rays = raycaster.panorama_rays(width, height)
-  for time_s in times_s:
-    frame2world = world.walk.frame2world(time_s)
-    turned = raycaster.rotate(frame2world[:, :3], rays)
-    hits = world.scene.cast(frame2world[:, 3], turned, time_s)
-    poses.append(frame2world)
-    depths.append(hits.distance)
-    moving.append(world.scene.surface_moves[hits.surface])
-  return {
-    'time_s': np.asarray(times_s, np.float64),
-    'frame2world': np.stack(poses),
-    'depth': np.stack(depths),
-    'moving': np.stack(moving),
-    'kind': np.array(world.kind),
-  }
-
-
-def write_video(
-  path: pathlib.Path, pictures: Iterator[UInt8[np.ndarray, 'h w 3']]
-) -> None:
-  """Encodes pictures as H.264, each held for 1 / RENDERED_FPS seconds."""
-  with binary.atomic_path(path) as temporary, av.open(temporary, 'w') as file:
-    stream = None
-    for picture in pictures:
-      if stream is None:
-        stream = file.add_stream('libx264', rate=STREAM_FPS)
-        stream.height, stream.width = picture.shape[:2]
-        stream.pix_fmt = 'yuv420p'
-        stream.options = {'crf': '16', 'preset': 'veryfast'}
-        # One thread: the same bytes on every machine.
-        stream.codec_context.thread_count = 1
-      frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
-      frame = frame.reformat(format='yuv420p')
-      for _ in range(STREAM_FPS // RENDERED_FPS):
-        frame.pts = None
-        file.mux(stream.encode(frame))
-    file.mux(stream.encode(None))
-
-
 def make_video(output: pathlib.Path, index: int, kinds: list[str]) -> str:
   """Writes video and truth of one world, unless both are there already.
 
@@ -180,18 +95,19 @@ def make_video(output: pathlib.Path, index: int, kinds: list[str]) -> str:
   if video.is_file() and truth_path.is_file():
     return name
   size = {'width': _WIDTH.value, 'height': _HEIGHT.value}
-  world = make_world(
+  world = footage.make_world(
     kinds,
     index,
     seed=_SEED.value,
     seconds=_SECONDS.value,
     px_per_rad=_HEIGHT.value / np.pi,
   )
-  times_s = frame_times_s(_SECONDS.value, RENDERED_FPS)
+  times_s = footage.picture_times_s(_SECONDS.value)
   with binary.atomic_path(truth_path) as temporary:
-    np.savez_compressed(temporary, **truth(world, times_s))
+    np.savez_compressed(temporary, **footage.truth(world, times_s))
   bar = tqdm(times_s, desc=name, unit='frame')
-  write_video(video, (render_panorama(world, t, **size) for t in bar))
+  pictures = (footage.render_panorama(world, t, **size) for t in bar)
+  footage.write_video(video, pictures)
   return name
 
 
@@ -258,7 +174,7 @@ def _write_world_part(
   fingerprint: str,
 ) -> None:
   size_px = rules.size_px * true_pairs.supersampling(rules.size_px)
-  world = make_world(
+  world = footage.make_world(
     kinds,
     index,
     seed=_SEED.value,

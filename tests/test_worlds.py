@@ -15,6 +15,7 @@ import pytest
 from odin_jax.shared import camera, record_folder
 from preprocessing import (
   alignment,
+  footage,
   panorama,
   quality,
   raycaster,
@@ -22,7 +23,6 @@ from preprocessing import (
   textures,
   true_pairs,
   walks,
-  worlds,
 )
 
 _WIDTH, _HEIGHT = 256, 128
@@ -327,7 +327,7 @@ def test_videos_show_what_the_truth_says(videos):
     assert truth['depth'].shape == truth['moving'].shape == (5, 96, 192)
     assert truth['depth'].dtype == np.float32
     assert truth['moving'].dtype == bool
-    place = worlds.make_world(
+    place = footage.make_world(
       list(scenes.KINDS), index, seed=5, seconds=1.0, px_per_rad=64 / np.pi
     )
     with av.open(str(videos / f'{name}.mp4')) as file:
@@ -398,13 +398,13 @@ def test_pairs_are_records_with_true_poses(pairs):
     assert rotation < 1e-4 and translation < 1e-5
   manifest = json.loads((pairs / 'manifest.json').read_text())
   assert manifest['counts']['test'] == 24
-  place = worlds.make_world(
+  place = footage.make_world(
     list(scenes.KINDS), 0, seed=2, seconds=8.0, px_per_rad=48.0
   )
   for record in list(folder)[:6]:
     found = quality.gather_components([record])[0]
     errors = quality.pose_errors(
-      found, worlds.truth(place, np.arange(9.0), width=16, height=8)
+      found, footage.truth(place, np.arange(9.0), width=16, height=8)
     )
     assert errors['rotation_deg'].max() < 1e-4
     assert errors['direction_deg'].max() < 1e-3

@@ -1,0 +1,112 @@
+"""What the camera of a procedural world records: pictures, truth, video."""
+
+import pathlib
+from typing import Iterator, Sequence
+
+import av
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from odin_jax.shared import binary
+from preprocessing import raycaster, scenes
+
+RENDERED_FPS = 5
+STREAM_FPS = 30
+# Texture resolution: as fine as the picture at this distance.
+_NEAR_M = 1.6
+_TRUTH_HEIGHT_PX, _TRUTH_WIDTH_PX = 96, 192
+
+
+def make_world(
+  kinds: Sequence[str],
+  index: int,
+  *,
+  seed: int,
+  seconds: float,
+  px_per_rad: float,
+) -> scenes.World:
+  """World `index` of a seed, with textures that suit a resolution."""
+  return scenes.build_world(
+    kinds[index % len(kinds)],
+    np.random.default_rng([seed, index]),
+    seconds=seconds,
+    texel_per_m=min(px_per_rad / _NEAR_M, 160.0),
+  )
+
+
+def picture_times_s(seconds: float) -> Float[np.ndarray, 'n']:
+  """k / RENDERED_FPS for all k that lie in a video of this length."""
+  return np.arange(round(seconds * RENDERED_FPS)) / RENDERED_FPS
+
+
+def render_panorama(
+  world: scenes.World, time_s: float, *, width: int, height: int
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The panorama that the walk's camera sees at a time."""
+  frame2world = world.walk.frame2world(time_s)
+  rays = raycaster.panorama_rays(width, height)
+  rays = raycaster.rotate(frame2world[:, :3], rays)
+  hits = world.scene.cast(frame2world[:, 3], rays, time_s)
+  return world.scene.paint(
+    frame2world[:, 3], rays, hits, time_s, pixel_rad=np.pi / height
+  )
+
+
+def truth(
+  world: scenes.World,
+  times_s: Float[np.ndarray, 'n'],
+  *,
+  width: int = _TRUTH_WIDTH_PX,
+  height: int = _TRUTH_HEIGHT_PX,
+) -> dict[str, np.ndarray]:
+  """The contents of `NAME.truth.npz`.
+
+  Args:
+    world: what is seen.
+    times_s: N moments.
+    width: of the depth maps.
+    height: of the depth maps.
+
+  Returns:
+    `time_s` [N]; `frame2world` [N, 3, 4] in metres, y down; `depth` [N, h, w],
+    metres along the ray at the pixel centres; `moving` [N, h, w], whether the
+    surface seen there moves; `kind`, `unique` or `repeated` texture.
+  """
+  poses, depths, moving = [], [], []
+  rays = raycaster.panorama_rays(width, height)
+  for time_s in times_s:
+    frame2world = world.walk.frame2world(time_s)
+    turned = raycaster.rotate(frame2world[:, :3], rays)
+    hits = world.scene.cast(frame2world[:, 3], turned, time_s)
+    poses.append(frame2world)
+    depths.append(hits.distance)
+    moving.append(world.scene.surface_moves[hits.surface])
+  return {
+    'time_s': np.asarray(times_s, np.float64),
+    'frame2world': np.stack(poses),
+    'depth': np.stack(depths),
+    'moving': np.stack(moving),
+    'kind': np.array(world.kind),
+  }
+
+
+def write_video(
+  path: pathlib.Path, pictures: Iterator[UInt8[np.ndarray, 'h w 3']]
+) -> None:
+  """Encodes pictures as H.264, each held for 1 / RENDERED_FPS seconds."""
+  with binary.atomic_path(path) as temporary, av.open(temporary, 'w') as file:
+    stream = None
+    for picture in pictures:
+      if stream is None:
+        stream = file.add_stream('libx264', rate=STREAM_FPS)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = 'yuv420p'
+        stream.options = {'crf': '16', 'preset': 'veryfast'}
+        # One thread: the same bytes on every machine.
+        stream.codec_context.thread_count = 1
+      frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+      frame = frame.reformat(format='yuv420p')
+      for _ in range(STREAM_FPS // RENDERED_FPS):
+        frame.pts = None
+        file.mux(stream.encode(frame))
+    file.mux(stream.encode(None))

@@ -1,0 +1,286 @@
+"""The audit against poses and matches whose errors are known."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from odin_jax.shared import binary, camera
+from preprocessing import (
+  alignment,
+  epipolar,
+  figures,
+  footage,
+  quality,
+  records,
+  true_pairs,
+)
+
+
+def turn(degrees):
+  return camera.rotation_y(np.deg2rad(degrees))
+
+
+def make_truth(count=8):
+  """A walk along +z with a little sway, at five pictures per second."""
+  time_s = np.arange(5 * count) / 5
+  poses = [
+    camera.make_pose(turn(3 * t), np.array([0.2 * np.sin(t), -1.6, 1.2 * t]))
+    for t in time_s
+  ]
+  return {'time_s': time_s, 'frame2world': np.stack(poses)}
+
+
+def make_component(truth, count=8, units_per_m=0.4, change=None):
+  """True poses in another gauge and other axes, changed frame by frame."""
+  world2scene = camera.make_pose(turn(77.0), np.array([3.0, 1.0, -2.0]))
+  component = quality.Component('walk', 0)
+  for index in range(count):
+    pose = truth['frame2world'][5 * index].copy()
+    pose[:, 3] *= units_per_m
+    pose = camera.compose(world2scene, pose)
+    if change:
+      pose = change(index, pose)
+    component.poses[float(index)] = pose
+  component.frame_pairs = {(float(i), float(i + 1)) for i in range(count - 1)}
+  component.frame_pairs.add((0.0, 5.0))
+  return component
+
+
+def test_true_poses_in_any_gauge_have_no_error():
+  truth = make_truth()
+  errors = quality.pose_errors(make_component(truth), truth)
+  assert sorted(errors['gap_s'].tolist()) == [1.0] * 7 + [5.0]
+  assert errors['rotation_deg'].max() < 1e-6
+  assert errors['direction_deg'].max() < 1e-6
+  assert np.abs(errors['scale']).max() < 1e-9
+  assert np.allclose(errors['units_per_m'], 0.4)
+
+
+def test_errors_are_those_that_were_put_in():
+  truth = make_truth()
+  exact = make_component(truth)
+
+  def change(index, pose):
+    if index != 7:
+      return pose
+    # The last frame: turned by 2 degrees, and too far away by a tenth.
+    before = exact.poses[6.0][:, 3]
+    moved = before + 1.1 * (pose[:, 3] - before)
+    return camera.make_pose(pose[:, :3] @ turn(2.0), moved)
+
+  errors = quality.pose_errors(make_component(truth, change=change), truth)
+  assert np.count_nonzero(errors['rotation_deg'] > 1e-6) == 1
+  assert errors['rotation_deg'].max() == pytest.approx(2.0)
+  assert errors['scale'].max() == pytest.approx(0.1, abs=1e-6)
+  assert errors['direction_deg'].max() < 1e-5
+
+
+def test_a_backward_step_is_a_flip():
+  truth = make_truth()
+
+  def change(index, pose):
+    if index != 7:
+      return pose
+    before = make_component(truth).poses[6.0][:, 3]
+    return camera.make_pose(pose[:, :3], 2 * before - pose[:, 3])
+
+  component = make_component(truth, change=change)
+  found = figures.pose_figures([quality.pose_errors(component, truth)])
+  assert found['flips'] == 1
+  assert found['direction_deg'] < 1e-5
+  order = quality.frames_behind(component)
+  assert (order['frames'], order['behind']) == (8, 1)
+  assert order['straightness'] > 0.9
+  assert quality.frames_behind(make_component(truth))['behind'] == 0
+
+
+def test_truth_holds_for_a_fifth_of_a_second():
+  truth = make_truth()
+  for time_s, index in ((1.0, 5), (1.0333, 5), (1.1666, 5), (1.2, 6)):
+    found = quality.pose_at(truth, float(np.float32(time_s)))
+    assert np.array_equal(found, truth['frame2world'][index])
+  for time_s in (-1.0, 100.0):
+    with pytest.raises(ValueError, match='no truth'):
+      quality.pose_at(truth, time_s)
+
+
+def row(source_s, target_s, pose=None, scene_id=0):
+  pose = camera.identity_pose() if pose is None else pose
+  return {
+    'video_id': 'walk',
+    'scene_id': scene_id,
+    'source/time_s': source_s,
+    'target/time_s': target_s,
+    'source/frame2scene': pose.astype(np.float32),
+    'target/frame2scene': camera.identity_pose().astype(np.float32),
+  }
+
+
+def test_frame_pairs_and_their_poses_are_counted_once():
+  rows = [row(0.0, 1.0), row(1.0, 0.0), row(0.0, 2.0), row(0.0, 1.0, None, 1)]
+  first, second = quality.gather_components(rows)
+  assert first.frame_pairs == {(0.0, 1.0), (0.0, 2.0)}
+  assert second.frame_pairs == {(0.0, 1.0)}
+  assert first.poses_per_frame == 1
+  other = camera.make_pose(turn(1.0), np.zeros(3))
+  (found,) = quality.gather_components([*rows[:3], row(0.0, 2.0, other)])
+  assert found.poses_per_frame == 2
+
+
+def test_sampson_distance_is_zero_on_the_line_and_half_the_way_off_it():
+  rng = np.random.default_rng(0)
+  matrix = camera.intrinsics(90.0, 256)
+  pose = camera.make_pose(turn(8.0), np.array([0.6, 0.05, 0.2]))
+  points = rng.uniform((-1, -1, 3), (1, 1, 6), size=(50, 3))
+  source, _ = camera.project(camera.transform(pose, points), matrix)
+  target, _ = camera.project(points, matrix)
+  assert epipolar.sampson_px(source, target, pose, matrix).max() < 1e-9
+  lines = (
+    np.concatenate([target, np.ones((50, 1))], 1)
+    @ epipolar.fundamental_matrix(pose, matrix).T
+  )
+  across = lines[:, :2] / np.linalg.norm(lines[:, :2], axis=1, keepdims=True)
+  off = epipolar.sampson_px(source + across, target, pose, matrix)
+  # A pixel across the line is shared between the two views.
+  assert np.all((off > 0.5) & (off < 0.9))
+
+
+def test_matches_are_mutual_and_exact_on_a_shifted_picture():
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+  big = cv2.resize(noise, (320, 320), interpolation=cv2.INTER_CUBIC)
+  source, target = big[:256, :256], big[20:276, 12:268]
+  a, b = epipolar.mutual_matches(source, target)
+  assert len(a) > 50
+  assert np.abs(np.median(a - b, axis=0) - (12, 20)).max() < 0.05
+  flat = np.zeros((64, 64), np.uint8)
+  assert len(epipolar.mutual_matches(flat, flat)[0]) == 0
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """True records of two worlds, with their truth beside them."""
+  folder = tmp_path_factory.mktemp('run')
+  output = binary.claim_output(folder / 'records', 'preprocessing.worlds')
+  (folder / 'truth').mkdir()
+  rules = true_pairs.PairRules(
+    num_records=10,
+    seconds=8.0,
+    max_gap_s=2,
+    size_px=192,
+    views=alignment.ViewRules(),
+    split_by='time',
+    test_fraction=0.4,
+  )
+  names = ['unique_room', 'repeated_corridor']
+  for index, name in enumerate(names):
+    world = footage.make_world(
+      names, index, seed=1, seconds=8.0, px_per_rad=192.0
+    )
+    made, summary, dropped = true_pairs.make_records(
+      world, name, rules, seed=index
+    )
+    records.write_part(
+      output,
+      name,
+      records=made,
+      summary=summary,
+      dropped=dropped,
+      fingerprint='a',
+    )
+    truth = footage.truth(world, np.arange(0, 9, 0.2), width=16, height=8)
+    np.savez(folder / 'truth' / f'{name}.truth.npz', **truth)
+  records.merge_parts(output, video_ids=names, config={}, tool='t')
+  return folder
+
+
+def test_true_records_pass_the_audit(run):
+  report, rows = figures.judge(str(run / 'records'), str(run / 'truth'), 100)
+  assert report['records'] == len(rows) == 20
+  for kind in ('unique', 'repeated'):
+    pose = report['pose'][kind]
+    assert pose['rotation_deg'] < 1e-3
+    assert pose['direction_deg'] < 1e-3
+    assert pose['scale'] < 1e-5
+    assert pose['flips'] == 0
+    assert pose['max_poses_per_frame'] == pose['max_components'] == 1
+    assert 0 < pose['kept_share'] <= 1
+  assert report['epipolar']['matched'] >= 15
+  assert report['epipolar']['sampson_px'] < 0.4
+  assert report['consistency']['max_rotation_deg'] < 1e-4
+  assert report['consistency']['max_translation'] < 1e-5
+  json.dumps(report, allow_nan=False)
+
+
+def test_wrong_poses_are_caught(run):
+  rng = np.random.default_rng(0)
+  clean, noisy = [], []
+  for record in figures.read_records(str(run / 'records')):
+    error = epipolar.median_error_px(record)
+    axis = rng.normal(size=3)
+    rotation, _ = cv2.Rodrigues(axis / np.linalg.norm(axis) * np.deg2rad(2.0))
+    wrong = record['target2source'].copy()
+    wrong[:, :3] = rotation @ wrong[:, :3]
+    changed = {**record, 'target2source': wrong}
+    assert quality.pose_inconsistency(changed)[0] == pytest.approx(2.0, abs=0.1)
+    if error is not None:
+      clean.append(error)
+      noisy.append(epipolar.median_error_px(changed))
+  assert np.median(noisy) > 4 * np.median(clean)
+  assert np.median(noisy) > 1
+
+
+def call(repository, *arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'preprocessing.audit', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=repository,
+    env={**os.environ, 'OMP_NUM_THREADS': '1'},
+  )
+
+
+def test_the_command_writes_figures_and_drawings(run, repository, tmp_path):
+  done = call(
+    repository, f'--records={run / "records"}', f'--output={tmp_path / "a"}'
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads((tmp_path / 'a' / 'audit.json').read_text())
+  assert 'pose' not in report
+  assert [video['video_id'] for video in report['real']] == [
+    'unique_room',
+    'repeated_corridor',
+  ]
+  assert report['real'][0]['frame_pairs_per_gap'].keys() <= {'1', '2'}
+  drawings = sorted((tmp_path / 'a' / 'pairs').iterdir())
+  assert len(drawings) == report['drawings'] > 4
+  assert cv2.imread(str(drawings[0])).shape == (192, 384, 3)
+
+
+def test_bad_input_is_one_line(run, repository, tmp_path):
+  broken = tmp_path / 'broken'
+  shutil.copytree(run / 'records', broken)
+  (shard,) = broken.glob('*train.tfrecord*')
+  shard.write_bytes(b'')
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'mine').write_text('')
+  good, out = f'--records={run / "records"}', f'--output={tmp_path / "b"}'
+  for arguments, named in (
+    ([out], '--records'),
+    ([f'--records={tmp_path / "none"}', out], 'none'),
+    ([f'--records={tmp_path / "full"}', out], 'manifest.json'),
+    ([good, f'--output={tmp_path / "full"}'], 'full'),
+    ([good, out, f'--truth={tmp_path / "full"}'], 'unique_room.truth.npz'),
+    ([f'--records={broken}', out], shard.name),
+  ):
+    done = call(repository, *arguments)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith('error:') and named in last
+    assert 'Traceback' not in done.stderr
