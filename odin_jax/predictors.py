@@ -200,6 +200,7 @@ def load_model(
     protocol={
       'ema': ema,
       'checkpoint_step': newest,
+      'params_sha256': checkpoint.params_sha256(params),
       'conditioning': config['model']['conditioning'],
       'prediction': diffusion['prediction'],
       'recipe': config['recipe'],

@@ -1,0 +1,250 @@
+"""Views imagined along a path: what conditions them, and what is written."""
+
+import json
+import subprocess
+import sys
+
+import av
+import cv2
+import numpy as np
+from posed_records import write_records
+import pytest
+
+from odin_jax.geometry import trajectory
+from odin_jax.shared import camera
+
+SIZE_PX = 20
+# Writes into every sample what it was made from: red tells which view was the
+# source (a view's red level is 1 + its source's), green and blue the depth and
+# the side of the new camera in the source's axes; a batch has one seed.
+FAKE_MODEL = f"""
+import sys
+import numpy as np
+from odin_jax import predictors
+from odin_jax.shared import binary
+
+class Model:
+  image_size_px = {SIZE_PX}
+  protocol = {{'checkpoint_step': 7}}
+  def predict(self, source, target2source, fov_deg, seeds):
+    assert source.dtype == np.uint8 and source.shape[1:] == (20, 20, 3)
+    assert np.all(fov_deg == 75.0) and np.all(seeds == 3)
+    sample = np.zeros(source.shape, np.float32)
+    sample[..., 0] = (source[..., 0] + 1) / 255
+    sample[..., 1] = target2source[:, None, None, 2, 3]
+    sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
+    return sample
+
+predictors.load_model = lambda workdir, **settings: Model()
+from odin_jax import generate
+binary.run(generate.main)
+"""
+
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory):
+  """A wide picture: a ramp of red in its square middle, green at the sides."""
+  image = np.zeros((40, 100, 3), np.uint8)
+  image[..., 1] = 200
+  image[:, 30:70] = 0
+  image[:, 30:70, 0] = 10
+  path = tmp_path_factory.mktemp('photo') / 'photo.png'
+  cv2.imwrite(str(path), image[..., ::-1])
+  return path
+
+
+def run(photo, output, *flags, fake_model=True, workdir=None):
+  command = ['-c', FAKE_MODEL] if fake_model else ['-m', 'odin_jax.generate']
+  return subprocess.run(
+    [
+      sys.executable,
+      *command,
+      f'--workdir={workdir or photo.parent}',
+      f'--image={photo}',
+      f'--output={output}',
+      '--fov_deg=75',
+      '--seed=3',
+      *flags,
+    ],
+    capture_output=True,
+    text=True,
+  )
+
+
+def read_frames(output):
+  content = json.loads((output / 'poses.json').read_text())
+  images = [
+    cv2.imread(str(output / frame['file']))[..., ::-1]
+    for frame in content['frames']
+  ]
+  return content, np.stack(images)
+
+
+@pytest.mark.parametrize('kind', ['input', 'previous', 'random'])
+def test_views_follow_the_path_from_the_views_they_should(
+  tmp_path, photo, kind
+):
+  done = run(
+    photo,
+    tmp_path / 'out',
+    '--trajectory=forward',
+    '--num_frames=7',
+    '--step=0.1',
+    f'--condition_on={kind}',
+  )
+  assert done.returncode == 0, done.stderr
+  content, frames = read_frames(tmp_path / 'out')
+  figures = json.loads((tmp_path / 'out' / 'generate.json').read_text())
+  sources = figures['conditioned_on']
+  assert len(frames) == len(sources) == 7 and sources[0] is None
+  # The input, cut to its middle, is the first view.
+  np.testing.assert_array_equal(
+    frames[0], np.broadcast_to(np.uint8([10, 0, 0]), (SIZE_PX, SIZE_PX, 3))
+  )
+  assert [frame['file'] for frame in content['frames']] == [
+    f'frames/{index:03d}.png' for index in range(7)
+  ]
+  assert (content['fov_deg'], content['width'], content['height']) == (
+    75.0,
+    SIZE_PX,
+    SIZE_PX,
+  )
+  poses = np.array([frame['camera2scene'] for frame in content['frames']])
+  np.testing.assert_array_equal(
+    poses.reshape(-1, 3, 4), trajectory.camera_path('forward', 7, 0.1)
+  )
+  expected = {'input': [0] * 6, 'previous': list(range(6))}
+  if kind in expected:
+    assert sources[1:] == expected[kind]
+  for index, source in enumerate(sources[1:], start=1):
+    assert 0 <= source < index
+    assert frames[index, 0, 0, 0] == frames[source, 0, 0, 0] + 1
+    moved = 0.1 * (index - source) * 255
+    assert abs(frames[index, 0, 0, 1] - moved) < 0.6
+
+
+def test_poses_are_given_in_the_axes_of_the_source(tmp_path, photo):
+  done = run(
+    photo,
+    tmp_path / 'out',
+    '--trajectory=orbit_right',
+    '--num_frames=4',
+    '--step=0.3',
+    '--condition_on=previous',
+  )
+  assert done.returncode == 0, done.stderr
+  _, frames = read_frames(tmp_path / 'out')
+  path = trajectory.camera_path('orbit_right', 4, 0.3)
+  for index in range(1, 4):
+    step = camera.compose(camera.inverse(path[index - 1]), path[index])
+    expected = np.round(np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255)
+    np.testing.assert_array_equal(frames[index, 0, 0, 1:], expected)
+
+
+def test_the_video_shows_every_frame_large_enough_in_any_browser(
+  tmp_path, photo
+):
+  out = tmp_path / 'out'
+  done = run(photo, out, '--num_frames=5', '--frames_per_s=4')
+  assert done.returncode == 0, done.stderr
+  _, frames = read_frames(out)
+  with av.open(str(out / 'video.mp4')) as container:
+    stream = container.streams.video[0]
+    assert stream.codec_context.name == 'h264'
+    assert stream.codec_context.pix_fmt == 'yuv420p'
+    assert stream.average_rate == 4
+    shown = [
+      frame.to_ndarray(format='rgb24') for frame in container.decode(stream)
+    ]
+  assert len(shown) == 5
+  for picture, frame in zip(shown, frames):
+    assert picture.shape == (260, 260, 3)
+    # Chroma subsampling and compression cost a few levels.
+    assert np.abs(picture.mean((0, 1)) - frame.mean((0, 1))).max() < 6
+  # The index comes before the pictures, so playing needs no whole file.
+  content = (out / 'video.mp4').read_bytes()
+  assert content.index(b'moov') < content.index(b'mdat')
+
+
+def test_a_shorter_run_leaves_no_frame_of_a_longer_one(tmp_path, photo):
+  for count in (6, 3):
+    done = run(photo, tmp_path / 'out', f'--num_frames={count}')
+    assert done.returncode == 0, done.stderr
+  assert len(list((tmp_path / 'out' / 'frames').iterdir())) == 3
+
+
+def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
+  text = tmp_path / 'notes.jpg'
+  text.write_text('no image')
+  out = tmp_path / 'out'
+  for done, message in (
+    (run(text, out), 'notes.jpg'),
+    (run(tmp_path / 'absent.png', out), 'absent.png'),
+    (run(photo, out, '--trajectory=sideways'), 'sideways'),
+    (run(photo, out, '--num_frames=1'), 'num_frames'),
+    (run(photo, out, fake_model=False, workdir=tmp_path / 'absent'), 'absent'),
+    (run(photo, out, fake_model=False), str(photo.parent)),
+  ):
+    line = done.stderr.strip()
+    assert done.returncode == 2, line
+    assert line.startswith('error: ') and '\n' not in line, line
+    assert message in line
+  assert not out.exists()
+
+
+def command(module, *flags):
+  done = subprocess.run(
+    [sys.executable, '-m', f'odin_jax.{module}', *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_trained_model_is_evaluated_generates_and_is_reconstructed(
+  tmp_path, photo
+):
+  """The stages after training, with a real checkpoint of a tiny model."""
+  records, workdir = tmp_path / 'records', tmp_path / 'train'
+  write_records(records, 'train', {'a': 8, 'b': 8})
+  write_records(records, 'test', {'c': 3})
+  command(
+    'train',
+    '--config=configs/train.py:world,runlocal=True',
+    f'--records={records}',
+    f'--workdir={workdir}',
+    '--config.steps=2',
+  )
+  command(
+    'evaluate',
+    '--config=configs/evaluate.py',
+    f'--data={records}',
+    f'--workdir={workdir}',
+    f'--output={tmp_path / "evaluate"}',
+    '--config.num_steps=3',
+  )
+  metrics = json.loads((tmp_path / 'evaluate' / 'metrics.json').read_text())
+  model = metrics['protocol']['model']
+  assert model['checkpoint_step'] == 2 and model['num_steps'] == 3
+  assert len(model['params_sha256']) == 64
+  assert len(metrics['pairs']) == 3
+  command(
+    'generate',
+    f'--workdir={workdir}',
+    f'--image={photo}',
+    '--trajectory=forward',
+    f'--output={tmp_path / "generate"}',
+    '--num_frames=4',
+    '--num_steps=3',
+  )
+  content, frames = read_frames(tmp_path / 'generate')
+  assert frames.shape == (4, 32, 32, 3) and content['width'] == 32
+  command(
+    'reconstruct',
+    f'--views={tmp_path / "generate"}',
+    f'--output={tmp_path / "reconstruct"}',
+  )
+  figures = json.loads(
+    (tmp_path / 'reconstruct' / 'reconstruction.json').read_text()
+  )
+  assert figures['num_views'] == 4 and figures['points'] >= 0
