@@ -47,6 +47,8 @@ class ViewRules:
     jitter_yaw_deg: the target view is turned away by at most this.
     jitter_pitch_deg: and up or down by at most this.
     max_turn_deg: largest angle between the views' axes before the jitter.
+    preferred_overlap: the first view pair whose overlap and coverage reach
+      this is taken; where none does, the one that comes nearest to it.
     min_overlap: least overlap.
     min_coverage: least coverage.
     min_points: a view with fewer points is not judged but dropped.
@@ -59,6 +61,7 @@ class ViewRules:
   jitter_yaw_deg: float = 20.0
   jitter_pitch_deg: float = 6.0
   max_turn_deg: float = 60.0
+  preferred_overlap: float = 0.5
   min_overlap: float = 0.2
   min_coverage: float = 0.5
   min_points: int = 12
@@ -162,13 +165,19 @@ class _Search:
 
   def look_at(self, yaw_deg: float) -> ViewPair | str:
     """A view pair whose source looks there, or else anywhere; or a reason."""
-    found: ViewPair | str = ''
+    best, best_shared, reason = None, 0.0, ''
     for _ in range(self._rules.num_tries):
       found = self._try(yaw_deg)
-      if not isinstance(found, str):
-        break
       yaw_deg = self._rng.uniform(0, 360)
-    return found
+      if isinstance(found, str):
+        reason = found
+        continue
+      shared = min(found.overlap, found.coverage)
+      if shared > best_shared:
+        best, best_shared = found, shared
+      if shared >= self._rules.preferred_overlap:
+        break
+    return best or reason
 
   def _try(self, yaw_deg: float) -> ViewPair | str:
     rules, rng = self._rules, self._rng

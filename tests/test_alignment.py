@@ -146,6 +146,19 @@ def test_frames_far_apart_still_have_views_and_none_from_behind():
       assert turn < 60 + np.hypot(20, 6) + 10
 
 
+def test_views_that_share_more_are_preferred():
+  rng = np.random.default_rng(7)
+  points = corridor_points(rng)
+  poses = [camera.make_pose(np.eye(3), np.array([0, 0, z])) for z in (0.0, 2.0)]
+
+  def shared(**rules):
+    kept, _ = choose(poses, points, num_views=20, **rules)
+    return np.mean([min(p.overlap, p.coverage) for p in kept])
+
+  assert shared() > shared(preferred_overlap=0.0) + 0.03
+  assert shared(num_tries=20) > 0.5
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), limit=st.floats(1, 179))
 def test_a_turn_ends_at_the_goal_or_at_its_limit(seed, limit):
