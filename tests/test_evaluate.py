@@ -1,9 +1,8 @@
 """The evaluation's protocol, pairs, scores and faults, through its command."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import cv2
 import hypothesis
 from hypothesis import strategies
@@ -36,46 +35,15 @@ class Model:
 
 predictors.load_model = lambda workdir, **settings: Model(**settings)
 """
-# Importing jax takes seconds: it is done once, and every command line runs in a
-# fork with its own exit status, without the slow tear-down of the interpreter.
-DRIVER = """
-import json, os, sys, tempfile, traceback
-from odin_jax import evaluate
-from odin_jax.shared import binary
-
-results = []
-for arguments in json.load(sys.stdin):
-  with tempfile.TemporaryFile() as stderr:
-    pid = os.fork()
-    if not pid:
-      os.dup2(stderr.fileno(), 2)
-      sys.argv = ['evaluate.py', '--config=configs/evaluate.py', *arguments]
-      try:
-        binary.run(evaluate.main)
-      except SystemExit as stop:
-        os._exit(stop.code or 0)
-      except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    stderr.seek(0)
-    results.append([status, stderr.read().decode()])
-print(json.dumps(results))
-"""
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
 
 
-def run_all(*command_lines):
-  """(exit status, stderr) of every command line."""
-  done = subprocess.run(
-    [sys.executable, '-c', FAKE_MODEL + DRIVER],
-    input=json.dumps(command_lines),
-    capture_output=True,
-    text=True,
+def evaluate(*command_lines):
+  return commands.run_all(
+    'odin_jax.evaluate',
+    [['--config=configs/evaluate.py', *line] for line in command_lines],
+    setup=FAKE_MODEL,
   )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
 
 
 def read(folder):
@@ -105,7 +73,7 @@ def outputs(data):
   claimed = binary.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
   (claimed / 'pairs' / '999_sample.png').write_bytes(b'old')
-  for status, stderr in run_all(
+  for status, stderr in evaluate(
     *(
       [*common, *of_run, f'--output={folder / name}']
       for name, of_run in flags.items()
@@ -279,11 +247,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
     ([f'--data={one}', *copy, '--shuffle_poses'], ['two']),
     ([good, copy[0], f'--output={stranger}'], ['stranger']),
   ]
-  results = run_all(*(arguments for arguments, _ in cases))
-  for (_, messages), (status, stderr) in zip(cases, results, strict=True):
-    line = stderr.strip()
-    assert status == 2, line
-    assert line.startswith('error: ') and '\n' not in line, line
-    assert all(message in line for message in messages), line
+  results = evaluate(*(arguments for arguments, _ in cases))
+  commands.assert_refused(results, [words for _, words in cases])
   assert not (tmp_path / 'out').exists()
   assert (stranger / 'thesis.txt').read_text() == 'mine'

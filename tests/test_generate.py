@@ -1,27 +1,29 @@
 """Views imagined along a path: what conditions them, and what is written."""
 
+import functools
 import json
-import subprocess
-import sys
 
 import av
+import commands
 import cv2
+import jax
 import numpy as np
 from posed_records import write_records
 import pytest
 
+from configs import train as train_config
 from odin_jax.geometry import trajectory
+from odin_jax.models import autoencoder
 from odin_jax.shared import camera
+from odin_jax.training import checkpoint, step
 
 SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
 # source (a view's red level is 1 + its source's), green and blue the depth and
 # the side of the new camera in the source's axes; a batch has one seed.
 FAKE_MODEL = f"""
-import sys
 import numpy as np
 from odin_jax import predictors
-from odin_jax.shared import binary
 
 class Model:
   image_size_px = {SIZE_PX}
@@ -36,8 +38,6 @@ class Model:
     return sample
 
 predictors.load_model = lambda workdir, **settings: Model()
-from odin_jax import generate
-binary.run(generate.main)
 """
 
 
@@ -53,22 +53,22 @@ def photo(tmp_path_factory):
   return path
 
 
-def run(photo, output, *flags, fake_model=True, workdir=None):
-  command = ['-c', FAKE_MODEL] if fake_model else ['-m', 'odin_jax.generate']
-  return subprocess.run(
-    [
-      sys.executable,
-      *command,
-      f'--workdir={workdir or photo.parent}',
-      f'--image={photo}',
-      f'--output={output}',
-      '--fov_deg=75',
-      '--seed=3',
-      *flags,
-    ],
-    capture_output=True,
-    text=True,
-  )
+def arguments(photo, output, *flags):
+  return [
+    f'--workdir={photo.parent}',
+    f'--image={photo}',
+    f'--output={output}',
+    '--fov_deg=75',
+    '--seed=3',
+    *flags,
+  ]
+
+
+def generate(*command_lines):
+  """Runs the command with the fake model; every line has to succeed."""
+  results = commands.run_all('odin_jax.generate', command_lines, FAKE_MODEL)
+  for status, stderr in results:
+    assert status == 0, stderr
 
 
 def read_frames(output):
@@ -80,21 +80,31 @@ def read_frames(output):
   return content, np.stack(images)
 
 
-@pytest.mark.parametrize('kind', ['input', 'previous', 'random'])
-def test_views_follow_the_path_from_the_views_they_should(
-  tmp_path, photo, kind
-):
-  done = run(
-    photo,
-    tmp_path / 'out',
-    '--trajectory=forward',
-    '--num_frames=7',
-    '--step=0.1',
-    f'--condition_on={kind}',
+KINDS = ('input', 'previous', 'random')
+
+
+@pytest.fixture(scope='module')
+def outputs(photo):
+  folder = photo.parent / 'outputs'
+  folder.mkdir()
+  forward = ['--trajectory=forward', '--num_frames=7', '--step=0.1']
+  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step=0.3']
+  generate(
+    *(
+      arguments(photo, folder / kind, *forward, f'--condition_on={kind}')
+      for kind in KINDS
+    ),
+    arguments(photo, folder / 'orbit', *orbit, '--condition_on=previous'),
+    arguments(photo, folder / 'shorter', '--num_frames=6'),
+    arguments(photo, folder / 'shorter', '--num_frames=3', '--frames_per_s=4'),
   )
-  assert done.returncode == 0, done.stderr
-  content, frames = read_frames(tmp_path / 'out')
-  figures = json.loads((tmp_path / 'out' / 'generate.json').read_text())
+  return folder
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_views_follow_the_path_from_the_views_they_should(outputs, kind):
+  content, frames = read_frames(outputs / kind)
+  figures = json.loads((outputs / kind / 'generate.json').read_text())
   sources = figures['conditioned_on']
   assert len(frames) == len(sources) == 7 and sources[0] is None
   # The input, cut to its middle, is the first view.
@@ -104,11 +114,8 @@ def test_views_follow_the_path_from_the_views_they_should(
   assert [frame['file'] for frame in content['frames']] == [
     f'frames/{index:03d}.png' for index in range(7)
   ]
-  assert (content['fov_deg'], content['width'], content['height']) == (
-    75.0,
-    SIZE_PX,
-    SIZE_PX,
-  )
+  shape = (content['fov_deg'], content['width'], content['height'])
+  assert shape == (75.0, SIZE_PX, SIZE_PX)
   poses = np.array([frame['camera2scene'] for frame in content['frames']])
   np.testing.assert_array_equal(
     poses.reshape(-1, 3, 4), trajectory.camera_path('forward', 7, 0.1)
@@ -123,32 +130,19 @@ def test_views_follow_the_path_from_the_views_they_should(
     assert abs(frames[index, 0, 0, 1] - moved) < 0.6
 
 
-def test_poses_are_given_in_the_axes_of_the_source(tmp_path, photo):
-  done = run(
-    photo,
-    tmp_path / 'out',
-    '--trajectory=orbit_right',
-    '--num_frames=4',
-    '--step=0.3',
-    '--condition_on=previous',
-  )
-  assert done.returncode == 0, done.stderr
-  _, frames = read_frames(tmp_path / 'out')
+def test_poses_are_given_in_the_axes_of_the_source(outputs):
+  _, frames = read_frames(outputs / 'orbit')
   path = trajectory.camera_path('orbit_right', 4, 0.3)
   for index in range(1, 4):
     step = camera.compose(camera.inverse(path[index - 1]), path[index])
-    expected = np.round(np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255)
-    np.testing.assert_array_equal(frames[index, 0, 0, 1:], expected)
+    expected = np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255
+    assert np.abs(frames[index, 0, 0, 1:] - expected).max() < 0.6
 
 
-def test_the_video_shows_every_frame_large_enough_in_any_browser(
-  tmp_path, photo
-):
-  out = tmp_path / 'out'
-  done = run(photo, out, '--num_frames=5', '--frames_per_s=4')
-  assert done.returncode == 0, done.stderr
-  _, frames = read_frames(out)
-  with av.open(str(out / 'video.mp4')) as container:
+def test_the_video_shows_every_frame_large_enough_in_any_browser(outputs):
+  _, frames = read_frames(outputs / 'shorter')
+  path = outputs / 'shorter' / 'video.mp4'
+  with av.open(str(path)) as container:
     stream = container.streams.video[0]
     assert stream.codec_context.name == 'h264'
     assert stream.codec_context.pix_fmt == 'yuv420p'
@@ -156,65 +150,81 @@ def test_the_video_shows_every_frame_large_enough_in_any_browser(
     shown = [
       frame.to_ndarray(format='rgb24') for frame in container.decode(stream)
     ]
-  assert len(shown) == 5
+  assert len(shown) == len(frames) == 3
   for picture, frame in zip(shown, frames):
     assert picture.shape == (260, 260, 3)
     # Chroma subsampling and compression cost a few levels.
     assert np.abs(picture.mean((0, 1)) - frame.mean((0, 1))).max() < 6
   # The index comes before the pictures, so playing needs no whole file.
-  content = (out / 'video.mp4').read_bytes()
+  content = path.read_bytes()
   assert content.index(b'moov') < content.index(b'mdat')
 
 
-def test_a_shorter_run_leaves_no_frame_of_a_longer_one(tmp_path, photo):
-  for count in (6, 3):
-    done = run(photo, tmp_path / 'out', f'--num_frames={count}')
-    assert done.returncode == 0, done.stderr
-  assert len(list((tmp_path / 'out' / 'frames').iterdir())) == 3
+def test_a_shorter_run_leaves_no_frame_of_a_longer_one(outputs):
+  assert len(list((outputs / 'shorter' / 'frames').iterdir())) == 3
 
 
 def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
   text = tmp_path / 'notes.jpg'
   text.write_text('no image')
   out = tmp_path / 'out'
-  for done, message in (
-    (run(text, out), 'notes.jpg'),
-    (run(tmp_path / 'absent.png', out), 'absent.png'),
-    (run(photo, out, '--trajectory=sideways'), 'sideways'),
-    (run(photo, out, '--num_frames=1'), 'num_frames'),
-    (run(photo, out, fake_model=False, workdir=tmp_path / 'absent'), 'absent'),
-    (run(photo, out, fake_model=False), str(photo.parent)),
-  ):
-    line = done.stderr.strip()
-    assert done.returncode == 2, line
-    assert line.startswith('error: ') and '\n' not in line, line
-    assert message in line
+  results = commands.run_all(
+    'odin_jax.generate',
+    [
+      arguments(text, out),
+      arguments(tmp_path / 'absent.png', out),
+      arguments(photo, out, '--trajectory=sideways'),
+      arguments(photo, out, '--num_frames=1'),
+      arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
+    ],
+    FAKE_MODEL,
+  )
+  commands.assert_refused(
+    results,
+    [['notes.jpg'], ['absent.png'], ['sideways'], ['num_frames'], ['absent']],
+  )
+  # A folder without a checkpoint, and the real loader.
+  results = commands.run_all('odin_jax.generate', [arguments(photo, out)])
+  commands.assert_refused(results, [[str(photo.parent)]])
   assert not out.exists()
 
 
 def command(module, *flags):
-  done = subprocess.run(
-    [sys.executable, '-m', f'odin_jax.{module}', *flags],
-    capture_output=True,
-    text=True,
+  ((status, stderr),) = commands.run_all(f'odin_jax.{module}', [flags])
+  assert status == 0, stderr
+
+
+def write_checkpoint(workdir):
+  """What training leaves behind, of a tiny model at its first parameters.
+
+  Made without `odin_jax.train`, which compiles for half a minute before its
+  first step.
+  """
+  config = checkpoint.plain(
+    train_config.get_config('world,runlocal=True').to_dict()
   )
-  assert done.returncode == 0, done.stderr
+  images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+  settings = config['autoencoder']
+  vae = autoencoder.fit(
+    images,
+    patch_px=settings['patch_px'],
+    channels=settings['channels'],
+    whitening=settings['whitening'],
+  )
+  checkpoints = checkpoint.Checkpoints(workdir)
+  state = jax.jit(functools.partial(step.init, config))()
+  checkpoints.save(2, state, vae, config)
+  checkpoints.close()
+  return checkpoint.params_sha256(state['ema'])
 
 
-def test_a_trained_model_is_evaluated_generates_and_is_reconstructed(
+def test_a_checkpoint_is_evaluated_generates_and_is_reconstructed(
   tmp_path, photo
 ):
-  """The stages after training, with a real checkpoint of a tiny model."""
+  """The stages after training, with a real checkpoint."""
   records, workdir = tmp_path / 'records', tmp_path / 'train'
-  write_records(records, 'train', {'a': 8, 'b': 8})
   write_records(records, 'test', {'c': 3})
-  command(
-    'train',
-    '--config=configs/train.py:world,runlocal=True',
-    f'--records={records}',
-    f'--workdir={workdir}',
-    '--config.steps=2',
-  )
+  digest = write_checkpoint(workdir)
   command(
     'evaluate',
     '--config=configs/evaluate.py',
@@ -226,7 +236,7 @@ def test_a_trained_model_is_evaluated_generates_and_is_reconstructed(
   metrics = json.loads((tmp_path / 'evaluate' / 'metrics.json').read_text())
   model = metrics['protocol']['model']
   assert model['checkpoint_step'] == 2 and model['num_steps'] == 3
-  assert len(model['params_sha256']) == 64
+  assert model['params_sha256'] == digest
   assert len(metrics['pairs']) == 3
   command(
     'generate',

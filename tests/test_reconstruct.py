@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
+import commands
 import cv2
 import numpy as np
 import pytest
@@ -234,19 +233,12 @@ def write_folder(folder, views):
   return content
 
 
-def run(folder, output, *flags):
-  return subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'odin_jax.reconstruct',
-      f'--views={folder}',
-      f'--output={output}',
-      *flags,
-    ],
-    capture_output=True,
-    text=True,
-  )
+def reconstruct(folder, output, *flags):
+  """Runs the command, which has to succeed; returns its figures."""
+  line = [f'--views={folder}', f'--output={output}', *flags]
+  ((status, stderr),) = commands.run_all('odin_jax.reconstruct', [line])
+  assert status == 0, stderr
+  return json.loads((output / 'reconstruction.json').read_text())
 
 
 def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
@@ -265,9 +257,7 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
       images=np.stack(small), camera2scene=views.camera2scene, fov_deg=FOV_DEG
     ),
   )
-  done = run(tmp_path / 'views', tmp_path / 'out')
-  assert done.returncode == 0, done.stderr
-  figures = json.loads((tmp_path / 'out' / 'reconstruction.json').read_text())
+  figures = reconstruct(tmp_path / 'views', tmp_path / 'out')
   cloud = trimesh.load(tmp_path / 'out' / 'points.ply', process=False)
   assert figures['points'] == len(cloud.vertices) > 3000
   assert figures['num_views'] == len(figures['per_view']) == 8
@@ -288,9 +278,9 @@ def test_the_command_ends_well_without_a_single_point(tmp_path):
     fov_deg=90.0,
   )
   write_folder(tmp_path / 'views', views)
-  done = run(tmp_path / 'views', tmp_path / 'out', '--min_size_px=32')
-  assert done.returncode == 0, done.stderr
-  figures = json.loads((tmp_path / 'out' / 'reconstruction.json').read_text())
+  figures = reconstruct(
+    tmp_path / 'views', tmp_path / 'out', '--min_size_px=32'
+  )
   assert figures['points'] < 100
   assert (tmp_path / 'out' / 'points.ply').is_file()
 
@@ -328,26 +318,28 @@ def spoil_size(folder, content):
   (folder / 'poses.json').write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-  'spoil, message',
-  [
-    (spoil_nothing_there, 'poses.json'),
-    (spoil_json, 'poses.json'),
-    (spoil_no_frames, 'names no view'),
-    (spoil_missing_key, 'fov_deg'),
-    (spoil_rotation, '001.png'),
-    (spoil_image, '001.png'),
-    (spoil_size, '64x64'),
-  ],
-)
-def test_bad_views_get_one_line_and_status_2(tmp_path, spoil, message):
+FAULTS = {
+  spoil_nothing_there: 'poses.json',
+  spoil_json: 'poses.json',
+  spoil_no_frames: 'names no view',
+  spoil_missing_key: 'fov_deg',
+  spoil_rotation: '001.png',
+  spoil_image: '001.png',
+  spoil_size: '64x64',
+}
+
+
+def test_bad_views_get_one_line_and_status_2(tmp_path):
   views, _ = make_views(count=2, size_px=16)
-  content = write_folder(tmp_path / 'views', views)
-  spoil(tmp_path / 'views', content)
-  done = run(tmp_path / 'views', tmp_path / 'out')
-  assert done.returncode == 2, done.stderr
-  line = done.stderr.strip()
-  assert line.startswith('error: ') and '\n' not in line and message in line
+  lines = [[f'--views={tmp_path / "absent"}', f'--output={tmp_path / "out"}']]
+  for spoil in FAULTS:
+    folder = tmp_path / spoil.__name__
+    spoil(folder, write_folder(folder, views))
+    lines.append([f'--views={folder}', f'--output={tmp_path / "out"}'])
+  commands.assert_refused(
+    commands.run_all('odin_jax.reconstruct', lines),
+    [['absent'], *([message] for message in FAULTS.values())],
+  )
   assert not (tmp_path / 'out').exists()
 
 

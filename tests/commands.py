@@ -1,0 +1,64 @@
+"""Many command lines of one command, with one import of its packages."""
+
+import json
+import subprocess
+import sys
+
+# Importing jax takes seconds: it is done once, and every command line runs in a
+# fork with its own exit status, without the slow tear-down of the interpreter.
+_DRIVER = """
+import importlib, json, os, sys, tempfile, traceback
+from odin_jax.shared import binary
+
+module = importlib.import_module(sys.argv[1])
+results = []
+for arguments in json.load(sys.stdin):
+  with tempfile.TemporaryFile() as stderr:
+    pid = os.fork()
+    if not pid:
+      os.dup2(stderr.fileno(), 2)
+      sys.argv = [module.__file__, *arguments]
+      try:
+        binary.run(module.main)
+      except SystemExit as stop:
+        os._exit(stop.code or 0)
+      except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    stderr.seek(0)
+    results.append((status, stderr.read().decode()))
+print(json.dumps(results))
+"""
+
+
+def run_all(module, command_lines, setup=''):
+  """Runs `python -m module ARGUMENTS` for every list of arguments.
+
+  Args:
+    module: name of the command, such as `odin_jax.evaluate`.
+    command_lines: lists of arguments.
+    setup: Python code that runs first, such as one that puts a fake model in
+      the place of a real one.
+
+  Returns:
+    (exit status, stderr) of each.
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', setup + _DRIVER, module],
+    input=json.dumps([list(map(str, line)) for line in command_lines]),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def assert_refused(results, expected):
+  """One clear line with the expected words, and exit status 2, for each."""
+  for (status, stderr), words in zip(results, expected, strict=True):
+    line = stderr.strip()
+    assert status == 2, line
+    assert line.startswith('error: ') and '\n' not in line, line
+    assert all(word in line for word in words), (line, words)
