@@ -24,11 +24,15 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     window_s=5.0,
     # Wider panoramas are reduced to this width.
     max_panorama_width_px=2048,
-    # Views: width = height, full field of view, and how many view pairs are
-    # tried per frame pair, half of them in each direction.
+    # Views: width = height, and full field of view.
     view_size_px=256,
     fov_deg=90.0,
+    # View pairs per frame pair, half of them in each direction; chosen among
+    # so many tried per direction: first those in which both views hold the
+    # preferred share of each other's points, then those with most.
     views_per_pair=4,
+    views_tried=12,
+    preferred_overlap=0.5,
     # Test records: whole videos, or blocks of time within every video.
     split_by='video',
     test_fraction=0.1,
@@ -76,7 +80,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       max_pitch_deg=10.0,
       jitter_yaw_deg=20.0,
       jitter_pitch_deg=6.0,
-      min_overlap=0.5,
+      min_overlap=0.2,
       min_points=12,
     )
   )

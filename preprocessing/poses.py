@@ -14,12 +14,19 @@
 import dataclasses
 from typing import Callable, Mapping, Sequence
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import alignment, bundle, chain, masks, matchers, pairs
-from preprocessing import two_view
+from preprocessing import (
+  alignment,
+  bundle,
+  chain,
+  masks,
+  matchers,
+  pairs,
+  two_view,
+)
 
 # An observation is kept within so many standard errors; before the first
 # refinement within more.

@@ -13,8 +13,15 @@ import ml_collections
 import numpy as np
 
 from odin_jax.shared import schema
-from preprocessing import alignment, frames, matchers, panorama, poses, records
-from preprocessing import tracking
+from preprocessing import (
+  alignment,
+  frames,
+  matchers,
+  panorama,
+  poses,
+  records,
+  tracking,
+)
 
 Progress = Callable[[str, float], None]
 
@@ -125,7 +132,7 @@ def process(
   matcher = matchers.make(config.matcher, dict(config[config.matcher]))
   rules = poses.PoseRules(**config.poses)
   view_rules = alignment.ViewRules(
-    num_views=config.views_per_pair, fov_deg=config.fov_deg, **config.views
+    num_views=config.views_tried, fov_deg=config.fov_deg, **config.views
   )
   seen = observe(path, config, matcher, progress)
   solution = poses.Solver(
@@ -185,7 +192,7 @@ class _Cutter:
     ]
     for (source, target), verdict in sorted(self._solution.verdicts.items()):
       row = {'frames': [source, target]}
-      if self.splits[source] != self.splits[target]:
+      if len(_ends(self.splits, (source, target))) > 1:
         reason = 'frames belong to different splits'
         dropped.append({'stage': 'split', 'reason': reason, **row})
       elif verdict.reason:
@@ -216,14 +223,14 @@ class _Cutter:
         poses.direction_weights(
           points - self._solution.frame2scene[source][:, 3]
         ),
-        rules=dataclasses.replace(
-          self._rules, num_views=(self._rules.num_views + 1 - direction) // 2
-        ),
+        rules=self._rules,
         rng=rng,
       )
-      chosen += [_Chosen(source, target, pair, confidence) for pair in views]
+      wanted = (self._config.views_per_pair + 1 - direction) // 2
+      best = _best(views, wanted, self._config.preferred_overlap)
+      chosen += [_Chosen(source, target, pair, confidence) for pair in best]
       reasons += refused
-    return chosen, reasons
+    return chosen, reasons if not chosen else []
 
   def cut(
     self, chosen: list[_Chosen], matcher: str, progress: Progress
@@ -278,10 +285,25 @@ class _Cutter:
     }
 
 
+def _best(
+  views: list[alignment.ViewPair], wanted: int, preferred_overlap: float
+) -> list[alignment.ViewPair]:
+  """The first view pairs that overlap well, then those that overlap most."""
+
+  def shortfall(pair: alignment.ViewPair) -> float:
+    return max(0.0, preferred_overlap - min(pair.overlap, pair.coverage))
+
+  return sorted(views, key=shortfall)[:wanted]
+
+
 def _generator(seed: int, *names: object) -> np.random.Generator:
   """Randomness that depends on the seed and the names alone."""
   digest = hashlib.sha256('/'.join(map(str, names)).encode()).digest()
   return np.random.default_rng([seed, int.from_bytes(digest[:8], 'big')])
+
+
+def _ends(splits: list[str], pair: tuple[int, int]) -> set[str]:
+  return {splits[frame] for frame in pair}
 
 
 def _summary(
@@ -300,7 +322,8 @@ def _summary(
     (min(item.source, item.target), max(item.source, item.target))
     for item in chosen
   }
-  candidates = list(solution.verdicts)
+  apart = [pair for pair in solution.verdicts if len(_ends(splits, pair)) > 1]
+  candidates = [pair for pair in solution.verdicts if pair not in set(apart)]
   return {
     'frames': len(splits),
     'frames_with_pose': int((solution.component >= 0).sum()),
@@ -310,9 +333,8 @@ def _summary(
       'posed': per_gap(
         [pair for pair in candidates if not solution.verdicts[pair].reason]
       ),
-      'split_apart': per_gap(
-        [(a, b) for a, b in candidates if splits[a] != splits[b]]
-      ),
+      # In no split, so no candidates.
+      'split_apart': per_gap(apart),
       'kept': per_gap(sorted(kept)),
     },
     'masked_share': round(solution.mask.share, 4),

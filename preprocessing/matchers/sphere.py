@@ -15,7 +15,8 @@ import numpy as np
 from scipy import spatial
 
 from odin_jax.shared import camera
-from preprocessing import matchers, panorama as panoramas
+from preprocessing import matchers
+from preprocessing import panorama as panoramas
 
 _FACES_DEG = ((0, 0), (90, 0), (180, 0), (-90, 0), (0, 90), (0, -90))
 # Wider than a cube face, so that a point near its edge sees its surroundings.
