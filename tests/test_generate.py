@@ -1,21 +1,18 @@
 """Views imagined along a path: what conditions them, and what is written."""
 
-import functools
 import json
+import subprocess
+import sys
 
 import av
 import commands
 import cv2
-import jax
 import numpy as np
 from posed_records import write_records
 import pytest
 
-from configs import train as train_config
 from odin_jax.geometry import trajectory
-from odin_jax.models import autoencoder
 from odin_jax.shared import camera
-from odin_jax.training import checkpoint, step
 
 SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
@@ -194,28 +191,36 @@ def command(module, *flags):
   assert status == 0, stderr
 
 
-def write_checkpoint(workdir):
-  """What training leaves behind, of a tiny model at its first parameters.
+# What training leaves behind, of a tiny model with random parameters: compiling
+# its initialisation and its step would take most of a minute.
+WRITE_CHECKPOINT = """
+import functools, pathlib, sys
+import jax
+import numpy as np
+from configs import train
+from odin_jax.models import autoencoder
+from odin_jax.training import checkpoint, step
 
-  Made without `odin_jax.train`, which compiles for half a minute before its
-  first step.
-  """
-  config = checkpoint.plain(
-    train_config.get_config('world,runlocal=True').to_dict()
-  )
-  images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
-  settings = config['autoencoder']
-  vae = autoencoder.fit(
-    images,
-    patch_px=settings['patch_px'],
-    channels=settings['channels'],
-    whitening=settings['whitening'],
-  )
-  checkpoints = checkpoint.Checkpoints(workdir)
-  state = jax.jit(functools.partial(step.init, config))()
-  checkpoints.save(2, state, vae, config)
-  checkpoints.close()
-  return checkpoint.params_sha256(state['ema'])
+config = checkpoint.plain(
+  train.get_config('world,runlocal=True').to_dict()
+)
+generator = np.random.default_rng(0)
+settings = config['autoencoder']
+vae = autoencoder.fit(
+  generator.integers(0, 256, (40, 32, 32, 3), np.uint8),
+  patch_px=settings['patch_px'],
+  channels=settings['channels'],
+  whitening=settings['whitening'],
+)
+state = jax.tree.map(
+  lambda x: jax.numpy.asarray(generator.normal(0, 0.1, x.shape), x.dtype),
+  jax.eval_shape(functools.partial(step.init, config)),
+)
+checkpoints = checkpoint.Checkpoints(pathlib.Path(sys.argv[1]))
+checkpoints.save(2, state, vae, config)
+checkpoints.close()
+print(checkpoint.params_sha256(state['ema']))
+"""
 
 
 def test_a_checkpoint_is_evaluated_generates_and_is_reconstructed(
@@ -224,7 +229,13 @@ def test_a_checkpoint_is_evaluated_generates_and_is_reconstructed(
   """The stages after training, with a real checkpoint."""
   records, workdir = tmp_path / 'records', tmp_path / 'train'
   write_records(records, 'test', {'c': 3})
-  digest = write_checkpoint(workdir)
+  done = subprocess.run(
+    [sys.executable, '-c', WRITE_CHECKPOINT, str(workdir)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  digest = done.stdout.strip()
   command(
     'evaluate',
     '--config=configs/evaluate.py',
