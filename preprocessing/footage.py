@@ -1,5 +1,6 @@
 """What the camera of a procedural world records: pictures, truth, video."""
 
+import dataclasses
 import pathlib
 from typing import Iterator, Sequence
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import binary
-from preprocessing import raycaster, scenes
+from preprocessing import pool, raycaster, scenes
 
 RENDERED_FPS = 5
 STREAM_FPS = 30
@@ -110,3 +111,63 @@ def write_video(
         frame.pts = None
         file.mux(stream.encode(frame))
     file.mux(stream.encode(None))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoJob:
+  """One world to film.
+
+  Attributes:
+    output: folder of the video and its truth.
+    kinds: kinds of worlds, which take turns.
+    index: number of the world.
+    seed: of all worlds.
+    seconds: length of the video.
+    width: of the video.
+    height: of the video.
+  """
+
+  output: pathlib.Path
+  kinds: tuple[str, ...]
+  index: int
+  seed: int
+  seconds: float
+  width: int
+  height: int
+
+  @property
+  def name(self) -> str:
+    """The video's stem."""
+    return f'{self.index:03d}_{self.kinds[self.index % len(self.kinds)]}'
+
+
+def make_video(job: VideoJob) -> str:
+  """Writes video and truth of one world, unless both are there already.
+
+  Returns:
+    the video's stem.
+  """
+  video = job.output / f'{job.name}.mp4'
+  truth_path = job.output / f'{job.name}.truth.npz'
+  if video.is_file() and truth_path.is_file():
+    return job.name
+  world = make_world(
+    job.kinds,
+    job.index,
+    seed=job.seed,
+    seconds=job.seconds,
+    px_per_rad=job.height / np.pi,
+  )
+  times_s = picture_times_s(job.seconds)
+  with binary.atomic_path(truth_path) as temporary:
+    np.savez_compressed(temporary, **truth(world, times_s))
+  write_video(video, _film(world, times_s, job))
+  return job.name
+
+
+def _film(
+  world: scenes.World, times_s: Float[np.ndarray, 'n'], job: VideoJob
+) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
+  for time_s in times_s:
+    pool.step()
+    yield render_panorama(world, time_s, width=job.width, height=job.height)

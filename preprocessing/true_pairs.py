@@ -5,13 +5,22 @@ poses and the scene points are known rather than found.
 """
 
 import dataclasses
+import pathlib
 from typing import Any, Iterator
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from odin_jax.shared import camera, schema
-from preprocessing import alignment, panorama, raycaster, records, scenes
+from preprocessing import (
+  alignment,
+  footage,
+  panorama,
+  pool,
+  raycaster,
+  records,
+  scenes,
+)
 
 _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
 # A point is seen by another frame if it lies at the distance seen there.
@@ -271,3 +280,62 @@ def _record(
     record[f'{side}/pitch_deg'] = angles.pitch_deg
     record[f'{side}/frame2scene'] = _in_units(frame.frame2world, unit_m)
   return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsJob:
+  """One world to make records of.
+
+  Attributes:
+    output: folder of the records.
+    kinds: kinds of worlds, which take turns.
+    index: number of the world.
+    seed: of all worlds.
+    rules: what records are made.
+    fingerprint: digest of all that the records depend on.
+  """
+
+  output: pathlib.Path
+  kinds: tuple[str, ...]
+  index: int
+  seed: int
+  rules: PairRules
+  fingerprint: str
+
+  @property
+  def name(self) -> str:
+    """The world's `video_id`."""
+    kind = self.kinds[self.index % len(self.kinds)]
+    return f'{self.seed}_{self.index:05d}_{kind}'
+
+
+def make_part(job: PairsJob) -> str:
+  """Writes the records of one world, unless they are there already.
+
+  Returns:
+    the world's `video_id`.
+  """
+  pool.step()
+  if records.part_is_done(job.output, job.name, job.fingerprint):
+    return job.name
+  size_px = job.rules.size_px * supersampling(job.rules.size_px)
+  focal_px = camera.intrinsics(job.rules.views.fov_deg, size_px)[0, 0]
+  world = footage.make_world(
+    job.kinds,
+    job.index,
+    seed=job.seed,
+    seconds=job.rules.seconds,
+    px_per_rad=float(focal_px),
+  )
+  made, summary, dropped = make_records(
+    world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
+  )
+  records.write_part(
+    job.output,
+    job.name,
+    records=made,
+    summary={'kind': world.kind, **summary},
+    dropped=dropped,
+    fingerprint=job.fingerprint,
+  )
+  return job.name

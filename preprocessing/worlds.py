@@ -27,13 +27,12 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import numpy as np
-from tqdm import tqdm
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import binary
 from preprocessing import (
   alignment,
   footage,
+  pool,
   records,
   scenes,
   true_pairs,
@@ -58,6 +57,9 @@ _KINDS = flags.DEFINE_list(
 )
 _WIDTH = flags.DEFINE_integer('width', 768, 'Width of the videos.', 64, 4096)
 _HEIGHT = flags.DEFINE_integer('height', 384, 'Their height.', 32, 2048)
+_NUM_WORKERS = flags.DEFINE_integer(
+  'num_workers', 0, 'Worlds at a time; 0: as many as there are cores.', 0
+)
 _PAIRS = flags.DEFINE_integer(
   'pairs', 0, 'Records per world to write in place of videos.', 0
 )
@@ -84,33 +86,6 @@ _TEST_FRACTION = flags.DEFINE_float(
 )
 
 
-def make_video(output: pathlib.Path, index: int, kinds: list[str]) -> str:
-  """Writes video and truth of one world, unless both are there already.
-
-  Returns:
-    the video's stem.
-  """
-  name = f'{index:03d}_{kinds[index % len(kinds)]}'
-  video, truth_path = output / f'{name}.mp4', output / f'{name}.truth.npz'
-  if video.is_file() and truth_path.is_file():
-    return name
-  size = {'width': _WIDTH.value, 'height': _HEIGHT.value}
-  world = footage.make_world(
-    kinds,
-    index,
-    seed=_SEED.value,
-    seconds=_SECONDS.value,
-    px_per_rad=_HEIGHT.value / np.pi,
-  )
-  times_s = footage.picture_times_s(_SECONDS.value)
-  with binary.atomic_path(truth_path) as temporary:
-    np.savez_compressed(temporary, **footage.truth(world, times_s))
-  bar = tqdm(times_s, desc=name, unit='frame')
-  pictures = (footage.render_panorama(world, t, **size) for t in bar)
-  footage.write_video(video, pictures)
-  return name
-
-
 def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   """Videos and truth of all worlds; what is there already stays.
 
@@ -134,12 +109,32 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
       )
   # Written before the first video, so that a run with other flags is told.
   binary.write_json(note, {'settings': settings})
-  names = [make_video(output, i, kinds) for i in range(_NUM_WORLDS.value)]
+  settings_of_jobs = {**settings, 'kinds': tuple(kinds), 'output': output}
+  jobs = [
+    footage.VideoJob(index=index, **settings_of_jobs)
+    for index in range(_NUM_WORLDS.value)
+  ]
+  pictures = len(jobs) * len(footage.picture_times_s(_SECONDS.value))
+  names = pool.run(
+    footage.make_video,
+    jobs,
+    num_workers=_NUM_WORKERS.value,
+    steps=pictures,
+    unit='picture',
+  )
   return {'settings': settings, 'worlds': names}
 
 
 def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
-  """Records of all worlds, merged; worlds that are done are not made again."""
+  """Records of all worlds, merged; worlds that are done are not made again.
+
+  Raises:
+    binary.UserError: the folder holds videos.
+  """
+  if any(output.glob('*.mp4')):
+    raise binary.UserError(
+      f'{output}: holds videos; give another output folder with --pairs'
+    )
   rules = true_pairs.PairRules(
     num_records=_PAIRS.value,
     seconds=_SECONDS.value,
@@ -153,45 +148,28 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-  names = []
-  for index in tqdm(range(_NUM_WORLDS.value), desc='worlds', unit='world'):
-    name = f'{_SEED.value}_{index:05d}_{kinds[index % len(kinds)]}'
-    names.append(name)
-    if not records.part_is_done(output, name, fingerprint):
-      _write_world_part(output, name, index, kinds, rules, fingerprint)
+  jobs = [
+    true_pairs.PairsJob(
+      output=output,
+      kinds=tuple(kinds),
+      index=index,
+      seed=_SEED.value,
+      rules=rules,
+      fingerprint=fingerprint,
+    )
+    for index in range(_NUM_WORLDS.value)
+  ]
+  names = pool.run(
+    true_pairs.make_part,
+    jobs,
+    num_workers=_NUM_WORKERS.value,
+    steps=len(jobs),
+    unit='world',
+  )
   manifest = records.merge_parts(
     output, video_ids=names, config=settings, tool=TOOL
   )
   return {'settings': settings, 'counts': manifest['counts']}
-
-
-def _write_world_part(
-  output: pathlib.Path,
-  name: str,
-  index: int,
-  kinds: list[str],
-  rules: true_pairs.PairRules,
-  fingerprint: str,
-) -> None:
-  size_px = rules.size_px * true_pairs.supersampling(rules.size_px)
-  world = footage.make_world(
-    kinds,
-    index,
-    seed=_SEED.value,
-    seconds=rules.seconds,
-    px_per_rad=camera.intrinsics(rules.views.fov_deg, size_px)[0, 0],
-  )
-  made, summary, dropped = true_pairs.make_records(
-    world, name, rules, seed=_SEED.value * 1_000_003 + index
-  )
-  records.write_part(
-    output,
-    name,
-    records=made,
-    summary={'kind': world.kind, **summary},
-    dropped=dropped,
-    fingerprint=fingerprint,
-  )
 
 
 def main() -> None:

@@ -181,7 +181,7 @@ def run(tmp_path_factory):
   names = ['unique_room', 'repeated_corridor']
   for index, name in enumerate(names):
     world = footage.make_world(
-      names, index, seed=1, seconds=8.0, px_per_rad=192.0
+      names, index, seed=1, seconds=8.0, px_per_rad=96.0
     )
     made, summary, dropped = true_pairs.make_records(
       world, name, rules, seed=index

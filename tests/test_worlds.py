@@ -17,6 +17,7 @@ from preprocessing import (
   alignment,
   footage,
   panorama,
+  pool,
   quality,
   raycaster,
   scenes,
@@ -283,6 +284,13 @@ def test_textures_are_periodic():
   assert np.abs(noise[0] - noise[-1]).mean() < 1.5 * inner
 
 
+def test_jobs_keep_their_order_and_their_errors():
+  more = {'num_workers': 2, 'steps': 3, 'unit': 'job'}
+  assert pool.run(int, ['3', '1', '2'], **more) == [3, 1, 2]
+  with pytest.raises(ValueError, match='one'):
+    pool.run(int, ['one', *'23456'], **more)
+
+
 @pytest.fixture(scope='module')
 def command(tmp_path_factory, repository):
   folder = tmp_path_factory.mktemp('worlds')
@@ -348,7 +356,7 @@ def test_videos_show_what_the_truth_says(videos):
 
 
 def test_same_seed_same_bytes_whatever_the_number_of_worlds(videos, command):
-  again, done = command('again', '--num_worlds=1', *_SMALL)
+  again, done = command('again', '--num_worlds=1', '--num_workers=1', *_SMALL)
   assert done.returncode == 0, done.stderr
   for name in ('000_unique_room.mp4', '000_unique_room.truth.npz'):
     assert (again / name).read_bytes() == (videos / name).read_bytes()
@@ -364,6 +372,12 @@ def test_a_finished_world_stays_and_other_flags_are_refused(videos, command):
   _, done = command('videos', '--num_worlds=2', *_SMALL[:-1], '--seed=6')
   assert done.returncode == 2
   assert len(done.stderr.splitlines()) == 1
+
+
+def test_pairs_do_not_go_among_videos(videos, command):
+  _, done = command('videos', '--num_worlds=1', '--pairs=2', *_SMALL)
+  assert done.returncode == 2
+  assert 'holds videos' in done.stderr
 
 
 def test_a_stranger_folder_is_refused(command, tmp_path):
