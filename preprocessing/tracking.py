@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
+from preprocessing import panorama
 
 # Pixels repeated beyond the seam and the poles; a point moves less in a step.
 _PAD_PX = 64
@@ -81,10 +82,4 @@ class FlowTracker:
 
 
 def _padded_grey(image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
-  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-  # Beyond a pole the image goes on, upside down, half a turn away.
-  over = np.roll(grey, grey.shape[1] // 2, axis=1)
-  grey = np.concatenate(
-    [over[:_PAD_PX][::-1], grey, over[-_PAD_PX:][::-1]], axis=0
-  )
-  return np.pad(grey, ((0, 0), (_PAD_PX, _PAD_PX)), mode='wrap')
+  return panorama.pad(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _PAD_PX)

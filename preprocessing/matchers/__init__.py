@@ -7,7 +7,7 @@ answers alone and know no matcher by name.
 
 import dataclasses
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32, Int
 import numpy as np
@@ -41,6 +41,7 @@ class Features:
     )
 
 
+@runtime_checkable
 class Matcher(Protocol):
   """A source of features and matches; `name` goes into the records."""
 

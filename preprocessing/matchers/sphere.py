@@ -18,7 +18,14 @@ from odin_jax.shared import camera
 from preprocessing import matchers
 from preprocessing import panorama as panoramas
 
-_FACES_DEG = ((0, 0), (90, 0), (180, 0), (-90, 0), (0, 90), (0, -90))
+_FACES_DEG = (
+  (0.0, 0.0),
+  (90.0, 0.0),
+  (180.0, 0.0),
+  (-90.0, 0.0),
+  (0.0, 90.0),
+  (0.0, -90.0),
+)
 # Wider than a cube face, so that a point near its edge sees its surroundings.
 _FACE_FOV_DEG = 100.0
 # SIFT locates a point to about this share of its radius, and to a quarter of a
@@ -125,7 +132,10 @@ class SphereMatcher:
       (similarity >= self._min_similarity)
       & (similarity == best[one])
       & (similarity == rival[two])
-      & (1 - similarity <= self._max_ratio**2 * (1 - runner_up[one]))
+      & (
+        _distance2(similarity)
+        <= self._max_ratio**2 * _distance2(runner_up[one])
+      )
     )
     return np.stack([one[good], two[good]], axis=1)
 
@@ -137,13 +147,12 @@ def _candidates(
   gate_rad: float,
 ) -> tuple[Int[np.ndarray, 'c'], Int[np.ndarray, 'c']]:
   """Index pairs that may match: inside the gate, or simply all."""
+  if not len(source) or not len(target):
+    return np.zeros(0, np.int64), np.zeros(0, np.int64)
   if expected is None:
-    one, two = np.divmod(
-      np.arange(len(source) * len(target)), max(1, len(target))
-    )
-    return one, two
+    return _nearest(source.descriptors @ target.descriptors.T)
   known = np.flatnonzero(np.isfinite(expected).all(axis=1))
-  if not len(known) or not len(target):
+  if not len(known):
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
   near = spatial.KDTree(expected[known]).sparse_distance_matrix(
     spatial.KDTree(target.rays),
@@ -152,6 +161,24 @@ def _candidates(
   )
   order = np.lexsort((near.col, near.row))
   return known[near.row[order]], near.col[order].astype(np.int64)
+
+
+def _nearest(
+  similarity: Float32[np.ndarray, 'n m'],
+) -> tuple[Int[np.ndarray, 'c'], Int[np.ndarray, 'c']]:
+  """The two best columns of every row, and the best row of every column."""
+  rows, columns = similarity.shape
+  best = np.argpartition(-similarity, min(1, columns - 1), axis=1)[:, :2]
+  one = np.concatenate(
+    [np.repeat(np.arange(rows), best.shape[1]), similarity.argmax(axis=0)]
+  )
+  two = np.concatenate([best.ravel(), np.arange(columns)])
+  return np.divmod(np.unique(one * columns + two), columns)
+
+
+def _distance2(similarity: Float32[np.ndarray, 'c']) -> np.ndarray:
+  """Half the squared distance of descriptors; identical ones stay above 0."""
+  return np.maximum(1 - similarity, 1e-6)
 
 
 def _best_two(
