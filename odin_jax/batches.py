@@ -55,16 +55,20 @@ def decode_image(
     size_px: side of the result.
 
   Raises:
-    binary.UserError: no decodable square image.
+    ValueError: no decodable square image.
   """
   flag = next(
-    (flag for by, flag in _REDUCTIONS if stored_px // by >= size_px),
+    (
+      flag
+      for by, flag in _REDUCTIONS
+      if stored_px % by == 0 and stored_px // by >= size_px
+    ),
     cv2.IMREAD_COLOR,
   )
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
   if image is None or image.shape[0] != image.shape[1]:
     shape = None if image is None else image.shape
-    raise binary.UserError(f'image of a record: no square JPEG ({shape})')
+    raise ValueError(f'an image is no square JPEG (shape {shape})')
   if image.shape[0] != size_px:
     smaller = image.shape[0] > size_px
     image = cv2.resize(
@@ -76,11 +80,10 @@ def decode_image(
 
 
 def _stored_px(record: schema.Record) -> int:
+  """Side of a record's images; 1, which no decoder reduces, if unreadable."""
   encoded = np.frombuffer(record['source/image'], np.uint8)
   image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-  if image is None:
-    raise binary.UserError('image of the first record: no JPEG')
-  return image.shape[0]
+  return 1 if image is None else image.shape[0]
 
 
 class PairSource:
@@ -121,9 +124,17 @@ class PairSource:
 
   def _read(self, index: int) -> Pair:
     record = self._records[index]
+    try:
+      source = self._image(record['source/image'])
+      target = self._image(record['target/image'])
+    except ValueError as error:
+      raise binary.UserError(
+        f'{self._records.path}: {self._records.split} record {index} of '
+        f'{record["video_id"]}: {error}; make the records again'
+      ) from error
     return Pair(
-      source=self._image(record['source/image']),
-      target=self._image(record['target/image']),
+      source=source,
+      target=target,
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
     )

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from flax import nnx
 import jax
-from jaxtyping import Float, Float32, Int, Num, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 import numpy as np
 
+from odin_jax.diffusion import sampler
 from odin_jax.models import autoencoder, odin
 from odin_jax.shared import binary
 from odin_jax.training import checkpoint, step
@@ -74,6 +76,55 @@ class Mean:
     return np.broadcast_to(colour, source.shape).astype(np.float32)
 
 
+def sample(
+  model: odin.Odin,
+  vae: autoencoder.PatchPca,
+  config: checkpoint.Config,
+  source_images: UInt8[Array, 'b s s 3'],
+  target2source: Float[Array, 'b 3 4'],
+  fov_deg: Float[Array, 'b'],
+  seeds: Int[Array, 'b'],
+  *,
+  num_steps: int,
+  guidance: float,
+) -> Float[Array, 'b s s 3']:
+  """One DDIM sample of the target view per example, values in [0, 1].
+
+  Args:
+    model: with the parameters to use.
+    vae: the autoencoder that the model was trained with.
+    config: the training config.
+    source_images: sRGB.
+    target2source: relative poses, scene units.
+    fov_deg: full field of view of both views.
+    seeds: of each example's noise, so that a sample does not depend on the
+      batch it is drawn in.
+    num_steps: of DDIM.
+    guidance: scale of classifier-free guidance; 1 is none.
+  """
+  diffusion = config['diffusion']
+  told = odin.condition(vae, config, source_images, target2source, fov_deg)
+  source = told['source']
+
+  def denoiser(dropped: bool) -> sampler.DenoiseFn:
+    drop = jnp.full(source.shape[0], dropped)
+    return lambda x, t: model(x, t, told, drop)[0]
+
+  noise = jax.vmap(
+    lambda seed: jax.random.normal(jax.random.key(seed), source.shape[1:])
+  )(seeds)
+  latents = sampler.ddim(
+    sampler.guided(denoiser(False), denoiser(True), guidance),
+    noise,
+    alpha_bar=step.alpha_bars(config),
+    steps=sampler.timesteps(
+      num_steps, diffusion['num_timesteps'], spacing=diffusion['spacing']
+    ),
+    prediction=diffusion['prediction'],
+  )
+  return vae.decode(latents)
+
+
 class Model:
   """One DDIM sample per pair from a trained model.
 
@@ -99,8 +150,8 @@ class Model:
     graphdef = step.graph(config)
 
     @jax.jit
-    def sample(params, vae, source, target2source, fov_deg, seeds):
-      return odin.sample(
+    def sample_with(params, vae, source, target2source, fov_deg, seeds):
+      return sample(
         nnx.merge(graphdef, params),
         vae,
         config,
@@ -112,7 +163,7 @@ class Model:
         guidance=guidance,
       )
 
-    self._sample = functools.partial(sample, params, vae)
+    self._sample = functools.partial(sample_with, params, vae)
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
       'predictor': 'model',

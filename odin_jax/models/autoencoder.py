@@ -11,6 +11,8 @@ latents keep the proportions of pixels) and the one gain g that gives the
 latents unit variance on average.
 """
 
+from typing import Any
+
 from einops import rearrange
 import flax.struct
 import jax
@@ -24,20 +26,20 @@ class PatchPca:
   """Fitted arrays; a pytree, so it can be an argument of a jitted function.
 
   Attributes:
-    mean: of the patches, values in [-1, 1].
-    encoder: patch -> latent.
-    decoder: latent -> patch.
+    mean: [d] of the patches, values in [-1, 1].
+    encoder: [d c] patch -> latent.
+    decoder: [c d] latent -> patch.
     patch_px: side of a patch; the latent grid is this much smaller.
   """
 
-  mean: Float[Array, 'd']
-  encoder: Float[Array, 'd c']
-  decoder: Float[Array, 'c d']
+  mean: Any
+  encoder: Any
+  decoder: Any
   patch_px: int = flax.struct.field(pytree_node=False)
 
-  def encode(self, images: UInt8[Array, 'b s s 3']) -> Float[Array, 'b n n c']:
-    """Latents of sRGB images."""
-    patches = _patches(images.astype(jnp.float32) / 127.5 - 1, self.patch_px)
+  def encode(self, images: Float[Array, 'b s s 3']) -> Float[Array, 'b n n c']:
+    """Latents of sRGB images, values in [0, 1]."""
+    patches = _patches(images * 2 - 1, self.patch_px)
     return (patches - self.mean) @ self.encoder
 
   def decode(self, latents: Float[Array, 'b n n c']) -> Float[Array, 'b s s 3']:
@@ -50,7 +52,7 @@ class PatchPca:
     return jnp.clip(images / 2 + 0.5, 0, 1)
 
 
-def _patches(images: Array, patch_px: int) -> Array:
+def _patches(images: Array | np.ndarray, patch_px: int) -> Array | np.ndarray:
   return rearrange(
     images, 'b (i y) (j x) k -> b i j (y x k)', y=patch_px, x=patch_px
   )
@@ -94,8 +96,8 @@ def fit(
   scales = deviations**whitening
   scales = scales * np.sqrt(np.mean((deviations / scales) ** 2))
   return PatchPca(
-    mean=mean.astype(np.float32),
-    encoder=(components / scales).astype(np.float32),
-    decoder=(components * scales).T.astype(np.float32),
+    mean=jnp.asarray(mean, jnp.float32),
+    encoder=jnp.asarray(components / scales, jnp.float32),
+    decoder=jnp.asarray((components * scales).T, jnp.float32),
     patch_px=patch_px,
   )

@@ -95,7 +95,9 @@ class ResBlock(nnx.Module):
       None if inputs == outputs else conv(inputs, outputs, size=1, rngs=rngs)
     )
 
-  def __call__(self, x: Image, embedding: Float[Array, 'b e']) -> Image:
+  def __call__(
+    self, x: Image, embedding: Float[Array, 'b e']
+  ) -> Float[Array, 'b h w outputs']:
     y = self.conv1(nnx.silu(self.norm1(x)))
     y = y + self.embed(nnx.silu(embedding))[:, None, None]
     y = self.conv2(nnx.silu(self.norm2(y)))

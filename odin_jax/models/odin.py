@@ -2,16 +2,54 @@
 
 from typing import Any, Mapping
 
+from einops import rearrange, reduce
 from flax import nnx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
 
-from odin_jax.diffusion import sampler, schedule
-from odin_jax.models import autoencoder, conditioning, unet
+from odin_jax.models import autoencoder, conditioning, sweep, unet
 
 Config = Mapping[str, Any]
+
+
+# Arguments of `conditioning.Conditioning`, without `drop`.
+Condition = dict[str, Array]
+
+
+def condition(
+  vae: autoencoder.PatchPca,
+  config: Config,
+  source_images: UInt8[Array, 'b s s 3'],
+  target2source: Float[Array, 'b 3 4'],
+  fov_deg: Float[Array, 'b'],
+) -> Condition:
+  """What the model is told of every example, computed once per pair."""
+  images = source_images / 255.0
+  source = vae.encode(images)
+  swept = source[..., :0]
+  if config['model']['conditioning'] == 'sweep':
+    swept = _swept(vae, config, images, target2source, fov_deg)
+  return dict(
+    source=source, swept=swept, target2source=target2source, fov_deg=fov_deg
+  )
+
+
+def _swept(
+  vae: autoencoder.PatchPca,
+  config: Config,
+  images: Array,
+  target2source: Array,
+  fov_deg: Array,
+) -> Array:
+  """Latents of the sweep's images and the share of each that is seen."""
+  views, seen = sweep.sweep(
+    images, target2source, fov_deg, config['model']['sweep_distances']
+  )
+  count, size = views.shape[1], latent_size(config)
+  latents = vae.encode(rearrange(views, 'b k y x c -> (b k) y x c'))
+  latents = rearrange(latents, '(b k) i j c -> b i j (k c)', k=count)
+  share = reduce(seen, 'b k (i y) (j x) -> b i j k', 'mean', i=size, j=size)
+  return jnp.concatenate([latents, share], axis=-1)
 
 
 class Odin(nnx.Module):
@@ -31,6 +69,7 @@ class Odin(nnx.Module):
       latent_channels=channels,
       context_dim=model['unet']['context_dim'],
       fourier_bands=model['fourier_bands'],
+      sweep_distances=len(model['sweep_distances']),
       rngs=rngs,
     )
     self.unet = unet.UNet(
@@ -44,13 +83,11 @@ class Odin(nnx.Module):
     self,
     noisy: Float[Array, 'b n n c'],
     timestep: Float[Array, 'b'],
-    source: Float[Array, 'b n n c'],
-    target2source: Float[Array, 'b 3 4'],
-    fov_deg: Float[Array, 'b'],
+    condition: Condition,
     drop: Bool[Array, 'b'],
   ) -> tuple[Float[Array, 'b n n c'], Float[Array, 'b n n']]:
     """The network's output and the logit of the motion mask."""
-    channels, context = self.conditioning(source, target2source, fov_deg, drop)
+    channels, context = self.conditioning(**condition, drop=drop)
     return self.unet(
       jnp.concatenate([noisy, channels], axis=-1), timestep, context
     )
@@ -59,61 +96,3 @@ class Odin(nnx.Module):
 def latent_size(config: Config) -> int:
   """Side of the latent grid."""
   return config['image_size_px'] // config['autoencoder']['patch_px']
-
-
-def alpha_bars(config: Config) -> Float[np.ndarray, 't']:
-  """alpha_bar of every timestep of the config's schedule."""
-  diffusion = config['diffusion']
-  return schedule.alpha_bars(
-    diffusion['schedule'],
-    diffusion['num_timesteps'],
-    zero_terminal_snr=diffusion['zero_terminal_snr'],
-  )
-
-
-def sample(
-  model: Odin,
-  vae: autoencoder.PatchPca,
-  config: Config,
-  source_images: Array,
-  target2source: Float[Array, 'b 3 4'],
-  fov_deg: Float[Array, 'b'],
-  seeds: Int[Array, 'b'],
-  *,
-  num_steps: int,
-  guidance: float,
-) -> Float[Array, 'b s s 3']:
-  """One DDIM sample of the target view per example, values in [0, 1].
-
-  Args:
-    model: with the parameters to use.
-    vae: the autoencoder that the model was trained with.
-    config: the training config.
-    source_images: [b s s 3] uint8 sRGB.
-    target2source: relative poses, scene units.
-    fov_deg: full field of view of both views.
-    seeds: of each example's noise, so that a sample does not depend on the
-      batch it is drawn in.
-    num_steps: of DDIM.
-    guidance: scale of classifier-free guidance; 1 is none.
-  """
-  source = vae.encode(source_images)
-  diffusion = config['diffusion']
-
-  def denoiser(dropped: bool) -> sampler.DenoiseFn:
-    drop = jnp.full(source.shape[0], dropped)
-    return lambda x, t: model(x, t, source, target2source, fov_deg, drop)[0]
-
-  noise = jax.vmap(
-    lambda seed: jax.random.normal(jax.random.key(seed), source.shape[1:])
-  )(seeds)
-  latents = sampler.ddim(
-    sampler.guided(denoiser(False), denoiser(True), guidance),
-    noise,
-    alpha_bar=alpha_bars(config),
-    steps=sampler.timesteps(
-      num_steps, diffusion['num_timesteps'], spacing=diffusion['spacing']
-    ),
-    prediction=diffusion['prediction'],
-  )
-  return vae.decode(latents)

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 import optax
 
 from odin_jax.diffusion import loss as diffusion_loss
@@ -62,6 +63,16 @@ def graph(config: Config) -> nnx.GraphDef:
   return nnx.split(model)[0]
 
 
+def alpha_bars(config: Config) -> Float[np.ndarray, 't']:
+  """alpha_bar of every timestep of the config's schedule."""
+  diffusion = config['diffusion']
+  return schedule.alpha_bars(
+    diffusion['schedule'],
+    diffusion['num_timesteps'],
+    zero_terminal_snr=diffusion['zero_terminal_snr'],
+  )
+
+
 def ema_decay(config: Config, step: Array) -> Array:
   """Decay of the moving average: short while the run is young."""
   step = step.astype(jnp.float32)
@@ -78,8 +89,10 @@ def batch_loss(
   """Mean loss of a batch, and the mean of its motion mask."""
   settings = config['diffusion']
   prediction = settings['prediction']
-  source = vae.encode(batch['source'])
-  x0 = vae.encode(batch['target'])
+  told = odin.condition(
+    vae, config, batch['source'], batch['target2source'], batch['fov_deg']
+  )
+  x0 = vae.encode(batch['target'] / 255.0)
   keys = jax.random.split(key, 3)
   timesteps = schedule.sample_timesteps(
     keys[0],
@@ -91,13 +104,11 @@ def batch_loss(
   drop = jax.random.bernoulli(
     keys[2], settings['condition_dropout'], (x0.shape[0],)
   )
-  alpha_bar = jnp.asarray(odin.alpha_bars(config), jnp.float32)[timesteps]
+  alpha_bar = jnp.asarray(alpha_bars(config), jnp.float32)[timesteps]
   output, mask_logit = model(
     schedule.diffuse(x0, noise, alpha_bar),
     timesteps.astype(jnp.float32),
-    source,
-    batch['target2source'],
-    batch['fov_deg'],
+    told,
     drop,
   )
   error = diffusion_loss.squared_error(
