@@ -114,7 +114,7 @@ class Solution:
   observations: bundle.Observations
   verdicts: Mapping[pairs.FramePair, Verdict]
   mask: masks.Mask
-  figures: Mapping[str, float]
+  figures: Mapping[str, int | float]
 
   def points_of_pair(
     self, source: int, target: int
@@ -170,7 +170,7 @@ class Solver:
     for _ in range(self._rules.rounds):
       progress('pairs')
       matches = self._match_window(component, poses, tracks, points)
-      verdicts = self._compare(component, poses, matches)
+      verdicts = self.compare(component, poses, matches)
       kept = {
         pair: matches[pair] for pair in matches if not verdicts[pair].reason
       }
@@ -368,7 +368,7 @@ class Solver:
       found[pair] = self._match(source, target, expected)
     return found
 
-  def _compare(
+  def compare(
     self, component: np.ndarray, poses: np.ndarray, matches: pairs.Matches
   ) -> dict[pairs.FramePair, Verdict]:
     """Fits each pair by itself and compares it with the composed pose."""

@@ -1,0 +1,121 @@
+"""Scenes of points with descriptors, seen from a path: no pictures needed."""
+
+import dataclasses
+
+import numpy as np
+
+from odin_jax.shared import camera
+from preprocessing import matchers
+
+NOISE_RAD = 1e-3
+
+
+@dataclasses.dataclass
+class PointWorld:
+  """Frames of a scene of points, and the truth.
+
+  Attributes:
+    features: per frame.
+    arrivals: where the points of each frame but the last are in the next.
+    frame2world: true poses.
+    point: the point that each feature shows, per frame; -1 for clutter.
+  """
+
+  features: list
+  arrivals: list
+  frame2world: np.ndarray
+  point: list
+
+
+def walk(num_frames, rng, step=0.9):
+  """A path along z that sways, and a camera that shakes."""
+  poses = []
+  for index in range(num_frames):
+    turn = camera.view2frame_rotation(*rng.normal(scale=4.0, size=2))
+    place = [0.3 * np.sin(index / 2), 0.05 * np.cos(index), step * index]
+    poses.append(camera.make_pose(turn, np.array(place)))
+  return np.stack(poses)
+
+
+def corridor(rng, length, per_metre=60):
+  """Points on the walls, floor and ceiling of a corridor along z."""
+  count = int(length * per_metre)
+  side = rng.integers(0, 4, count)
+  along = rng.uniform(-4, length - 4, count)
+  across = rng.uniform(-1, 1, count)
+  x = np.where(side == 0, -1.6, np.where(side == 1, 1.6, across * 1.6))
+  y = np.where(side == 2, -1.4, np.where(side == 3, 1.3, across * 1.3))
+  return np.stack([x, y, along], axis=1)
+
+
+def descriptors(rng, count, dimension=32):
+  values = rng.uniform(size=(count, dimension)) ** 3
+  return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def repeated_corridor(rng, length, bay_m, per_bay=120):
+  """A corridor of identical bays: points and descriptors repeat along z."""
+  bay = corridor(rng, bay_m, per_bay / bay_m)
+  bay[:, 2] -= bay[:, 2].min()
+  looks = descriptors(rng, len(bay))
+  bays = int(np.ceil(length / bay_m))
+  points = [bay + [0, 0, index * bay_m - 6] for index in range(bays)]
+  return np.concatenate(points), np.tile(looks, (bays, 1))
+
+
+def observe(
+  rng, frame2world, points, looks, *, clutter=0.1, seen=0.8, reach_m=7.0
+):
+  """Features and arrivals of a scene from a path.
+
+  Args:
+    rng: of noise and of what is missed.
+    frame2world: [f, 3, 4].
+    points: [p, 3], or [f, p, 3] where they move.
+    looks: their descriptors.
+    clutter: share of features that show nothing.
+    seen: share of the points in reach that each frame finds.
+    reach_m: farther points are not found.
+  """
+  count = len(frame2world)
+  points = np.broadcast_to(points, (count, *points.shape[-2:]))
+  rays, shown = [], []
+  for frame, pose in enumerate(frame2world):
+    local = camera.transform(camera.inverse(pose), points[frame])
+    distance = np.linalg.norm(local, axis=1)
+    near = (distance < reach_m) & (rng.uniform(size=len(local)) < seen)
+    ids = rng.permutation(np.flatnonzero(near))
+    rays.append(shaken(rng, local[ids] / distance[ids, None]))
+    shown.append(ids)
+  features, arrivals, labels = [], [], []
+  for frame in range(count):
+    extra = int(clutter * len(rays[frame]))
+    stray = rng.normal(size=(extra, 3))
+    stray /= np.linalg.norm(stray, axis=1, keepdims=True)
+    look = looks[shown[frame]] + 0.01 * rng.normal(
+      size=(len(shown[frame]), looks.shape[1])
+    )
+    look = np.concatenate([look, descriptors(rng, extra, looks.shape[1])])
+    look /= np.linalg.norm(look, axis=1, keepdims=True)
+    features.append(
+      matchers.Features(
+        rays=np.concatenate([rays[frame], stray]),
+        noise_rad=np.full(len(look), NOISE_RAD),
+        descriptors=look.astype(np.float32),
+      )
+    )
+    labels.append(np.concatenate([shown[frame], np.full(extra, -1)]))
+    if frame + 1 < count:
+      local = camera.transform(
+        camera.inverse(frame2world[frame + 1]), points[frame + 1][shown[frame]]
+      )
+      local /= np.linalg.norm(local, axis=1, keepdims=True)
+      arrived = np.concatenate([shaken(rng, local, 5e-3), stray])
+      arrived[rng.uniform(size=len(arrived)) < 0.2] = np.nan
+      arrivals.append(arrived)
+  return PointWorld(features, arrivals, frame2world, labels)
+
+
+def shaken(rng, rays, noise_rad=NOISE_RAD):
+  rays = rays + noise_rad * rng.normal(size=rays.shape)
+  return rays / np.linalg.norm(rays, axis=1, keepdims=True)
