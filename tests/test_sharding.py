@@ -1,0 +1,145 @@
+"""The step on eight fake devices: same numbers, other places.
+
+Devices are made when JAX starts, so the checks run in a process of their own
+that writes its findings as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from odin_jax.shared import binary
+from odin_jax.training import sharding
+
+SCRIPT = """
+import functools, json, pathlib, sys
+import jax
+import numpy as np
+from configs import train
+from odin_jax.models import autoencoder
+from odin_jax.training import checkpoint, sharding, step
+
+config = checkpoint.plain(train.get_config('world,runlocal=True').to_dict())
+config['steps'] = 3
+generator = np.random.default_rng(0)
+pixels = generator.integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+poses = np.tile(np.eye(3, 4, dtype=np.float32), (8, 1, 1))
+poses[:, :, 3] = generator.normal(0, 0.2, (8, 3))
+batch = dict(
+  source=pixels[0], target=pixels[1], target2source=poses,
+  fov_deg=np.full(8, 90, np.float32),
+)
+settings = config['autoencoder']
+vae = autoencoder.fit(
+  pixels[0], patch_px=settings['patch_px'], channels=settings['channels'],
+  whitening=settings['whitening'],
+)
+graph = step.graph(config)
+init = functools.partial(step.init, config)
+abstract = jax.eval_shape(init)
+workdir = pathlib.Path(sys.argv[1])
+
+
+def place(axes):
+  mesh = sharding.make_mesh(axes)
+  shardings = sharding.shardings(abstract, mesh)
+  train_step = jax.jit(
+    functools.partial(step.train_step, config=config, graphdef=graph),
+    in_shardings=(
+      shardings, sharding.batch_sharding(mesh, 8), sharding.replicated(mesh)
+    ),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+  return shardings, train_step
+
+
+def relative(a, b):
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return max(
+    float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs
+  )
+
+
+one = jax.jit(functools.partial(step.train_step, config=config, graphdef=graph))
+expected = jax.jit(init)()
+for _ in range(2):
+  expected, expected_metrics = one(expected, batch, vae)
+
+shardings, train_step = place(dict(data=2, fsdp=2, tensor=2))
+state = jax.jit(init, out_shardings=shardings)()
+for _ in range(2):
+  state, metrics = train_step(state, batch, vae)
+kernel = state['params']['unet']['middle']['residual'][0]['conv1']['kernel']
+split = kernel.addressable_shards[0].data.shape
+
+checkpoints = checkpoint.Checkpoints(workdir)
+checkpoints.save(2, state, vae, config)
+checkpoints.close()
+checkpoints = checkpoint.Checkpoints(workdir)
+other_shardings, other_step = place(dict(data=8, fsdp=1, tensor=1))
+restored, restored_vae = checkpoints.restore(
+  2, abstract, other_shardings, config
+)
+same = checkpoint.params_sha256(restored) == checkpoint.params_sha256(state)
+after, _ = other_step(restored, batch, restored_vae)
+expected_after, _ = one(expected, batch, vae)
+print(json.dumps(dict(
+  devices=jax.device_count(),
+  kernel=kernel.shape,
+  split=split,
+  loss=[float(metrics['loss']), float(expected_metrics['loss'])],
+  difference=relative(state['params'], expected['params']),
+  restored_is_saved=same,
+  difference_after=relative(after['params'], expected_after['params']),
+)))
+"""
+
+
+@pytest.fixture(scope='module')
+def findings(tmp_path_factory, repository):
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT, tmp_path_factory.mktemp('checkpoints')],
+    cwd=repository,
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    capture_output=True,
+    text=True,
+    timeout=500,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_parameters_are_split_over_the_mesh(findings):
+  assert findings['devices'] == 8
+  height, width, inputs, outputs = findings['kernel']
+  assert findings['split'] == [height, width, inputs // 2, outputs // 2]
+
+
+def test_eight_devices_compute_what_one_does(findings):
+  sharded, single = findings['loss']
+  assert sharded == pytest.approx(single, rel=1e-4)
+  # Adam's first steps have the size of the learning rate, 2e-4 here, whatever
+  # the gradient's: the order of summation can turn the smallest around.
+  assert findings['difference'] < 1e-3
+
+
+def test_checkpoint_restores_onto_another_mesh(findings):
+  assert findings['restored_is_saved']
+  assert findings['difference_after'] < 2e-3
+
+
+def test_mesh_must_use_every_device():
+  with pytest.raises(binary.UserError, match='devices'):
+    sharding.make_mesh(dict(data=jax.device_count() + 1, fsdp=1, tensor=1))
+  with pytest.raises(binary.UserError, match='devices'):
+    sharding.make_mesh(dict(data=-1, fsdp=0, tensor=1))
+
+
+def test_rest_of_the_devices_goes_to_the_open_axis():
+  mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+  assert mesh.shape['data'] == jax.device_count()
