@@ -130,6 +130,46 @@ def test_distances_equal_those_of_a_slow_oracle(seed):
   assert wrong <= 1
 
 
+@pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize('face', range(6))
+def test_every_face_shows_its_own_texture_the_right_way_round(face, inside):
+  # Texture i: blue tells i, red grows to the right and green downwards.
+  ramp = np.linspace(20, 235, 64)
+  pictures = [
+    np.stack(np.broadcast_arrays(ramp, ramp[:, None], 40 * i), -1)
+    for i in range(6)
+  ]
+  atlas = textures.build_atlas([p.astype(np.uint8) for p in pictures])
+  faces = tuple(raycaster.Face(i) for i in range(6))
+  cube = raycaster.Body(
+    centre=np.zeros(3), half_m=np.ones(3), faces=faces, inside=inside
+  )
+  far = raycaster.Body(
+    centre=np.zeros(3), half_m=np.full(3, 50.0), faces=faces, inside=True
+  )
+  scene = raycaster.Scene(
+    [cube, far], atlas, light=np.array([0.0, -1.0, 0.0]), ambient=1.1
+  )
+  outward = np.zeros(3)
+  outward[face // 2] = 1 if face % 2 else -1
+  looking = outward if inside else -outward
+  origin = np.zeros(3) if inside else 3 * outward
+  yaw, pitch = camera.yaw_pitch_deg(looking)
+  rays = panorama.view_directions(
+    yaw_deg=yaw, pitch_deg=pitch, fov_deg=20.0, size_px=32
+  )
+  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+  rays = rays.astype(np.float32)
+  hits = scene.cast(origin, rays, 0.0)
+  image = scene.paint(origin, rays, hits, 0.0, pixel_rad=0.01).astype(float)
+  assert np.all(hits.surface == face)
+  brightness = 1.1
+  assert abs(image[..., 2].mean() - min(brightness * 40 * face, 255)) < 3
+  if face // 2 != 1:
+    assert np.all(np.diff(image[..., 0].mean(0)) > 0)
+    assert np.all(np.diff(image[..., 1].mean(1)) > 0)
+
+
 def test_tiles_outside_a_body_cone_lose_nothing():
   place = world('unique_outdoor')
   pose = place.walk.frame2world(1.0)
@@ -415,6 +455,9 @@ def test_pairs_are_records_with_true_poses(pairs):
   place = footage.make_world(
     list(scenes.KINDS), 0, seed=2, seconds=8.0, px_per_rad=48.0
   )
+  unit_m = true_pairs.gauge_m(
+    [true_pairs.observe(place, float(t)) for t in range(9)]
+  )
   for record in list(folder)[:6]:
     found = quality.gather_components([record])[0]
     errors = quality.pose_errors(
@@ -422,6 +465,7 @@ def test_pairs_are_records_with_true_poses(pairs):
     )
     assert errors['rotation_deg'].max() < 1e-4
     assert errors['direction_deg'].max() < 1e-3
+    assert np.allclose(errors['units_per_m'], 1 / unit_m, rtol=1e-5)
 
 
 def test_a_world_does_not_depend_on_how_many_there_are(pairs, command):
