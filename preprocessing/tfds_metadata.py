@@ -5,6 +5,7 @@ TensorFlow is not needed to write these files: `tfds.folder_dataset.
 write_metadata` counts the records with it, but here the counts are known.
 """
 
+import json
 import pathlib
 from typing import Any, Mapping
 
@@ -49,7 +50,9 @@ def write(
     output: the record folder.
     shards: name -> `split`, `records`, `bytes`, in the order of the shards.
   """
-  binary.write_json(output / 'features.json', features().to_json())
+  # Protocol buffers give the keys in an order of the day.
+  content = json.loads(json.dumps(features().to_json(), sort_keys=True))
+  binary.write_json(output / 'features.json', content)
   info = dataset_info_pb2.DatasetInfo(
     name=schema.DATASET_NAME,
     version=f'{schema.SCHEMA_VERSION}.0.0',
