@@ -13,6 +13,7 @@ Output: `metrics.json` (the whole protocol, mean scores, one row per pair) and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
 """
 
+import pathlib
 import platform
 from typing import Any
 
@@ -26,7 +27,7 @@ import tqdm
 
 from odin_jax import metrics, predictors
 from odin_jax.benchmarks import BENCHMARKS
-from odin_jax.benchmarks.pairs import PosedPair
+from odin_jax.benchmarks.pairs import PairSet, PosedPair
 from odin_jax.shared import binary
 
 _TOOL = 'odin_jax.evaluate'
@@ -126,7 +127,9 @@ def _software() -> dict[str, str]:
   }
 
 
-def _write_images(output, index: str, views: dict[str, np.ndarray]) -> dict:
+def _write_images(
+  output: pathlib.Path, index: str, views: dict[str, np.ndarray]
+) -> dict[str, str]:
   """Writes pairs/INDEX_NAME.png; returns their names under `output`."""
   names = {}
   for name, image in views.items():
@@ -138,7 +141,7 @@ def _write_images(output, index: str, views: dict[str, np.ndarray]) -> dict:
   return names
 
 
-def _fresh_output():
+def _fresh_output() -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
   output = binary.claim_output(_OUTPUT.value, _TOOL)
   (output / 'metrics.json').unlink(missing_ok=True)
@@ -148,9 +151,7 @@ def _fresh_output():
   return output
 
 
-def main() -> None:
-  watch = binary.Stopwatch()
-  config = _CONFIG.value
+def _check(config: Any) -> None:
   if min(config.num_pairs, config.batch_size) < 1:
     raise binary.UserError('num_pairs and batch_size must be at least 1')
   if config.image_size_px < metrics.SSIM_WINDOW_PX:
@@ -158,6 +159,58 @@ def main() -> None:
       f'image_size_px={config.image_size_px}: SSIM needs at least '
       f'{metrics.SSIM_WINDOW_PX} px'
     )
+
+
+def _pose_order(count: int, seed: int) -> Int[np.ndarray, 'n']:
+  """Whose pose each pair gets."""
+  if not _SHUFFLE_POSES.value:
+    return np.arange(count)
+  if count < 2:
+    raise binary.UserError(
+      f'{_DATA.value}: {count} held-out pair; shuffling poses needs two'
+    )
+  return derangement(count, seed)
+
+
+def _protocol(
+  config: Any, pair_set: PairSet, predictor: predictors.Predictor
+) -> dict[str, Any]:
+  """Everything that can move the figures."""
+  return {
+    'benchmark': _BENCHMARK.value,
+    'data': _DATA.value,
+    **pair_set.protocol,
+    'predictor': _PREDICTOR.value,
+    'workdir': _WORKDIR.value if _PREDICTOR.value == 'model' else None,
+    'shuffle_poses': _SHUFFLE_POSES.value,
+    'samples_per_pair': 1,
+    'config': config.to_dict(),
+    'model': predictor.protocol,
+    'metrics': {
+      **metrics.DEFINITIONS,
+      'images': 'scores are of the 8-bit images in pairs/',
+    },
+    'software': _software(),
+  }
+
+
+def _log(mean: dict[str, float | None], count: int) -> None:
+  lpips = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
+  logging.info(
+    '%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
+    _PREDICTOR.value,
+    ' with shuffled poses' if _SHUFFLE_POSES.value else '',
+    count,
+    mean['psnr'],
+    mean['ssim'],
+    lpips,
+  )
+
+
+def main() -> None:
+  watch = binary.Stopwatch()
+  config = _CONFIG.value
+  _check(config)
   predictor = _load_predictor(config)
   pair_set = BENCHMARKS[_BENCHMARK.value](
     _DATA.value,
@@ -166,22 +219,23 @@ def main() -> None:
     seed=config.pairs_seed,
   )
   pairs = pair_set.pairs
-  count = len(pairs)
-  order = np.arange(count)
-  if _SHUFFLE_POSES.value:
-    if count < 2:
-      raise binary.UserError(
-        f'{_DATA.value}: {count} held-out pair; shuffling poses needs two'
-      )
-    order = derangement(count, config.seed)
+  order = _pose_order(len(pairs), config.seed)
   output = _fresh_output()
+
+  # -- One sample per pair ----------------------------------------------------
   poses = np.stack([pairs[other].target2source for other in order])
-  seeds = np.random.default_rng(config.seed).integers(2**31 - 1, size=count)
+  seeds = np.random.default_rng(config.seed).integers(
+    2**31 - 1, size=len(pairs)
+  )
   samples = predict_all(predictor, pairs, poses, seeds, config.batch_size)
 
+  # -- Scores -----------------------------------------------------------------
   truth = np.stack([pair.truth for pair in pairs])
   scores = metrics.score(samples / 255, truth / 255)
-  digits = max(3, len(str(count - 1)))
+  mean = metrics.mean_score(scores)
+
+  # -- Files ------------------------------------------------------------------
+  digits = max(3, len(str(len(pairs) - 1)))
   rows = []
   for index, pair in enumerate(pairs):
     views = {
@@ -200,43 +254,16 @@ def main() -> None:
         'files': _write_images(output, f'{index:0{digits}d}', views),
       }
     )
-  mean = metrics.mean_score(scores)
-  protocol = {
-    'benchmark': _BENCHMARK.value,
-    'data': str(_DATA.value),
-    **pair_set.protocol,
-    'predictor': _PREDICTOR.value,
-    'workdir': _WORKDIR.value if _PREDICTOR.value == 'model' else None,
-    'shuffle_poses': _SHUFFLE_POSES.value,
-    'samples_per_pair': 1,
-    'config': config.to_dict(),
-    'model': predictor.protocol,
-    'metrics': {
-      **metrics.DEFINITIONS,
-      'images': 'scores are of the 8-bit images in pairs/',
-    },
-    'software': _software(),
-  }
   binary.write_json(
     output / 'metrics.json',
     {
-      'protocol': protocol,
+      'protocol': _protocol(config, pair_set, predictor),
       'mean': mean,
       'pairs': rows,
       'figures': watch.figures(),
     },
   )
-  lpips = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
-  logging.info(
-    '%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s (%s)',
-    _PREDICTOR.value,
-    ' with shuffled poses' if _SHUFFLE_POSES.value else '',
-    count,
-    mean['psnr'],
-    mean['ssim'],
-    lpips,
-    output / 'metrics.json',
-  )
+  _log(mean, len(pairs))
 
 
 if __name__ == '__main__':

@@ -57,7 +57,7 @@ _MAX_SIZE_PX = flags.DEFINE_integer(
 )
 flags.mark_flags_as_required(['views', 'output'])
 # Side of the matching window in pixels of the original image, at least.
-_MIN_WINDOW_PX = 3
+_MIN_WINDOW_PX = 5
 
 
 def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
@@ -120,7 +120,9 @@ def settings(
   """Windows and tolerances for views that were resized for matching.
 
   Enlarging a small view adds no detail: the window has to span the same
-  original pixels, and depths agree only as well as those allow.
+  original pixels, and depths agree only as well as those allow. Small views are
+  mostly samples of a model, each with its own noise, which lowers every
+  correlation: a lower one has to do, and agreement does the rest.
   """
   enlarged = max(1.0, working_px / size_px)
   window_px = max(stereo.Sweep.window_px, math.ceil(_MIN_WINDOW_PX * enlarged))
@@ -133,6 +135,7 @@ def settings(
     reprojection_px=fusion.Agreement.reprojection_px * math.sqrt(enlarged),
     relative_depth=fusion.Agreement.relative_depth * enlarged,
     num_views=_MIN_VIEWS.value,
+    correlation=fusion.Agreement.correlation / math.sqrt(enlarged),
   )
   return sweep, rule
 

@@ -78,7 +78,7 @@ class Sweep:
   min_depth: float = 0.25
   max_depth: float = 10.0
   window_px: int = 7
-  num_neighbours: int = 4
+  num_neighbours: int = 6
   baseline: float = 0.2
   plane_step_px: float = 0.7
   max_planes: int = 160
