@@ -121,7 +121,7 @@ def pose_figures(errors: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     'frame_pairs': len(rotation),
     'rotation_deg': float(np.median(rotation)),
     'direction_deg': float(np.nanmedian(direction)),
-    'scale': float(np.nanmedian(np.abs(scale))),
+    'scale_error': float(np.nanmedian(np.abs(scale))),
     'flips': int((np.nan_to_num(direction) > 90).sum()),
   }
 
@@ -136,9 +136,8 @@ def by_kind(
   for kind in sorted(set(kinds.values())):
     mine = [video for video in videos if kinds[video['video_id']] == kind]
     found = [error for video in mine for error in errors[video['video_id']]]
-    shares = [
-      share for video in mine for share in video['kept_share_per_gap'].values()
-    ]
+    shares = [video['kept_share_per_gap'] for video in mine]
+    gaps = sorted({gap for share in shares for gap in share}, key=int)
     depths = [video['median_depth'] for video in mine]
     pose[kind] = {
       'videos': len(mine),
@@ -147,7 +146,13 @@ def by_kind(
       'max_poses_per_frame': max(video['poses_per_frame'] for video in mine),
       'median_depth': float(np.median([d for d in depths if d] or [0.0])),
       'kept_share': float(np.mean([video['kept_share'] for video in mine])),
-      'min_kept_share_per_gap': min(shares, default=0.0),
+      'kept_share_per_gap': {
+        gap: float(np.mean([share[gap] for share in shares if gap in share]))
+        for gap in gaps
+      },
+      'min_kept_share_per_gap': min(
+        (value for share in shares for value in share.values()), default=0.0
+      ),
     }
   return pose
 

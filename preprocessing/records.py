@@ -160,7 +160,10 @@ def part_is_done(output: Path, video_id: str, fingerprint: str) -> bool:
   part, note = _part_paths(output, video_id)
   if not (part.is_file() and note.is_file()):
     return False
-  content = json.loads(note.read_text())
+  try:
+    content = json.loads(note.read_text())
+  except ValueError:
+    return False
   if content['fingerprint'] != fingerprint:
     return False
   return content['sha256'] == _sha256(part)
@@ -227,7 +230,13 @@ def merge_parts(
 def _read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
   part, note = _part_paths(output, video_id)
   binary.require_file(part, 'the records of this video')
-  content = json.loads(binary.require_file(note, 'its note').read_text())
+  binary.require_file(note, 'the note on these records')
+  try:
+    content = json.loads(note.read_text())
+  except ValueError as error:
+    raise tfrecord.CorruptRecordError(
+      f'{note}: damaged ({error}); delete it and run again'
+    ) from error
   if content['sha256'] != _sha256(part):
     raise tfrecord.CorruptRecordError(
       f'{part}: its checksum differs; delete it and run again'

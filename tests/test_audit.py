@@ -207,10 +207,11 @@ def test_true_records_pass_the_audit(run):
     pose = report['pose'][kind]
     assert pose['rotation_deg'] < 1e-3
     assert pose['direction_deg'] < 1e-3
-    assert pose['scale'] < 1e-5
+    assert pose['scale_error'] < 1e-5
     assert pose['flips'] == 0
     assert pose['max_poses_per_frame'] == pose['max_components'] == 1
     assert 0 < pose['kept_share'] <= 1
+    assert pose['kept_share_per_gap'].keys() == {'1', '2'}
   assert report['epipolar']['matched'] >= 10
   assert report['epipolar']['sampson_px'] < 0.4
   assert report['consistency']['max_rotation_deg'] < 1e-4

@@ -217,6 +217,14 @@ def test_a_part_is_done_when_whole_and_of_the_same_fingerprint(tmp_path):
     merge(tmp_path, ['walk'])
 
 
+def test_a_damaged_note_is_not_done_and_is_named(tmp_path):
+  write(tmp_path, 'walk')
+  (tmp_path / 'parts' / 'walk.json').write_text('{"fingerp')
+  assert not records.part_is_done(tmp_path, 'walk', 'a')
+  with pytest.raises(tfrecord.CorruptRecordError, match='walk.json'):
+    merge(tmp_path, ['walk'])
+
+
 def test_merging_a_missing_part_names_it(tmp_path):
   with pytest.raises(binary.UserError, match='ride.part'):
     merge(tmp_path, ['ride'])
