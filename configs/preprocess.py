@@ -52,7 +52,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     dict(
       features_per_face=800,
       contrast_threshold=0.015,
-      min_similarity=0.75,
+      min_similarity=0.7,
       max_ratio=0.9,
     )
   )

@@ -346,27 +346,48 @@ class Solver:
   ) -> dict[pairs.FramePair, np.ndarray]:
     """Matches all pairs of the window, near where the poses put each point."""
     found = {}
-    frame_points = []
-    for frame, features in enumerate(self._features):
-      ids = tracks.by_feature(frame, len(features))
-      frame_points.append(
-        np.where((ids >= 0)[:, None], points[ids], np.nan)
-        if len(points)
-        else np.full((len(ids), 3), np.nan)
-      )
+    ids = [
+      tracks.by_feature(frame, len(features))
+      for frame, features in enumerate(self._features)
+    ]
+    # The last row stands for features that show no point.
+    points = np.concatenate([points, np.full((1, 3), np.nan)])
     for pair in pairs.candidates(len(self._features), self._max_gap):
       source, target = pair
       if not component[source] == component[target] >= 0:
         continue
       local = camera.transform(
-        camera.inverse(poses[target]), frame_points[source]
+        camera.inverse(poses[target]), points[ids[source]]
       )
       expected = local / np.linalg.norm(local, axis=1, keepdims=True)
       if target == source + 1:
         unknown = np.isnan(expected)
         expected = np.where(unknown, self._arrivals[source], expected)
-      found[pair] = self._match(source, target, expected)
+      found[pair] = np.unique(
+        np.concatenate(
+          [
+            self._match(source, target, expected),
+            self._common(pair, ids, expected),
+          ]
+        ),
+        axis=0,
+      )
     return found
+
+  def _common(
+    self, pair: pairs.FramePair, ids: list[np.ndarray], expected: np.ndarray
+  ) -> Int[np.ndarray, 'm 2']:
+    """Matches by way of the frames between: points that both frames show.
+
+    A wide pair changes the look of a point more than a chain of narrow ones.
+    """
+    source, target = pair
+    _, one, other = _shared(ids[source], ids[target])
+    off = np.linalg.norm(
+      expected[one] - self._features[target].rays[other], axis=1
+    )
+    near = off < np.deg2rad(self._rules.gate_deg / 4)
+    return np.stack([one[near], other[near]], axis=1)
 
   def compare(
     self, component: np.ndarray, poses: np.ndarray, matches: pairs.Matches

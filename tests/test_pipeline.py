@@ -1,0 +1,380 @@
+"""From video files to records, through the command line, against truth."""
+
+import collections
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+
+from odin_jax.shared import camera, record_folder, schema
+from preprocessing import footage
+
+_SECONDS = 7.0
+_KINDS = ('unique_room', 'repeated_corridor')
+_SIZE = {'width': 768, 'height': 384}
+# Small pictures: the poses are what is judged.
+_ARGUMENTS = ('--config.view_size_px=64', '--config.views_per_pair=2')
+
+
+def write_world(folder, index):
+  name = f'{index:03d}_{_KINDS[index]}'
+  world = footage.make_world(
+    _KINDS, index, seed=11, seconds=_SECONDS, px_per_rad=384 / np.pi
+  )
+  times_s = footage.picture_times_s(_SECONDS)
+  footage.write_video(
+    folder / f'{name}.mp4',
+    (footage.render_panorama(world, t, **_SIZE) for t in times_s),
+  )
+  return name, footage.truth(world, times_s)
+
+
+@pytest.fixture(scope='module')
+def worlds(tmp_path_factory):
+  """A folder with two good videos, a broken one and a note; the truths."""
+  folder = tmp_path_factory.mktemp('worlds')
+  truths = dict(write_world(folder, index) for index in range(2))
+  whole = (folder / f'{next(iter(truths))}.mp4').read_bytes()
+  (folder / 'broken.mp4').write_bytes(whole[: len(whole) // 2])
+  (folder / 'note.txt').write_text('no video')
+  return folder, truths
+
+
+def command(source, output, *arguments, num_workers=1):
+  return [
+    sys.executable,
+    '-m',
+    'preprocessing.run',
+    '--config=configs/preprocess.py',
+    f'--input={source}',
+    f'--output={output}',
+    f'--num_workers={num_workers}',
+    *arguments,
+  ]
+
+
+def run(repository, *arguments, **options):
+  return subprocess.run(
+    command(*arguments, **options),
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(worlds, repository, tmp_path_factory):
+  output = tmp_path_factory.mktemp('run') / 'records'
+  done = run(repository, worlds[0], output, *_ARGUMENTS, num_workers=2)
+  assert done.returncode == 0, done.stderr
+  return output
+
+
+def read_records(output):
+  counts = json.loads((output / 'manifest.json').read_text())['counts']
+  return [
+    record
+    for split in schema.SPLITS
+    if counts[split]
+    for record in record_folder.RecordFolder(output, split)
+  ]
+
+
+def summaries(output):
+  manifest = json.loads((output / 'manifest.json').read_text())
+  return {video['video_id']: video for video in manifest['videos']}
+
+
+def ledger(output):
+  lines = (output / 'ledger.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def frame_pairs(records):
+  """target2source of the panoramas, by (time of source, time of target)."""
+  found = {}
+  for record in records:
+    source, target = (
+      record[f'{side}/frame2scene'].astype(np.float64)
+      for side in ('source', 'target')
+    )
+    key = record['source/time_s'], record['target/time_s']
+    found[key] = camera.compose(camera.inverse(source), target)
+  return found
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_poses_against_truth(finished, worlds, kind):
+  name, truth = next(
+    item for item in worlds[1].items() if item[0].endswith(kind)
+  )
+  records = [r for r in read_records(finished) if r['video_id'] == name]
+  rotation_deg, direction_deg, ratio = [], [], []
+  for times_s, found in frame_pairs(records).items():
+    source, target = (
+      truth['frame2world'][np.argmin(np.abs(truth['time_s'] - time_s))]
+      for time_s in times_s
+    )
+    true = camera.compose(camera.inverse(source), target)
+    rotation_deg.append(camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T))
+    direction_deg.append(camera.angle_between_deg(found[:, 3], true[:, 3]))
+    ratio.append(np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]))
+  assert np.median(rotation_deg) <= 0.1
+  assert np.median(direction_deg) <= 0.5
+  assert np.max(direction_deg) < 90
+  assert np.median(np.abs(np.array(ratio) / np.median(ratio) - 1)) <= 0.01
+  # The gauge, seen from the truth: static things are 1 away, in the median
+  # over directions.
+  rows = np.cos((np.arange(96) + 0.5) / 96 * np.pi - np.pi / 2)
+  static = ~truth['moving'] & np.isfinite(truth['depth'])
+  weights = np.broadcast_to(rows[:, None], static.shape)[static]
+  depths = truth['depth'][static] * np.median(ratio)
+  order = np.argsort(depths)
+  middle = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+  assert 0.8 < depths[order][middle] < 1.25
+
+
+@pytest.mark.parametrize('index', range(2))
+def test_almost_all_frame_pairs_are_kept(finished, worlds, index):
+  name = list(worlds[1])[index]
+  summary = summaries(finished)[name]
+  assert summary['frames'] == summary['frames_with_pose'] == 7
+  assert summary['components'] == 1
+  candidates = summary['frame_pairs']['candidates']
+  assert candidates == {'1': 6, '2': 5, '3': 4, '4': 3, '5': 2}
+  for gap, count in candidates.items():
+    assert summary['frame_pairs']['kept'][gap] >= 0.7 * count
+  assert 0.05 < summary['masked_share'] < 0.3
+  assert summary['matcher_calls'] >= 20
+
+
+def test_records_are_consistent(finished):
+  poses = collections.defaultdict(set)
+  for record in read_records(finished):
+    schema.validate(record)
+    assert record['matcher'] == 'sphere' and record['hops'] == 1
+    found = camera.relative_view_pose(
+      *(
+        record[f'{side}/frame2scene'].astype(np.float64)
+        for side in ('source', 'target')
+      ),
+      *(
+        (record[f'{side}/yaw_deg'], record[f'{side}/pitch_deg'])
+        for side in ('source', 'target')
+      ),
+    )
+    np.testing.assert_allclose(record['target2source'], found, atol=1e-5)
+    for side in ('source', 'target'):
+      key = record['video_id'], record[f'{side}/time_s']
+      poses[key].add(record[f'{side}/frame2scene'].tobytes())
+  assert all(len(found) == 1 for found in poses.values())
+  assert len(poses) == 14
+
+
+def test_ledger_names_what_was_passed_over(finished):
+  rows = {row['file']: row for row in ledger(finished) if 'file' in row}
+  assert rows['note.txt']['reason'] == 'not a video'
+  assert rows['broken.mp4']['stage'] == 'input'
+  assert set(rows) == {'note.txt', 'broken.mp4'}
+
+
+def contents(output):
+  """Everything that must not depend on how the run went."""
+  return {
+    path.name: path.read_bytes()
+    for path in output.iterdir()
+    if path.is_file() and path.name != 'run.json'
+  }
+
+
+def children(pid):
+  return [
+    int(child)
+    for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children')
+    .read_text()
+    .split()
+  ]
+
+
+def is_running(pid):
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return False
+  return stat.rpartition(')')[2].split()[0] != 'Z'
+
+
+def test_killed_and_restarted_run_gives_the_same_bytes(
+  finished, worlds, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  process = subprocess.Popen(
+    command(worlds[0], output, *_ARGUMENTS),
+    cwd=repository,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  first = output / 'parts' / f'{next(iter(worlds[1]))}.json'
+  while not first.is_file():
+    assert process.poll() is None
+    time.sleep(0.05)
+  workers = children(process.pid)
+  assert workers
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  written = first.stat().st_mtime_ns
+  # The killed run leaves no worker behind that would go on writing.
+  deadline = time.monotonic() + 30
+  while any(map(is_running, workers)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(is_running, workers))
+  done = run(repository, worlds[0], output, *_ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert first.stat().st_mtime_ns == written
+  assert contents(output) == contents(finished)
+
+
+def test_another_config_makes_its_own_records(finished, worlds, repository):
+  """Parts of an earlier config are not taken for those of the new one."""
+  before = contents(finished)
+  name = next(iter(worlds[1]))
+  try:
+    done = run(
+      repository,
+      worlds[0] / f'{name}.mp4',
+      finished,
+      '--config.view_size_px=32',
+      '--config.views_per_pair=1',
+      '--config.split_by=time',
+      '--config.test_fraction=0.3',
+    )
+    assert done.returncode == 0, done.stderr
+    splits = {r['split'] for r in read_records(finished)}
+    assert splits == {'train', 'test'}
+    times = collections.defaultdict(set)
+    for record in read_records(finished):
+      for side in ('source', 'target'):
+        times[record['split']].add(record[f'{side}/time_s'])
+    assert not times['train'] & times['test']
+    summary = summaries(finished)[name]['frame_pairs']
+    assert sum(summary['split_apart'].values()) > 0
+    assert sum(summary['candidates'].values()) < 20
+  finally:
+    for file, data in before.items():
+      (finished / file).write_bytes(data)
+
+
+def write_flat_film(path):
+  """A picture that does not go on across its left-right seam."""
+  rng = np.random.default_rng(0)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('libx264', rate=10)
+    stream.width, stream.height, stream.pix_fmt = 256, 128, 'yuv420p'
+    ramp = np.linspace(0, 255, 256)[None, :, None]
+    image = ramp * np.linspace(0.3, 1, 128)[:, None, None] * np.ones(3)
+    for _ in range(12):
+      noisy = np.clip(image + rng.normal(size=image.shape) * 9, 0, 255)
+      frame = av.VideoFrame.from_ndarray(noisy.astype(np.uint8))
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def make_bad_input(tmp_path, fault):
+  path = tmp_path / 'input'
+  path.mkdir()
+  if fault == 'empty folder':
+    return path
+  if fault == 'folder without a video':
+    (path / 'note.txt').write_text('no video')
+    return path
+  if fault == 'missing':
+    return path / 'absent.mp4'
+  file = path / 'film.mp4'
+  if fault == 'flat film':
+    write_flat_film(file)
+  else:
+    file.write_bytes(b'no video at all' * 50)
+  if fault == 'too many bad videos':
+    (path / 'other.mp4').write_bytes(b'')
+    return path
+  return file
+
+
+@pytest.mark.parametrize(
+  'fault,says',
+  [
+    ('empty folder', 'no video in this folder'),
+    ('folder without a video', 'no video in this folder'),
+    ('missing', 'no such'),
+    ('flat film', 'film.mp4'),
+    ('not a video', 'film.mp4'),
+    ('too many bad videos', 'max_bad_videos=1'),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(repository, tmp_path, fault, says):
+  source = make_bad_input(tmp_path, fault)
+  output = tmp_path / 'records'
+  done = run(repository, source, output, '--config.max_bad_videos=1')
+  errors = [
+    line
+    for line in done.stderr.replace('\r', '\n').splitlines()
+    if line.startswith('error: ')
+  ]
+  assert done.returncode == 2
+  assert len(errors) == 1 and says in errors[0]
+  assert 'Traceback' not in done.stderr
+
+
+def test_foreign_output_and_unknown_key_are_refused(repository, tmp_path):
+  video = make_bad_input(tmp_path, 'not a video')
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('precious')
+  done = run(repository, video, tmp_path / 'mine')
+  assert done.returncode == 2 and 'thesis.txt' in done.stderr
+  assert os.listdir(tmp_path / 'mine') == ['thesis.txt']
+  done = run(repository, video, tmp_path / 'new', '--config.poses.gate=1')
+  assert done.returncode == 2 and 'gate' in done.stderr
+
+
+def test_real_video(shared_data, repository, tmp_path):
+  """A hand-held walk along cells: people walk, a hand fills the bottom."""
+  output = tmp_path / 'records'
+  done = run(
+    repository,
+    shared_data / 'real_360_alcatraz.mp4',
+    output,
+    '--config.views_per_pair=2',
+    '--config.view_size_px=64',
+  )
+  assert done.returncode == 0, done.stderr
+  summary = summaries(output)['real_360_alcatraz']
+  assert summary['frames'] == 41 and summary['components'] == 1
+  found = frame_pairs(read_records(output))
+  gaps = collections.Counter(
+    round(abs(target - source))
+    for source, target in {tuple(sorted(times)) for times in found}
+  )
+  assert gaps.total() >= 100
+  assert all(gaps[gap] >= 10 for gap in (1, 2, 3, 4))
+  places = {}
+  for record in read_records(output):
+    for side in ('source', 'target'):
+      place = record[f'{side}/frame2scene'][:, 3]
+      places[record[f'{side}/time_s']] = place.astype(np.float64)
+  path = np.stack([places[time_s] for time_s in sorted(places)])
+  assert len(path) == 41
+  forward = path[-1] - path[0]
+  assert np.all(np.diff(path @ forward) > 0)
+  # Nearly straight.
+  length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+  assert np.linalg.norm(forward) > 0.9 * length
+  # The hand is masked, and not much else.
+  assert 0.08 < summary['masked_share'] < 0.35
