@@ -10,7 +10,7 @@ import dataclasses
 import functools
 
 import cv2
-from jaxtyping import Bool, Float, Float32, Int16, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
@@ -238,91 +238,97 @@ class Scene:
       pixel_rad: angle between neighbouring rays, which sets how fine a level
         of a texture is read.
     """
-    surface = hits.surface
-    points = rays * hits.distance[..., None] + origin.astype(np.float32)
+    shape = hits.surface.shape
+    # Flat and one plane per axis: gathers and sums then run over plain arrays.
+    surface = hits.surface.ravel().astype(np.intp)
+    distance = hits.distance.ravel()
+    directions = np.ascontiguousarray(rays.reshape(-1, 3).T)
+    points = directions * distance + origin.astype(np.float32)[:, None]
     u, v = self._texture_coordinates(points, surface, time_s)
-    normal = [column[surface] for column in _columns(self._normal)]
-    shade = self._shade.astype(np.float32)[surface]
-    cosine = np.abs(sum(n * rays[..., i] for i, n in enumerate(normal)))
+    normal = [_gather(column, surface) for column in self._normal.T]
+    cosine = np.abs(sum(n * d for n, d in zip(normal, directions)))
+    shade = _gather(self._shade, surface)
+    visible = np.bincount(surface, minlength=len(self._shade)) > 0
     for index, body in enumerate(self.bodies):
-      if body.is_sphere:
-        self._paint_sphere(
-          index, body, points, rays, surface, time_s, (u, v, cosine, shade)
+      if body.is_sphere and visible[_FACES * index]:
+        where = np.flatnonzero(surface == _FACES * index)
+        values = self._paint_sphere(
+          body, points[:, where].T, directions[:, where].T, time_s
         )
-    density = (self._texel_per_m * pixel_rad).astype(np.float32)[surface]
-    footprint = hits.distance * density / np.sqrt(np.maximum(cosine, 0.02))
-    colour = self._look_up(self._texture[surface], u, v, footprint)
+        u[where], v[where], cosine[where] = values[:3]
+        if not body.backdrop:
+          shade[where] = values[3]
+    density = _gather(self._texel_per_m * pixel_rad, surface)
+    footprint = distance * density / np.sqrt(np.maximum(cosine, 0.02))
+    colour = self._look_up(
+      *(values.reshape(shape) for values in (surface, u, v, footprint))
+    )
     # 255 times the brightest shade, in units of 1/128, fits 16 bits.
-    shade = np.clip(shade * 128, 0, 256).astype(np.uint16)
+    shade = np.clip(shade.reshape(shape) * 128, 0, 256).astype(np.uint16)
     lit = (colour.astype(np.uint16) * shade[..., None]) >> 7
     return np.minimum(lit, 255).astype(np.uint8)
 
   def _texture_coordinates(
-    self, points: Rays, surface: np.ndarray, time_s: float
-  ) -> tuple[np.ndarray, np.ndarray]:
+    self,
+    points: Float32[np.ndarray, '3 n'],
+    surface: Int[np.ndarray, 'n'],
+    time_s: float,
+  ) -> tuple[Float32[np.ndarray, 'n'], Float32[np.ndarray, 'n']]:
     centres = np.repeat(
       [body.centre_at(time_s) for body in self.bodies], _FACES, axis=0
     )
     offset = 0.5 - (self._matrix @ centres[..., None])[..., 0]
     coordinates = []
     for axis in range(2):
-      total = offset[:, axis].astype(np.float32)[surface]
-      for i, column in enumerate(_columns(self._matrix[:, axis])):
-        total += column[surface] * points[..., i]
+      total = _gather(offset[:, axis], surface)
+      for column, plane in zip(self._matrix[:, axis].T, points):
+        total += _gather(column, surface) * plane
       coordinates.append(total)
     return coordinates[0], coordinates[1]
 
   def _paint_sphere(
     self,
-    index: int,
     body: Body,
-    points: Rays,
-    rays: Rays,
-    surface: np.ndarray,
+    points: Float32[np.ndarray, 'n 3'],
+    directions: Float32[np.ndarray, 'n 3'],
     time_s: float,
-    buffers: tuple[np.ndarray, ...],
-  ) -> None:
-    """Overwrites u, v, cosine and shade where a sphere is seen.
+  ) -> tuple[np.ndarray, ...]:
+    """u, v, cosine of the incidence, and brightness where a sphere is seen.
 
     Both hemispheres carry the same stereographic map, which has no seam and no
     pole: the equator is the circle inscribed in the texture.
     """
-    where = np.nonzero(surface == _FACES * index)
-    if not where[0].size:
-      return
-    u, v, cosine, shade = buffers
     centre = body.centre_at(time_s).astype(np.float32)
-    normal = (points[where] - centre) / np.float32(body.half_m[0])
+    normal = (points - centre) / np.float32(body.half_m[0])
     plane = normal[:, [0, 2]] / (1 + np.abs(normal[:, 1:2]))
-    u[where] = 0.5 + 0.499 * plane[:, 0]
-    v[where] = 0.5 + 0.499 * plane[:, 1]
-    cosine[where] = np.abs(np.sum(normal * rays[where], axis=-1))
-    if not body.backdrop:
-      shade[where] = self._brightness(normal)
+    cosine = np.abs(np.sum(normal * directions, axis=-1))
+    u, v = (0.5 + 0.499 * plane).T
+    return u, v, cosine, self._brightness(normal)
 
   def _look_up(
     self,
-    texture: np.ndarray,
-    u: np.ndarray,
-    v: np.ndarray,
-    footprint: np.ndarray,
+    surface: Int[np.ndarray, 'h w'],
+    u: Float32[np.ndarray, 'h w'],
+    v: Float32[np.ndarray, 'h w'],
+    footprint: Float32[np.ndarray, 'h w'],
   ) -> UInt8[np.ndarray, 'h w 3']:
     """One bilinear lookup per pixel, at the level that fits its footprint."""
     levels = self.atlas.num_levels
     level = textures.LEVELS_PER_OCTAVE * np.log2(np.maximum(footprint, 1))
-    level = np.minimum(np.rint(level), levels - 1).astype(np.int32)
-    cell = texture * levels + level
+    level = np.minimum(np.rint(level), levels - 1).astype(np.intp)
+    cell = np.take(self._texture * levels, surface) + level
     maps = []
     for axis, coordinate in enumerate((u, v)):
-      origin = self.atlas.origin[..., axis].ravel()[cell]
-      size = self.atlas.size[..., axis].ravel()[cell]
+      origin = _gather(self.atlas.origin[..., axis].ravel(), cell)
+      size = _gather(self.atlas.size[..., axis].ravel(), cell)
       fraction = coordinate - np.floor(coordinate)
       maps.append(origin + fraction * size - np.float32(0.5))
     return cv2.remap(self.atlas.image, maps[0], maps[1], cv2.INTER_LINEAR)
 
 
-def _columns(matrix: np.ndarray) -> np.ndarray:
-  return np.ascontiguousarray(matrix.T, np.float32)
+def _gather(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """Float32 entries of a table, for every pixel."""
+  return np.take(table.astype(np.float32), index)
 
 
 def _to_tiles(rays: Rays) -> Float32[np.ndarray, '3 tiles pixels']:
