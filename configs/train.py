@@ -41,7 +41,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   config.augment = dict(mirror=False, swap=True)
 
   config.autoencoder = dict(
-    kind='patch_pca', patch_px=4, channels=8, whitening=0.5, fit_images=1000
+    patch_px=4, channels=6, whitening=0.5, fit_images=1000
   )
 
   config.model = dict(
@@ -63,9 +63,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   )
 
   config.diffusion = dict(
-    schedule='cosine',
+    # eps says nothing about x0 where no signal is left, so it gets a schedule
+    # that leaves some: Stable Diffusion's.
+    schedule='scaled_linear' if values['prediction'] == 'eps' else 'cosine',
     num_timesteps=1000,
-    # eps says nothing about x0 where no signal is left.
     zero_terminal_snr=values['prediction'] != 'eps',
     prediction=values['prediction'],
     timestep_power=2.0,
@@ -77,7 +78,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   )
 
   config.optimizer = dict(
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     warmup_steps=100,
     weight_decay=0.01,
     b1=0.9,

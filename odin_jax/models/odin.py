@@ -10,8 +10,6 @@ from jaxtyping import Array, Bool, Float, UInt8
 from odin_jax.models import autoencoder, conditioning, sweep, unet
 
 Config = Mapping[str, Any]
-
-
 # Arguments of `conditioning.Conditioning`, without `drop`.
 Condition = dict[str, Array]
 
