@@ -56,7 +56,7 @@ _KINDS = flags.DEFINE_list(
   f'Kinds of worlds, taken in turn; of {", ".join(scenes.KINDS)}.',
 )
 _WIDTH = flags.DEFINE_integer('width', 768, 'Width of the videos.', 64, 4096)
-_HEIGHT = flags.DEFINE_integer('height', 384, 'Their height.', 32, 2048)
+_HEIGHT = flags.DEFINE_integer('height', 384, 'Height of the videos.', 32, 2048)
 _NUM_WORKERS = flags.DEFINE_integer(
   'num_workers', 0, 'Worlds at a time; 0: as many as there are cores.', 0
 )
