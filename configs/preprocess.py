@@ -71,7 +71,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       rounds=2,
       max_iterations=10,
       mask_below_deg=60.0,
-      mask_min_persistence=0.5,
+      mask_min_persistence=0.4,
     )
   )
   # Explained in preprocessing/alignment.py.
