@@ -25,6 +25,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       image_size_px=32, conditioning='sweep', prediction='v', runlocal=False
     ),
   )
+  if values['image_size_px'] < 4 or values['image_size_px'] % 4:
+    raise ValueError(
+      'image_size_px must be a multiple of 4, the side of a patch'
+    )
   config = ml_collections.ConfigDict()
   config.recipe = recipe
   config.seed = 0

@@ -222,7 +222,7 @@ def load_model(
   binary.require_folder(
     path / checkpoint.FOLDER, 'a training run with a checkpoint'
   )
-  checkpoints = checkpoint.Checkpoints(path, keep=None)
+  checkpoints = checkpoint.Checkpoints(path, read_only=True)
   newest = checkpoints.latest()
   if newest is None:
     raise binary.UserError(f'{workdir}: no checkpoint here yet; train first')

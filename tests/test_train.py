@@ -262,7 +262,8 @@ def test_every_recipe_builds(conditioning, prediction):
 
 
 @pytest.mark.parametrize(
-  'argument', ['room', 'world,width=3', 'world,runlocal=2']
+  'argument',
+  ['room', 'world,width=3', 'world,runlocal=2', 'world,image_size_px=30'],
 )
 def test_unknown_recipe_or_argument_is_an_error(argument):
   with pytest.raises(ValueError):

@@ -20,6 +20,7 @@ from odin_jax.training import sharding
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
+_KEEP = 2
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
 MAY_DIFFER = ('steps', 'checkpoint_every', 'log_every', 'mesh', 'cache_records')
@@ -89,18 +90,20 @@ class Checkpoints:
 
   Args:
     workdir: of `odin_jax.train`.
-    keep: how many to keep; None keeps all.
+    read_only: look, without tidying up what a killed run (or one that is
+      still going on) has not finished.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int | None = 2):
-    policy = ocp.checkpoint_managers.LatestN(keep)
+  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
     self._folder = (workdir / FOLDER).absolute()
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
+        preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
+        enable_async_checkpointing=not read_only,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
       ),
     )
 
