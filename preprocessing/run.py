@@ -102,11 +102,14 @@ def process_all(
       bar.n = sum(shares.values())
       bar.refresh()
       if bad > max_bad:
-        raise binary.UserError(
-          f'{event.error}; with it {bad} videos are unusable, '
-          f'max_bad_videos={max_bad}'
-        )
+        raise binary.UserError(_too_many(event.error, bad, max_bad))
   return outcomes
+
+
+def _too_many(error: str, bad: int, max_bad: int) -> str:
+  if not max_bad:
+    return error
+  return f'{error}; {bad} videos are unusable, max_bad_videos={max_bad}'
 
 
 def main() -> None:

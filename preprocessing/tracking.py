@@ -15,8 +15,9 @@ import numpy as np
 from odin_jax.shared import camera
 from preprocessing import panorama
 
-# Pixels repeated beyond the seam and the poles; a point moves less in a step.
-_PAD_PX = 64
+# What is repeated beyond the seam and the poles, as a share of the height: 30
+# degrees. A point moves less in a step.
+_PAD_SHARE = 1 / 6
 _FLOW = dict(
   winSize=(15, 15),
   maxLevel=3,
@@ -40,11 +41,16 @@ class FlowTracker:
     self, image: UInt8[np.ndarray, 'h w 3'], rays: Float[np.ndarray, 'n 3']
   ):
     self._height, self._width = image.shape[:2]
-    self._image = _padded_grey(image)
+    self._pad_px = int(self._height * _PAD_SHARE)
+    self._image = self._padded_grey(image)
     self._pixels = np.stack(
       camera.direction_to_equirect(rays, self._width, self._height), axis=-1
     )
     self._alive = self._inside()
+
+  def _padded_grey(self, image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return panorama.pad(grey, self._pad_px)
 
   def _inside(self) -> Bool[np.ndarray, 'n']:
     latitude_deg = (self._pixels[:, 1] / self._height - 0.5) * 180
@@ -52,11 +58,11 @@ class FlowTracker:
 
   def step(self, image: UInt8[np.ndarray, 'h w 3']) -> None:
     """Follows the living points into the next frame."""
-    following = _padded_grey(image)
+    following = self._padded_grey(image)
     living = np.flatnonzero(self._alive)
     if len(living):
       # OpenCV counts pixels from their centres.
-      start = (self._pixels[living] - 0.5 + _PAD_PX).astype(np.float32)
+      start = (self._pixels[living] - 0.5 + self._pad_px).astype(np.float32)
       end, found, _ = cv2.calcOpticalFlowPyrLK(
         self._image, following, start[:, None], None, **_FLOW
       )
@@ -67,7 +73,7 @@ class FlowTracker:
       self._alive[living] = (
         returned & (found[:, 0] > 0) & (found_back[:, 0] > 0)
       )
-      self._pixels[living] = end[:, 0] + (0.5 - _PAD_PX)
+      self._pixels[living] = end[:, 0] + (0.5 - self._pad_px)
       self._pixels[:, 0] %= self._width
       self._alive &= self._inside()
     self._image = following
@@ -79,7 +85,3 @@ class FlowTracker:
     )
     rays[~self._alive] = np.nan
     return rays
-
-
-def _padded_grey(image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
-  return panorama.pad(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _PAD_PX)

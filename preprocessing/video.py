@@ -32,7 +32,7 @@ class Observed:
 
   Attributes:
     times_s: of the keyframes.
-    pictures: the keyframes as PNG: lossless, and a tenth of the memory.
+    pictures: the keyframes as PNG, which loses nothing and saves memory.
     features: of the keyframes.
     arrivals: where the points of each keyframe but the last are in the next.
     width_px: of the panoramas.

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any, Iterator, Mapping, Sequence
 
+import cv2
 import ml_collections
 
 from preprocessing import frames, records, video
@@ -83,7 +84,9 @@ class Report:
 
 def num_cores() -> int:
   """Cores that this process may use."""
-  return len(os.sched_getaffinity(0))
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def make_part(job: Job) -> Outcome:
@@ -169,8 +172,6 @@ def _single_threaded() -> Iterator[None]:
 def _start(reports: Any) -> None:
   global _reports
   _reports = reports
-  import cv2
-
   cv2.setNumThreads(1)
   threading.Thread(target=_follow_parent, daemon=True).start()
 

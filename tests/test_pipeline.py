@@ -302,6 +302,8 @@ def make_bad_input(tmp_path, fault):
     write_flat_film(file)
   else:
     file.write_bytes(b'no video at all' * 50)
+  if fault == 'only bad videos':
+    return path
   if fault == 'too many bad videos':
     (path / 'other.mp4').write_bytes(b'')
     return path
@@ -316,6 +318,7 @@ def make_bad_input(tmp_path, fault):
     ('missing', 'no such'),
     ('flat film', 'film.mp4'),
     ('not a video', 'film.mp4'),
+    ('only bad videos', 'no posed pair'),
     ('too many bad videos', 'max_bad_videos=1'),
   ],
 )
