@@ -9,12 +9,16 @@ exists already (`--condition_on`):
 
 * `input`, the default: always the given image. The model looks at one source,
   and this is the only one free of its own mistakes, so they do not pile up.
-  All views start from the same noise (`--seed`), and DDIM is deterministic
-  after that: what the model makes up changes smoothly along the path.
 * `previous`: the view before. It reaches farther than one image can show, but
   every view inherits the blur and the drift of all before it.
 * `random`: any view that exists, drawn with the seed (as Watson et al., "Novel
   view synthesis with diffusion models", 2022, do per denoising step).
+
+Every view has noise of its own. `--noise=shared` starts all of them from the
+same: a calmer video, for what is made up then hardly changes from view to view,
+but it sticks to the screen and not to the scene, and matching sees that (a
+short run, 16 views to the right, points where depth is believed: 19 % of the
+pixels against 45 %).
 
 Output: `frames/000.png` (the input image), `frames/001.png`, ...; `poses.json`
 with `fov_deg`, `width`, `height` and `frames` (`file` and `camera2scene`, 12
@@ -27,7 +31,7 @@ import pathlib
 from absl import flags, logging
 import av
 import cv2
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 import tqdm
 
@@ -75,6 +79,12 @@ _SEED = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=2**31 - 1,
 )
+_NOISE = flags.DEFINE_enum(
+  'noise',
+  'own',
+  ['own', 'shared'],
+  'Whether every view starts from noise of its own or all from the same.',
+)
 _NUM_STEPS = flags.DEFINE_integer(
   'num_steps', 50, 'DDIM steps per view.', lower_bound=1
 )
@@ -121,13 +131,20 @@ def sources(kind: str, num_frames: int, seed: int) -> list[int]:
   return [choices[kind](index) for index in range(1, num_frames)]
 
 
+def noise_seeds(kind: str, num_frames: int, seed: int) -> Int[np.ndarray, 'n']:
+  """Seed of the noise of every view; the first one's is not used."""
+  if kind == 'shared':
+    return np.full(num_frames, seed)
+  return np.random.default_rng(seed).integers(2**31 - 1, size=num_frames)
+
+
 def imagine(
   predictor: predictors.Predictor,
   image: UInt8[np.ndarray, 's s 3'],
   camera2scene: Float[np.ndarray, 'n 3 4'],
   fov_deg: float,
   conditioned_on: list[int],
-  seed: int,
+  seeds: Int[np.ndarray, 'n'],
 ) -> UInt8[np.ndarray, 'n s s 3']:
   """The views at all poses; the first is the image itself.
 
@@ -150,7 +167,7 @@ def imagine(
           ]
         ),
         np.full(len(ready), fov_deg),
-        np.full(len(ready), seed),
+        seeds[ready],
       )
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
       frames.update(zip(ready, samples))
@@ -215,8 +232,9 @@ def main() -> None:
     _TRAJECTORY.value, _NUM_FRAMES.value, _STEP.value
   )
   conditioned_on = sources(_CONDITION_ON.value, len(camera2scene), _SEED.value)
+  seeds = noise_seeds(_NOISE.value, len(camera2scene), _SEED.value)
   frames = imagine(
-    predictor, image, camera2scene, _FOV_DEG.value, conditioned_on, _SEED.value
+    predictor, image, camera2scene, _FOV_DEG.value, conditioned_on, seeds
   )
   names = _write_frames(output, frames)
   with binary.atomic_path(output / 'video.mp4') as temporary:
@@ -242,6 +260,7 @@ def main() -> None:
       'num_frames': len(frames),
       'step': _STEP.value,
       'seed': _SEED.value,
+      'noise': _NOISE.value,
       'condition_on': _CONDITION_ON.value,
       'conditioned_on': [None, *conditioned_on],
       'model': predictor.protocol,

@@ -17,7 +17,7 @@ from odin_jax.shared import camera
 SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
 # source (a view's red level is 1 + its source's), green and blue the depth and
-# the side of the new camera in the source's axes; a batch has one seed.
+# the side of the new camera in the source's axes. The last pixel tells the seed.
 FAKE_MODEL = f"""
 import numpy as np
 from odin_jax import predictors
@@ -27,11 +27,12 @@ class Model:
   protocol = {{'checkpoint_step': 7}}
   def predict(self, source, target2source, fov_deg, seeds):
     assert source.dtype == np.uint8 and source.shape[1:] == (20, 20, 3)
-    assert np.all(fov_deg == 75.0) and np.all(seeds == 3)
+    assert np.all(fov_deg == 75.0) and seeds.shape == fov_deg.shape
     sample = np.zeros(source.shape, np.float32)
     sample[..., 0] = (source[..., 0] + 1) / 255
     sample[..., 1] = target2source[:, None, None, 2, 3]
     sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
+    sample[:, -1, -1, 0] = seeds % 251 / 255
     return sample
 
 predictors.load_model = lambda workdir, **settings: Model()
@@ -92,6 +93,7 @@ def outputs(photo):
       for kind in KINDS
     ),
     arguments(photo, folder / 'orbit', *orbit, '--condition_on=previous'),
+    arguments(photo, folder / 'shared', '--num_frames=6', '--noise=shared'),
     arguments(photo, folder / 'shorter', '--num_frames=6'),
     arguments(photo, folder / 'shorter', '--num_frames=3', '--frames_per_s=4'),
   )
@@ -134,6 +136,15 @@ def test_poses_are_given_in_the_axes_of_the_source(outputs):
     step = camera.compose(camera.inverse(path[index - 1]), path[index])
     expected = np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255
     assert np.abs(frames[index, 0, 0, 1:] - expected).max() < 0.6
+
+
+def test_every_view_has_its_own_noise_unless_it_is_shared(outputs):
+  _, own = read_frames(outputs / 'input')
+  _, again = read_frames(outputs / 'previous')
+  assert len(set(own[1:, -1, -1, 0])) == 6
+  np.testing.assert_array_equal(own[1:, -1, -1, 0], again[1:, -1, -1, 0])
+  _, shared = read_frames(outputs / 'shared')
+  assert set(shared[1:, -1, -1, 0]) == {3}
 
 
 def test_the_video_shows_every_frame_large_enough_in_any_browser(outputs):
