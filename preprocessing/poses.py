@@ -16,82 +16,25 @@ from typing import Callable, Mapping, Sequence
 
 from jaxtyping import Float, Int
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from odin_jax.shared import camera
 from preprocessing import (
-  alignment,
   bundle,
   chain,
+  gauge,
+  joint,
   masks,
   matchers,
   pairs,
   two_view,
+  verdicts,
 )
-
-# An observation is kept within so many standard errors; before the first
-# refinement within more.
-_INLIER_SIGMA = 4.0
-_START_SIGMA = 10.0
-# Points seen under less parallax have no useful depth.
-_MIN_POINT_PARALLAX_DEG = 0.3
-_SEED = 0
 
 Frames = Sequence[matchers.Features]
 Fits = dict[pairs.FramePair, two_view.PairFit]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PoseRules:
-  """What is a match, a fit and a good pair; the fields of `config.poses`.
-
-  Attributes:
-    gate_deg: a match lies at most so far from where it is expected.
-    max_error_px: largest epipolar error of an inlier, in panorama pixels at
-      the equator.
-    min_inliers: of a pair.
-    min_inlier_share: of a pair's matches.
-    min_parallax_deg: a pair whose points moved by less, in the median, after
-      its rotation is taken out, has no direction of translation.
-    min_spread: smallest eigenvalue of the mean r r^T of a pair's inliers;
-      1/3 for points all around, 0 for points on a great circle.
-    max_rotation_off_deg: a pair's own fit may differ by this from the
-      composed pose,
-    max_direction_off_deg: and in direction of translation by this.
-    chain_gap: pairs up to this many frames apart make the chain.
-    rounds: matching and refinement are repeated so often.
-    max_iterations: of each refinement.
-    mask_below_deg: everything lower under the horizon is masked.
-    mask_min_persistence: least share of a masked cell's points that stay.
-  """
-
-  gate_deg: float
-  max_error_px: float
-  min_inliers: int
-  min_inlier_share: float
-  min_parallax_deg: float
-  min_spread: float
-  max_rotation_off_deg: float
-  max_direction_off_deg: float
-  chain_gap: int
-  rounds: int
-  max_iterations: int
-  mask_below_deg: float
-  mask_min_persistence: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
-  """Whether a frame pair is kept.
-
-  Attributes:
-    reason: why it is dropped; '' where it is kept.
-    confidence: share of its matches that obey the joint solution.
-    matches: how many there were.
-  """
-
-  reason: str
-  confidence: float
-  matches: int
+Verdicts = dict[pairs.FramePair, verdicts.Verdict]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +55,7 @@ class Solution:
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
   observations: bundle.Observations
-  verdicts: Mapping[pairs.FramePair, Verdict]
+  verdicts: Mapping[pairs.FramePair, verdicts.Verdict]
   mask: masks.Mask
   figures: Mapping[str, int | float]
 
@@ -145,7 +88,7 @@ class Solver:
     arrivals: Sequence[Float[np.ndarray, 'n 3']],
     matcher: matchers.Matcher,
     *,
-    rules: PoseRules,
+    rules: verdicts.PoseRules,
     max_gap: int,
     pixel_rad: float,
   ):
@@ -154,7 +97,8 @@ class Solver:
     self._matcher = matcher
     self._rules = rules
     self._max_gap = max_gap
-    self._max_error_rad = rules.max_error_px * pixel_rad
+    self._pixel_rad = pixel_rad
+    self._judge = verdicts.Judge(rules, pixel_rad)
     self._matcher_calls = 0
 
   def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
@@ -166,27 +110,30 @@ class Solver:
     start = self._chain(matches, tracks)
     component, poses = start.component, start.frame2scene
     poses, points, observations = self._refine(component, poses, tracks)
-    verdicts: dict[pairs.FramePair, Verdict] = {}
+    found: Verdicts = {}
     for _ in range(self._rules.rounds):
       progress('pairs')
       matches = self._match_window(component, poses, tracks, points)
-      verdicts = self.compare(component, poses, matches)
-      kept = {
-        pair: matches[pair] for pair in matches if not verdicts[pair].reason
-      }
+      found = self._judge.compare(self._features, poses, matches)
       progress('refinement')
-      tracks = self._tracks(kept)
+      tracks = self._tracks(_kept(matches, found))
       poses, points, observations = self._refine(component, poses, tracks)
-    for pair, matched in matches.items():
-      if not verdicts[pair].reason:
-        verdicts[pair] = self._verify(poses, pair, matched)
-    poses, points = _normalise(component, poses, points, observations)
+    for pair in _kept(matches, found):
+      found[pair] = self._judge.verify(
+        self._features, poses, pair, matches[pair]
+      )
+    whole, component = component, _regroup(component, found)
+    if not np.array_equal(whole, component):
+      # What fell apart has no common scale: each part is solved by itself.
+      tracks = self._tracks(_kept(matches, found))
+      poses, points, observations = self._refine(component, poses, tracks)
+    poses, points = gauge.normalise(component, poses, points, observations)
     return Solution(
       component=component,
       frame2scene=poses,
       points=points,
       observations=observations,
-      verdicts=verdicts,
+      verdicts=self._complete(component, found),
       mask=mask,
       figures={
         'matcher_calls': self._matcher_calls,
@@ -205,9 +152,8 @@ class Solver:
   ) -> float:
     if not len(observations.frame):
       return 0.0
-    pixel_rad = self._max_error_rad / self._rules.max_error_px
     errors = bundle.errors_rad(poses, points, observations)
-    return round(float(np.median(errors)) / pixel_rad, 4)
+    return round(float(np.median(errors)) / self._pixel_rad, 4)
 
   def _match(
     self, source: int, target: int, expected: np.ndarray
@@ -229,25 +175,13 @@ class Solver:
   def _tracks(self, matches: pairs.Matches) -> pairs.Tracks:
     return pairs.Tracks(matches, [len(frame) for frame in self._features])
 
-  def _fit(
-    self, source_rays: np.ndarray, target_rays: np.ndarray
-  ) -> two_view.PairFit | None:
-    return two_view.fit_pair(
-      source_rays,
-      target_rays,
-      max_error_rad=self._max_error_rad,
-      min_inliers=self._rules.min_inliers,
-      min_parallax_rad=np.deg2rad(self._rules.min_parallax_deg),
-      seed=_SEED,
-    )
-
   def _mask(self) -> masks.Mask:
     """Finds what is never scene and takes its features out."""
     persistence = masks.Persistence()
     for frame, arrived in enumerate(self._arrivals):
       before = self._features[frame].rays
       known = np.isfinite(arrived[:, 0])
-      fit = self._fit(before[known], arrived[known])
+      fit = self._judge.fit(before[known], arrived[known])
       if fit is not None and fit.moves:
         persistence.add(before[known], arrived[known], fit.inliers)
     mask = masks.union(
@@ -270,7 +204,7 @@ class Solver:
     ids = {}
     for pair in pairs.candidates(len(points), self._rules.chain_gap):
       shared, one, other = _shared(*(points[frame] for frame in pair))
-      fit = self._fit(
+      fit = self._judge.fit(
         self._features[pair[0]].rays[one], self._features[pair[1]].rays[other]
       )
       if fit is not None:
@@ -296,46 +230,25 @@ class Solver:
   def _refine(
     self, component: np.ndarray, poses: np.ndarray, tracks: pairs.Tracks
   ) -> tuple[np.ndarray, np.ndarray, bundle.Observations]:
-    """Bundle adjustment of every component, twice, without outliers."""
-    everything = self._observations(tracks)
-    poses = poses.copy()
-    points = np.full((tracks.num_points, 3), np.nan)
-    for sigma in (_START_SIGMA, _INLIER_SIGMA):
-      used = []
-      for index in range(component.max(initial=-1) + 1):
-        frames = np.flatnonzero(component == index)
-        mine = everything.subset(component[everything.frame] == index)
-        mine, points_mine = _inliers(poses, mine, tracks.num_points, sigma)
-        poses[frames], points_mine = self._adjust(
-          frames, poses, points_mine, mine
-        )
-        seen = np.isfinite(points_mine[:, 0])
-        points[seen] = points_mine[seen]
-        used.append(mine)
-    return poses, points, _concatenate(used)
-
-  def _adjust(
-    self,
-    frames: np.ndarray,
-    poses: np.ndarray,
-    points: np.ndarray,
-    observations: bundle.Observations,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Adjusts some frames and the points that they see; others become NaN."""
-    ids, point = np.unique(observations.point, return_inverse=True)
-    adjusted, moved = bundle.adjust(
-      poses[frames],
-      points[ids],
-      dataclasses.replace(
-        observations,
-        frame=np.searchsorted(frames, observations.frame),
-        point=point,
-      ),
+    return joint.refine(
+      component,
+      poses,
+      self._observations(tracks),
+      tracks.num_points,
       max_iterations=self._rules.max_iterations,
     )
-    result = np.full_like(points, np.nan)
-    result[ids] = moved
-    return adjusted, result
+
+  def _complete(self, component: np.ndarray, found: Verdicts) -> Verdicts:
+    """Verdicts of all candidates, also of those that were never matched."""
+    complete = {}
+    for pair in pairs.candidates(len(self._features), self._max_gap):
+      if pair in found:
+        complete[pair] = found[pair]
+      elif min(component[list(pair)]) < 0:
+        complete[pair] = verdicts.dropped('frame without a pose')
+      else:
+        complete[pair] = verdicts.dropped('different components')
+    return complete
 
   def _match_window(
     self,
@@ -389,85 +302,6 @@ class Solver:
     near = off < np.deg2rad(self._rules.gate_deg / 4)
     return np.stack([one[near], other[near]], axis=1)
 
-  def compare(
-    self, component: np.ndarray, poses: np.ndarray, matches: pairs.Matches
-  ) -> dict[pairs.FramePair, Verdict]:
-    """Fits each pair by itself and compares it with the composed pose."""
-    verdicts = {}
-    for pair in pairs.candidates(len(self._features), self._max_gap):
-      if pair not in matches:
-        lost = min(component[list(pair)]) < 0
-        reason = 'frame without a pose' if lost else 'different components'
-        verdicts[pair] = Verdict(reason=reason, confidence=0.0, matches=0)
-        continue
-      matched = matches[pair]
-      fit = self._fit(*self._rays(pair, matched))
-      composed = _relative(poses, pair)
-      verdicts[pair] = Verdict(
-        reason=self._disagreement(fit, composed),
-        confidence=0.0,
-        matches=len(matched),
-      )
-    return verdicts
-
-  def _disagreement(
-    self, fit: two_view.PairFit | None, composed: np.ndarray
-  ) -> str:
-    if fit is None:
-      return 'too few matches agree'
-    off = camera.inverse(composed)[:, :3] @ fit.target2source[:, :3]
-    if camera.rotation_angle_deg(off) > self._rules.max_rotation_off_deg:
-      return 'own fit turns against the composed pose'
-    if not fit.moves:
-      return 'too little parallax'
-    apart = camera.angle_between_deg(composed[:, 3], fit.target2source[:, 3])
-    if apart > self._rules.max_direction_off_deg:
-      return 'own fit moves against the composed pose'
-    return ''
-
-  def _rays(
-    self, pair: pairs.FramePair, matched: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray]:
-    source, target = (self._features[frame].rays for frame in pair)
-    return source[matched[:, 0]], target[matched[:, 1]]
-
-  def _verify(
-    self, poses: np.ndarray, pair: pairs.FramePair, matched: np.ndarray
-  ) -> Verdict:
-    """Checks a pair's matches against the joint solution."""
-    source, target = self._rays(pair, matched)
-    relative = _relative(poses, pair)
-    error = two_view.epipolar_error_rad(relative, source, target)
-    depths = two_view.pair_depths(relative, source, target)
-    good = (error < self._max_error_rad) & np.all(depths > 0, axis=0)
-    share = float(good.mean()) if len(good) else 0.0
-    return Verdict(
-      reason=self._weakness(relative, source[good], target[good], share),
-      confidence=share,
-      matches=len(matched),
-    )
-
-  def _weakness(
-    self,
-    relative: np.ndarray,
-    source: np.ndarray,
-    target: np.ndarray,
-    share: float,
-  ) -> str:
-    rules = self._rules
-    if len(source) < rules.min_inliers:
-      return 'too few matches obey the joint solution'
-    if share < rules.min_inlier_share:
-      return 'too small a share of matches obeys the joint solution'
-    turned = target @ relative[:, :3].T
-    parallax = np.median(np.linalg.norm(turned - source, axis=1))
-    if parallax < np.deg2rad(rules.min_parallax_deg):
-      return 'too little parallax'
-    spread = np.linalg.eigvalsh(source.T @ source / len(source))[0]
-    if spread < rules.min_spread:
-      return 'matches lie too close together'
-    return ''
-
 
 def _shared(
   one: Int[np.ndarray, 'n'], other: Int[np.ndarray, 'm']
@@ -478,104 +312,26 @@ def _shared(
   return ids[real], first[real], second[real]
 
 
-def _relative(
-  poses: Float[np.ndarray, 'f 3 4'], pair: pairs.FramePair
-) -> Float[np.ndarray, '3 4']:
-  """target2source of a (source, target) pair."""
-  return camera.compose(camera.inverse(poses[pair[0]]), poses[pair[1]])
+def _kept(
+  matches: pairs.Matches, found: Verdicts
+) -> dict[pairs.FramePair, np.ndarray]:
+  """The matches of the pairs that are good so far."""
+  return {
+    pair: matched for pair, matched in matches.items() if not found[pair].reason
+  }
 
 
-def _inliers(
-  poses: np.ndarray,
-  observations: bundle.Observations,
-  num_points: int,
-  sigma: float,
-) -> tuple[bundle.Observations, np.ndarray]:
-  """Observations that agree on a point, and the points."""
-  for _ in range(2):
-    points = bundle.triangulate(poses, observations, num_points)
-    errors = bundle.errors_rad(poses, points, observations)
-    observations = observations.subset(errors < sigma * observations.noise_rad)
-    observations = _seen_twice(poses, points, observations)
-  points = bundle.triangulate(poses, observations, num_points)
-  finite = np.isfinite(points[observations.point, 0])
-  return observations.subset(finite), points
-
-
-def _seen_twice(
-  poses: np.ndarray, points: np.ndarray, observations: bundle.Observations
-) -> bundle.Observations:
-  parallax = bundle.parallax_rad(poses, points, observations)
-  counts = np.bincount(observations.point, minlength=len(points))
-  good = (counts >= 2) & (parallax > np.deg2rad(_MIN_POINT_PARALLAX_DEG))
-  return observations.subset(good[observations.point])
-
-
-def _concatenate(
-  parts: Sequence[bundle.Observations],
-) -> bundle.Observations:
-  empty = bundle.Observations(
-    frame=np.zeros(0, np.int64),
-    point=np.zeros(0, np.int64),
-    ray=np.zeros((0, 3)),
-    noise_rad=np.zeros(0),
+def _regroup(
+  component: Int[np.ndarray, 'f'], found: Verdicts
+) -> Int[np.ndarray, 'f']:
+  """Components by kept pairs alone, numbered by first frame; -1 without."""
+  kept = [pair for pair, verdict in found.items() if not verdict.reason]
+  ends = np.array(kept, np.int64).reshape(-1, 2)
+  graph = sparse.coo_array(
+    (np.ones(len(ends)), (ends[:, 0], ends[:, 1])),
+    shape=(len(component), len(component)),
   )
-  return bundle.Observations(
-    **{
-      field.name: np.concatenate(
-        [getattr(part, field.name) for part in [empty, *parts]]
-      )
-      for field in dataclasses.fields(bundle.Observations)
-    }
-  )
-
-
-def _normalise(
-  component: np.ndarray,
-  poses: np.ndarray,
-  points: np.ndarray,
-  observations: bundle.Observations,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scales every component so that the median depth of its points is 1."""
-  poses, points = poses.copy(), points.copy()
-  for index in range(component.max(initial=-1) + 1):
-    mine = observations.subset(component[observations.frame] == index)
-    depth = median_depth(poses, points, mine)
-    poses[component == index, :, 3] /= depth
-    points[np.unique(mine.point)] /= depth
-  return poses, points
-
-
-def median_depth(
-  poses: Float[np.ndarray, 'f 3 4'],
-  points: Float[np.ndarray, 'p 3'],
-  observations: bundle.Observations,
-) -> float:
-  """Median distance of what the frames see, over directions."""
-  away = points[observations.point] - poses[observations.frame, :, 3]
-  weights = np.concatenate(
-    [np.zeros(0)]
-    + [
-      direction_weights(away[observations.frame == frame])
-      for frame in range(len(poses))
-    ]
-  )
-  order = np.argsort(observations.frame, kind='stable')
-  return alignment.weighted_median(np.linalg.norm(away[order], axis=1), weights)
-
-
-def direction_weights(
-  away: Float[np.ndarray, 'n 3'],
-) -> Float[np.ndarray, 'n']:
-  """The solid angle that each point stands for, seen from the origin.
-
-  Points crowd where texture is. So each gets the solid angle of its cell of
-  10 degrees, shared with the other points in it.
-  """
-  away = away / np.linalg.norm(away, axis=1, keepdims=True)
-  u, v = camera.direction_to_equirect(away, 36, 18)
-  _, cell, counts = np.unique(
-    37 * v.astype(int) + u.astype(int), return_inverse=True, return_counts=True
-  )
-  height = np.hypot(away[:, 0], away[:, 2])
-  return np.maximum(height, 1e-3) / counts[cell]
+  _, label = csgraph.connected_components(graph, directed=False)
+  alone = np.bincount(label)[label] < 2
+  seen = list(dict.fromkeys(label[~alone].tolist()))
+  return np.array([-1 if a else seen.index(x) for x, a in zip(label, alone)])

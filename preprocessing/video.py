@@ -16,11 +16,13 @@ from odin_jax.shared import schema
 from preprocessing import (
   alignment,
   frames,
+  gauge,
   matchers,
   panorama,
   poses,
   records,
   tracking,
+  verdicts,
 )
 
 Progress = Callable[[str, float], None]
@@ -130,7 +132,7 @@ def process(
   """
   video_id = pathlib.Path(path).stem
   matcher = matchers.make(config.matcher, dict(config[config.matcher]))
-  rules = poses.PoseRules(**config.poses)
+  rules = verdicts.PoseRules(**config.poses)
   view_rules = alignment.ViewRules(
     num_views=config.views_tried, fov_deg=config.fov_deg, **config.views
   )
@@ -220,7 +222,7 @@ class _Cutter:
         self._solution.frame2scene[source],
         self._solution.frame2scene[target],
         points,
-        poses.direction_weights(
+        gauge.direction_weights(
           points - self._solution.frame2scene[source][:, 3]
         ),
         rules=self._rules,

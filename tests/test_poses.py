@@ -11,7 +11,16 @@ from scipy.spatial.transform import Rotation
 
 from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import bundle, masks, matchers, pairs, poses, two_view
+from preprocessing import (
+  bundle,
+  gauge,
+  masks,
+  matchers,
+  pairs,
+  poses,
+  two_view,
+  verdicts,
+)
 
 _PIXEL_RAD = 2 * np.pi / 768
 
@@ -26,7 +35,7 @@ def solve(world, max_gap=5, **changes):
     world.features,
     world.arrivals,
     make_matcher(),
-    rules=poses.PoseRules(**rules),
+    rules=verdicts.PoseRules(**rules),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
   ).solve()
@@ -88,7 +97,7 @@ def test_points_are_where_they_are(unique, solved):
     solved.points[solved.observations.point]
     - (solved.frame2scene[solved.observations.frame][:, :, 3])
   )
-  assert poses.median_depth(
+  assert gauge.median_depth(
     solved.frame2scene, solved.points, solved.observations
   ) == pytest.approx(1.0)
   # The corridor is about 2 m to the walls, and is seen up to 7 m away.
@@ -136,36 +145,35 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
   check(solution, truth)
 
 
-def test_a_pair_whose_own_fit_disagrees_is_rejected(unique, solved):
-  """Matches of one pair that all lie two steps off along the path."""
-  solver = poses.Solver(
-    unique.features,
-    unique.arrivals,
-    make_matcher(),
-    rules=poses.PoseRules(**preprocess.get_config().poses),
-    max_gap=5,
-    pixel_rad=_PIXEL_RAD,
+def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
+  judge = verdicts.Judge(
+    verdicts.PoseRules(**preprocess.get_config().poses), _PIXEL_RAD
   )
-  shared = np.intersect1d(
-    unique.point[3][unique.point[3] >= 0],
-    unique.point[6][unique.point[6] >= 0],
-  )
+  pair = 3, 6
+  shown = [unique.point[frame] for frame in pair]
+  shared = np.intersect1d(*(points[points >= 0] for points in shown))
   matched = np.stack(
     [
-      [np.flatnonzero(unique.point[frame] == point)[0] for point in shared]
-      for frame in (3, 6)
+      [np.flatnonzero(points == point)[0] for point in shared]
+      for points in shown
     ],
     axis=1,
   )
-  backwards = {(3, 6): matched, (6, 9): matched}
-  world = unique.frame2world
-  verdicts = solver.compare(np.zeros(12, int), world, {(3, 6): matched})
-  assert not verdicts[3, 6].reason
+  truth = unique.frame2world
+  found = judge.compare(unique.features, truth, {pair: matched})
+  assert not found[pair].reason
+  assert not judge.verify(unique.features, truth, pair, matched).reason
   # The composed pose now says that the camera went the other way.
-  swapped = world.copy()
-  swapped[[3, 6]] = world[[6, 3]]
-  verdicts = solver.compare(np.zeros(12, int), swapped, backwards)
-  assert 'against the composed pose' in verdicts[3, 6].reason
+  backwards = truth.copy()
+  backwards[[3, 6], :, 3] = truth[[6, 3], :, 3]
+  found = judge.compare(unique.features, backwards, {pair: matched})
+  assert found[pair].reason == 'own fit moves against the composed pose'
+  # Or that it turned by 5 degrees more.
+  turned = truth.copy()
+  turned[6, :, :3] = truth[6, :, :3] @ camera.rotation_y(np.deg2rad(5))
+  found = judge.compare(unique.features, turned, {pair: matched})
+  assert found[pair].reason == 'own fit turns against the composed pose'
+  assert judge.verify(unique.features, backwards, pair, matched).reason
 
 
 def test_moving_things_and_the_holder_are_left_out():
@@ -231,6 +239,33 @@ def test_a_broken_track_splits_the_component():
     verdicts={p: v for p, v in solution.verdicts.items() if p[1] <= 5},
   )
   check(check_half, truth)
+
+
+def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
+  """Pairs over one gap all fail the last check: two gauges, not one."""
+  verify = verdicts.Judge.verify
+
+  def fail_over_the_gap(self, features, frame2scene, pair, matched):
+    if pair[0] <= 5 < pair[1] or 11 in pair:
+      return verdicts.dropped('fails')
+    return verify(self, features, frame2scene, pair, matched)
+
+  monkeypatch.setattr(verdicts.Judge, 'verify', fail_over_the_gap)
+  solution = solve(unique)
+  assert solution.component.tolist() == [0] * 6 + [1] * 5 + [-1]
+  for part in range(2):
+    frames = np.flatnonzero(solution.component == part)
+    mine = solution.observations.subset(
+      np.isin(solution.observations.frame, frames)
+    )
+    depth = gauge.median_depth(solution.frame2scene, solution.points, mine)
+    assert depth == pytest.approx(1.0)
+    inside = {
+      pair: verdict
+      for pair, verdict in solution.verdicts.items()
+      if set(pair) <= set(frames.tolist())
+    }
+    check(dataclasses.replace(solution, verdicts=inside), unique.frame2world)
 
 
 def test_nothing_to_match_gives_no_pose():

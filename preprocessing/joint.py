@@ -1,0 +1,110 @@
+"""One joint solution: bundle adjustment of components, without outliers."""
+
+import dataclasses
+from typing import Sequence
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from preprocessing import bundle
+
+# An observation is kept within so many standard errors; before the first
+# refinement within more.
+_INLIER_SIGMA = 4.0
+_START_SIGMA = 10.0
+# Points seen under less parallax have no useful depth.
+_MIN_PARALLAX_DEG = 0.3
+
+
+def refine(
+  component: Int[np.ndarray, 'f'],
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  observations: bundle.Observations,
+  num_points: int,
+  *,
+  max_iterations: int,
+) -> tuple[
+  Float[np.ndarray, 'f 3 4'], Float[np.ndarray, 'p 3'], bundle.Observations
+]:
+  """Bundle adjustment of every component, twice, with outliers left out.
+
+  Args:
+    component: of each frame; -1 for none.
+    frame2scene: starting poses of the frames in their component.
+    observations: of points 0 .. num_points - 1.
+    num_points: number of points.
+    max_iterations: of each of the two adjustments.
+
+  Returns:
+    poses; points, NaN where none was used; the observations that were used.
+  """
+  frame2scene = frame2scene.copy()
+  for sigma in (_START_SIGMA, _INLIER_SIGMA):
+    points = np.full((num_points, 3), np.nan)
+    used = []
+    for index in range(component.max(initial=-1) + 1):
+      frames = np.flatnonzero(component == index)
+      mine, start = _inliers(
+        frame2scene,
+        observations.subset(component[observations.frame] == index),
+        num_points,
+        sigma,
+      )
+      if not len(mine.frame):
+        continue
+      ids, point = np.unique(mine.point, return_inverse=True)
+      frame2scene[frames], points[ids] = bundle.adjust(
+        frame2scene[frames],
+        start[ids],
+        dataclasses.replace(
+          mine, frame=np.searchsorted(frames, mine.frame), point=point
+        ),
+        max_iterations=max_iterations,
+      )
+      used.append(mine)
+  return frame2scene, points, _concatenate(used)
+
+
+def _inliers(
+  poses: np.ndarray,
+  observations: bundle.Observations,
+  num_points: int,
+  sigma: float,
+) -> tuple[bundle.Observations, np.ndarray]:
+  """Observations that agree on a point, and the points."""
+  for _ in range(2):
+    points = bundle.triangulate(poses, observations, num_points)
+    errors = bundle.errors_rad(poses, points, observations)
+    observations = observations.subset(errors < sigma * observations.noise_rad)
+    observations = _seen_twice(poses, points, observations)
+  points = bundle.triangulate(poses, observations, num_points)
+  finite = np.isfinite(points[observations.point, 0])
+  return observations.subset(finite), points
+
+
+def _seen_twice(
+  poses: np.ndarray, points: np.ndarray, observations: bundle.Observations
+) -> bundle.Observations:
+  parallax = bundle.parallax_rad(poses, points, observations)
+  counts = np.bincount(observations.point, minlength=len(points))
+  good = (counts >= 2) & (parallax > np.deg2rad(_MIN_PARALLAX_DEG))
+  return observations.subset(good[observations.point])
+
+
+def _concatenate(
+  parts: Sequence[bundle.Observations],
+) -> bundle.Observations:
+  empty = bundle.Observations(
+    frame=np.zeros(0, np.int64),
+    point=np.zeros(0, np.int64),
+    ray=np.zeros((0, 3)),
+    noise_rad=np.zeros(0),
+  )
+  return bundle.Observations(
+    **{
+      field.name: np.concatenate(
+        [getattr(part, field.name) for part in [empty, *parts]]
+      )
+      for field in dataclasses.fields(bundle.Observations)
+    }
+  )

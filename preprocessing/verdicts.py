@@ -1,0 +1,191 @@
+"""Is a frame pair good? Against its own fit, and against the joint solution."""
+
+import dataclasses
+from typing import Sequence
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from odin_jax.shared import camera
+from preprocessing import matchers, pairs, two_view
+
+# Of the sampling in robust fits.
+_SEED = 0
+
+Frames = Sequence[matchers.Features]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoseRules:
+  """What is a match, a fit and a good pair; the fields of `config.poses`.
+
+  Attributes:
+    gate_deg: a match lies at most so far from where it is expected.
+    max_error_px: largest epipolar error of an inlier, in panorama pixels at
+      the equator.
+    min_inliers: of a pair.
+    min_inlier_share: of a pair's matches.
+    min_parallax_deg: a pair whose points moved by less, in the median, after
+      its rotation is taken out, has no direction of translation.
+    min_spread: smallest eigenvalue of the mean r r^T of a pair's inliers;
+      1/3 for points all around, 0 for points on a great circle.
+    max_rotation_off_deg: a pair's own fit may differ by this from the
+      composed pose,
+    max_direction_off_deg: and in direction of translation by this.
+    chain_gap: pairs up to this many frames apart make the chain.
+    rounds: matching and refinement are repeated so often.
+    max_iterations: of each refinement.
+    mask_below_deg: everything lower under the horizon is masked.
+    mask_min_persistence: least share of a masked cell's points that stay.
+  """
+
+  gate_deg: float
+  max_error_px: float
+  min_inliers: int
+  min_inlier_share: float
+  min_parallax_deg: float
+  min_spread: float
+  max_rotation_off_deg: float
+  max_direction_off_deg: float
+  chain_gap: int
+  rounds: int
+  max_iterations: int
+  mask_below_deg: float
+  mask_min_persistence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+  """Whether a frame pair is kept.
+
+  Attributes:
+    reason: why it is dropped; '' where it is kept.
+    confidence: share of its matches that obey the joint solution.
+    matches: how many there were.
+  """
+
+  reason: str
+  confidence: float
+  matches: int
+
+
+def dropped(reason: str) -> Verdict:
+  """The verdict on a pair that was never matched."""
+  return Verdict(reason=reason, confidence=0.0, matches=0)
+
+
+class Judge:
+  """Fits and judges frame pairs.
+
+  Args:
+    rules: thresholds.
+    pixel_rad: angle of one panorama pixel at the equator.
+  """
+
+  def __init__(self, rules: PoseRules, pixel_rad: float):
+    self._rules = rules
+    self._max_error_rad = rules.max_error_px * pixel_rad
+
+  def fit(
+    self,
+    source_rays: Float[np.ndarray, 'm 3'],
+    target_rays: Float[np.ndarray, 'm 3'],
+  ) -> two_view.PairFit | None:
+    """The robust solution of a pair alone."""
+    return two_view.fit_pair(
+      source_rays,
+      target_rays,
+      max_error_rad=self._max_error_rad,
+      min_inliers=self._rules.min_inliers,
+      min_parallax_rad=np.deg2rad(self._rules.min_parallax_deg),
+      seed=_SEED,
+    )
+
+  def compare(
+    self,
+    features: Frames,
+    frame2scene: Float[np.ndarray, 'f 3 4'],
+    matches: pairs.Matches,
+  ) -> dict[pairs.FramePair, Verdict]:
+    """Fits each pair by itself and compares it with the composed pose."""
+    return {
+      pair: Verdict(
+        reason=self._disagreement(
+          self.fit(*_rays(features, pair, matched)),
+          _relative(frame2scene, pair),
+        ),
+        confidence=0.0,
+        matches=len(matched),
+      )
+      for pair, matched in matches.items()
+    }
+
+  def _disagreement(
+    self, fit: two_view.PairFit | None, composed: np.ndarray
+  ) -> str:
+    if fit is None:
+      return 'too few matches agree'
+    off = camera.inverse(composed)[:, :3] @ fit.target2source[:, :3]
+    if camera.rotation_angle_deg(off) > self._rules.max_rotation_off_deg:
+      return 'own fit turns against the composed pose'
+    if not fit.moves:
+      return 'too little parallax'
+    apart = camera.angle_between_deg(composed[:, 3], fit.target2source[:, 3])
+    if apart > self._rules.max_direction_off_deg:
+      return 'own fit moves against the composed pose'
+    return ''
+
+  def verify(
+    self,
+    features: Frames,
+    frame2scene: Float[np.ndarray, 'f 3 4'],
+    pair: pairs.FramePair,
+    matched: Int[np.ndarray, 'm 2'],
+  ) -> Verdict:
+    """Checks a pair's matches against the joint solution."""
+    source, target = _rays(features, pair, matched)
+    relative = _relative(frame2scene, pair)
+    error = two_view.epipolar_error_rad(relative, source, target)
+    depths = two_view.pair_depths(relative, source, target)
+    good = (error < self._max_error_rad) & np.all(depths > 0, axis=0)
+    share = float(good.mean()) if len(good) else 0.0
+    return Verdict(
+      reason=self._weakness(relative, source[good], target[good], share),
+      confidence=share,
+      matches=len(matched),
+    )
+
+  def _weakness(
+    self,
+    relative: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    share: float,
+  ) -> str:
+    rules = self._rules
+    if len(source) < rules.min_inliers:
+      return 'too few matches obey the joint solution'
+    if share < rules.min_inlier_share:
+      return 'too small a share of matches obeys the joint solution'
+    turned = target @ relative[:, :3].T
+    parallax = np.median(np.linalg.norm(turned - source, axis=1))
+    if parallax < np.deg2rad(rules.min_parallax_deg):
+      return 'too little parallax'
+    spread = np.linalg.eigvalsh(source.T @ source / len(source))[0]
+    if spread < rules.min_spread:
+      return 'matches lie too close together'
+    return ''
+
+
+def _rays(
+  features: Frames, pair: pairs.FramePair, matched: Int[np.ndarray, 'm 2']
+) -> tuple[Float[np.ndarray, 'm 3'], Float[np.ndarray, 'm 3']]:
+  source, target = (features[frame].rays for frame in pair)
+  return source[matched[:, 0]], target[matched[:, 1]]
+
+
+def _relative(
+  poses: Float[np.ndarray, 'f 3 4'], pair: pairs.FramePair
+) -> Float[np.ndarray, '3 4']:
+  """target2source of a (source, target) pair."""
+  return camera.compose(camera.inverse(poses[pair[0]]), poses[pair[1]])
