@@ -23,8 +23,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     seed=0,
     batch_size=32,
     # Sampler of the model: DDIM steps, weight of classifier-free guidance
-    # (1 = none), averaged parameters or the last ones.
-    num_steps=50,
+    # (1 = none), averaged parameters or the last ones. Of one small model 10,
+    # 25 and 50 steps gave 17.94, 17.63 and 17.54 dB on the same 128 pairs.
+    num_steps=10,
     guidance=1.0,
     ema=True,
   )

@@ -86,7 +86,7 @@ _NOISE = flags.DEFINE_enum(
   'Whether every view starts from noise of its own or all from the same.',
 )
 _NUM_STEPS = flags.DEFINE_integer(
-  'num_steps', 50, 'DDIM steps per view.', lower_bound=1
+  'num_steps', 10, 'DDIM steps per view.', lower_bound=1
 )
 _GUIDANCE = flags.DEFINE_float(
   'guidance', 1.0, 'Weight of classifier-free guidance; 1 is none.'

@@ -158,7 +158,7 @@ def test_the_protocol_says_everything(outputs, data):
   assert protocol['samples_per_pair'] == 1
   assert protocol['model'] == {
     'checkpoint_step': 7,
-    'num_steps': 50,
+    'num_steps': 10,
     'guidance': 1.0,
     'ema': True,
   }
