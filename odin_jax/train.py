@@ -67,10 +67,13 @@ def _fit_autoencoder(
 
 
 def _summary(
-  metrics: list[dict[str, Any]], last_step: int, seconds: float, config: Any
+  metrics: list[dict[str, Any]], last_step: int, since: float, config: Any
 ) -> dict[str, float]:
   """Means over the steps since the last row; refuses to go on from NaN."""
+  # Steps are dispatched ahead of the device: fetching waits for them, so the
+  # clock is read afterwards.
   fetched = jax.device_get(metrics)
+  seconds = time.monotonic() - since
   means = {
     name: float(np.mean([values[name] for values in fetched]))
     for name in fetched[0]
@@ -172,7 +175,7 @@ def main() -> None:
     last = done == config['steps'] or interrupt.seen
     save = last or done % config['checkpoint_every'] == 0
     if save or done % config['log_every'] == 0:
-      row = _summary(metrics, done, time.monotonic() - since, config)
+      row = _summary(metrics, done, since, config)
       rows.write(done, row)
       steps.set_postfix(loss=f'{row["loss"]:.4f}', refresh=False)
       metrics, since = [], time.monotonic()

@@ -113,6 +113,14 @@ def test_run_leaves_its_figures(finished):
       'mask_mean',
     }
     assert 0 < row['mask_mean'] < 1 and np.isfinite(row['loss'])
+  # The rate counts finished steps, not steps handed to the device: the rows'
+  # times add up to less than the run's.
+  intervals = np.diff([0] + [row['step'] for row in rows])
+  spent = [
+    8 * count / row['examples_per_s']
+    for count, row in zip(intervals, rows, strict=True)
+  ]
+  assert 0.05 * figures['seconds'] < sum(spent) < figures['seconds']
   rates = [row['learning_rate'] for row in rows]
   assert max(rates) > 5 * rates[-1] > 0
   assert list((finished / 'tensorboard').iterdir())
