@@ -54,8 +54,8 @@ class ViewFigures:
 
   Attributes:
     coverage: share of its pixels whose depth is believed.
-    correlation: median ZNCC over the whole view; None for a view that could
-      not be compared with any other.
+    correlation: median ZNCC where a depth inside the range was found; None
+      where none was.
   """
 
   coverage: float
@@ -280,10 +280,11 @@ def reconstruct(
     clouds.append(cloud_of_view(views, index, depth_map.depth, checked))
     differences.append(checked.depth_differences)
     inverse_depths[index] = np.where(checked.believed, 1 / depth_map.depth, 0)
+    found = depth_map.correlation[depth_map.correlation > -1]
     figures.append(
       ViewFigures(
         coverage=float(checked.believed.mean()),
-        correlation=float(np.median(depth_map.correlation)),
+        correlation=float(np.median(found)) if found.size else None,
       )
     )
   # One pixel at depth 1: points closer than that are the same point seen twice.
