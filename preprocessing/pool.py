@@ -8,6 +8,7 @@ from concurrent import futures
 import contextlib
 import multiprocessing
 import os
+import threading
 from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import cv2
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 _THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 _POLL_S = 0.3
+# Processes are started anew: a forked one would inherit locked threads.
+CONTEXT = multiprocessing.get_context('spawn')
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
@@ -49,16 +52,10 @@ def run(
   Raises:
     the first error of a job; jobs that have not begun are then given up.
   """
-  num_workers = num_workers or len(os.sched_getaffinity(0))
-  context = multiprocessing.get_context('spawn')
-  counter = context.Value('q', 0)
+  counter = CONTEXT.Value('q', 0)
   with (
-    _single_threaded(),
-    futures.ProcessPoolExecutor(
-      max(1, min(num_workers, len(jobs))),
-      mp_context=context,
-      initializer=_start,
-      initargs=(counter,),
+    executor(
+      min(num_workers or num_cores(), len(jobs)), _count_with, counter
     ) as pool,
     tqdm(total=steps, unit=unit) as bar,
   ):
@@ -75,10 +72,51 @@ def run(
     return [future.result() for future in running if not future.cancelled()]
 
 
-def _start(counter: Any) -> None:
+def num_cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def executor(
+  num_processes: int, prepare: Callable[[Any], None], shared: Any
+) -> Iterator[futures.ProcessPoolExecutor]:
+  """Processes with one thread each, that end when this one does.
+
+  Args:
+    num_processes: at least one is started.
+    prepare: called once in each process, with `shared`.
+    shared: a queue or a value of `CONTEXT`.
+  """
+  with (
+    _single_threaded(),
+    futures.ProcessPoolExecutor(
+      max(1, num_processes),
+      mp_context=CONTEXT,
+      initializer=_start,
+      initargs=(prepare, shared),
+    ) as pool,
+  ):
+    yield pool
+
+
+def _start(prepare: Callable[[Any], None], shared: Any) -> None:
+  cv2.setNumThreads(1)
+  threading.Thread(target=_follow_parent, daemon=True).start()
+  prepare(shared)
+
+
+def _follow_parent() -> None:
+  """Ends this process when its parent is gone, even if it was killed."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def _count_with(counter: Any) -> None:
   global _counter
   _counter = counter
-  cv2.setNumThreads(1)
 
 
 @contextlib.contextmanager

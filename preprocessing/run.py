@@ -125,7 +125,7 @@ def main() -> None:
   ]
   outcomes = process_all(
     jobs,
-    num_workers=_NUM_WORKERS.value or workers.num_cores(),
+    num_workers=_NUM_WORKERS.value,
     max_bad=config.max_bad_videos if source.is_dir() else 0,
   )
   for path in videos:

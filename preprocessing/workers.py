@@ -1,28 +1,19 @@
-"""Videos in processes of their own, one thread each.
-
-Sums come out the same on any machine only if they are added in the same order,
-so every worker computes with a single thread, whatever the number of workers.
-"""
+"""Videos to parts of the output folder, each video in one process."""
 
 from concurrent import futures
 import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
 import pathlib
 import queue
-import threading
 import time
 from typing import Any, Iterator, Mapping, Sequence
 
-import cv2
 import ml_collections
 
-from preprocessing import frames, records, video
+from preprocessing import frames, pool, records, video
 
-_THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 # Where a stage begins and how much of a video's time it takes, for the bar.
 _SHARES = {
   'frames': (0.0, 0.6),
@@ -82,13 +73,6 @@ class Report:
   share: float
 
 
-def num_cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def make_part(job: Job) -> Outcome:
   """Does a job, unless its part is there already."""
   start = time.monotonic()
@@ -129,18 +113,11 @@ def make_part(job: Job) -> Outcome:
 
 def run(jobs: Sequence[Job], num_workers: int) -> Iterator[Report | Outcome]:
   """Does all jobs; yields reports as they come and one outcome per job."""
-  context = multiprocessing.get_context('spawn')
-  reports = context.Queue()
-  with (
-    _single_threaded(),
-    futures.ProcessPoolExecutor(
-      min(num_workers, len(jobs)),
-      mp_context=context,
-      initializer=_start,
-      initargs=(reports,),
-    ) as pool,
-  ):
-    waiting = {pool.submit(make_part, job) for job in jobs}
+  reports = pool.CONTEXT.Queue()
+  with pool.executor(
+    min(num_workers or pool.num_cores(), len(jobs)), _report_to, reports
+  ) as processes:
+    waiting = {processes.submit(make_part, job) for job in jobs}
     try:
       while waiting:
         done, waiting = futures.wait(waiting, timeout=_POLL_S)
@@ -154,29 +131,6 @@ def run(jobs: Sequence[Job], num_workers: int) -> Iterator[Report | Outcome]:
         future.cancel()
 
 
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-  """Lets child processes start with one thread per library."""
-  before = {name: os.environ.get(name) for name in _THREADS}
-  os.environ.update(dict.fromkeys(_THREADS, '1'))
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      if value is None:
-        del os.environ[name]
-      else:
-        os.environ[name] = value
-
-
-def _start(reports: Any) -> None:
+def _report_to(reports: Any) -> None:
   global _reports
   _reports = reports
-  cv2.setNumThreads(1)
-  threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-  """Ends this process when its parent is gone, even if it was killed."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
