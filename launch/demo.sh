@@ -48,7 +48,8 @@ fi
 
 # Time blocks are held out: few videos, and none to spare for testing alone.
 stage records preprocessing.run --config=configs/preprocess.py \
-  --input="$videos" --output="$output/records" --config.split_by=time
+  --input="$videos" --output="$output/records" --config.split_by=time \
+  --config.test_fraction=0.2 --config.views_per_pair=8
 stage audit preprocessing.audit --records="$output/records" \
   --output="$output/audit" "${truth[@]}"
 stage train odin_jax.train --config=configs/train.py:world \

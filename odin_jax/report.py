@@ -157,9 +157,8 @@ def _grid(evaluation: pathlib.Path) -> list[dict[str, Any]]:
   cells = []
   for index in np.unique(chosen.astype(int)):
     cell: dict[str, Any] = {'psnr': pairs[index]['psnr']}
-    for kind in ('source', 'truth', 'sample'):
-      path = evaluation / 'pairs' / f'{index:03d}_{kind}.png'
-      cell[kind] = _data_uri(path.read_bytes(), 'image/png')
+    for kind, name in pairs[index]['files'].items():
+      cell[kind] = _data_uri((evaluation / name).read_bytes(), 'image/png')
     cells.append(cell)
   return cells
 
@@ -167,7 +166,9 @@ def _grid(evaluation: pathlib.Path) -> list[dict[str, Any]]:
 def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
   """Positions and colours of a PLY file, thinned evenly to what a page bears."""
   cloud = trimesh.load(path, process=False)
-  vertices = np.asarray(cloud.vertices, np.float64).reshape(-1, 3)
+  # An empty file is loaded as a scene, which has no vertices.
+  vertices = np.asarray(getattr(cloud, 'vertices', []), np.float64)
+  vertices = vertices.reshape(-1, 3)
   colours = np.asarray(getattr(cloud, 'colors', np.zeros((0, 4))))
   if len(colours) != len(vertices):
     colours = np.full((len(vertices), 4), 128)

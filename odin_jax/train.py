@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 import numpy as np
 import tqdm
@@ -93,8 +93,6 @@ def _summary(
 
 def main() -> None:
   stopwatch = binary.Stopwatch()
-  # Orbax narrates every file at level INFO.
-  logging.set_verbosity(logging.WARNING)
   interrupt = Interrupt()
   config = checkpoint.plain(_CONFIG.value.to_dict())
   workdir = binary.claim_output(_WORKDIR.value, _TOOL)

@@ -80,12 +80,20 @@ def run_folder(tmp_path):
     folder = tmp_path / 'evaluate' / name / 'pairs'
     folder.mkdir(parents=True)
     mean = {'psnr': psnr, 'ssim': ssim, 'lpips': None}
+    kinds = ('source', 'truth', 'sample')
+    pairs = [
+      {
+        'psnr': psnr,
+        'files': {kind: f'pairs/{index:03d}_{kind}.png' for kind in kinds},
+      }
+      for index in range(3)
+    ]
     write(
       f'evaluate/{name}/metrics.json',
-      {'protocol': {}, 'mean': mean, 'pairs': [{'psnr': psnr}] * 3},
+      {'protocol': {}, 'mean': mean, 'pairs': pairs},
     )
     for index in range(3):
-      for kind in ('source', 'truth', 'sample'):
+      for kind in kinds:
         image = np.full((8, 8, 3), 10 * index, np.uint8)
         cv2.imwrite(str(folder / f'{index:03d}_{kind}.png'), image)
   write_video(tmp_path / 'generate' / 'video.mp4', 64, 64)
@@ -137,6 +145,20 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert data['points']['count'] == 4
   assert data['video'].startswith('data:video/mp4;base64,')
   assert data['panoramas'][0]['name'] == 'walk'
+
+
+def test_a_run_without_any_reconstructed_point_has_a_page(
+  run_folder, repository
+):
+  (run_folder / 'reconstruct' / 'points.ply').write_text(
+    'ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\n'
+    'property float y\nproperty float z\nend_header\n'
+  )
+  done = call(repository, f'--run={run_folder}')
+  assert done.returncode == 0, done.stderr
+  page = (run_folder / 'index.html').read_text()
+  data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+  assert data['points'] == {'count': 0, 'xyz': [], 'rgb': []}
 
 
 def test_a_run_that_lacks_a_stage_is_refused(run_folder, repository):

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Callable, Iterator, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 # The flags that `define_config` makes belong to the command that calls it, so
@@ -83,6 +83,8 @@ def _message(error: BaseException) -> str:
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
   text = str(error.args[0] if len(error.args) == 1 else error).strip()
+  if isinstance(error, KeyError):
+    text = f'unknown config field {text}'
   if 'Traceback' in text:
     text = f'{text.partition(": Error")[0]}: {text.splitlines()[-1]}'
   return text
@@ -102,6 +104,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         raise
       _stop(f'{error.filename or "output"}: {error.strerror}')
 
+  # Orbax tells every step of saving and loading.
+  logging.get_absl_handler().addFilter(
+    lambda record: 'orbax' not in record.pathname
+  )
   app.run(guarded, flags_parser=_parse_flags)
 
 
