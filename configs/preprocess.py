@@ -27,12 +27,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Views: width = height, and full field of view.
     view_size_px=256,
     fov_deg=90.0,
-    # View pairs per frame pair, half of them in each direction; chosen among
-    # so many tried per direction: first those in which both views hold the
-    # preferred share of each other's points, then those with most.
+    # View pairs per frame pair, half of them in each direction.
     views_per_pair=4,
-    views_tried=12,
-    preferred_overlap=0.5,
     # Test records: whole videos, or blocks of time within every video.
     split_by='video',
     test_fraction=0.1,
@@ -77,10 +73,14 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   # Explained in preprocessing/alignment.py.
   config.views = ml_collections.ConfigDict(
     dict(
+      num_tries=12,
       max_pitch_deg=10.0,
       jitter_yaw_deg=20.0,
       jitter_pitch_deg=6.0,
+      max_turn_deg=60.0,
+      preferred_overlap=0.5,
       min_overlap=0.2,
+      min_coverage=0.5,
       min_points=12,
     )
   )

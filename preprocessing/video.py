@@ -134,7 +134,7 @@ def process(
   matcher = matchers.make(config.matcher, dict(config[config.matcher]))
   rules = verdicts.PoseRules(**config.poses)
   view_rules = alignment.ViewRules(
-    num_views=config.views_tried, fov_deg=config.fov_deg, **config.views
+    num_views=config.views_per_pair, fov_deg=config.fov_deg, **config.views
   )
   seen = observe(path, config, matcher, progress)
   solution = poses.Solver(
@@ -215,8 +215,10 @@ class _Cutter:
     rng = _generator(self._config.seed, self._video_id, earlier, later)
     points = self._solution.points_of_pair(earlier, later)
     chosen, reasons = [], []
-    for direction, (source, target) in enumerate(
-      ((earlier, later), (later, earlier))
+    half = self._rules.num_views // 2
+    for source, target, num_views in (
+      (earlier, later, self._rules.num_views - half),
+      (later, earlier, half),
     ):
       views, refused = alignment.choose_view_pairs(
         self._solution.frame2scene[source],
@@ -225,12 +227,10 @@ class _Cutter:
         gauge.direction_weights(
           points - self._solution.frame2scene[source][:, 3]
         ),
-        rules=self._rules,
+        rules=dataclasses.replace(self._rules, num_views=num_views),
         rng=rng,
       )
-      wanted = (self._config.views_per_pair + 1 - direction) // 2
-      best = _best(views, wanted, self._config.preferred_overlap)
-      chosen += [_Chosen(source, target, pair, confidence) for pair in best]
+      chosen += [_Chosen(source, target, pair, confidence) for pair in views]
       reasons += refused
     return chosen, reasons if not chosen else []
 
@@ -285,17 +285,6 @@ class _Cutter:
       f'{side}/pitch_deg': angles.pitch_deg,
       f'{side}/frame2scene': self._solution.frame2scene[frame],
     }
-
-
-def _best(
-  views: list[alignment.ViewPair], wanted: int, preferred_overlap: float
-) -> list[alignment.ViewPair]:
-  """The first view pairs that overlap well, then those that overlap most."""
-
-  def shortfall(pair: alignment.ViewPair) -> float:
-    return max(0.0, preferred_overlap - min(pair.overlap, pair.coverage))
-
-  return sorted(views, key=shortfall)[:wanted]
 
 
 def _generator(seed: int, *names: object) -> np.random.Generator:
