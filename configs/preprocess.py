@@ -73,7 +73,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   # Explained in preprocessing/alignment.py.
   config.views = ml_collections.ConfigDict(
     dict(
-      num_tries=12,
+      num_tries=48,
       max_pitch_deg=10.0,
       jitter_yaw_deg=20.0,
       jitter_pitch_deg=6.0,

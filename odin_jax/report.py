@@ -205,19 +205,19 @@ def page_data(
 
 def _table(summary: dict[str, Any]) -> str:
   """The results as lines of text."""
-  lines = [f'{"":34}{"PSNR dB":>9}{"SSIM":>8}']
+  lines = [f'{"":44}{"PSNR dB":>9}{"SSIM":>8}']
   train = summary['train']
   for label, rows in (('held out', train), ('unseen worlds', train['unseen'])):
     for name in rows.get('psnr', {}):
       psnr, ssim = rows['psnr'][name], rows['ssim'][name]
-      lines.append(f'{label + ": " + name:34}{psnr:9.2f}{ssim:8.3f}')
+      lines.append(f'{label + ": " + name:44}{psnr:9.2f}{ssim:8.3f}')
   for kind, figures in (summary.get('pose') or {}).items():
     for name, value in figures.items():
       if isinstance(value, (int, float)):
-        lines.append(f'{"pose." + kind + "." + name:34}{value:9.3g}')
+        lines.append(f'{f"pose.{kind}.{name}":44}{value:9.3g}')
   for stage, seconds in summary['seconds'].items():
     peak = summary['peak_rss_mb'][stage]
-    lines.append(f'{stage:34}{seconds:9.1f} s{peak:8.0f} MB')
+    lines.append(f'{stage:44}{seconds:9.1f} s{peak:8.0f} MB')
   return '\n'.join(lines)
 
 

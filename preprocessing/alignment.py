@@ -23,6 +23,8 @@ import numpy as np
 
 from odin_jax.shared import camera
 
+# How far views that look along the path look past it.
+_PATH_SPREAD_DEG = 15.0
 Points = Float[np.ndarray, 'n 3']
 Weights = Float[np.ndarray, 'n']
 
@@ -40,8 +42,9 @@ class ViewRules:
 
   Attributes:
     num_views: view pairs that are looked for per frame pair.
-    num_tries: source views that are tried for each of them. Where frames are
-      far apart for what they see, only few directions have views that overlap.
+    num_tries: source views that are tried for each of them: as asked, then
+      anywhere and along the path in turn. Where frames are far apart for what
+      they see, only few directions have views that overlap.
     fov_deg: full field of view.
     max_pitch_deg: source views look up or down by at most this.
     jitter_yaw_deg: the target view is turned away by at most this.
@@ -159,16 +162,22 @@ class _Search:
     self._source2target = camera.compose(
       camera.inverse(frames2scene[1]), frames2scene[0]
     )
+    target2source = camera.inverse(self._source2target)
+    self._path_yaw_deg, _ = camera.yaw_pitch_deg(target2source[:, 3])
     self._weights = weights
     self._rules = rules
     self._rng = rng
 
   def look_at(self, yaw_deg: float) -> ViewPair | str:
-    """A view pair whose source looks there, or else anywhere; or a reason."""
+    """A view pair whose source looks there, or else elsewhere; or a reason."""
     best, best_shared, reason = None, 0.0, ''
-    for _ in range(self._rules.num_tries):
+    for attempt in range(self._rules.num_tries):
       found = self._try(yaw_deg)
+      # Where frames are far apart, views along the path overlap best.
       yaw_deg = self._rng.uniform(0, 360)
+      if attempt % 2:
+        yaw_deg = self._path_yaw_deg + self._rng.normal(0, _PATH_SPREAD_DEG)
+        yaw_deg += 180 * self._rng.integers(2)
       if isinstance(found, str):
         reason = found
         continue

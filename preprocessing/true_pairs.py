@@ -15,6 +15,7 @@ from odin_jax.shared import camera, schema
 from preprocessing import (
   alignment,
   footage,
+  gauge,
   panorama,
   pool,
   raycaster,
@@ -107,10 +108,17 @@ def _shared_points(
 
 
 def gauge_m(frames: list[Frame]) -> float:
-  """Metres per scene unit: the median distance of static points."""
+  """Metres per scene unit: `gauge.median_depth` of all that is static."""
+  weights = [
+    frame.weights
+    * gauge.level_weights(
+      frame.points - frame.frame2world[:, 3], frame.frame2world
+    )
+    for frame in frames
+  ]
   return alignment.weighted_median(
     np.concatenate([frame.point_distance for frame in frames]),
-    np.concatenate([frame.weights for frame in frames]),
+    np.concatenate(weights),
   )
 
 
