@@ -10,7 +10,9 @@ output=runs/demo
 video=
 while [ $# -gt 0 ]; do
   case "$1" in
-    --video) video=${2:?--video needs a file}; shift 2 ;;
+    --video)
+      [ $# -gt 1 ] || { echo "error: demo.sh: --video needs a file" >&2; exit 2; }
+      video=$2; shift 2 ;;
     --video=*) video=${1#*=}; shift ;;
     -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     -*) echo "error: demo.sh: unknown argument $1; see --help" >&2; exit 2 ;;
@@ -28,7 +30,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SECONDS=0
 bash launch/setup.sh
 python=.venv/bin/python
-mkdir -p "$output"
+"$python" -m launch.claim "$output" "${video:-procedural videos}"
 rm -f "$output/stages.jsonl"
 stage() { "$python" launch/stage.py "$output" "$1" -- "$python" -m "${@:2}"; }
 evaluate() {

@@ -69,13 +69,10 @@ def decode_image(
   if image is None or image.shape[0] != image.shape[1]:
     shape = None if image is None else image.shape
     raise ValueError(f'an image is no square JPEG (shape {shape})')
-  if image.shape[0] != size_px:
-    smaller = image.shape[0] > size_px
-    image = cv2.resize(
-      image,
-      (size_px, size_px),
-      interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC,
-    )
+  if image.shape[0] < size_px:
+    raise ValueError(f'an image of {image.shape[0]} px is below {size_px} px')
+  if image.shape[0] > size_px:
+    image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -260,9 +260,9 @@ def main() -> None:
       'protocol': _protocol(config, pair_set, predictor),
       'mean': mean,
       'pairs': rows,
-      'figures': watch.figures(),
     },
   )
+  binary.write_json(output / 'evaluate.json', watch.figures())
   _log(mean, len(pairs))
 
 

@@ -29,6 +29,7 @@ _VIDEOS = flags.DEFINE_string(
 )
 _TITLE = flags.DEFINE_string('title', 'ODIN', 'Heading of the page.')
 
+_TOOL = 'odin_jax.report'
 _TEMPLATE = pathlib.Path(__file__).with_name('report.html')
 _GRID_PAIRS = 16
 _MAX_POINTS = 30_000
@@ -226,15 +227,18 @@ def main() -> None:
   videos = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else None
   if videos and not videos.exists():
     raise binary.UserError(f'{videos}: no such file or folder; see --videos')
+  page = run / 'index.html'
+  if page.exists() and not (run / 'summary.json').exists():
+    raise binary.UserError(f'{page}: not made by {_TOOL}; move it away')
   summary = summarise(run)
   binary.write_json(run / 'summary.json', summary)
   data = json.dumps(page_data(run, videos, summary), allow_nan=False)
   # "</" inside a string would end the script element that holds the data.
-  page = _TEMPLATE.read_text().replace('/*DATA*/', data.replace('</', '<\\/'))
-  with binary.atomic_path(run / 'index.html') as temporary:
-    temporary.write_text(page)
+  html = _TEMPLATE.read_text().replace('/*DATA*/', data.replace('</', '<\\/'))
+  with binary.atomic_path(page) as temporary:
+    temporary.write_text(html)
   print(_table(summary))  # noqa: T201 - the result of the command.
-  print(f'page: {run / "index.html"}')  # noqa: T201
+  print(f'page: {page}')  # noqa: T201
 
 
 if __name__ == '__main__':

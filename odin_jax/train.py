@@ -95,7 +95,11 @@ def main() -> None:
   stopwatch = binary.Stopwatch()
   interrupt = Interrupt()
   config = checkpoint.plain(_CONFIG.value.to_dict())
-  workdir = binary.claim_output(_WORKDIR.value, _TOOL)
+  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every'):
+    if config[name] < 1:
+      raise binary.UserError(
+        f'config.{name}={config[name]}: must be at least 1'
+      )
 
   # -- Input ------------------------------------------------------------------
   source = batches.PairSource(
@@ -105,6 +109,7 @@ def main() -> None:
     cache=config['cache_records'],
   )
   config['records'] = source.fingerprint()
+  workdir = binary.claim_output(_WORKDIR.value, _TOOL)
 
   # -- Mesh and state ---------------------------------------------------------
   mesh = sharding.make_mesh(config['mesh'])
@@ -119,6 +124,11 @@ def main() -> None:
   restored_step = checkpoints.latest() or 0
   if restored_step:
     checkpoints.check(restored_step, config)
+    if restored_step > config['steps']:
+      raise binary.UserError(
+        f'{workdir}: trained for {restored_step} steps already, more than '
+        f'config.steps={config["steps"]}; give more, or a new --workdir'
+      )
     state, vae = checkpoints.restore(
       restored_step, abstract, state_shardings, config
     )

@@ -113,14 +113,6 @@ def median_error_px(record: Mapping[str, Any]) -> float | None:
   return float(np.median(sampson_px(*points, pose, matrix)))
 
 
-def is_close_pair(
-  record: Mapping[str, Any], *, max_gap_s: float, min_overlap: float
-) -> bool:
-  """Whether two views are near enough in time and content to be matched."""
-  gap_s = abs(record['source/time_s'] - record['target/time_s'])
-  return gap_s <= max_gap_s + 0.5 and record['overlap'] >= min_overlap
-
-
 def draw(record: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:
   """Source and target side by side, with matches and their epipolar lines.
 

@@ -113,18 +113,21 @@ def check_panoramic(images: Sequence[UInt8[np.ndarray, 'h w 3']]) -> None:
   if not low <= width / height <= high:
     raise ValueError(
       f'{width}x{height} is no 360-degree video: an equirectangular frame is '
-      'twice as wide as high'
+      'twice as wide as high; convert it, or give another video'
     )
   scores = [score for image in images if (score := _panorama_scores(image))]
   if not scores:
-    raise ValueError('no contrast in its first frames; is it black?')
+    raise ValueError(
+      'its first frames are too plain to tell whether it is a 360-degree '
+      'video; cut a plain beginning off'
+    )
   seam, poles = np.median(scores, axis=0)
   if seam < _MIN_SEAM_CONTINUITY or poles > _MAX_POLE_CONTRAST:
     raise ValueError(
       'no 360-degree video: the left edge does not go on from the right edge, '
       f'or a pole is no single point (seam continuity {seam:.2f}, at least '
       f'{_MIN_SEAM_CONTINUITY}; pole contrast {poles:.2f}, at most '
-      f'{_MAX_POLE_CONTRAST})'
+      f'{_MAX_POLE_CONTRAST}); give an equirectangular video'
     )
 
 
@@ -159,11 +162,12 @@ def _open(path: str | os.PathLike[str]) -> av.container.InputContainer:
     ) from error
   except (av.error.FFmpegError, OSError) as error:
     raise VideoError(
-      f'{path}: not a video, or truncated ({error.strerror})'
+      f'{path}: not a video, or truncated ({error.strerror}); give the whole '
+      'video file'
     ) from error
   if not container.streams.video:
     container.close()
-    raise VideoError(f'{path}: no video stream in it')
+    raise VideoError(f'{path}: no video stream in it; give a video')
   return container
 
 
@@ -204,12 +208,16 @@ def _sample(path: pathlib.Path, fps: float) -> Iterator[Frame]:
         yield Frame(time_s=time_s, image=decoded.to_ndarray(format='rgb24'))
     except av.error.FFmpegError as error:
       raise VideoError(
-        f'{path}: damaged at {time_s:.2f} s ({error.strerror})'
+        f'{path}: damaged at {time_s:.2f} s ({error.strerror}); get the file '
+        'again'
       ) from error
   if start_s is None:
-    raise VideoError(f'{path}: no frame in it can be decoded')
+    raise VideoError(
+      f'{path}: no frame in it can be decoded; get the file again'
+    )
   missing_s = info.duration_s - time_s
   if missing_s > max(1.0, 4 * half_frame_s):
     raise VideoError(
-      f'{path}: truncated: ends at {time_s:.2f} s of {info.duration_s:.2f} s'
+      f'{path}: truncated: ends at {time_s:.2f} s of {info.duration_s:.2f} s; '
+      'get the file again'
     )

@@ -1,8 +1,4 @@
-"""The gauge of a component: its scale is such that the median depth is 1.
-
-The median is over what level views see: floor and ceiling, which are near
-whatever the place is like, and the sky do not count.
-"""
+"""The gauge of a component: its scale is such that the median depth is 1."""
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -12,8 +8,6 @@ from preprocessing import alignment, bundle
 
 # Cells of 10 degrees.
 _GRID = (36, 18)
-# Half the field of view of a level view.
-_LEVEL_DEG = 45.0
 
 
 def normalise(
@@ -46,34 +40,14 @@ def median_depth(
   points: Float[np.ndarray, 'p 3'],
   observations: bundle.Observations,
 ) -> float:
-  """Median distance of what the frames see, over level directions."""
+  """Median distance of what the frames see, over directions."""
   order = np.argsort(observations.frame, kind='stable')
   frame = observations.frame[order]
   away = points[observations.point[order]] - frame2scene[frame, :, 3]
-  weights = np.concatenate(
-    [direction_weights(away[frame == one]) for one in np.unique(frame)]
-  )
+  weights = [direction_weights(away[frame == one]) for one in np.unique(frame)]
   return alignment.weighted_median(
-    np.linalg.norm(away, axis=1),
-    weights * level_weights(away, frame2scene[frame]),
+    np.linalg.norm(away, axis=1), np.concatenate(weights)
   )
-
-
-def level_weights(
-  away: Float[np.ndarray, 'n 3'], frame2scene: Float[np.ndarray, '*b 3 4']
-) -> Float[np.ndarray, 'n']:
-  """1 for directions within 45 degrees of a panorama's horizon, else nearly 0.
-
-  Args:
-    away: directions in the axes of the scene.
-    frame2scene: pose of the panorama that looks there; one for all, or each.
-  """
-  down = np.sum(away * frame2scene[..., :3, 1], axis=-1)
-  is_level = np.abs(down) <= np.sin(np.deg2rad(_LEVEL_DEG)) * np.linalg.norm(
-    away, axis=-1
-  )
-  # Not quite zero, so that a frame that sees nothing else has a median too.
-  return np.where(is_level, 1.0, 1e-6)
 
 
 def direction_weights(

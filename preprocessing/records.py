@@ -169,6 +169,12 @@ def part_is_done(output: Path, video_id: str, fingerprint: str) -> bool:
   return content['sha256'] == _sha256(part)
 
 
+def part_size(output: Path, video_id: str) -> int:
+  """Number of records in a part that is done."""
+  _, note = _part_paths(output, video_id)
+  return json.loads(note.read_text())['records']
+
+
 def merge_parts(
   output: Path,
   *,

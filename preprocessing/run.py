@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import records, workers
+from preprocessing import matchers, records, workers
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
@@ -106,16 +106,44 @@ def process_all(
   return outcomes
 
 
+def _check(config: Any) -> None:
+  """Refuses values that no video could be made records with."""
+  for name in ('fps', 'substeps', 'window_s', 'view_size_px', 'views_per_pair'):
+    if not config[name] > 0:
+      raise binary.UserError(f'config.{name}={config[name]}: must be above 0')
+  if not 0 < config.fov_deg < 180:
+    raise binary.UserError(
+      f'config.fov_deg={config.fov_deg}: must be between 0 and 180'
+    )
+  if config.matcher not in matchers.NAMES:
+    raise binary.UserError(
+      f'config.matcher={config.matcher!r}: give one of {matchers.NAMES}'
+    )
+
+
 def _too_many(error: str, bad: int, max_bad: int) -> str:
   if not max_bad:
     return error
   return f'{error}; {bad} videos are unusable, max_bad_videos={max_bad}'
 
 
+def _nothing(
+  source: pathlib.Path, usable: list[str], dropped: list[dict[str, Any]]
+) -> str:
+  if usable:
+    return (
+      f'{source}: no frames of it could be posed ({", ".join(usable)}); give a '
+      'video with more texture, or one that moves'
+    )
+  reasons = '; '.join(row['reason'] for row in dropped)
+  return f'{source}: no usable video in it ({reasons}); give 360-degree videos'
+
+
 def main() -> None:
   """Runs the pipeline and merges its parts."""
   stopwatch = binary.Stopwatch()
   config = _CONFIG.value
+  _check(config)
   source = pathlib.Path(_INPUT.value)
   videos, dropped = find_videos(source)
   output = binary.claim_output(_OUTPUT.value, _TOOL)
@@ -132,7 +160,10 @@ def main() -> None:
     if outcomes[path.stem].error:
       dropped.append(_row(path, outcomes[path.stem].error))
   usable = [path.stem for path in videos if not outcomes[path.stem].error]
-  manifest = records.merge_parts(
+  if not any(records.part_size(output, video_id) for video_id in usable):
+    # Before the merge: records that are here already stay as they are.
+    raise binary.UserError(_nothing(source, usable, dropped))
+  records.merge_parts(
     output,
     video_ids=usable,
     config=config.to_dict(),
@@ -148,11 +179,6 @@ def main() -> None:
     video_id: outcomes[video_id].seconds for video_id in usable
   }
   binary.write_json(output / 'run.json', figures)
-  if not manifest['counts']['train'] + manifest['counts']['test']:
-    raise binary.UserError(
-      f'{source}: no posed pair came out of it; {output / "ledger.jsonl"} says '
-      'why'
-    )
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ from odin_jax.shared import camera, schema
 from preprocessing import (
   alignment,
   footage,
-  gauge,
   panorama,
   pool,
   raycaster,
@@ -108,17 +107,10 @@ def _shared_points(
 
 
 def gauge_m(frames: list[Frame]) -> float:
-  """Metres per scene unit: `gauge.median_depth` of all that is static."""
-  weights = [
-    frame.weights
-    * gauge.level_weights(
-      frame.points - frame.frame2world[:, 3], frame.frame2world
-    )
-    for frame in frames
-  ]
+  """Metres per scene unit: the median distance of static points."""
   return alignment.weighted_median(
     np.concatenate([frame.point_distance for frame in frames]),
-    np.concatenate(weights),
+    np.concatenate([frame.weights for frame in frames]),
   )
 
 
@@ -205,6 +197,7 @@ def make_records(
       record = _record(world, ends, pair, unit_m, rules)
       made.append({**record, 'video_id': video_id, 'split': splits[i]})
       used.add((min(i, j), max(i, j)))
+  _set_units(made)
   kept = {gap: sum(str(j - i) == gap for i, j in used) for gap in candidates}
   summary = {
     'frames': len(frames),
@@ -288,6 +281,15 @@ def _record(
     record[f'{side}/pitch_deg'] = angles.pitch_deg
     record[f'{side}/frame2scene'] = _in_units(frame.frame2world, unit_m)
   return record
+
+
+def _set_units(made: list[schema.Record]) -> None:
+  """Makes the median depth of the source views one, as in `video`."""
+  units = 1 / np.median([record['median_depth'] for record in made] or [1.0])
+  for record in made:
+    record['median_depth'] *= units
+    for name in ('target2source', 'source/frame2scene', 'target/frame2scene'):
+      record[name] = camera.rescale(record[name], float(units))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

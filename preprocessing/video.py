@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from odin_jax.shared import schema
+from odin_jax.shared import camera, schema
 from preprocessing import (
   alignment,
   frames,
@@ -147,6 +147,7 @@ def process(
   ).solve(lambda stage: progress(stage, 0.0))
   cutter = _Cutter(video_id, seen, solution, config, view_rules)
   chosen, dropped = cutter.choose()
+  cutter.set_units(chosen)
   return Result(
     records=cutter.cut(chosen, matcher.name, progress),
     summary=_summary(solution, chosen, cutter.splits, config.fps),
@@ -234,6 +235,21 @@ class _Cutter:
       reasons += refused
     return chosen, reasons if not chosen else []
 
+  def set_units(self, chosen: list[_Chosen]) -> None:
+    """Makes the median depth of a component's source views one.
+
+    The solution's own unit is the median distance over all directions, floor
+    and ceiling too; views look at what stands around.
+    """
+    depths = collections.defaultdict(list)
+    for item in chosen:
+      component = self._solution.component[item.source]
+      depths[int(component)].append(item.views.median_depth)
+    self._units_per_gauge = {
+      component: float(1 / np.median(values))
+      for component, values in depths.items()
+    }
+
   def cut(
     self, chosen: list[_Chosen], matcher: str, progress: Progress
   ) -> Iterator[schema.Record]:
@@ -249,15 +265,17 @@ class _Cutter:
         if frame not in panoramas:
           panoramas[frame] = self._seen.panorama(frame)
       progress('records', (index + 1) / len(chosen))
+      scene_id = int(self._solution.component[item.source])
+      units = self._units_per_gauge[scene_id]
       yield {
         **self._side('source', item.source, item.views.source, panoramas),
         **self._side('target', item.target, item.views.target, panoramas),
-        'target2source': item.views.target2source,
+        'target2source': camera.rescale(item.views.target2source, units),
         'fov_deg': self._config.fov_deg,
         'video_id': self._video_id,
         'split': self.splits[item.source],
-        'scene_id': int(self._solution.component[item.source]),
-        'median_depth': item.views.median_depth,
+        'scene_id': scene_id,
+        'median_depth': item.views.median_depth * units,
         'overlap': item.views.overlap,
         'confidence': item.confidence,
         'hops': 1,
@@ -283,7 +301,10 @@ class _Cutter:
       f'{side}/time_s': self._seen.times_s[frame],
       f'{side}/yaw_deg': angles.yaw_deg,
       f'{side}/pitch_deg': angles.pitch_deg,
-      f'{side}/frame2scene': self._solution.frame2scene[frame],
+      f'{side}/frame2scene': camera.rescale(
+        self._solution.frame2scene[frame],
+        self._units_per_gauge[int(self._solution.component[frame])],
+      ),
     }
 
 

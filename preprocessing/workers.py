@@ -87,7 +87,14 @@ def make_part(job: Job) -> Outcome:
         Report(video_id=job.video_id, stage=stage, share=begin + share * length)
       )
 
-  fingerprint = job.fingerprint()
+  try:
+    fingerprint = job.fingerprint()
+  except OSError as error:
+    return Outcome(
+      video_id=job.video_id,
+      error=f'{job.path}: cannot be read ({error.strerror})',
+      seconds=0.0,
+    )
   if records.part_is_done(job.output, job.video_id, fingerprint):
     return Outcome(video_id=job.video_id, error='', seconds=0.0)
   try:

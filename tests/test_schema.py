@@ -131,3 +131,12 @@ def test_an_empty_shard_is_refused(tmp_path):
   (tmp_path / schema.shard_name('train', 0, 2)).write_bytes(b'')
   with pytest.raises(tfrecord.CorruptRecordError, match='zero bytes'):
     record_folder.RecordFolder(tmp_path, 'train')
+
+
+def test_intact_records_of_another_schema_are_refused(tmp_path):
+  foreign = tfrecord.encode_example({'image': [b'x']})
+  path = tmp_path / schema.shard_name('train', 0, 1)
+  tfrecord.write_file(path, [foreign])
+  folder = record_folder.RecordFolder(tmp_path, 'train')
+  with pytest.raises(binary.UserError, match=f'{path.name}.*schema 1'):
+    folder[0]

@@ -105,18 +105,12 @@ def held_out_pairs(
       views smaller than `image_size_px`.
   """
   records = record_folder.RecordFolder(folder, SPLIT)
-  try:
-    video_ids = [record['video_id'] for record in records]
-    chosen = choose(video_ids, num_pairs, seed)
-    found = [
-      _pair(records[i], i, image_size_px, f'{folder}: {SPLIT} record {i}')
-      for i in chosen
-    ]
-  except schema.SchemaError as error:
-    raise binary.UserError(
-      f'{folder}: not records of schema {schema.SCHEMA_VERSION} ({error}); '
-      'make them again with preprocessing.run'
-    ) from error
+  video_ids = [record['video_id'] for record in records]
+  chosen = choose(video_ids, num_pairs, seed)
+  found = [
+    _pair(records[i], i, image_size_px, f'{folder}: {SPLIT} record {i}')
+    for i in chosen
+  ]
   return pairs.PairSet(
     pairs=found,
     protocol={

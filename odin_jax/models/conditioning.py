@@ -28,7 +28,7 @@ class Conditioning(nnx.Module):
   """Channels to concatenate with the noisy latent, and a context of tokens.
 
   Args:
-    kind: `token` or `plucker`.
+    kind: one of `KINDS`.
     latent_channels: of the autoencoder.
     context_dim: width of the context's tokens.
     fourier_bands: frequencies of the rays' Fourier features.

@@ -57,7 +57,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(_with_default_config(argv))
     if len(rest) > 1:
-      raise flags.Error(f'unexpected arguments {rest[1:]}; see --help')
+      raise flags.Error(f'unexpected arguments {rest[1:]}')
     if _default_config is not None:
       # A file that cannot be loaded is reported on the first use only.
       flags.FLAGS['config'].value.keys()
@@ -74,7 +74,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     ValueError,
     OSError,
   ) as error:
-    _stop(_message(error))
+    _stop(f'{_message(error)}; see --help')
 
 
 def _message(error: BaseException) -> str:
@@ -181,7 +181,9 @@ def claim_output(path: str | os.PathLike[str], tool: str) -> pathlib.Path:
       )
     write_json(marker, {'tool': tool})
   except (OSError, ValueError) as error:
-    raise UserError(f'{path}: cannot be used as output: {error}') from error
+    raise UserError(
+      f'{path}: cannot be used as output: {error}; give another folder'
+    ) from error
   return path
 
 

@@ -86,6 +86,11 @@ def compose(b2c: Pose, a2b: Pose) -> Pose:
   return make_pose(rotation, translation[..., 0])
 
 
+def rescale(a2b: Pose, factor: float) -> Pose:
+  """The pose in units of which there are `factor` to one before."""
+  return make_pose(a2b[..., :3], a2b[..., 3] * factor)
+
+
 def transform(
   a2b: Pose, points_a: Float[np.ndarray, '*b n 3']
 ) -> Float[np.ndarray, '*b n 3']:

@@ -55,7 +55,14 @@ class RecordFolder:
 
   def __getitem__(self, index: int) -> schema.Record:
     file, position = self._index[index]
-    return schema.decode(self._files[file][position])
+    try:
+      return schema.decode(self._files[file][position])
+    except schema.SchemaError as error:
+      raise binary.UserError(
+        f'{self._files[file].path}: record {position} is not of schema '
+        f'{schema.SCHEMA_VERSION} ({error}); make the records again with '
+        'preprocessing.run'
+      ) from error
 
   def __iter__(self) -> Iterator[schema.Record]:
     return (self[index] for index in range(len(self)))

@@ -79,7 +79,9 @@ class RecordFile:
   def _index(self) -> list[tuple[int, int]]:
     size = self.path.stat().st_size
     if size == 0:
-      raise CorruptRecordError(f'{self.path}: zero bytes, no records in it')
+      raise CorruptRecordError(
+        f'{self.path}: zero bytes, no records in it; make the records again'
+      )
     offsets = []
     position = 0
     with open(self.path, 'rb') as file:
@@ -99,7 +101,10 @@ class RecordFile:
     return offsets
 
   def _corrupt(self, position: int, reason: str) -> CorruptRecordError:
-    return CorruptRecordError(f'{self.path}: {reason} at byte {position}')
+    return CorruptRecordError(
+      f'{self.path}: {reason} at byte {position}; make the records again, or '
+      'copy them again'
+    )
 
   def __len__(self) -> int:
     return len(self._offsets)

@@ -69,6 +69,9 @@ class Matcher(Protocol):
     """
 
 
+NAMES = tuple(sorted(_MODULES))
+
+
 def make(name: str, options: dict[str, Any]) -> Matcher:
   """The matcher of that name.
 
@@ -76,5 +79,5 @@ def make(name: str, options: dict[str, Any]) -> Matcher:
     ValueError: there is no such matcher.
   """
   if name not in _MODULES:
-    raise ValueError(f'matcher {name!r} is none of {sorted(_MODULES)}')
+    raise ValueError(f'matcher {name!r} is none of {NAMES}')
   return importlib.import_module(_MODULES[name]).make(options)

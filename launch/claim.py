@@ -1,0 +1,22 @@
+"""Makes the output folder of the demo, or continues one of the same input.
+
+python -m launch.claim RUN_FOLDER INPUT
+"""
+
+import sys
+
+from odin_jax.shared import binary
+
+
+def main() -> int:
+  run_folder, source = sys.argv[1:]
+  try:
+    binary.claim_output(run_folder, f'launch/demo.sh on {source}')
+  except binary.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
