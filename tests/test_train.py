@@ -128,7 +128,9 @@ def test_run_leaves_its_figures(finished):
 
 def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
   workdir = tmp_path / 'killed'
-  step = 2 * int(np.random.default_rng().integers(3, STEPS // 2))
+  # Not before step 8: saving step 6, which is over by then, waits until step 3
+  # is on disk.
+  step = 2 * int(np.random.default_rng().integers(4, STEPS // 2))
   process = command(workdir)
   wait_for_step(process, workdir, step)
   process.send_signal(signal.SIGKILL)
