@@ -321,7 +321,8 @@ def test_fit_and_depths_are_exact_without_noise(seed):
   )
   # A wrong match that happens to obey the geometry to within the limit counts
   # too, and pulls by less than the limit.
-  np.testing.assert_allclose(fit.target2source, pose, atol=1e-3)
+  tolerance = 1e-3 if fit.inliers[wrong].any() else 1e-4
+  np.testing.assert_allclose(fit.target2source, pose, atol=tolerance)
   assert np.mean(fit.inliers[~wrong]) > 0.98
   assert np.mean(fit.inliers[wrong]) < 0.05
   depths = two_view.pair_depths(pose, unit(source), unit(target))
