@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import matchers, records, workers
+from preprocessing import matchers, parts, shards, workers
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
@@ -160,10 +160,10 @@ def main() -> None:
     if outcomes[path.stem].error:
       dropped.append(_row(path, outcomes[path.stem].error))
   usable = [path.stem for path in videos if not outcomes[path.stem].error]
-  if not any(records.part_size(output, video_id) for video_id in usable):
+  if not any(parts.size(output, video_id) for video_id in usable):
     # Before the merge: records that are here already stay as they are.
     raise binary.UserError(_nothing(source, usable, dropped))
-  records.merge_parts(
+  shards.merge(
     output,
     video_ids=usable,
     config=config.to_dict(),

@@ -15,11 +15,13 @@ from odin_jax.shared import camera, schema
 from preprocessing import (
   alignment,
   footage,
+  jpeg,
   panorama,
+  parts,
   pool,
   raycaster,
-  records,
   scenes,
+  splits,
 )
 
 _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
@@ -40,8 +42,8 @@ class PairRules:
     max_gap_s: largest time between the frames of a pair.
     size_px: of the views.
     views: how views are chosen.
-    split_by: see `records.split_frames`.
-    test_fraction: see `records.split_frames`.
+    split_by: see `splits.split_frames`.
+    test_fraction: see `splits.split_frames`.
   """
 
   num_records: int
@@ -175,13 +177,13 @@ def make_records(
   """
   rng = np.random.default_rng([seed, 1])
   frames = [observe(world, float(t)) for t in range(int(rules.seconds) + 1)]
-  splits = records.split_frames(
+  split_of = splits.split_frames(
     video_id,
     len(frames),
     split_by=rules.split_by,
     test_fraction=rules.test_fraction,
   )
-  pairs, candidates, straddling = _frame_pairs(splits, rules.max_gap_s)
+  pairs, candidates, straddling = _frame_pairs(split_of, rules.max_gap_s)
   unit_m = gauge_m(frames)
   made: list[schema.Record] = []
   used = set()
@@ -195,7 +197,7 @@ def make_records(
     for pair in chosen[: rules.num_records - len(made)]:
       ends = frames[i], frames[j]
       record = _record(world, ends, pair, unit_m, rules)
-      made.append({**record, 'video_id': video_id, 'split': splits[i]})
+      made.append({**record, 'video_id': video_id, 'split': split_of[i]})
       used.add((min(i, j), max(i, j)))
   _set_units(made)
   kept = {gap: sum(str(j - i) == gap for i, j in used) for gap in candidates}
@@ -275,7 +277,7 @@ def _record(
       fov_deg=rules.views.fov_deg,
       size_px=rules.size_px,
     )
-    record[f'{side}/image'] = records.encode_jpeg(image)
+    record[f'{side}/image'] = jpeg.encode(image)
     record[f'{side}/time_s'] = frame.time_s
     record[f'{side}/yaw_deg'] = angles.yaw_deg
     record[f'{side}/pitch_deg'] = angles.pitch_deg
@@ -326,7 +328,7 @@ def make_part(job: PairsJob) -> str:
     the world's `video_id`.
   """
   pool.step()
-  if records.part_is_done(job.output, job.name, job.fingerprint):
+  if parts.is_done(job.output, job.name, job.fingerprint):
     return job.name
   size_px = job.rules.size_px * supersampling(job.rules.size_px)
   focal_px = camera.intrinsics(job.rules.views.fov_deg, size_px)[0, 0]
@@ -340,7 +342,7 @@ def make_part(job: PairsJob) -> str:
   made, summary, dropped = make_records(
     world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
   )
-  records.write_part(
+  parts.write(
     job.output,
     job.name,
     records=made,

@@ -17,10 +17,11 @@ from preprocessing import (
   alignment,
   frames,
   gauge,
+  jpeg,
   matchers,
   panorama,
   poses,
-  records,
+  splits,
   tracking,
   verdicts,
 )
@@ -56,7 +57,7 @@ class Observed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """All that `records.write_part` needs of a video."""
+  """All that `parts.write` needs of a video."""
 
   records: Iterator[schema.Record]
   summary: dict[str, Any]
@@ -179,7 +180,7 @@ class _Cutter:
     self._solution = solution
     self._config = config
     self._rules = rules
-    self.splits = records.split_frames(
+    self.splits = splits.split_frames(
       video_id,
       len(seen.times_s),
       split_by=config.split_by,
@@ -297,7 +298,7 @@ class _Cutter:
       size_px=self._config.view_size_px,
     )
     return {
-      f'{side}/image': records.encode_jpeg(view),
+      f'{side}/image': jpeg.encode(view),
       f'{side}/time_s': self._seen.times_s[frame],
       f'{side}/yaw_deg': angles.yaw_deg,
       f'{side}/pitch_deg': angles.pitch_deg,

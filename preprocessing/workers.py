@@ -12,7 +12,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import ml_collections
 
-from preprocessing import frames, pool, records, video
+from preprocessing import frames, parts, pool, video
 
 # Where a stage begins and how much of a video's time it takes, for the bar.
 _SHARES = {
@@ -95,13 +95,13 @@ def make_part(job: Job) -> Outcome:
       error=f'{job.path}: cannot be read ({error.strerror})',
       seconds=0.0,
     )
-  if records.part_is_done(job.output, job.video_id, fingerprint):
+  if parts.is_done(job.output, job.video_id, fingerprint):
     return Outcome(video_id=job.video_id, error='', seconds=0.0)
   try:
     result = video.process(
       job.path, ml_collections.ConfigDict(dict(job.config)), report
     )
-    records.write_part(
+    parts.write(
       job.output,
       job.video_id,
       records=result.records,

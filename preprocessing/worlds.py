@@ -33,8 +33,9 @@ from preprocessing import (
   alignment,
   footage,
   pool,
-  records,
   scenes,
+  shards,
+  splits,
   true_pairs,
 )
 
@@ -78,7 +79,7 @@ _MAX_GAP_S = flags.DEFINE_integer(
 _SPLIT_BY = flags.DEFINE_enum(
   'split_by',
   'video',
-  records.SPLIT_BY,
+  splits.SPLIT_BY,
   'With --pairs: test records are whole worlds, or blocks of time.',
 )
 _TEST_FRACTION = flags.DEFINE_float(
@@ -166,9 +167,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     steps=len(jobs),
     unit='world',
   )
-  manifest = records.merge_parts(
-    output, video_ids=names, config=settings, tool=TOOL
-  )
+  manifest = shards.merge(output, video_ids=names, config=settings, tool=TOOL)
   return {'settings': settings, 'counts': manifest['counts']}
 
 

@@ -16,8 +16,9 @@ from preprocessing import (
   epipolar,
   figures,
   footage,
+  parts,
   quality,
-  records,
+  shards,
   true_pairs,
 )
 
@@ -186,7 +187,7 @@ def run(tmp_path_factory):
     made, summary, dropped = true_pairs.make_records(
       world, name, rules, seed=index
     )
-    records.write_part(
+    parts.write(
       output,
       name,
       records=made,
@@ -196,7 +197,7 @@ def run(tmp_path_factory):
     )
     truth = footage.truth(world, np.arange(0, 9, 0.2), width=16, height=8)
     np.savez(folder / 'truth' / f'{name}.truth.npz', **truth)
-  records.merge_parts(output, video_ids=names, config={}, tool='t')
+  shards.merge(output, video_ids=names, config={}, tool='t')
   return folder
 
 

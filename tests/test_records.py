@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
-from preprocessing import records
+from preprocessing import jpeg, parts, shards, splits
 
 
 def make_record(video_id, index, split):
@@ -34,7 +34,7 @@ def make_record(video_id, index, split):
   }
   for side in ('source', 'target'):
     record |= {
-      f'{side}/image': records.encode_jpeg(image),
+      f'{side}/image': jpeg.encode(image),
       f'{side}/time_s': float(index),
       f'{side}/yaw_deg': 10.0,
       f'{side}/pitch_deg': -5.0,
@@ -48,7 +48,7 @@ def write(output, video_id, count=5, test=2, fingerprint='a'):
     make_record(video_id, i, 'test' if i < test else 'train')
     for i in range(count)
   ]
-  records.write_part(
+  parts.write(
     output,
     video_id,
     records=made,
@@ -60,7 +60,7 @@ def write(output, video_id, count=5, test=2, fingerprint='a'):
 
 
 def merge(output, names, **more):
-  return records.merge_parts(
+  return shards.merge(
     output, video_ids=names, config={'fps': 1}, tool='a.tool', **more
   )
 
@@ -99,7 +99,7 @@ def test_a_jpeg_is_rgb_and_near_its_image():
   image = np.zeros((32, 32, 3), np.uint8)
   image[..., 0] = 200
   decoded = cv2.imdecode(
-    np.frombuffer(records.encode_jpeg(image), np.uint8), cv2.IMREAD_COLOR
+    np.frombuffer(jpeg.encode(image), np.uint8), cv2.IMREAD_COLOR
   )
   assert np.abs(decoded[..., ::-1].astype(int) - image).max() < 4
 
@@ -206,13 +206,13 @@ def test_a_video_without_records_is_no_error(tmp_path):
 
 
 def test_a_part_is_done_when_whole_and_of_the_same_fingerprint(tmp_path):
-  assert not records.part_is_done(tmp_path, 'walk', 'a')
+  assert not parts.is_done(tmp_path, 'walk', 'a')
   write(tmp_path, 'walk')
-  assert records.part_is_done(tmp_path, 'walk', 'a')
-  assert not records.part_is_done(tmp_path, 'walk', 'b')
+  assert parts.is_done(tmp_path, 'walk', 'a')
+  assert not parts.is_done(tmp_path, 'walk', 'b')
   part = tmp_path / 'parts' / 'walk.part'
   part.write_bytes(part.read_bytes()[:-1])
-  assert not records.part_is_done(tmp_path, 'walk', 'a')
+  assert not parts.is_done(tmp_path, 'walk', 'a')
   with pytest.raises(tfrecord.CorruptRecordError, match='walk.part'):
     merge(tmp_path, ['walk'])
 
@@ -220,7 +220,7 @@ def test_a_part_is_done_when_whole_and_of_the_same_fingerprint(tmp_path):
 def test_a_damaged_note_is_not_done_and_is_named(tmp_path):
   write(tmp_path, 'walk')
   (tmp_path / 'parts' / 'walk.json').write_text('{"fingerp')
-  assert not records.part_is_done(tmp_path, 'walk', 'a')
+  assert not parts.is_done(tmp_path, 'walk', 'a')
   with pytest.raises(tfrecord.CorruptRecordError, match='walk.json'):
     merge(tmp_path, ['walk'])
 
@@ -234,7 +234,7 @@ def test_a_bad_record_leaves_no_part(tmp_path):
   for change in ({'overlap': 1.5}, {'video_id': 'ride'}):
     record = {**make_record('walk', 0, 'train'), **change}
     with pytest.raises(schema.SchemaError):
-      records.write_part(
+      parts.write(
         tmp_path,
         'walk',
         records=[make_record('walk', 0, 'train'), record],
@@ -242,13 +242,13 @@ def test_a_bad_record_leaves_no_part(tmp_path):
         dropped=[],
         fingerprint='a',
       )
-    assert not records.part_is_done(tmp_path, 'walk', 'a')
+    assert not parts.is_done(tmp_path, 'walk', 'a')
     assert not list((tmp_path / 'parts').iterdir())
 
 
 def test_a_ledger_row_needs_stage_and_reason(tmp_path):
   with pytest.raises(ValueError, match='reason'):
-    records.write_part(
+    parts.write(
       tmp_path,
       'walk',
       records=[],
@@ -262,12 +262,13 @@ _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_records
+from preprocessing import parts
 output = {output!r}
 test_records.write(output, 'walk')
 def then_die():
   yield test_records.make_record('ride', 0, 'train')
   os.kill(os.getpid(), signal.SIGKILL)
-test_records.records.write_part(
+parts.write(
   output, 'ride', records=then_die(), summary={{}}, dropped=[], fingerprint='a')
 """
 
@@ -281,11 +282,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, repository):
     env={**os.environ, 'PYTHONPATH': str(repository)},
   )
   assert done.returncode == -signal.SIGKILL
-  assert records.part_is_done(killed, 'walk', 'a')
-  assert not records.part_is_done(killed, 'ride', 'a')
+  assert parts.is_done(killed, 'walk', 'a')
+  assert not parts.is_done(killed, 'ride', 'a')
   for folder in (killed, whole):
     for name in ('walk', 'ride'):
-      if not records.part_is_done(folder, name, 'a'):
+      if not parts.is_done(folder, name, 'a'):
         write(folder, name)
     merge(folder, ['walk', 'ride'])
   assert contents(killed) == contents(whole)
@@ -312,21 +313,21 @@ def test_damaged_shards_are_named(folder):
 def test_time_blocks_are_contiguous_and_of_the_right_size(
   video_id, count, fraction
 ):
-  splits = records.split_frames(
+  found = splits.split_frames(
     video_id, count, split_by='time', test_fraction=fraction
   )
-  assert len(splits) == count
-  test = [i for i, split in enumerate(splits) if split == 'test']
+  assert len(found) == count
+  test = [i for i, split in enumerate(found) if split == 'test']
   assert -1e-8 <= len(test) - fraction * count < 1
   assert not test or test[-1] - test[0] + 1 == len(test)
-  assert splits == records.split_frames(
+  assert found == splits.split_frames(
     video_id, count, split_by='time', test_fraction=fraction
   )
 
 
 def test_videos_fall_into_splits_by_their_name_alone():
   def split(name, fraction, count=3):
-    found = records.split_frames(
+    found = splits.split_frames(
       name, count, split_by='video', test_fraction=fraction
     )
     assert len(set(found)) == 1
@@ -345,7 +346,7 @@ def test_videos_fall_into_splits_by_their_name_alone():
 
 def test_test_blocks_stand_at_different_places():
   first = [
-    records.split_frames(f'{i}', 40, split_by='time', test_fraction=0.25).index(
+    splits.split_frames(f'{i}', 40, split_by='time', test_fraction=0.25).index(
       'test'
     )
     for i in range(200)
@@ -359,4 +360,4 @@ def test_test_blocks_stand_at_different_places():
 )
 def test_an_unknown_split_is_refused(split_by, fraction):
   with pytest.raises(binary.UserError, match='split_by'):
-    records.split_frames('a', 5, split_by=split_by, test_fraction=fraction)
+    splits.split_frames('a', 5, split_by=split_by, test_fraction=fraction)

@@ -1,0 +1,125 @@
+"""One video's records and figures, kept apart until the run is merged.
+
+Each video goes to a part of its own as soon as it is done, so that a run that
+was stopped goes on where it was:
+
+    parts/VIDEO_ID.part    records, framed as TFRecords
+    parts/VIDEO_ID.json    figures, ledger rows, checksum; written last
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+from odin_jax.shared import binary, schema, tfrecord
+
+Path = str | os.PathLike[str]
+
+
+def paths(output: Path, video_id: str) -> tuple[pathlib.Path, pathlib.Path]:
+  folder = pathlib.Path(output) / 'parts'
+  return folder / f'{video_id}.part', folder / f'{video_id}.json'
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Checksum of a file."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write(
+  output: Path,
+  video_id: str,
+  *,
+  records: Iterable[Mapping[str, Any]],
+  summary: Mapping[str, Any],
+  dropped: Sequence[Mapping[str, Any]],
+  fingerprint: str,
+) -> None:
+  """Writes all that is known of one video, in one piece.
+
+  Args:
+    output: the run's output folder.
+    video_id: the video's stem.
+    records: its records (`odin_jax.shared.schema`).
+    summary: its figures, for the manifest.
+    dropped: rows for the ledger, with at least `stage` and `reason`.
+    fingerprint: digest of all that the records depend on.
+
+  Raises:
+    schema.SchemaError: a record that does not follow the schema, or that
+      belongs to another video.
+  """
+  part, note = paths(output, video_id)
+  part.parent.mkdir(parents=True, exist_ok=True)
+  with binary.atomic_path(part) as temporary:
+    count = tfrecord.write_file(temporary, _encoded(records, video_id))
+  # The note comes last: with it the part is done.
+  binary.write_json(
+    note,
+    {
+      'fingerprint': fingerprint,
+      'records': count,
+      'sha256': sha256(part),
+      'summary': dict(summary),
+      'dropped': [_ledger_row(video_id, row) for row in dropped],
+    },
+  )
+
+
+def _encoded(
+  records: Iterable[Mapping[str, Any]], video_id: str
+) -> Iterator[bytes]:
+  for record in records:
+    encoded = schema.encode(record)
+    if record['video_id'] != video_id:
+      raise schema.SchemaError(
+        f'video_id: {record["video_id"]!r} in the part of {video_id!r}'
+      )
+    yield encoded
+
+
+def _ledger_row(video_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+  missing = {'stage', 'reason'} - row.keys()
+  if missing:
+    raise ValueError(f'ledger row {dict(row)} lacks {sorted(missing)}')
+  return {'video_id': video_id, **row}
+
+
+def is_done(output: Path, video_id: str, fingerprint: str) -> bool:
+  """Whether the part is there, whole, and of this fingerprint."""
+  part, note = paths(output, video_id)
+  if not (part.is_file() and note.is_file()):
+    return False
+  try:
+    content = json.loads(note.read_text())
+  except ValueError:
+    return False
+  if content['fingerprint'] != fingerprint:
+    return False
+  return content['sha256'] == sha256(part)
+
+
+def size(output: Path, video_id: str) -> int:
+  """Number of records in a part that is done."""
+  _, note = paths(output, video_id)
+  return json.loads(note.read_text())['records']
+
+
+def read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
+  part, note = paths(output, video_id)
+  binary.require_file(part, 'the records of this video')
+  binary.require_file(note, 'the note on these records')
+  try:
+    content = json.loads(note.read_text())
+  except ValueError as error:
+    raise tfrecord.CorruptRecordError(
+      f'{note}: damaged ({error}); delete it and run again'
+    ) from error
+  if content['sha256'] != sha256(part):
+    raise tfrecord.CorruptRecordError(
+      f'{part}: its checksum differs; delete it and run again'
+    )
+  return content
