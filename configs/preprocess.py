@@ -36,6 +36,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     seed=0,
     # Source of features and matches; its options stand under its name.
     matcher='sphere',
+    # Keeps a weight per pixel, moving or static, beside every target view.
+    static_weights=False,
+    # Pictures kept of rejected frame pairs, per video and reason; for audits.
+    examples_per_reason=1,
     # In a folder, more damaged videos than this stop the run.
     max_bad_videos=10,
   )
@@ -43,6 +47,17 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     argument, recipes=['default'], defaults=fields
   )
   config = ml_collections.ConfigDict(values)
+  # Explained in preprocessing/frame_quality.py.
+  config.frames = ml_collections.ConfigDict(
+    dict(
+      min_bright_level=24.0,
+      max_plain_share=0.85,
+      max_still_share=0.8,
+      min_change_levels=1.0,
+      min_sharpness=0.85,
+      history=30,
+    )
+  )
   # Explained in preprocessing/matchers/sphere.py.
   config.sphere = ml_collections.ConfigDict(
     dict(
@@ -52,7 +67,33 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       max_ratio=0.9,
     )
   )
-  # Explained in preprocessing/poses.py.
+  # Explained in preprocessing/matchers/dust3r.py.
+  config.dust3r = ml_collections.ConfigDict(
+    dict(
+      home='',
+      checkpoint='',
+      device='auto',
+      precision='bf16',
+      attention='sdpa',
+      batch_size=16,
+      num_views=8,
+      view_width_px=512,
+      view_height_px=384,
+      fov_deg=90.0,
+      features_per_face=800,
+      contrast_threshold=0.015,
+      max_calls_per_pair=8,
+      min_gain=20,
+      min_confidence=1.5,
+      min_agreement=0.5,
+      max_error_px=5.0,
+      max_distance=0.03,
+      min_similarity=0.5,
+      cached_frames=8,
+      cached_pairs=20000,
+    )
+  )
+  # Explained in preprocessing/verdicts.py.
   config.poses = ml_collections.ConfigDict(
     dict(
       gate_deg=2.0,
@@ -70,6 +111,40 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       mask_min_persistence=0.4,
     )
   )
+  # Explained in preprocessing/motion.py.
+  config.motion = ml_collections.ConfigDict(
+    dict(
+      chart_width_px=288,
+      max_latitude_deg=60.0,
+      noise_deg=0.25,
+      return_share=1.5,
+      parallax_share=0.05,
+      edge_share=1.0,
+      half_weight=0.8,
+      still_share=0.9,
+    )
+  )
+  # Explained in preprocessing/graph.py.
+  config.graph = ml_collections.ConfigDict(
+    dict(
+      max_cycle_turn_deg=2.0,
+      max_cycle_direction_deg=25.0,
+      max_long_pairs_per_frame=2,
+      max_baseline=4.0,
+      min_shared=0.05,
+      min_path_confidence=0.5,
+      tries_per_frame=2,
+      max_tries=400,
+      min_similarity=0.4,
+      max_ratio=0.85,
+      min_distinct=0.3,
+      drift_share=0.05,
+      drift_turn_deg=3.0,
+      drift_log_scale=0.05,
+      min_agreeing=2,
+      min_agreeing_beyond=4,
+    )
+  )
   # Explained in preprocessing/alignment.py.
   config.views = ml_collections.ConfigDict(
     dict(
@@ -79,9 +154,21 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       jitter_pitch_deg=6.0,
       max_turn_deg=60.0,
       preferred_overlap=0.5,
+      goal_overlap=0.65,
       min_overlap=0.2,
       min_coverage=0.5,
       min_points=12,
+    )
+  )
+  # Explained in preprocessing/exports.py.
+  config.export = ml_collections.ConfigDict(
+    dict(
+      view_size_px=0,
+      fov_deg=90.0,
+      num_yaws=4,
+      pitches_deg=(-45.0, 0.0, 45.0),
+      min_free_share=0.5,
+      jpeg_quality=95,
     )
   )
   return config

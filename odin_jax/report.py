@@ -8,7 +8,6 @@ Reads what the stages left in the run's folder (`records`, `audit`, `train`,
 the video and the 3D data are inside it.
 """
 
-import base64
 import json
 import pathlib
 from typing import Any
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 import trimesh
 
-from odin_jax.shared import binary, record_folder, schema
+from odin_jax.shared import binary, page, record_folder, schema
 
 _RUN = flags.DEFINE_string(
   'run', None, 'Folder that holds the folders of the stages.', required=True
@@ -44,10 +43,6 @@ def _read_json(path: pathlib.Path) -> Any:
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   binary.require_file(path, 'a finished stage of the run')
   return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-  return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
 def _evaluations(run: pathlib.Path) -> dict[str, dict[str, float]]:
@@ -127,7 +122,7 @@ def _panoramas(videos: pathlib.Path) -> list[dict[str, str]]:
     )
     jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     found.append(
-      {'name': path.stem, 'uri': _data_uri(jpeg.tobytes(), 'image/jpeg')}
+      {'name': path.stem, 'uri': page.data_uri(jpeg.tobytes(), 'image/jpeg')}
     )
   return found
 
@@ -159,7 +154,7 @@ def _grid(evaluation: pathlib.Path) -> list[dict[str, Any]]:
   for index in np.unique(chosen.astype(int)):
     cell: dict[str, Any] = {'psnr': pairs[index]['psnr']}
     for kind, name in pairs[index]['files'].items():
-      cell[kind] = _data_uri((evaluation / name).read_bytes(), 'image/png')
+      cell[kind] = page.data_uri((evaluation / name).read_bytes(), 'image/png')
     cells.append(cell)
   return cells
 
@@ -194,11 +189,11 @@ def page_data(
     'summary': summary,
     'stages': _read_rows(run / 'stages.jsonl'),
     'panoramas': _panoramas(videos) if videos else [],
-    'matches': [_data_uri(p.read_bytes(), 'image/jpeg') for p in drawings],
+    'matches': [page.data_uri(p.read_bytes(), 'image/jpeg') for p in drawings],
     'paths': _camera_paths(run / 'records'),
     'curves': _read_rows(run / 'train' / 'metrics.jsonl'),
     'grid': _grid(run / 'evaluate' / 'model'),
-    'video': _data_uri((generated / 'video.mp4').read_bytes(), 'video/mp4'),
+    'video': page.data_uri((generated / 'video.mp4').read_bytes(), 'video/mp4'),
     'trajectory': [frame['camera2scene'] for frame in poses['frames']],
     'points': _point_cloud(run / 'reconstruct' / 'points.ply'),
   }
@@ -227,18 +222,16 @@ def main() -> None:
   videos = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else None
   if videos and not videos.exists():
     raise binary.UserError(f'{videos}: no such file or folder; see --videos')
-  page = run / 'index.html'
-  if page.exists() and not (run / 'summary.json').exists():
-    raise binary.UserError(f'{page}: not made by {_TOOL}; move it away')
+  target = run / 'index.html'
+  if target.exists() and not (run / 'summary.json').exists():
+    raise binary.UserError(f'{target}: not made by {_TOOL}; move it away')
   summary = summarise(run)
   binary.write_json(run / 'summary.json', summary)
-  data = json.dumps(page_data(run, videos, summary), allow_nan=False)
-  # "</" inside a string would end the script element that holds the data.
-  html = _TEMPLATE.read_text().replace('/*DATA*/', data.replace('</', '<\\/'))
-  with binary.atomic_path(page) as temporary:
+  html = page.render(_TEMPLATE, page_data(run, videos, summary))
+  with binary.atomic_path(target) as temporary:
     temporary.write_text(html)
   print(_table(summary))  # noqa: T201 - the result of the command.
-  print(f'page: {page}')  # noqa: T201
+  print(f'page: {target}')  # noqa: T201
 
 
 if __name__ == '__main__':

@@ -6,25 +6,36 @@ look around the circle; each target view is aimed at the middle of what its
 source view sees, found from scene points that both frames see, but not turned
 further than a limit, since nobody knows a thing again from its other side. Then
 it is turned away by a bounded random angle: relative rotations vary, and a copy
-of the source is no answer.
+of the source is no answer. Both views of a pair that shares less than a goal
+are then turned by gradient descent (`descent`) until it does.
 
 How much two views share is asked both ways. `overlap` is the share of the
 source view's points inside the target view: small where the target is close to
 a part of what the source shows. `coverage` is the share of the target view's
 points inside the source view: a target that the source does not cover could
 only be guessed, so coverage has the higher limit.
+
+The descent sees smooth shares of a sample of the points. What it found is
+judged by counting all of them, and stays only if the views share more than
+before.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import itertools
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 from jaxtyping import Bool, Float
 import numpy as np
 
 from odin_jax.shared import camera
+from preprocessing import descent
 
 # How far views that look along the path look past it.
 _PATH_SPREAD_DEG = 15.0
+_STEEPEST_DEG = 85.0
+# Frame pairs whose views are turned at a time.
+_FRAME_PAIRS = 64
 Points = Float[np.ndarray, 'n 3']
 Weights = Float[np.ndarray, 'n']
 
@@ -52,6 +63,8 @@ class ViewRules:
     max_turn_deg: largest angle between the views' axes before the jitter.
     preferred_overlap: the first view pair whose overlap and coverage reach
       this is taken; where none does, the one that comes nearest to it.
+    goal_overlap: views are turned until overlap and coverage reach this, or
+      come as near to it as they can; 0: they stay as they are.
     min_overlap: least overlap.
     min_coverage: least coverage.
     min_points: a view with fewer points is not judged but dropped.
@@ -65,6 +78,7 @@ class ViewRules:
   jitter_pitch_deg: float = 6.0
   max_turn_deg: float = 60.0
   preferred_overlap: float = 0.5
+  goal_overlap: float = 0.65
   min_overlap: float = 0.2
   min_coverage: float = 0.5
   min_points: int = 12
@@ -103,12 +117,169 @@ def points_in_view(
   points_frame: Points, angles: Angles, fov_deg: float
 ) -> Bool[np.ndarray, 'n']:
   """Which points, given in a frame's axes, a view of it holds."""
-  points_view = points_frame @ camera.view2frame_rotation(*angles)
-  depth = points_view[:, 2]
+  right, down, depth = camera.view2frame_rotation(*angles).T @ points_frame.T
   reach = depth * np.tan(np.deg2rad(fov_deg) / 2)
-  return (depth > 0) & np.all(
-    np.abs(points_view[:, :2]) <= reach[:, None], axis=1
+  return (depth > 0) & (np.abs(right) <= reach) & (np.abs(down) <= reach)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+  """Two views, and points that tell what they share.
+
+  Attributes:
+    points_source: in the source frame: triangulated, or a network's pointmap.
+    points_target: the same points in the target frame.
+    weights: of the points; not negative.
+    target2source: rotation of the frames.
+    source: orientation of the source view.
+    target: orientation of the target view.
+    fov_deg: full field of view of both.
+  """
+
+  points_source: Points
+  points_target: Points
+  weights: Weights
+  target2source: Float[np.ndarray, '3 3']
+  source: Angles
+  target: Angles
+  fov_deg: float
+
+  @functools.cached_property
+  def in_source(self) -> Bool[np.ndarray, 'n']:
+    """Which points the source view holds."""
+    return points_in_view(self.points_source, self.source, self.fov_deg)
+
+  @functools.cached_property
+  def in_target(self) -> Bool[np.ndarray, 'n']:
+    """Which points the target view holds."""
+    return points_in_view(self.points_target, self.target, self.fov_deg)
+
+  @functools.cached_property
+  def shares(self) -> tuple[float, float]:
+    """Overlap and coverage; see `ViewPair`."""
+    weights = self.weights
+    shared = weights @ (self.in_source & self.in_target)
+    # A view without points shares none either.
+    overlap, coverage = (
+      min(float(shared / max(weights @ held, 1e-12)), 1.0)
+      for held in (self.in_source, self.in_target)
+    )
+    return overlap, coverage
+
+  def merit(self, rules: ViewRules) -> tuple[bool, float]:
+    """Larger is better: whether the views pass, then the smaller share."""
+    overlap, coverage = self.shares
+    passes = overlap >= rules.min_overlap and coverage >= rules.min_coverage
+    return passes, min(overlap, coverage)
+
+  @property
+  def turn_deg(self) -> float:
+    """Angle between the axes of the views."""
+    source, target = (
+      camera.view2frame_rotation(*angles)[:, 2]
+      for angles in (self.source, self.target)
+    )
+    return float(camera.angle_between_deg(source, self.target2source @ target))
+
+
+Sees = Callable[[Angles], bool]
+
+
+def align(
+  candidates: Sequence[Candidate],
+  rules: ViewRules,
+  sees: Sees | None = None,
+) -> list[Candidate]:
+  """Turns the views of each candidate until they share enough.
+
+  The views stay near their start, within the limits of pitch of `rules`, and
+  are turned from each other by at most `max_turn_deg`, or as they were before.
+  Nothing depends on what else is in the list.
+
+  Args:
+    candidates: what to start from.
+    rules: the goal and the limits.
+    sees: whether the camera saw all of a view.
+
+  Returns:
+    the candidates in order: with new angles where the views share more so, by
+    count of all points; as they came elsewhere.
+  """
+  todo = [
+    index
+    for index, start in enumerate(candidates)
+    if min(start.shares) < rules.goal_overlap and start.weights.sum() > 0
+  ]
+  found = list(candidates)
+  if not todo:
+    return found
+  turned = descent.descend(
+    [_problem(candidates[index], rules) for index in todo],
+    goal=rules.goal_overlap,
   )
+  for index, angles in zip(todo, np.rad2deg(turned).tolist(), strict=True):
+    end = dataclasses.replace(
+      candidates[index],
+      source=_angles(*angles[:2]),
+      target=_angles(*angles[2:]),
+    )
+    if _is_better(end, candidates[index], rules, sees):
+      found[index] = end
+  return found
+
+
+def _problem(start: Candidate, rules: ViewRules) -> descent.Problem:
+  steepest = max(
+    abs(start.target.pitch_deg), rules.max_pitch_deg + rules.jitter_pitch_deg
+  )
+  limits = rules.max_pitch_deg, min(steepest, _STEEPEST_DEG)
+  return descent.Problem(
+    source_points=start.points_source,
+    target_points=start.points_target,
+    weights=start.weights,
+    target2source=start.target2source,
+    fov_rad=float(np.deg2rad(start.fov_deg)),
+    start_rad=np.deg2rad([*start.source, *start.target]),
+    max_pitch_rad=np.deg2rad(limits),
+    max_turn_rad=float(np.deg2rad(max(rules.max_turn_deg, start.turn_deg))),
+  )
+
+
+def _is_better(
+  end: Candidate, start: Candidate, rules: ViewRules, sees: Sees | None
+) -> bool:
+  # Angles are rounded, so a turn may pass its limit by a hair.
+  limit_deg = max(rules.max_turn_deg, start.turn_deg) + 1e-3
+  return (
+    end.merit(rules) > start.merit(rules)
+    and end.in_source.sum() >= rules.min_points
+    and end.turn_deg <= limit_deg
+    and (sees is None or (sees(end.source) and sees(end.target)))
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FramePair:
+  """Two panoramas of which views are wanted.
+
+  Attributes:
+    source_frame2scene: pose of the source panorama.
+    target_frame2scene: pose of the target panorama.
+    points: scene points that both frames see, in scene coordinates.
+    weights: positive; how much each point counts.
+    num_views: view pairs that are looked for.
+    rng: source of the views' directions; seed it per frame pair.
+  """
+
+  source_frame2scene: Float[np.ndarray, '3 4']
+  target_frame2scene: Float[np.ndarray, '3 4']
+  points: Points
+  weights: Weights
+  num_views: int
+  rng: np.random.Generator
+
+
+Choice = tuple[list[ViewPair], list[str]]
 
 
 def choose_view_pairs(
@@ -119,59 +290,115 @@ def choose_view_pairs(
   *,
   rules: ViewRules,
   rng: np.random.Generator,
-) -> tuple[list[ViewPair], list[str]]:
-  """Pairs of views of a frame pair.
+  sees: Sees | None = None,
+) -> Choice:
+  """Pairs of views of one frame pair; see `choose_all`."""
+  pair = FramePair(
+    source_frame2scene=source_frame2scene,
+    target_frame2scene=target_frame2scene,
+    points=points,
+    weights=weights,
+    num_views=rules.num_views,
+    rng=rng,
+  )
+  return choose_all([pair], rules=rules, sees=sees)[0]
+
+
+def choose_all(
+  pairs: Iterable[FramePair], *, rules: ViewRules, sees: Sees | None = None
+) -> list[Choice]:
+  """Pairs of views of many frame pairs, turned many at a time.
+
+  The choice for a frame pair is that of `choose_view_pairs`, at a fraction of
+  its time.
 
   Args:
-    source_frame2scene: pose of the source panorama.
-    target_frame2scene: pose of the target panorama.
-    points: scene points that both frames see, in scene coordinates.
-    weights: positive; how much each point counts.
-    rules: fields of view and limits.
-    rng: source of the views' directions; seed it per frame pair.
+    pairs: the frame pairs; a generator saves memory.
+    rules: fields of view and limits; its `num_views` is not used.
+    sees: whether the camera saw all of a view with these angles, where it did
+      not see all around; views that reach beyond are refused.
 
   Returns:
-    the view pairs that pass, and for each of the others the reason.
+    of each frame pair the view pairs that pass, and for each of the others the
+    reason.
   """
-  search = _Search(
-    (source_frame2scene, target_frame2scene), points, weights, rules, rng
-  )
-  phase = rng.uniform(0, 360)
-  kept, reasons = [], []
-  for index in range(rules.num_views):
-    found = search.look_at(phase + 360 * index / rules.num_views)
-    (reasons if isinstance(found, str) else kept).append(found)
-  return kept, reasons
+  rest, chosen = iter(pairs), []
+  while some := list(itertools.islice(rest, _FRAME_PAIRS)):
+    chosen += _choose(some, rules, sees)
+  return chosen
+
+
+def _choose(
+  pairs: Sequence[FramePair], rules: ViewRules, sees: Sees | None
+) -> list[Choice]:
+  searches = [_Search(pair, rules, sees) for pair in pairs]
+  proposals = [search.propose() for search in searches]
+  found = itertools.chain.from_iterable(proposals)
+  candidates = [view for view in found if isinstance(view, Candidate)]
+  aligned = iter(align(candidates, rules, sees))
+  chosen = []
+  for search, views in zip(searches, proposals, strict=True):
+    kept: list[ViewPair] = []
+    reasons: list[str] = []
+    for view in views:
+      judged = view if isinstance(view, str) else search.judge(next(aligned))
+      (reasons if isinstance(judged, str) else kept).append(judged)
+    chosen.append((kept, reasons))
+  return chosen
 
 
 class _Search:
   """Looks for views of one frame pair."""
 
-  def __init__(
-    self,
-    frames2scene: tuple[np.ndarray, np.ndarray],
-    points: Points,
-    weights: Weights,
-    rules: ViewRules,
-    rng: np.random.Generator,
-  ):
-    self._frames2scene = frames2scene
+  def __init__(self, pair: FramePair, rules: ViewRules, sees: Sees | None):
+    self._frames2scene = pair.source_frame2scene, pair.target_frame2scene
     self._in_source, self._in_target = (
-      camera.transform(camera.inverse(pose), points) for pose in frames2scene
+      camera.transform(camera.inverse(pose), pair.points)
+      for pose in self._frames2scene
     )
-    self._source2target = camera.compose(
-      camera.inverse(frames2scene[1]), frames2scene[0]
+    self._target2source = camera.compose(
+      camera.inverse(pair.source_frame2scene), pair.target_frame2scene
     )
-    target2source = camera.inverse(self._source2target)
-    self._path_yaw_deg, _ = camera.yaw_pitch_deg(target2source[:, 3])
-    self._weights = weights
+    self._target_rays = self._in_target / np.linalg.norm(
+      self._in_target, axis=1, keepdims=True
+    )
+    self._path_yaw_deg, _ = camera.yaw_pitch_deg(self._target2source[:, 3])
+    self._weights = pair.weights
+    self._num_views = pair.num_views
+    self._rng = pair.rng
     self._rules = rules
-    self._rng = rng
+    self._sees = sees
 
-  def look_at(self, yaw_deg: float) -> ViewPair | str:
-    """A view pair whose source looks there, or else elsewhere; or a reason."""
-    best, best_shared, reason = None, 0.0, ''
-    for attempt in range(self._rules.num_tries):
+  def propose(self) -> list[Candidate | str]:
+    """Views all around, each with a target; or reasons why not."""
+    phase = self._rng.uniform(0, 360)
+    return [
+      self._look_at(phase + 360 * index / self._num_views)
+      for index in range(self._num_views)
+    ]
+
+  def judge(self, views: Candidate) -> ViewPair | str:
+    """What is kept of two views, or the reason why nothing is."""
+    if not views.merit(self._rules)[0]:
+      return 'views overlap too little'
+    seen, (overlap, coverage) = views.in_source, views.shares
+    return ViewPair(
+      source=views.source,
+      target=views.target,
+      target2source=camera.relative_view_pose(
+        *self._frames2scene, views.source, views.target
+      ),
+      overlap=overlap,
+      coverage=coverage,
+      median_depth=weighted_median(
+        np.linalg.norm(self._in_source[seen], axis=1), self._weights[seen]
+      ),
+    )
+
+  def _look_at(self, yaw_deg: float) -> Candidate | str:
+    """Views whose source looks there, or else elsewhere; or a reason."""
+    rules, best, reason = self._rules, None, ''
+    for attempt in range(rules.num_tries):
       found = self._try(yaw_deg)
       # Where frames are far apart, views along the path overlap best.
       yaw_deg = self._rng.uniform(0, 360)
@@ -181,14 +408,13 @@ class _Search:
       if isinstance(found, str):
         reason = found
         continue
-      shared = min(found.overlap, found.coverage)
-      if shared > best_shared:
-        best, best_shared = found, shared
-      if shared >= self._rules.preferred_overlap:
+      if best is None or found.merit(rules) > best.merit(rules):
+        best = found
+      if min(found.shares) >= rules.preferred_overlap:
         break
     return best or reason
 
-  def _try(self, yaw_deg: float) -> ViewPair | str:
+  def _try(self, yaw_deg: float) -> Candidate | str:
     rules, rng = self._rules, self._rng
     pitch = rng.uniform(-rules.max_pitch_deg, rules.max_pitch_deg)
     jitter = rng.uniform(-1, 1, 2) * (
@@ -200,24 +426,16 @@ class _Search:
     if seen.sum() < rules.min_points:
       return 'too few points in the source view'
     target = self._aim(source, seen, jitter)
-    also_seen = points_in_view(self._in_target, target, rules.fov_deg)
-    weights = self._weights
-    shared = weights[seen & also_seen].sum()
-    # A target view without points shares none either.
-    overlap = float(shared / weights[seen].sum())
-    coverage = float(shared / max(weights[also_seen].sum(), 1e-12))
-    if overlap < rules.min_overlap or coverage < rules.min_coverage:
-      return 'views overlap too little'
-    distance = np.linalg.norm(self._in_source[seen], axis=1)
-    return ViewPair(
+    if self._sees and not (self._sees(source) and self._sees(target)):
+      return 'view reaches beyond what the camera saw'
+    return Candidate(
+      points_source=self._in_source,
+      points_target=self._in_target,
+      weights=self._weights,
+      target2source=self._target2source[:, :3],
       source=source,
       target=target,
-      target2source=camera.relative_view_pose(
-        *self._frames2scene, source, target
-      ),
-      overlap=min(overlap, 1.0),
-      coverage=min(coverage, 1.0),
-      median_depth=weighted_median(distance, weights[seen]),
+      fov_deg=rules.fov_deg,
     )
 
   def _aim(
@@ -227,32 +445,32 @@ class _Search:
     jitter_deg: Float[np.ndarray, '2'],
   ) -> Angles:
     """The view of the middle of what the source view sees, then turned away."""
-    directions = self._in_target[seen]
-    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = self._target_rays[seen]
     weights = self._weights[seen]
     centre = np.array([weighted_median(axis, weights) for axis in directions.T])
     source_axis = (
-      self._source2target[:, :3] @ camera.view2frame_rotation(*source)[:, 2]
+      self._target2source[:, :3].T @ camera.view2frame_rotation(*source)[:, 2]
     )
     centre = _turn_towards(source_axis, centre, self._rules.max_turn_deg)
     yaw, pitch = camera.yaw_pitch_deg(centre)
-    pitch = np.clip(pitch + jitter_deg[1], -85, 85)
+    pitch = np.clip(pitch + jitter_deg[1], -_STEEPEST_DEG, _STEEPEST_DEG)
     return _angles(yaw + jitter_deg[0], float(pitch))
 
 
 def _turn_towards(
   axis: Float[np.ndarray, '3'], goal: Float[np.ndarray, '3'], limit_deg: float
 ) -> Float[np.ndarray, '3']:
-  """`axis` turned towards `goal`, by at most a limit."""
-  if camera.angle_between_deg(axis, goal) <= limit_deg:
-    return goal
-  across = np.cross(axis, goal)
+  """Unit `axis` turned towards `goal`, by at most a limit."""
+  along = axis @ goal
+  across = goal - along * axis
   length = np.linalg.norm(across)
+  limit = np.deg2rad(limit_deg)
+  if np.arctan2(length, along) <= limit:
+    return goal
   if length < 1e-9:
     # Opposite: no way round is the shorter one.
     return axis
-  limit = np.deg2rad(limit_deg)
-  return axis * np.cos(limit) + np.cross(across / length, axis) * np.sin(limit)
+  return axis * np.cos(limit) + across / length * np.sin(limit)
 
 
 def _angles(yaw_deg: float, pitch_deg: float) -> Angles:

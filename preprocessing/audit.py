@@ -1,14 +1,18 @@
-"""How good are the records of a run? Figures and drawings of pairs.
+"""How good are the records of a run? Figures, and a page to look at.
 
-    python -m preprocessing.audit --records=DIR --output=DIR [--truth=DIR]
+    python -m preprocessing.audit --records=DIR --output=DIR \\
+        [--sample=100] [--truth=DIR] [--exclude_ids=FILE]
 
-writes audit.json:
+writes index.html, a self-contained page, and audit.json:
 
     pose         with --truth, by kind of world: errors against truth
     real         without: frames, frame pairs per gap, order along the path
+    sample       share of consistent records in a random sample, 95 % interval
     epipolar     Sampson distances of fresh matches between the two pictures
+    histograms   overlap, baseline, time between the frames
     consistency  target2source against frame2scene and the view angles
-    videos       the same per video
+    rejected     what was dropped, by stage and reason
+    videos       figures per video
 
 and pairs/*.jpg, some records with their epipolar lines.
 """
@@ -16,9 +20,18 @@ and pairs/*.jpg, some records with their epipolar lines.
 from absl import flags
 
 from odin_jax.shared import binary
-from preprocessing import figures
+from preprocessing import (
+  audit_page,
+  consistency,
+  figures,
+  finished,
+  ids,
+  quality,
+  rejections,
+)
 
 TOOL = 'preprocessing.audit'
+_SEED = 0
 
 _RECORDS = flags.DEFINE_string(
   'records', None, 'Folder of records to judge (preprocessing.run).'
@@ -29,23 +42,42 @@ _OUTPUT = flags.DEFINE_string(
 _TRUTH = flags.DEFINE_string(
   'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
 )
-_MAX_MATCHED = flags.DEFINE_integer(
-  'max_matched', 240, 'Most records to match afresh, spread evenly.', 1
+_SAMPLE = flags.DEFINE_integer(
+  'sample', 100, 'Records to draw at random and to judge one by one.', 1
 )
+_MAX_MATCHED = flags.DEFINE_integer(
+  'max_matched', 240, 'Most close records to match afresh, spread evenly.', 1
+)
+_EXCLUDE_IDS = flags.DEFINE_string(
+  'exclude_ids', None, 'List of video ids that are passed over.'
+)
+flags.mark_flags_as_required(['records', 'output'])
 
 
 def main() -> None:
   """Reads the flags and judges the records."""
-  for name, flag in (('records', _RECORDS), ('output', _OUTPUT)):
-    if not flag.value:
-      raise binary.UserError(f'--{name} is missing; see --help')
   stopwatch = binary.Stopwatch()
   if _TRUTH.value:
     binary.require_folder(_TRUTH.value, 'the truth of the videos')
-  figures.read_manifest(_RECORDS.value)
+  excluded = ids.read_excluded(_EXCLUDE_IDS.value)
+  records = finished.Records(_RECORDS.value, excluded)
   output = binary.claim_output(_OUTPUT.value, TOOL)
-  report, rows = figures.judge(_RECORDS.value, _TRUTH.value, _MAX_MATCHED.value)
-  drawings = figures.draw_pairs(_RECORDS.value, rows, output)
+  report, rows = figures.judge(records, _TRUTH.value, _MAX_MATCHED.value)
+  sample = [
+    consistency.judge(records[row['place']])
+    for row in consistency.draw(rows, _SAMPLE.value, _SEED)
+  ]
+  report = {
+    **report,
+    'sample': consistency.figures(sample),
+    'rejected': rejections.by_reason(records.ledger),
+  }
+  drawings = figures.draw_pairs(records, rows, output)
+  html = audit_page.render(
+    report, quality.gather_components(rows), sample, records.path
+  )
+  with binary.atomic_path(output / 'index.html') as temporary:
+    temporary.write_text(html)
   binary.write_json(
     output / 'audit.json',
     {**report, 'drawings': drawings, **stopwatch.figures()},

@@ -6,7 +6,7 @@ together. What comes out is only the start of the joint solution.
 """
 
 import dataclasses
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -20,6 +20,22 @@ from preprocessing.two_view import PairFit
 _L1_ITERATIONS = 20
 
 
+class Disagreement(NamedTuple):
+  """Two frame pairs whose common points the other pairs contradict.
+
+  Attributes:
+    first: frames of one pair.
+    second: frames of the other.
+    residual: log of the factor by which their depths differ in one gauge.
+    error: standard error of that log, as their points scatter.
+  """
+
+  first: tuple[int, int]
+  second: tuple[int, int]
+  residual: float
+  error: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chain:
   """Starting poses.
@@ -28,10 +44,12 @@ class Chain:
     component: of each frame; -1 for a frame that nothing ties to another.
     frame2scene: pose of each frame in its component; the first frame of a
       component is the identity.
+    outliers: what the scales of the pairs do not explain.
   """
 
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
+  outliers: list[Disagreement]
 
 
 def chain(
@@ -65,12 +83,12 @@ def chain(
     )
     for pair in moving
   ]
-  log_scale, label = scales.resolve(
+  resolved = scales.resolve(
     len(moving), scales.links(depths, min_shared=min_shared)
   )
-  component, used = _components(num_frames, places, moving, label)
+  component, used = _components(num_frames, places, moving, resolved.component)
   edges = [
-    (pair, fits[pair], float(np.exp(log_scale[index])))
+    (pair, fits[pair], float(np.exp(resolved.log_scale[index])))
     for index, pair in enumerate(moving)
     if used[index]
   ] + [
@@ -83,7 +101,16 @@ def chain(
     frames = np.flatnonzero(component == index)
     inside = [edge for edge in edges if component[edge[0][0]] == index]
     frame2scene[frames] = _solve_component(frames, inside)
-  return Chain(component=component, frame2scene=frame2scene)
+  outliers = [
+    Disagreement(
+      moving[outlier.first],
+      moving[outlier.second],
+      outlier.residual,
+      outlier.error,
+    )
+    for outlier in resolved.outliers
+  ]
+  return Chain(component=component, frame2scene=frame2scene, outliers=outliers)
 
 
 def _places(

@@ -12,7 +12,8 @@ import numpy as np
 from odin_jax.shared import camera
 
 _RATIO = 0.8
-_MIN_MATCHES = 8
+# Fewer matches say nothing of a pair.
+MIN_MATCHES = 8
 _DRAWN_MATCHES = 10
 
 
@@ -96,21 +97,25 @@ def sampson_px(
   return residual / np.sqrt(np.maximum(slope, 1e-24))
 
 
+def fresh_errors_px(record: Mapping[str, Any]) -> Float[np.ndarray, 'n']:
+  """Sampson distances of a record's fresh matches, at the pictures' size."""
+  source, target = (
+    decode_jpeg(record[f'{side}/image']) for side in ('source', 'target')
+  )
+  points = mutual_matches(source, target)
+  matrix = camera.intrinsics(record['fov_deg'], source.shape[0])
+  pose = record['target2source'].astype(np.float64)
+  return sampson_px(*points, pose, matrix)
+
+
 def median_error_px(record: Mapping[str, Any]) -> float | None:
   """Median Sampson distance of a record's fresh matches.
 
   Returns:
     pixels at the pictures' size; None when they share too few features.
   """
-  source, target = (
-    decode_jpeg(record[f'{side}/image']) for side in ('source', 'target')
-  )
-  points = mutual_matches(source, target)
-  if len(points[0]) < _MIN_MATCHES:
-    return None
-  matrix = camera.intrinsics(record['fov_deg'], source.shape[0])
-  pose = record['target2source'].astype(np.float64)
-  return float(np.median(sampson_px(*points, pose, matrix)))
+  errors = fresh_errors_px(record)
+  return float(np.median(errors)) if len(errors) >= MIN_MATCHES else None
 
 
 def draw(record: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:

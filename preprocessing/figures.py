@@ -3,47 +3,20 @@
 A frame pair is two panoramas; a record is two views cut from them.
 """
 
-import json
 import pathlib
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from odin_jax.shared import binary, record_folder, schema
-from preprocessing import epipolar, quality
+from odin_jax.shared import binary
+from preprocessing import epipolar, finished, quality
 
-_KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth')
+_KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
 _EPIPOLAR_MAX_GAP_S = 2
 _EPIPOLAR_MIN_OVERLAP = 0.5
 _DRAWINGS = 8
-
-
-def read_records(path: str) -> Iterator[schema.Record]:
-  """All records of a folder, split by split."""
-  manifest = read_manifest(path)
-  for split in schema.SPLITS:
-    if manifest['counts'][split]:
-      yield from record_folder.RecordFolder(path, split)
-
-
-def read_manifest(path: str) -> dict[str, Any]:
-  """The manifest of a folder of records.
-
-  Raises:
-    binary.UserError: there is none, or it is damaged.
-  """
-  folder = binary.require_folder(path, 'a folder of records')
-  manifest = binary.require_file(
-    folder / 'manifest.json', 'the manifest of a finished run'
-  )
-  try:
-    return json.loads(manifest.read_text())
-  except ValueError as error:
-    raise binary.UserError(
-      f'{manifest}: damaged ({error}); run the pipeline again'
-    ) from error
 
 
 def read_truth(folder: str, video_id: str) -> dict[str, np.ndarray]:
@@ -99,6 +72,9 @@ def video_figures(
     'components': summary['components'],
     'records': len(rows),
     'frame_pairs': len(gaps),
+    'long_frame_pairs': sum(
+      len(component.long_pairs) for component in components
+    ),
     'frame_pairs_per_gap': {
       str(gap): gaps.count(gap) for gap in sorted(set(gaps))
     },
@@ -158,62 +134,94 @@ def by_kind(
 
 
 def epipolar_figures(
-  path: str, rows: Sequence[Mapping[str, Any]], limit: int
+  records: finished.Records, rows: Sequence[Mapping[str, Any]], limit: int
 ) -> dict[str, Any]:
   """Sampson distances of close pairs, in all, per gap and per video."""
   close = [
-    index
-    for index, row in enumerate(rows)
-    if _gap_s(row) <= _EPIPOLAR_MAX_GAP_S
+    row
+    for row in rows
+    if gap_s(row) <= _EPIPOLAR_MAX_GAP_S
     and row['overlap'] >= _EPIPOLAR_MIN_OVERLAP
   ]
-  places = np.linspace(0, len(close) - 1, min(limit, len(close))).astype(int)
-  chosen = {close[place] for place in places}
-  errors: dict[int, float | None] = {}
-  bar = tqdm(total=len(chosen), desc='matching', unit='record')
-  for index, record in enumerate(read_records(path)):
-    if index in chosen:
-      errors[index] = epipolar.median_error_px(record)
-      bar.update()
-  bar.close()
-  matched = {index: error for index, error in errors.items() if error}
+  tried = spread(close, limit)
+  matched = []
+  for row in tqdm(tried, desc='matching', unit='record'):
+    error = epipolar.median_error_px(records[row['place']])
+    if error is not None:
+      matched.append((row, error))
 
   def group(key: Any) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
-    for index, error in matched.items():
-      groups.setdefault(str(key(rows[index])), []).append(error)
+    for row, error in matched:
+      groups.setdefault(str(key(row)), []).append(error)
     return {name: float(np.median(groups[name])) for name in sorted(groups)}
 
   return {
     'close_records': len(close),
-    'tried': len(chosen),
+    'tried': len(tried),
     'matched': len(matched),
-    'sampson_px': float(np.median(list(matched.values()))) if matched else None,
-    'sampson_px_per_gap': group(_gap_s),
+    'sampson_px': (
+      float(np.median([error for _, error in matched])) if matched else None
+    ),
+    'sampson_px_per_gap': group(gap_s),
     'sampson_px_per_video': group(lambda row: row['video_id']),
   }
 
 
-def _gap_s(row: Mapping[str, Any]) -> int:
+def spread(items: Sequence[Any], limit: int) -> list[Any]:
+  """At most so many of the items, evenly from first to last."""
+  places = np.linspace(0, len(items) - 1, min(limit, len(items)))
+  return [items[place] for place in places.astype(int)]
+
+
+def gap_s(row: Mapping[str, Any]) -> int:
+  """Time between the two frames of a record, in whole seconds."""
   return round(abs(row['source/time_s'] - row['target/time_s']))
 
 
-def scan(path: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """How records are spread over overlap, baseline and time between frames.
+
+  Returns:
+    by quantity, `edges` of n + 1 and `counts` of n bins; baselines in scene
+    units, up to their 99th percentile, what is beyond in the last bin.
+  """
+  gaps = [gap_s(row) for row in rows]
+  baselines = np.array([row['baseline'] for row in rows] or [0.0])
+  longest = max(float(np.percentile(baselines, 99)), 1e-6)
+  binned = {
+    'overlap': ([row['overlap'] for row in rows], np.linspace(0, 1, 21)),
+    'baseline': (np.minimum(baselines, longest), np.linspace(0, longest, 21)),
+    'gap_s': (gaps, np.arange(-0.5, max(gaps, default=0) + 1)),
+  }
+  found = {}
+  for name, (values, edges) in binned.items():
+    counts, edges = np.histogram(values, edges)
+    found[name] = {'edges': edges.tolist(), 'counts': counts.tolist()}
+  return found
+
+
+def scan(
+  records: finished.Records,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
   """Reads every record once.
 
   Returns:
-    the records without their pictures, and the largest deviations of
+    the records without their pictures, with their `place`; and the largest deviations of
     `target2source` from what the other fields give.
   """
   rows, rotation, translation = [], [0.0], [0.0]
-  for record in tqdm(read_records(path), desc='reading', unit='record'):
+  for place, record in tqdm(records.places(), desc='reading', unit='record'):
     deviation = quality.pose_inconsistency(record)
     rotation.append(deviation[0])
     translation.append(deviation[1])
     names = [
       name for name in record if name.endswith(('time_s', 'frame2scene'))
     ]
-    rows.append({name: record[name] for name in (*_KEPT, *names)})
+    row = {name: record[name] for name in (*_KEPT, *names)}
+    row['place'] = place
+    row['baseline'] = float(np.linalg.norm(record['target2source'][:, 3]))
+    rows.append(row)
   return rows, {
     'max_rotation_deg': max(rotation),
     'max_translation': max(translation),
@@ -221,49 +229,50 @@ def scan(path: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def draw_pairs(
-  path: str, rows: Sequence[Mapping[str, Any]], output: pathlib.Path
+  records: finished.Records,
+  rows: Sequence[Mapping[str, Any]],
+  output: pathlib.Path,
 ) -> int:
   """Writes pairs/NNN.jpg for some well overlapping records of every video."""
   videos = list(dict.fromkeys(row['video_id'] for row in rows))
   each = -(-_DRAWINGS // max(len(videos), 1))
-  chosen: set[int] = set()
-  for video in videos:
-    mine = [
-      index
-      for index, row in enumerate(rows)
-      if row['video_id'] == video and row['overlap'] >= _EPIPOLAR_MIN_OVERLAP
-    ]
-    places = np.linspace(0, len(mine) - 1, min(each, len(mine))).astype(int)
-    chosen |= {mine[place] for place in places}
   folder = output / 'pairs'
   folder.mkdir(exist_ok=True)
   for stale in folder.glob('*.jpg'):
     stale.unlink()
-  count = 0
-  for index, record in enumerate(read_records(path)):
-    if index in chosen:
-      drawing = epipolar.draw(record)[..., ::-1]
-      with binary.atomic_path(folder / f'{count:03d}.jpg') as temporary:
-        cv2.imwrite(str(temporary), drawing)
-      count += 1
-  return count
+  chosen = [
+    row
+    for video in spread(videos, _DRAWINGS)
+    for row in spread(
+      [
+        row
+        for row in rows
+        if row['video_id'] == video and row['overlap'] >= _EPIPOLAR_MIN_OVERLAP
+      ],
+      each,
+    )
+  ]
+  for number, row in enumerate(chosen):
+    drawing = epipolar.draw(records[row['place']])[..., ::-1]
+    with binary.atomic_path(folder / f'{number:03d}.jpg') as temporary:
+      cv2.imwrite(str(temporary), drawing)
+  return len(chosen)
 
 
 def judge(
-  path: str, truth_folder: str | None, limit: int
+  records: finished.Records, truth_folder: str | None, limit: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """All figures of audit.json, and the records without their pictures.
 
   Args:
-    path: folder of records.
+    records: what is judged.
     truth_folder: folder of truths, or None.
     limit: most records to match afresh.
   """
-  manifest = read_manifest(path)
-  rows, consistency = scan(path)
+  rows, consistency = scan(records)
   components = quality.gather_components(rows)
   videos, errors, kinds = [], {}, {}
-  for summary in manifest['videos']:
+  for summary in records.manifest['videos']:
     name = summary['video_id']
     mine = [component for component in components if component.video_id == name]
     video = video_figures(
@@ -276,6 +285,11 @@ def judge(
       video['kind'] = kinds[name]
       if errors[name]:
         video['pose'] = pose_figures(errors[name])
+      long = [
+        quality.pose_errors(part, truth, part.long_pairs) for part in mine
+      ]
+      if any(len(error['gap_s']) for error in long):
+        video['pose_of_long_pairs'] = pose_figures(long)
     videos.append(video)
   report: dict[str, Any] = {'records': len(rows)}
   if truth_folder:
@@ -284,7 +298,8 @@ def judge(
     report['real'] = videos[0] if len(videos) == 1 else videos
   return {
     **report,
-    'epipolar': epipolar_figures(path, rows, limit),
+    'epipolar': epipolar_figures(records, rows, limit),
+    'histograms': histograms(rows),
     'consistency': consistency,
     'videos': videos,
   }, rows

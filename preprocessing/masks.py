@@ -1,33 +1,48 @@
-"""What is never scene: the holder and the stand below the camera.
+"""What is never scene: the holder, the stand, what the camera does not see.
 
-Two rules. By latitude: everything below a given angle. By persistence: cells
-of the image whose points, as long as they can be followed, stay nearly where
-they are while the scene moves, and do not obey its motion; a hand, a hat, a
-watermark. A distant point in the direction of travel also stays, but it obeys.
+By latitude: everything below a given angle. By persistence: cells of the image
+whose points, as long as they can be followed, stay nearly where they are while
+the scene moves, and do not obey its motion; a hand, a hat, a watermark. A
+distant point in the direction of travel also stays, but it obeys. By hand: a
+picture that the user painted. By the lens: directions that were not filmed.
 """
 
+import contextlib
 import dataclasses
+import os
+import pathlib
+from typing import Callable
 
 import cv2
 from jaxtyping import Bool, Float
 import numpy as np
 
-from odin_jax.shared import camera
+from odin_jax.shared import binary, camera
+from preprocessing import panorama
 
-# Columns and rows of cells; 5 degrees at the equator.
+# Columns and rows of the cells in which points are counted; 5 degrees.
 _GRID = (72, 36)
+# Columns and rows of the cells in which sight is asked for; half a degree.
+_FINE_GRID = (720, 360)
 # A point that moved by less than this share of the scene's motion stays.
 _STILL_SHARE = 0.4
 # Fewer points than this say nothing of a cell.
 _MIN_POINTS = 10
+# Between cells a mask is interpolated linearly, and ends where it falls below
+# this. At 1/4 every masked cell stays masked as a whole, its corners too.
+_EDGE = 0.25
+# A painted mask may be this far from twice as wide as high.
+_MAX_ASPECT_OFF = 0.1
+# How every whole PNG begins and ends.
+_PNG_START = b'\x89PNG\r\n\x1a\n'
+_PNG_END = b'IEND\xaeB`\x82'
 
 
-def _cells(rays: Float[np.ndarray, 'n 3']) -> tuple[np.ndarray, np.ndarray]:
-  u, v = camera.direction_to_equirect(rays, *_GRID)
-  return (
-    np.clip(v.astype(int), 0, _GRID[1] - 1),
-    u.astype(int) % _GRID[0],
-  )
+def _cells(
+  rays: Float[np.ndarray, '*b 3'], width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+  u, v = camera.direction_to_equirect(rays, width, height)
+  return np.clip(v.astype(int), 0, height - 1), u.astype(int) % width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +50,49 @@ class Mask:
   """Cells of the sphere that are not used.
 
   Attributes:
-    cells: [36, 72], rows of latitude from the top.
+    cells: rows of latitude from the top, columns of longitude; an
+      equirectangular picture of any size.
   """
 
   cells: Bool[np.ndarray, 'h w']
 
-  def holds(self, rays: Float[np.ndarray, 'n 3']) -> Bool[np.ndarray, 'n']:
+  def holds(self, rays: Float[np.ndarray, '*b 3']) -> Bool[np.ndarray, '*b']:
     """Which directions are masked."""
-    return self.cells[_cells(rays)]
+    height, width = self.cells.shape
+    return self.cells[_cells(rays, width, height)]
 
   @property
   def share(self) -> float:
     """Masked share of the sphere, by solid angle."""
-    latitude = (np.arange(_GRID[1]) + 0.5) / _GRID[1] * np.pi - np.pi / 2
+    height = len(self.cells)
+    latitude = (np.arange(height) + 0.5) / height * np.pi - np.pi / 2
     return float(np.average(self.cells.mean(axis=1), weights=np.cos(latitude)))
+
+  def resized(self, width: int, height: int) -> 'Mask':
+    """The same mask in other cells, its edge smooth.
+
+    What was masked stays masked, and up to 3/4 of an old cell around it is
+    masked too.
+    """
+    if self.cells.shape == (height, width):
+      return self
+    values = panorama.pad(self.cells.astype(np.uint8), 1).astype(np.float32)
+    values = _interpolated(_interpolated(values, height).T, width).T
+    return Mask(cells=values >= _EDGE)
+
+
+def _interpolated(
+  values: Float[np.ndarray, 'n m'], count: int
+) -> Float[np.ndarray, 'c m']:
+  """Values at `count` even places between the first and the last row.
+
+  The first and the last row lie beyond the ends. Computed here since
+  cv2.remap rounds places to 1/32.
+  """
+  place = (np.arange(count) + 0.5) * (len(values) - 2) / count + 0.5
+  low = np.floor(place).astype(int)
+  share = (place - low).astype(values.dtype)[:, None]
+  return values[low] * (1 - share) + values[low + 1] * share
 
 
 def below(latitude_deg: float) -> Mask:
@@ -56,6 +100,73 @@ def below(latitude_deg: float) -> Mask:
   top_deg = np.arange(_GRID[1]) / _GRID[1] * 180 - 90
   rows = top_deg >= latitude_deg
   return Mask(cells=np.repeat(rows[:, None], _GRID[0], axis=1))
+
+
+def outside(
+  sees: Callable[[Float[np.ndarray, '*b 3']], Bool[np.ndarray, '*b']],
+) -> Mask:
+  """Masks what a camera never sees, to half a degree.
+
+  Args:
+    sees: says of unit directions in the axes of the panorama whether the
+      camera sees them. A cell is masked unless all of its corners are seen.
+  """
+  width, height = _FINE_GRID
+  u, v = np.meshgrid(
+    np.arange(width + 1, dtype=np.float64),
+    np.arange(height + 1, dtype=np.float64),
+  )
+  seen = sees(camera.equirect_to_direction(u, v, width, height))
+  seen = seen[1:] & seen[:-1]
+  return Mask(cells=~(seen[:, 1:] & seen[:, :-1]))
+
+
+def read_mask(path: str | os.PathLike[str]) -> Mask:
+  """The mask that a user painted over a panorama.
+
+  Black is masked, as COLMAP has it (https://colmap.github.io/faq.html, "Mask
+  image regions"), and so is what is fully transparent.
+
+  Args:
+    path: a PNG in the layout of the panorama, of any size; grey, black and
+      white, or colour, with or without transparency.
+
+  Raises:
+    binary.UserError: it is no such picture, or masks all or nothing.
+  """
+  path = binary.require_file(path, 'a PNG of what is not to be used')
+  pixels = _read_png(path)
+  height, width = pixels.shape[:2]
+  if abs(width / height - 2) > _MAX_ASPECT_OFF:
+    raise binary.UserError(
+      f'{path}: is {width} x {height}, but a mask covers the whole panorama '
+      'and is twice as wide as high; paint it over one of its frames'
+    )
+  # OpenCV gives one channel, or three, or three and alpha.
+  masked = ~pixels[..., :3].any(axis=-1) | ~pixels[..., 3:].all(axis=-1)
+  for fault, what in ((masked.all(), 'all'), (not masked.any(), 'nothing')):
+    if fault:
+      raise binary.UserError(
+        f'{path}: masks {what}; black or transparent is masked, any other '
+        'colour is not'
+      )
+  return Mask(cells=masked)
+
+
+def _read_png(path: pathlib.Path) -> np.ndarray:
+  """Pixels [h, w, c] as they are stored."""
+  data = path.read_bytes()
+  pixels = None
+  if data.startswith(_PNG_START) and _PNG_END in data:
+    # Raises for more pixels than it can hold, and gives none for other damage.
+    with contextlib.suppress(cv2.error):
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None:
+    raise binary.UserError(
+      f'{path}: no PNG picture, or a damaged one; a mask is a PNG in the '
+      'layout of the panorama, black where it is not to be used'
+    )
+  return pixels.reshape(*pixels.shape[:2], -1)
 
 
 class Persistence:
@@ -81,7 +192,7 @@ class Persistence:
     moved = np.linalg.norm(after - before, axis=1)
     scene = np.median(moved[obeys]) if obeys.any() else 0.0
     stayed = ~obeys & (moved < _STILL_SHARE * scene)
-    cells = _cells(before)
+    cells = _cells(before, *_GRID)
     np.add.at(self._followed, cells, 1)
     np.add.at(self._stayed, cells, stayed)
 
@@ -104,5 +215,7 @@ class Persistence:
 
 
 def union(one: Mask, other: Mask) -> Mask:
-  """What either masks."""
+  """What either masks, in the cells of the finer one."""
+  height, width = np.maximum(one.cells.shape, other.cells.shape).tolist()
+  one, other = (mask.resized(width, height) for mask in (one, other))
   return Mask(cells=one.cells | other.cells)

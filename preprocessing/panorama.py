@@ -61,6 +61,54 @@ def _view_maps(
   return (u + shift).astype(np.float32), (v + shift).astype(np.float32)
 
 
+class Views:
+  """Cuts views of one panorama, which is padded once for all of them.
+
+  Args:
+    panorama: an equirectangular image of even width; height spans 180 degrees
+      whatever the aspect ratio.
+    interpolation: between pixels, an OpenCV constant.
+  """
+
+  def __init__(
+    self,
+    panorama: UInt8[np.ndarray, 'h w *c'],
+    interpolation: int = cv2.INTER_CUBIC,
+  ):
+    self._height, self._width = panorama.shape[:2]
+    # OpenCV interpolates floats faster than bytes, and to the same bytes.
+    self._padded = pad(panorama, _MARGIN_PX).astype(np.float32)
+    self._interpolation = interpolation
+
+  def cut(
+    self, *, yaw_deg: float, pitch_deg: float, fov_deg: float, size_px: int
+  ) -> UInt8[np.ndarray, 's s *c']:
+    """A square perspective view.
+
+    Where the panorama is finer than the view, the view is sampled at a
+    multiple of its size and averaged down, so that it does not alias.
+
+    Args:
+      yaw_deg: optical axis, positive to the right.
+      pitch_deg: optical axis, positive up.
+      fov_deg: full field of view, horizontal = vertical, below 180.
+      size_px: width = height of the view.
+    """
+    panorama_px_per_rad = self._width / (2 * np.pi)
+    view_px_per_rad = camera.intrinsics(fov_deg, size_px)[0, 0]
+    factor = max(1, round(panorama_px_per_rad / view_px_per_rad))
+    maps = _view_maps(
+      self._width, self._height, yaw_deg, pitch_deg, fov_deg, size_px * factor
+    )
+    view = cv2.remap(self._padded, *maps, self._interpolation)
+    # Rounds, and limits what overshoots.
+    view = cv2.add(view, (0.0, 0.0, 0.0, 0.0), dtype=cv2.CV_8U)
+    if factor > 1:
+      size = (size_px, size_px)
+      view = cv2.resize(view, size, interpolation=cv2.INTER_AREA)
+    return view
+
+
 def cut_view(
   panorama: UInt8[np.ndarray, 'h w 3'],
   *,
@@ -69,27 +117,7 @@ def cut_view(
   fov_deg: float,
   size_px: int,
 ) -> UInt8[np.ndarray, 's s 3']:
-  """A square perspective view of a panorama.
-
-  Where the panorama is finer than the view, the view is sampled at a multiple
-  of its size and averaged down, so that it does not alias.
-
-  Args:
-    panorama: an equirectangular image of even width; height spans 180 degrees
-      whatever the aspect ratio.
-    yaw_deg: optical axis, positive to the right.
-    pitch_deg: optical axis, positive up.
-    fov_deg: full field of view, horizontal = vertical, below 180.
-    size_px: width = height of the view.
-  """
-  height, width = panorama.shape[:2]
-  panorama_px_per_rad = width / (2 * np.pi)
-  view_px_per_rad = camera.intrinsics(fov_deg, size_px)[0, 0]
-  factor = max(1, round(panorama_px_per_rad / view_px_per_rad))
-  maps = _view_maps(
-    width, height, yaw_deg, pitch_deg, fov_deg, size_px * factor
+  """A square perspective view of a panorama; for several see `Views`."""
+  return Views(panorama).cut(
+    yaw_deg=yaw_deg, pitch_deg=pitch_deg, fov_deg=fov_deg, size_px=size_px
   )
-  view = cv2.remap(pad(panorama, _MARGIN_PX), *maps, cv2.INTER_CUBIC)
-  if factor > 1:
-    view = cv2.resize(view, (size_px, size_px), interpolation=cv2.INTER_AREA)
-  return view

@@ -5,16 +5,23 @@ was stopped goes on where it was:
 
     parts/VIDEO_ID.part    records, framed as TFRecords
     parts/VIDEO_ID.json    figures, ledger rows, checksum; written last
+
+What else a run keeps of a single video is in folders of its id:
+
+    cameras/VIDEO_ID/      its camera path for other tools
+    rejected/VIDEO_ID/     examples of what was dropped
 """
 
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+import shutil
+from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 from odin_jax.shared import binary, schema, tfrecord
 
+_FOLDERS_PER_VIDEO = ('cameras', 'rejected')
 Path = str | os.PathLike[str]
 
 
@@ -123,3 +130,26 @@ def read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
       f'{part}: its checksum differs; delete it and run again'
     )
   return content
+
+
+def remove(output: Path, video_ids: Collection[str]) -> None:
+  """Removes all that is kept of single videos, where it is there.
+
+  Args:
+    output: the run's output folder.
+    video_ids: any names; only what lies in the folders above is removed.
+  """
+  # Entries are looked up by their names. A path made of an id such as `..`
+  # would lead out of the folder.
+  output = pathlib.Path(output)
+  for entry in _entries(output / 'parts'):
+    if entry.suffix in ('.part', '.json') and entry.stem in video_ids:
+      entry.unlink()
+  for folder in _FOLDERS_PER_VIDEO:
+    for entry in _entries(output / folder):
+      if entry.name in video_ids:
+        shutil.rmtree(entry)
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -4,20 +4,38 @@ Sums come out the same on any machine only if they are added in the same order,
 so every process computes with a single thread, however many there are.
 """
 
+import collections
 from concurrent import futures
 import contextlib
 import multiprocessing
+from multiprocessing import connection
 import os
+import signal
+import sys
 import threading
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import cv2
 from tqdm import tqdm
 
-_THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+from odin_jax.shared import binary
+
+# What a process needs in its environment from the start.
+SINGLE_THREADED = {
+  'OMP_NUM_THREADS': '1',
+  'OPENBLAS_NUM_THREADS': '1',
+  'MKL_NUM_THREADS': '1',
+}
 _POLL_S = 0.3
+# How long a process may take to clean up when it is to end.
+_PATIENCE_S = 10.0
+# Ends a process with its cleaning up. pycolmap's logging library takes SIGTERM
+# for a crash.
+_STOP = signal.SIGUSR1
 # Processes are started anew: a forked one would inherit locked threads.
-CONTEXT = multiprocessing.get_context('spawn')
+_CONTEXT = multiprocessing.get_context('spawn')
+# What a worker's answer is.
+_TOLD, _DONE, _RAISED, _DIED = 'told', 'done', 'raised', 'died'
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
@@ -52,10 +70,14 @@ def run(
   Raises:
     the first error of a job; jobs that have not begun are then given up.
   """
-  counter = CONTEXT.Value('q', 0)
+  counter = _CONTEXT.Value('q', 0)
   with (
-    executor(
-      min(num_workers or num_cores(), len(jobs)), _count_with, counter
+    _single_threaded(),
+    futures.ProcessPoolExecutor(
+      max(1, min(num_workers or num_cores(), len(jobs))),
+      mp_context=_CONTEXT,
+      initializer=_count_with,
+      initargs=(counter,),
     ) as pool,
     tqdm(total=steps, unit=unit) as bar,
   ):
@@ -72,40 +94,178 @@ def run(
     return [future.result() for future in running if not future.cancelled()]
 
 
+def each(
+  work: Callable[[Job, Callable[[Any], None]], Any],
+  jobs: Iterable[Job],
+  *,
+  num_workers: int,
+  max_attempts: int,
+  lost: Callable[[Job, str], Any],
+) -> Iterator[Any]:
+  """Does jobs of which any may take its process down with it.
+
+  A process that dies (out of memory, a crash in a library) costs the others
+  nothing. Its job is done again after all others, when a shortage of memory may
+  be over.
+
+  Args:
+    work: a function of a module; called as `work(job, tell)`.
+    jobs: taken only as there are processes for them.
+    num_workers: processes; 0 takes all cores.
+    max_attempts: so often a job may be begun.
+    lost: `lost(job, reason)` stands for the result of a job that has used up
+      its attempts.
+
+  Yields:
+    what `work` tells and what it returns, as it comes.
+
+  Raises:
+    binary.UserError: one that `work` raised; it ends all jobs. Any other
+      exception ends its process like a crash.
+  """
+  todo = ((job, 1) for job in jobs)
+  again: collections.deque[tuple[Job, int]] = collections.deque()
+  crew = _Crew(work, num_workers or num_cores())
+  try:
+    while True:
+      while crew.has_room() and (task := next_task(todo, again)):
+        crew.begin(*task)
+      if not crew.busy:
+        return
+      for worker, event, content in crew.answers():
+        if event != _DIED:
+          yield content
+        elif worker.attempt < max_attempts:
+          again.append((worker.job, worker.attempt + 1))
+        else:
+          reason = f'the worker died {worker.attempt} times ({content})'
+          yield lost(worker.job, reason)
+  finally:
+    crew.stop()
+
+
+def next_task(
+  todo: Iterator[tuple[Job, int]], again: collections.deque[tuple[Job, int]]
+) -> tuple[Job, int] | None:
+  return next(todo, None) or (again.popleft() if again else None)
+
+
+class _Crew:
+  """So many workers as there is work for, up to a limit."""
+
+  def __init__(
+    self, work: Callable[[Any, Callable[[Any], None]], Any], limit: int
+  ):
+    self._work = work
+    self._limit = limit
+    self._idle: list[_Worker] = []
+    self.busy: dict[connection.Connection, _Worker] = {}
+
+  def has_room(self) -> bool:
+    return len(self.busy) < self._limit
+
+  def begin(self, job: Any, attempt: int) -> None:
+    worker = self._idle.pop() if self._idle else _Worker(self._work)
+    self.busy[worker.pipe] = worker
+    worker.begin(job, attempt)
+
+  def answers(self) -> Iterator[tuple['_Worker', str, Any]]:
+    """Waits; then what each worker that has something to say brings."""
+    for pipe in connection.wait(list(self.busy)):
+      worker = self.busy[pipe]
+      event, content = worker.answer()
+      if event != _TOLD:
+        del self.busy[pipe]
+      if event == _DONE:
+        self._idle.append(worker)
+      yield worker, event, content
+
+  def stop(self) -> None:
+    workers = [*self._idle, *self.busy.values()]
+    for worker in workers:
+      worker.stop()
+    for worker in workers:
+      worker.bury()
+
+
+class _Worker:
+  """A process that does one job at a time, and the pipe to it."""
+
+  def __init__(self, work: Callable[[Any, Callable[[Any], None]], Any]):
+    self.pipe, theirs = _CONTEXT.Pipe()
+    self._process = _CONTEXT.Process(
+      target=_serve, args=(work, theirs), daemon=True
+    )
+    with _single_threaded():
+      self._process.start()
+    theirs.close()
+
+  def begin(self, job: Any, attempt: int) -> None:
+    self.job, self.attempt = job, attempt
+    # A process that has just gone shows when its answer is asked for.
+    with contextlib.suppress(BrokenPipeError):
+      self.pipe.send(job)
+
+  def answer(self) -> tuple[str, Any]:
+    """The next event and what it brings: a message, a result, a reason."""
+    try:
+      event, content = self.pipe.recv()
+    except (EOFError, OSError):
+      return _DIED, self._ending()
+    if event == _RAISED:
+      raise content
+    return event, content
+
+  def _ending(self) -> str:
+    self._process.join()
+    code = self._process.exitcode
+    if code >= 0:
+      return f'status {code}'
+    return f'signal {-code}, {signal.strsignal(-code)}'
+
+  def stop(self) -> None:
+    """Tells the process to end; it removes what it had not finished."""
+    if self._process.is_alive():
+      os.kill(self._process.pid, _STOP)
+
+  def bury(self) -> None:
+    """Waits for the end, with limited patience."""
+    self._process.join(_PATIENCE_S)
+    self._process.kill()
+
+
+def _serve(
+  work: Callable[[Any, Callable[[Any], None]], Any],
+  pipe: connection.Connection,
+) -> None:
+  """Does one job after the other, until this process is ended."""
+  # The parent decides when the keyboard's interrupt ends its children.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(_STOP, lambda *_: sys.exit(1))
+  prepare()
+  threading.Thread(target=_follow_parent, daemon=True).start()
+  while True:
+    try:
+      job = pipe.recv()
+    except EOFError:
+      return
+    try:
+      answer = _DONE, work(job, lambda message: pipe.send((_TOLD, message)))
+    except binary.UserError as error:
+      answer = _RAISED, error
+    pipe.send(answer)
+
+
+def prepare() -> None:
+  """Keeps OpenCV, which reads no variable, to one thread."""
+  cv2.setNumThreads(1)
+
+
 def num_cores() -> int:
   """Cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def executor(
-  num_processes: int, prepare: Callable[[Any], None], shared: Any
-) -> Iterator[futures.ProcessPoolExecutor]:
-  """Processes with one thread each, that end when this one does.
-
-  Args:
-    num_processes: at least one is started.
-    prepare: called once in each process, with `shared`.
-    shared: a queue or a value of `CONTEXT`.
-  """
-  with (
-    _single_threaded(),
-    futures.ProcessPoolExecutor(
-      max(1, num_processes),
-      mp_context=CONTEXT,
-      initializer=_start,
-      initargs=(prepare, shared),
-    ) as pool,
-  ):
-    yield pool
-
-
-def _start(prepare: Callable[[Any], None], shared: Any) -> None:
-  cv2.setNumThreads(1)
-  threading.Thread(target=_follow_parent, daemon=True).start()
-  prepare(shared)
 
 
 def _follow_parent() -> None:
@@ -117,13 +277,15 @@ def _follow_parent() -> None:
 def _count_with(counter: Any) -> None:
   global _counter
   _counter = counter
+  prepare()
+  threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
   """Lets child processes start with one thread per library."""
-  before = {name: os.environ.get(name) for name in _THREADS}
-  os.environ.update(dict.fromkeys(_THREADS, '1'))
+  before = {name: os.environ.get(name) for name in SINGLE_THREADED}
+  os.environ.update(SINGLE_THREADED)
   try:
     yield
   finally:

@@ -1,30 +1,36 @@
 """Features of all frames -> one joint solution per component.
 
 1. Neighbours are matched near the places where their points arrived by small
-   steps (`tracking`), and fitted pair by pair.
+   steps (`tracking`), and fitted pair by pair. What contradicts the cycles that
+   it is in (`graph`) is left out.
 2. `chain` makes starting poses of them, `bundle` refines these: composed poses
    that no repeated texture can have turned round.
 3. Every frame pair of the window is matched near the places where the composed
    poses and the triangulated points put them. A robust fit of the pair alone
    that disagrees with the composed pose rejects the pair.
 4. All matches of the pairs that agree are joined into points, and everything
-   is refined together. Each pair is checked against the result.
+   is refined together.
+5. Before the last round of 3 and 4, `loops` finds where the path returns, and
+   `closing` joins components and relaxes the poses; closures are then matched
+   like all pairs.
+6. Each pair is checked against the result. Composed long-range pairs follow.
 """
 
 import dataclasses
-from typing import Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from jaxtyping import Float, Int
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from odin_jax.shared import camera
 from preprocessing import (
   bundle,
   chain,
+  closing,
   gauge,
+  graph,
   joint,
+  loops,
   masks,
   matchers,
   pairs,
@@ -46,9 +52,14 @@ class Solution:
     frame2scene: pose of each frame in its component, median depth 1.
     points: in scene coordinates of their component; NaN where not used.
     observations: that obey the solution.
-    verdicts: of every candidate pair.
+    verdicts: of every pair of the window, and of every closure.
     mask: what was not used.
     figures: counts, for the manifest.
+    closures: where the path returns, and what joined components; `verdicts`
+      says which of them are good pairs too.
+    long_pairs: composed pairs of frames that were not matched.
+    dropped: rows for the ledger: edges that were cut, scales that disagree,
+      closures that fell.
   """
 
   component: Int[np.ndarray, 'f']
@@ -58,6 +69,9 @@ class Solution:
   verdicts: Mapping[pairs.FramePair, verdicts.Verdict]
   mask: masks.Mask
   figures: Mapping[str, int | float]
+  closures: Sequence[loops.Closure] = ()
+  long_pairs: Sequence[graph.LongPair] = ()
+  dropped: Sequence[dict[str, Any]] = ()
 
   def points_of_pair(
     self, source: int, target: int
@@ -67,6 +81,17 @@ class Solution:
       np.isin(self.observations.frame, (source, target))
     ]
     return self.points[np.unique(seen)]
+
+
+@dataclasses.dataclass
+class _State:
+  """What is solved so far."""
+
+  component: np.ndarray
+  frame2scene: np.ndarray
+  tracks: pairs.Tracks
+  points: np.ndarray
+  observations: bundle.Observations
 
 
 class Solver:
@@ -80,6 +105,8 @@ class Solver:
     rules: thresholds.
     max_gap: largest gap of a pair, in frames.
     pixel_rad: angle of one panorama pixel at the equator.
+    graph_rules: of cycles, closures and long-range pairs; None: without them.
+    mask: what is known not to be scene, besides what is found.
   """
 
   def __init__(
@@ -91,6 +118,8 @@ class Solver:
     rules: verdicts.PoseRules,
     max_gap: int,
     pixel_rad: float,
+    graph_rules: graph.GraphRules | None = None,
+    mask: masks.Mask | None = None,
   ):
     self._features = list(features)
     self._arrivals = list(arrivals)
@@ -99,7 +128,11 @@ class Solver:
     self._max_gap = max_gap
     self._pixel_rad = pixel_rad
     self._judge = verdicts.Judge(rules, pixel_rad)
+    self._graph_rules = graph_rules
+    self._known_mask = mask
     self._matcher_calls = 0
+    self._search = loops.Search(closures=[], tried=0, dropped=[])
+    self._dropped: list[dict[str, Any]] = []
 
   def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
     """Runs all steps; `progress` is told the name of each."""
@@ -108,41 +141,120 @@ class Solver:
     matches = self._match_neighbours()
     tracks = self._tracks(matches)
     start = self._chain(matches, tracks)
-    component, poses = start.component, start.frame2scene
-    poses, points, observations = self._refine(component, poses, tracks)
+    state = self._refine(start.component, start.frame2scene, tracks)
     found: Verdicts = {}
-    for _ in range(self._rules.rounds):
+    for left in reversed(range(self._rules.rounds)):
+      if not left:
+        progress('loops')
+        self._close_loops(state)
       progress('pairs')
-      matches = self._match_window(component, poses, tracks, points)
-      found = self._judge.compare(self._features, poses, matches)
+      matches = self._match_window(state)
+      found = self._judge.compare(self._features, state.frame2scene, matches)
       progress('refinement')
-      tracks = self._tracks(_kept(matches, found))
-      poses, points, observations = self._refine(component, poses, tracks)
-    for pair in _kept(matches, found):
-      found[pair] = self._judge.verify(
-        self._features, poses, pair, matches[pair]
-      )
-    whole, component = component, _regroup(component, found)
-    if not np.array_equal(whole, component):
-      # What fell apart has no common scale: each part is solved by itself.
-      tracks = self._tracks(_kept(matches, found))
-      poses, points, observations = self._refine(component, poses, tracks)
-    poses, points = gauge.normalise(component, poses, points, observations)
+      tracks = self._tracks(self._ties(matches, found))
+      state = self._refine(state.component, state.frame2scene, tracks)
+    found |= {
+      pair: self._judge.verify(self._features, state.frame2scene, pair, matched)
+      for pair, matched in matches.items()
+      if not found[pair].reason
+    }
+    state = self._fall_apart(state, matches, found)
+    return self._with_long_pairs(self._solution(state, found, mask))
+
+  def _fall_apart(
+    self, state: _State, matches: pairs.Matches, found: Verdicts
+  ) -> _State:
+    """What no kept pair ties has no common scale: it is solved by itself."""
+    ties = self._ties(matches, found)
+    component = graph.components(len(self._features), ties)
+    if np.array_equal(component, state.component):
+      return state
+    return self._refine(component, state.frame2scene, self._tracks(ties))
+
+  def _solution(
+    self, state: _State, found: Verdicts, mask: masks.Mask
+  ) -> Solution:
+    poses, points = gauge.normalise(
+      state.component, state.frame2scene, state.points, state.observations
+    )
     return Solution(
-      component=component,
+      component=state.component,
       frame2scene=poses,
       points=points,
-      observations=observations,
-      verdicts=self._complete(component, found),
+      observations=state.observations,
+      verdicts=self._complete(state.component, found),
       mask=mask,
       figures={
         'matcher_calls': self._matcher_calls,
+        'matcher_calls_bound': self._matcher_calls_bound(),
         'points': int(np.isfinite(points[:, 0]).sum()),
-        'observations': len(observations.frame),
-        'refused_matches': tracks.num_refused,
-        'residual_median_px': self._residual_px(poses, points, observations),
+        'observations': len(state.observations.frame),
+        'refused_matches': state.tracks.num_refused,
+        'residual_median_px': self._residual_px(
+          poses, points, state.observations
+        ),
+        'cut_edges': self._count('graph'),
+        'scale_outliers': self._count('scale'),
+        'loops_tried': self._search.tried,
+        'loops_closed': len(self._search.closures),
       },
+      closures=self._search.closures,
+      dropped=self._dropped,
     )
+
+  def _count(self, stage: str) -> int:
+    return sum(row['stage'] == stage for row in self._dropped)
+
+  def _with_long_pairs(self, solution: Solution) -> Solution:
+    if self._graph_rules is None:
+      return solution
+    found = graph.long_range_pairs(solution, self._graph_rules)
+    return dataclasses.replace(
+      solution,
+      long_pairs=found,
+      figures={**solution.figures, 'long_pairs': len(found)},
+    )
+
+  def _matcher_calls_bound(self) -> int:
+    """Most matcher calls that a video of as many frames can take.
+
+    Neighbours once, the window in every round, and each try for a closure
+    twice: to find it and, with the last round, to use it.
+    """
+    count = len(self._features)
+    window = len(pairs.candidates(count, self._max_gap))
+    tries = 0
+    if self._graph_rules is not None:
+      tries = loops.max_tries(count, self._graph_rules)
+    return max(count - 1, 0) + self._rules.rounds * window + 2 * tries
+
+  def _close_loops(self, state: _State) -> None:
+    """Finds closures and brings the poses near them."""
+    if self._graph_rules is None:
+      return
+    scene = loops.Scene(
+      component=state.component,
+      frame2scene=state.frame2scene,
+      points=state.points,
+      observations=state.observations,
+      ids=self._ids(state.tracks),
+    )
+    self._search = loops.Finder(
+      self._features,
+      scene,
+      self._match,
+      self._judge,
+      self._graph_rules,
+      self._max_gap,
+    ).find()
+    self._dropped += self._search.dropped
+    if self._search.closures:
+      state.component, state.frame2scene = closing.close(
+        scene, self._search.closures, self._graph_rules
+      )
+      state.points = bundle.triangulate(
+        state.frame2scene, state.observations, len(state.points)
+      )
 
   def _residual_px(
     self,
@@ -156,24 +268,49 @@ class Solver:
     return round(float(np.median(errors)) / self._pixel_rad, 4)
 
   def _match(
-    self, source: int, target: int, expected: np.ndarray
+    self,
+    source: matchers.Features,
+    target: matchers.Features,
+    expected: np.ndarray | None = None,
   ) -> Int[np.ndarray, 'm 2']:
     self._matcher_calls += 1
     return self._matcher.match(
-      self._features[source],
-      self._features[target],
+      source,
+      target,
       expected=expected,
       gate_rad=np.deg2rad(self._rules.gate_deg),
     )
 
   def _match_neighbours(self) -> dict[pairs.FramePair, np.ndarray]:
     return {
-      (frame, frame + 1): self._match(frame, frame + 1, arrived)
+      (frame, frame + 1): self._match(
+        self._features[frame], self._features[frame + 1], arrived
+      )
       for frame, arrived in enumerate(self._arrivals)
     }
 
   def _tracks(self, matches: pairs.Matches) -> pairs.Tracks:
     return pairs.Tracks(matches, [len(frame) for frame in self._features])
+
+  def _ids(self, tracks: pairs.Tracks) -> list[Int[np.ndarray, 'n']]:
+    """The point of each feature of each frame, -1 where it has none."""
+    return [
+      tracks.by_feature(frame, len(features))
+      for frame, features in enumerate(self._features)
+    ]
+
+  def _ties(self, matches: pairs.Matches, found: Verdicts) -> pairs.Matches:
+    """The matches of the pairs that are good so far.
+
+    A closure without parallax is no pair for the records, but a tie.
+    """
+    closed = {closure.pair for closure in self._search.closures}
+    return {
+      pair: matched
+      for pair, matched in matches.items()
+      if not found[pair].reason
+      or (pair in closed and found[pair].reason == verdicts.NO_PARALLAX)
+    }
 
   def _mask(self) -> masks.Mask:
     """Finds what is never scene and takes its features out."""
@@ -188,6 +325,8 @@ class Solver:
       masks.below(self._rules.mask_below_deg),
       persistence.mask(self._rules.mask_min_persistence),
     )
+    if self._known_mask is not None:
+      mask = masks.union(mask, self._known_mask)
     for frame, features in enumerate(self._features):
       keep = ~mask.holds(features.rays)
       self._features[frame] = features.subset(keep)
@@ -196,10 +335,7 @@ class Solver:
     return mask
 
   def _chain(self, matches: pairs.Matches, tracks: pairs.Tracks) -> chain.Chain:
-    points = [
-      tracks.by_feature(frame, len(features))
-      for frame, features in enumerate(self._features)
-    ]
+    points = self._ids(tracks)
     fits: Fits = {}
     ids = {}
     for pair in pairs.candidates(len(points), self._rules.chain_gap):
@@ -209,9 +345,30 @@ class Solver:
       )
       if fit is not None:
         fits[pair], ids[pair] = fit, shared
-    return chain.chain(
+    self._cut_edges(fits)
+    found = chain.chain(
       len(points), fits, ids, min_shared=self._rules.min_inliers // 2
     )
+    self._dropped += [
+      {
+        'stage': 'scale',
+        'reason': 'scales of two pairs contradict the others',
+        'frames': sorted({*outlier.first, *outlier.second}),
+      }
+      for outlier in found.outliers
+    ]
+    return found
+
+  def _cut_edges(self, fits: Fits) -> None:
+    """Takes out what contradicts the cycles that it is in."""
+    if self._graph_rules is None:
+      return
+    for pair in graph.inconsistent(fits, self._graph_rules):
+      del fits[pair]
+      reason = 'pair contradicts the cycles through it'
+      self._dropped.append(
+        {'stage': 'graph', 'reason': reason, 'frames': list(pair)}
+      )
 
   def _observations(self, tracks: pairs.Tracks) -> bundle.Observations:
     starts = np.concatenate(
@@ -229,19 +386,26 @@ class Solver:
 
   def _refine(
     self, component: np.ndarray, poses: np.ndarray, tracks: pairs.Tracks
-  ) -> tuple[np.ndarray, np.ndarray, bundle.Observations]:
-    return joint.refine(
+  ) -> _State:
+    poses, points, observations = joint.refine(
       component,
       poses,
       self._observations(tracks),
       tracks.num_points,
       max_iterations=self._rules.max_iterations,
     )
+    return _State(component, poses, tracks, points, observations)
+
+  def _candidates(self) -> list[pairs.FramePair]:
+    """All pairs of the window, and closures."""
+    window = pairs.candidates(len(self._features), self._max_gap)
+    closed = sorted(one.pair for one in self._search.closures)
+    return list(dict.fromkeys([*window, *closed]))
 
   def _complete(self, component: np.ndarray, found: Verdicts) -> Verdicts:
     """Verdicts of all candidates, also of those that were never matched."""
     complete = {}
-    for pair in pairs.candidates(len(self._features), self._max_gap):
+    for pair in self._candidates():
       if pair in found:
         complete[pair] = found[pair]
       elif min(component[list(pair)]) < 0:
@@ -250,22 +414,14 @@ class Solver:
         complete[pair] = verdicts.dropped('different components')
     return complete
 
-  def _match_window(
-    self,
-    component: np.ndarray,
-    poses: np.ndarray,
-    tracks: pairs.Tracks,
-    points: np.ndarray,
-  ) -> dict[pairs.FramePair, np.ndarray]:
-    """Matches all pairs of the window, near where the poses put each point."""
+  def _match_window(self, state: _State) -> dict[pairs.FramePair, np.ndarray]:
+    """Matches all candidates, near where the poses put each point."""
     found = {}
-    ids = [
-      tracks.by_feature(frame, len(features))
-      for frame, features in enumerate(self._features)
-    ]
+    component, poses = state.component, state.frame2scene
+    ids = self._ids(state.tracks)
     # The last row stands for features that show no point.
-    points = np.concatenate([points, np.full((1, 3), np.nan)])
-    for pair in pairs.candidates(len(self._features), self._max_gap):
+    points = np.concatenate([state.points, np.full((1, 3), np.nan)])
+    for pair in self._candidates():
       source, target = pair
       if not component[source] == component[target] >= 0:
         continue
@@ -279,7 +435,9 @@ class Solver:
       found[pair] = np.unique(
         np.concatenate(
           [
-            self._match(source, target, expected),
+            self._match(
+              self._features[source], self._features[target], expected
+            ),
             self._common(pair, ids, expected),
           ]
         ),
@@ -310,28 +468,3 @@ def _shared(
   ids, first, second = np.intersect1d(one, other, return_indices=True)
   real = ids >= 0
   return ids[real], first[real], second[real]
-
-
-def _kept(
-  matches: pairs.Matches, found: Verdicts
-) -> dict[pairs.FramePair, np.ndarray]:
-  """The matches of the pairs that are good so far."""
-  return {
-    pair: matched for pair, matched in matches.items() if not found[pair].reason
-  }
-
-
-def _regroup(
-  component: Int[np.ndarray, 'f'], found: Verdicts
-) -> Int[np.ndarray, 'f']:
-  """Components by kept pairs alone, numbered by first frame; -1 without."""
-  kept = [pair for pair, verdict in found.items() if not verdict.reason]
-  ends = np.array(kept, np.int64).reshape(-1, 2)
-  graph = sparse.coo_array(
-    (np.ones(len(ends)), (ends[:, 0], ends[:, 1])),
-    shape=(len(component), len(component)),
-  )
-  _, label = csgraph.connected_components(graph, directed=False)
-  alone = np.bincount(label)[label] < 2
-  seen = list(dict.fromkeys(label[~alone].tolist()))
-  return np.array([-1 if a else seen.index(x) for x, a in zip(label, alone)])

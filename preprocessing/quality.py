@@ -27,7 +27,9 @@ class Component:
     video_id: the video's stem.
     scene_id: the component within it.
     poses: frame2scene by time.
-    frame_pairs: pairs of times that occur in records, the earlier one first.
+    frame_pairs: pairs of times, the earlier one first, that occur in records
+      that were matched directly.
+    long_pairs: the same of records whose pose is composed of several.
     poses_per_frame: largest number of different poses of one frame.
   """
 
@@ -37,6 +39,7 @@ class Component:
     default_factory=dict
   )
   frame_pairs: set[tuple[float, float]] = dataclasses.field(default_factory=set)
+  long_pairs: set[tuple[float, float]] = dataclasses.field(default_factory=set)
   poses_per_frame: int = 1
 
 
@@ -57,7 +60,8 @@ def gather_components(
       distinct = seen.setdefault((*key, time_s), set())
       distinct.add(np.asarray(pose, np.float32).tobytes())
       component.poses_per_frame = max(component.poses_per_frame, len(distinct))
-    component.frame_pairs.add((min(times), max(times)))
+    pairs = component.frame_pairs if row['hops'] == 1 else component.long_pairs
+    pairs.add((min(times), max(times)))
   return list(components.values())
 
 
@@ -76,13 +80,16 @@ def pose_at(
 
 
 def pose_errors(
-  component: Component, truth: Mapping[str, np.ndarray]
+  component: Component,
+  truth: Mapping[str, np.ndarray],
+  pairs: Iterable[tuple[float, float]] | None = None,
 ) -> dict[str, np.ndarray]:
   """Errors of the relative poses of a component's frame pairs.
 
   Args:
     component: poses found.
     truth: the contents of a `NAME.truth.npz`.
+    pairs: of which pairs of times; by default of `component.frame_pairs`.
 
   Returns:
     one value per frame pair: `gap_s`; `rotation_deg`; `direction_deg`, between
@@ -91,7 +98,8 @@ def pose_errors(
     camera did not move.
   """
   rows = []
-  for earlier, later in sorted(component.frame_pairs):
+  chosen = component.frame_pairs if pairs is None else pairs
+  for earlier, later in sorted(chosen):
     found = _relative(component.poses[earlier], component.poses[later])
     true = _relative(pose_at(truth, earlier), pose_at(truth, later))
     rotation = camera.rotation_angle_deg(found[:, :3].T @ true[:, :3])
@@ -101,7 +109,7 @@ def pose_errors(
       direction = camera.angle_between_deg(found[:, 3], true[:, 3])
       ratio = np.linalg.norm(found[:, 3]) / baseline_m
     rows.append((later - earlier, rotation, direction, ratio))
-  gap, rotation, direction, ratio = np.array(rows, np.float64).T
+  gap, rotation, direction, ratio = np.array(rows, np.float64).reshape(-1, 4).T
   moved = ratio[np.isfinite(ratio)]
   middle = np.median(moved) if moved.size else np.nan
   return {

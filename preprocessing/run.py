@@ -6,24 +6,43 @@
 Writes into DIR: TFRecord shards per split with features.json and
 dataset_info.json, manifest.json (config, versions, figures per video,
 checksums), ledger.jsonl (what was dropped, where and why) and run.json
-(seconds, memory). Each finished video is kept in parts/: a run that was
-stopped goes on where it was.
+(seconds, memory); cameras/VIDEO_ID/ with the camera path as a COLMAP model of
+panoramas (see `preprocessing.exports` for --export); rejected/VIDEO_ID/ with
+pictures of rejected pairs. Each finished video is kept in parts/: a run that
+was stopped goes on where it was, and a run with more videos does only those.
+
+On a cluster: --engine=ray, see launch/preprocess_ray.yaml. The bytes are the
+same as on one machine.
 """
 
+import hashlib
+import json
 import pathlib
 import resource
-from typing import Any
+from typing import Any, Iterable, Iterator
 
 from absl import flags
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import matchers, parts, shards, workers
+from preprocessing import (
+  exports,
+  ids,
+  masks,
+  matchers,
+  parts,
+  projections,
+  ray_engine,
+  shards,
+  workers,
+)
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
   '.360 .avi .flv .insv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv'.split()
 )
+# What preprocessing.download leaves beside its videos.
+_NO_VIDEOS = frozenset(['ledger.jsonl', 'download.json'])
 
 _CONFIG = binary.define_config('configs/preprocess.py')
 _INPUT = flags.DEFINE_string(
@@ -32,8 +51,54 @@ _INPUT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write; new, or made by this command.'
 )
+_PROJECTION = flags.DEFINE_enum(
+  'projection',
+  'auto',
+  ['auto', *projections.NAMES],
+  'Layout of the frames of all videos; auto: found out for each.',
+)
+_MASK = flags.DEFINE_string(
+  'mask',
+  None,
+  'PNG, laid out as the panoramas, black where the operator is; added to the '
+  'mask that is found.',
+)
+_EXPORT = flags.DEFINE_list(
+  'export',
+  [],
+  'Layouts in which camera paths also leave with their pictures and masks; of '
+  f'{", ".join(exports.FORMATS)}.',
+)
+_EXCLUDE_IDS = flags.DEFINE_string(
+  'exclude_ids', None, 'List of video ids that are not used.'
+)
 _NUM_WORKERS = flags.DEFINE_integer(
   'num_workers', 0, 'Videos at a time; 0: as many as there are cores.', 0
+)
+_MAX_ATTEMPTS = flags.DEFINE_integer(
+  'max_attempts',
+  workers.MAX_ATTEMPTS,
+  'How often a video is begun whose process or machine dies.',
+  1,
+)
+_ENGINE = flags.DEFINE_enum(
+  'engine', 'local', ['local', 'ray'], 'Processes here, or a Ray cluster.'
+)
+_RAY_ADDRESS = flags.DEFINE_string(
+  'ray_address',
+  '',
+  'With --engine=ray: a cluster that runs, auto or IP:PORT; else one is '
+  'started on this machine.',
+)
+_MATCHER_ACTORS = flags.DEFINE_integer(
+  'matcher_actors',
+  0,
+  'With --engine=ray: processes that match for all videos, such as a network '
+  'on GPUs; 0: every video does so itself.',
+  0,
+)
+_GPUS_PER_ACTOR = flags.DEFINE_float(
+  'gpus_per_actor', 0.0, 'Share of a GPU that each of them holds.', 0.0
 )
 flags.mark_flags_as_required(['input', 'output'])
 
@@ -52,7 +117,7 @@ def find_videos(
   videos: dict[str, pathlib.Path] = {}
   others = []
   for entry in sorted(path.iterdir()):
-    if entry.name.startswith('.'):
+    if entry.name.startswith('.') or entry.name in _NO_VIDEOS:
       continue
     if not entry.is_file() or entry.suffix.lower() not in _VIDEO_SUFFIXES:
       others.append(_row(entry, 'not a video'))
@@ -77,10 +142,74 @@ def _row(path: pathlib.Path, reason: str) -> dict[str, Any]:
   }
 
 
+def job_config() -> dict[str, Any]:
+  """The config with what flags add to it: all that a part depends on.
+
+  Raises:
+    binary.UserError: a value that no video could be made records with.
+  """
+  config = _CONFIG.value
+  _check(config)
+  unknown = set(_EXPORT.value) - set(exports.FORMATS)
+  if unknown:
+    raise binary.UserError(
+      f'--export={",".join(_EXPORT.value)}: give some of '
+      f'{", ".join(exports.FORMATS)}'
+    )
+  more: dict[str, Any] = {
+    'projection': _PROJECTION.value,
+    'export_formats': sorted(set(_EXPORT.value)),
+    'mask': '',
+  }
+  if _MASK.value:
+    masks.read_mask(_MASK.value)
+    path = pathlib.Path(_MASK.value).absolute()
+    more['mask'] = str(path)
+    more['mask_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return {**config.to_dict(), **more}
+
+
+def without_excluded(
+  videos: list[pathlib.Path], output: pathlib.Path
+) -> tuple[list[pathlib.Path], list[dict[str, Any]]]:
+  """Videos that may be used, and ledger rows of the others."""
+  reasons = {
+    **dict.fromkeys(ids.read_excluded(_EXCLUDE_IDS.value), 'excluded'),
+    **dict.fromkeys(ids.read_dropped(output), 'dropped on request'),
+  }
+  rows = [
+    {'video_id': path.stem, 'stage': 'request', 'reason': reasons[path.stem]}
+    for path in videos
+    if path.stem in reasons
+  ]
+  return [path for path in videos if path.stem not in reasons], rows
+
+
+def events(
+  jobs: list[workers.Job],
+) -> Iterator[workers.Report | workers.Outcome]:
+  """Does all jobs on the engine that was asked for."""
+  if _ENGINE.value == 'local':
+    return workers.run(jobs, _NUM_WORKERS.value, _MAX_ATTEMPTS.value)
+  return ray_engine.run(
+    jobs,
+    ray_engine.Rules(
+      address=_RAY_ADDRESS.value,
+      num_workers=_NUM_WORKERS.value,
+      max_attempts=_MAX_ATTEMPTS.value,
+      matcher_actors=_MATCHER_ACTORS.value,
+      gpus_per_actor=_GPUS_PER_ACTOR.value,
+    ),
+  )
+
+
 def process_all(
-  jobs: list[workers.Job], *, num_workers: int, max_bad: int
+  events: Iterable[workers.Report | workers.Outcome],
+  *,
+  num_videos: int,
+  max_bad: int,
 ) -> dict[str, workers.Outcome]:
-  """Does all jobs under a progress bar.
+  """Follows the engine under a progress bar.
 
   Raises:
     binary.UserError: more than `max_bad` videos cannot be used.
@@ -89,9 +218,11 @@ def process_all(
   shares: dict[str, float] = {}
   bad = 0
   with tqdm(
-    total=len(jobs), unit='video', bar_format='{l_bar}{bar}| {elapsed}{postfix}'
+    total=num_videos,
+    unit='video',
+    bar_format='{l_bar}{bar}| {elapsed}{postfix}',
   ) as bar:
-    for event in workers.run(jobs, num_workers):
+    for event in events:
       if isinstance(event, workers.Outcome):
         outcomes[event.video_id] = event
         shares[event.video_id] = 1.0
@@ -142,19 +273,23 @@ def _nothing(
 def main() -> None:
   """Runs the pipeline and merges its parts."""
   stopwatch = binary.Stopwatch()
-  config = _CONFIG.value
-  _check(config)
+  config = job_config()
   source = pathlib.Path(_INPUT.value)
   videos, dropped = find_videos(source)
   output = binary.claim_output(_OUTPUT.value, _TOOL)
+  # A request to drop videos that was cut short must not be forgotten.
+  shards.finish_drop(output)
+  videos, rows = without_excluded(videos, output)
+  dropped += rows
+  if not videos:
+    raise binary.UserError(f'{source}: every video in it is excluded')
   jobs = [
-    workers.Job(path=path, output=output, config=config.to_dict())
-    for path in videos
+    workers.Job(path=path, output=output, config=config) for path in videos
   ]
   outcomes = process_all(
-    jobs,
-    num_workers=_NUM_WORKERS.value,
-    max_bad=config.max_bad_videos if source.is_dir() else 0,
+    events(jobs),
+    num_videos=len(jobs),
+    max_bad=config['max_bad_videos'] if source.is_dir() else 0,
   )
   for path in videos:
     if outcomes[path.stem].error:
@@ -166,19 +301,33 @@ def main() -> None:
   shards.merge(
     output,
     video_ids=usable,
-    config=config.to_dict(),
+    config=config,
     tool=_TOOL,
     extra_dropped=dropped,
   )
+  _write_figures(output, stopwatch, [outcomes[name] for name in usable])
+
+
+def _write_figures(
+  output: pathlib.Path,
+  stopwatch: binary.Stopwatch,
+  outcomes: list[workers.Outcome],
+) -> None:
+  """Writes run.json; videos that were done before keep their seconds."""
+  path = output / 'run.json'
+  seconds: dict[str, float] = {}
+  if path.is_file():
+    seconds = json.loads(path.read_text()).get('video_seconds', {})
   figures = stopwatch.figures()
   children_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
   figures['peak_rss_mb'] = max(
     figures['peak_rss_mb'], round(children_kb / 1024, 1)
   )
   figures['video_seconds'] = {
-    video_id: outcomes[video_id].seconds for video_id in usable
+    outcome.video_id: outcome.seconds or seconds.get(outcome.video_id, 0.0)
+    for outcome in outcomes
   }
-  binary.write_json(output / 'run.json', figures)
+  binary.write_json(path, figures)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ write_metadata` counts the records with it, but here the counts are known.
 
 import json
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Collection, Mapping
 
 from google.protobuf import json_format
 import numpy as np
@@ -17,22 +17,32 @@ from tensorflow_datasets.core.proto import dataset_info_pb2
 from odin_jax.shared import binary, schema
 
 _FILE_PATTERN = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_CHANNELS = {'jpeg': 3, 'png': 1}
 _DTYPES = {'float': np.float32, 'int': np.int64}
 
 
 def _connector(feature: schema.Feature) -> tfds.features.FeatureConnector:
   if feature.kind == 'bytes':
-    return tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+    return tfds.features.Image(
+      shape=(None, None, _CHANNELS[feature.encoding]),
+      encoding_format=feature.encoding,
+    )
   if feature.kind == 'text':
     return tfds.features.Text()
   dtype = _DTYPES[feature.kind]
   return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
 
 
-def features() -> tfds.features.FeaturesDict:
-  """The schema in TFDS terms; `a/b` is feature b of the dict a, as in TFDS."""
+def features(optional: Collection[str] = ()) -> tfds.features.FeaturesDict:
+  """The schema in TFDS terms; `a/b` is feature b of the dict a, as in TFDS.
+
+  Args:
+    optional: names of the optional features that the records have.
+  """
   nested: dict[str, Any] = {}
   for name, feature in schema.FEATURES.items():
+    if feature.optional and name not in optional:
+      continue
     *groups, leaf = name.split('/')
     place = nested
     for group in groups:
@@ -42,16 +52,19 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def write(
-  output: pathlib.Path, shards: Mapping[str, Mapping[str, Any]]
+  output: pathlib.Path,
+  shards: Mapping[str, Mapping[str, Any]],
+  optional: Collection[str] = (),
 ) -> None:
   """Writes the two files.
 
   Args:
     output: the record folder.
     shards: name -> `split`, `records`, `bytes`, in the order of the shards.
+    optional: names of the optional features that all records have.
   """
   # Protocol buffers give the keys in an order of the day.
-  content = json.loads(json.dumps(features().to_json(), sort_keys=True))
+  content = json.loads(json.dumps(features(optional).to_json(), sort_keys=True))
   binary.write_json(output / 'features.json', content)
   info = dataset_info_pb2.DatasetInfo(
     name=schema.DATASET_NAME,

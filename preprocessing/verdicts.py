@@ -9,6 +9,8 @@ import numpy as np
 from odin_jax.shared import camera
 from preprocessing import matchers, pairs, two_view
 
+# The camera did not move: no direction of translation, but all else is known.
+NO_PARALLAX = 'too little parallax'
 # Of the sampling in robust fits.
 _SEED = 0
 
@@ -101,6 +103,18 @@ class Judge:
       seed=_SEED,
     )
 
+  def weakness_alone(
+    self, fit: two_view.PairFit | None, source_rays: Float[np.ndarray, 'm 3']
+  ) -> str:
+    """Why a pair that nothing else is known of is not to be trusted, or ''."""
+    if fit is None:
+      return 'too few matches agree'
+    if fit.inliers.mean() < self._rules.min_inlier_share:
+      return 'too small a share of matches agrees'
+    if _spread(source_rays[fit.inliers]) < self._rules.min_spread:
+      return 'matches lie too close together'
+    return ''
+
   def compare(
     self,
     features: Frames,
@@ -129,7 +143,7 @@ class Judge:
     if camera.rotation_angle_deg(off) > self._rules.max_rotation_off_deg:
       return 'own fit turns against the composed pose'
     if not fit.moves:
-      return 'too little parallax'
+      return NO_PARALLAX
     apart = camera.angle_between_deg(composed[:, 3], fit.target2source[:, 3])
     if apart > self._rules.max_direction_off_deg:
       return 'own fit moves against the composed pose'
@@ -170,11 +184,15 @@ class Judge:
     turned = target @ relative[:, :3].T
     parallax = np.median(np.linalg.norm(turned - source, axis=1))
     if parallax < np.deg2rad(rules.min_parallax_deg):
-      return 'too little parallax'
-    spread = np.linalg.eigvalsh(source.T @ source / len(source))[0]
-    if spread < rules.min_spread:
+      return NO_PARALLAX
+    if _spread(source) < rules.min_spread:
       return 'matches lie too close together'
     return ''
+
+
+def _spread(rays: Float[np.ndarray, 'm 3']) -> float:
+  """Smallest eigenvalue of the mean r r^T."""
+  return float(np.linalg.eigvalsh(rays.T @ rays / len(rays))[0])
 
 
 def _rays(

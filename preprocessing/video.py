@@ -1,355 +1,347 @@
-"""One video -> posed frames -> records."""
+"""One video -> posed frames -> records, and what leaves beside them."""
 
 import collections
 import dataclasses
-import hashlib
 import os
 import pathlib
-from typing import Any, Callable, Iterator
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import cv2
-from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from odin_jax.shared import camera, schema
+from odin_jax.shared import binary, schema
 from preprocessing import (
   alignment,
-  frames,
-  gauge,
-  jpeg,
+  cameras,
+  cutting,
+  detection,
+  exports,
+  graph,
+  masks,
   matchers,
+  observation,
+  pairs,
   panorama,
+  parts,
   poses,
+  projections,
   splits,
-  tracking,
   verdicts,
 )
 
-Progress = Callable[[str, float], None]
-
-
-@dataclasses.dataclass
-class Observed:
-  """What is kept of a video while it is read, once.
-
-  Attributes:
-    times_s: of the keyframes.
-    pictures: the keyframes as PNG, which loses nothing and saves memory.
-    features: of the keyframes.
-    arrivals: where the points of each keyframe but the last are in the next.
-    width_px: of the panoramas.
-  """
-
-  times_s: list[float] = dataclasses.field(default_factory=list)
-  pictures: list[bytes] = dataclasses.field(default_factory=list)
-  features: list[matchers.Features] = dataclasses.field(default_factory=list)
-  arrivals: list[Float[np.ndarray, 'n 3']] = dataclasses.field(
-    default_factory=list
-  )
-  width_px: int = 0
-
-  def panorama(self, frame: int) -> UInt8[np.ndarray, 'h w 3']:
-    """A keyframe's picture."""
-    data = np.frombuffer(self.pictures[frame], np.uint8)
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].copy()
+# Height of the panoramas in the picture of a rejected pair.
+_EXAMPLE_HEIGHT_PX = 160
+_EXAMPLE_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 80]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """All that `parts.write` needs of a video."""
+  """What is made of one video.
 
-  records: Iterator[schema.Record]
-  summary: dict[str, Any]
-  dropped: list[dict[str, Any]]
-
-
-def observe(
-  path: str | os.PathLike[str],
-  config: ml_collections.ConfigDict,
-  matcher: matchers.Matcher,
-  progress: Progress = lambda stage, share: None,
-) -> Observed:
-  """Reads a video, describes its keyframes and follows their points.
-
-  Raises:
-    frames.VideoError: it is no usable 360-degree video.
+  Attributes:
+    video_id: the video's stem.
+    records: its records.
+    summary: its figures, for the manifest.
+    dropped: rows for the ledger.
+    path: its camera path, in the units of the records.
+    pictures: its keyframes.
+    examples: pictures of rejected pairs, by file name.
+    formats: what its camera path is exported to.
+    export_rules: and how.
   """
-  seen = Observed()
-  tracker: tracking.FlowTracker | None = None
-  last_slot = -1
-  rate = config.fps * config.substeps
-  length = max(frames.probe(path).duration_s, 1 / rate)
-  for frame in frames.read_frames(path, rate):
-    image = _reduced(frame.image, config.max_panorama_width_px)
-    if tracker is not None:
-      tracker.step(image)
-    # A keyframe is the first frame at or after k / fps.
-    slot = round(frame.time_s * rate) // config.substeps
-    if slot > last_slot:
-      last_slot = slot
-      features = matcher.describe(image)
-      if tracker is not None:
-        seen.arrivals.append(tracker.rays())
-      tracker = tracking.FlowTracker(image, features.rays)
-      seen.times_s.append(frame.time_s)
-      seen.features.append(features)
-      seen.pictures.append(_png(image))
-      seen.width_px = image.shape[1]
-      progress('frames', min(1.0, frame.time_s / length))
-  return seen
 
+  video_id: str
+  records: Iterator[schema.Record]
+  summary: Mapping[str, Any]
+  dropped: Sequence[Mapping[str, Any]]
+  path: cameras.Path
+  pictures: Sequence[np.ndarray]
+  examples: Mapping[str, bytes]
+  formats: Sequence[str]
+  export_rules: exports.Rules
 
-def _reduced(
-  image: UInt8[np.ndarray, 'h w 3'], max_width_px: int
-) -> UInt8[np.ndarray, 'h w 3']:
-  height, width = image.shape[:2]
-  if width <= max_width_px:
-    return image
-  size = (max_width_px, round(height * max_width_px / width))
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  def write(self, output: pathlib.Path, fingerprint: str) -> None:
+    """Writes all of it; the part's note, which tells it whole, comes last.
 
-
-def _png(image: UInt8[np.ndarray, 'h w 3']) -> bytes:
-  options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-  return cv2.imencode('.png', image[..., ::-1], options)[1].tobytes()
+    Args:
+      output: the run's output folder.
+      fingerprint: digest of all that the result depends on.
+    """
+    exports.write(
+      output / 'cameras' / self.video_id,
+      self.path,
+      self.pictures.__getitem__,
+      tuple(self.formats),
+      self.export_rules,
+    )
+    for name, data in self.examples.items():
+      file = output / name
+      file.parent.mkdir(parents=True, exist_ok=True)
+      with binary.atomic_path(file) as temporary:
+        temporary.write_bytes(data)
+    parts.write(
+      output,
+      self.video_id,
+      records=self.records,
+      summary=self.summary,
+      dropped=self.dropped,
+      fingerprint=fingerprint,
+    )
 
 
 def process(
   path: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
-  progress: Progress = lambda stage, share: None,
+  progress: observation.Progress = lambda stage, share: None,
+  matcher: matchers.Matcher | None = None,
 ) -> Result:
-  """The records of one video.
+  """Does all that is to be done with one video.
 
   Args:
     path: the video; its stem is the video id.
     config: see `configs/preprocess.py`.
     progress: told the stage and the share of it that is done.
+    matcher: in place of the one that the config names.
 
   Raises:
     frames.VideoError: it is no usable 360-degree video.
     ValueError: the config names an unknown matcher or field.
   """
   video_id = pathlib.Path(path).stem
-  matcher = matchers.make(config.matcher, dict(config[config.matcher]))
-  rules = verdicts.PoseRules(**config.poses)
-  view_rules = alignment.ViewRules(
-    num_views=config.views_per_pair, fov_deg=config.fov_deg, **config.views
-  )
-  seen = observe(path, config, matcher, progress)
+  if matcher is None:
+    matcher = matchers.make(config.matcher, dict(config[config.matcher]))
+  decision = detection.decide(path, config.projection)
+  seen = observation.observe(path, config, matcher, decision.layout, progress)
   solution = poses.Solver(
     seen.features,
     seen.arrivals,
     matcher,
-    rules=rules,
+    rules=verdicts.PoseRules(**config.poses),
+    graph_rules=graph.GraphRules(**config.graph),
     max_gap=int(config.window_s * config.fps + 1e-6),
     pixel_rad=2 * np.pi / seen.width_px,
+    mask=_known_mask(config.mask, decision.layout),
   ).solve(lambda stage: progress(stage, 0.0))
-  cutter = _Cutter(video_id, seen, solution, config, view_rules)
-  chosen, dropped = cutter.choose()
-  cutter.set_units(chosen)
+  cutter = cutting.Cutter(
+    video_id, seen, solution, config, _sees(decision.layout, config)
+  )
+  split_of = splits.split_frames(
+    video_id,
+    len(seen.times_s),
+    split_by=config.split_by,
+    test_fraction=config.test_fraction,
+  )
+  candidates = _Candidates(seen, solution, split_of, config)
+  chosen, refused = cutter.choose(candidates.frame_pairs)
+  dropped = [*seen.dropped, *candidates.dropped, *solution.dropped, *refused]
+  dropped = [_with_times(row, seen.times_s) for row in dropped]
+  examples = _examples(video_id, dropped, seen, config.examples_per_reason)
   return Result(
-    records=cutter.cut(chosen, matcher.name, progress),
-    summary=_summary(solution, chosen, cutter.splits, config.fps),
+    video_id=video_id,
+    records=cutter.cut(
+      chosen, splits=split_of, matcher=matcher.name, progress=progress
+    ),
+    summary={
+      'projection': decision.to_dict(),
+      **_summary(solution, chosen, candidates, config.fps),
+    },
     dropped=dropped,
+    path=cameras.of_solution(
+      video_id, seen.times_s, solution, cutter.units(chosen)
+    ),
+    pictures=seen.pictures,
+    examples=examples,
+    formats=config.export_formats,
+    export_rules=exports.Rules(**config.export),
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-  source: int
-  target: int
-  views: alignment.ViewPair
-  confidence: float
+def _known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
+  """What is known not to be scene before anything is looked at."""
+  known = []
+  if path:
+    known.append(masks.read_mask(path))
+  if not layout.full_sphere:
+    known.append(masks.outside(layout.sees))
+  if not known:
+    return None
+  return known[0] if len(known) == 1 else masks.union(*known)
 
 
-class _Cutter:
-  """Chooses and cuts the views of a solved video."""
+def _sees(
+  layout: projections.Layout, config: ml_collections.ConfigDict
+) -> alignment.Sees | None:
+  """Whether a camera of this layout sees all that a view shows."""
+  if layout.full_sphere:
+    return None
+
+  def sees(angles: alignment.Angles) -> bool:
+    directions = panorama.view_directions(
+      yaw_deg=angles.yaw_deg,
+      pitch_deg=angles.pitch_deg,
+      fov_deg=config.fov_deg,
+      size_px=32,
+    )
+    return bool(np.all(layout.sees(directions)))
+
+  return sees
+
+
+class _Candidates:
+  """The frame pairs of a solved video that views are looked for in.
+
+  Attributes:
+    frame_pairs: to cut views of.
+    dropped: ledger rows of the others.
+    counts: per kind and gap in slots, for the manifest.
+  """
 
   def __init__(
     self,
-    video_id: str,
-    seen: Observed,
+    seen: observation.Observed,
     solution: poses.Solution,
+    split_of: Sequence[str],
     config: ml_collections.ConfigDict,
-    rules: alignment.ViewRules,
   ):
-    self._video_id = video_id
-    self._seen = seen
-    self._solution = solution
-    self._config = config
-    self._rules = rules
-    self.splits = splits.split_frames(
-      video_id,
-      len(seen.times_s),
-      split_by=config.split_by,
-      test_fraction=config.test_fraction,
-    )
-
-  def choose(self) -> tuple[list[_Chosen], list[dict[str, Any]]]:
-    """View pairs of all kept frame pairs, and rows for the ledger."""
-    chosen: list[_Chosen] = []
-    dropped = [
-      {'stage': 'poses', 'reason': 'frame without a pose', 'frame': frame}
-      for frame in np.flatnonzero(self._solution.component < 0).tolist()
+    self._slots = seen.slots
+    self.frame_pairs: list[cutting.FramePair] = []
+    self.dropped: list[dict[str, Any]] = [
+      {'stage': 'poses', 'reason': 'frame without a pose', 'frames': [frame]}
+      for frame in np.flatnonzero(solution.component < 0).tolist()
     ]
-    for (source, target), verdict in sorted(self._solution.verdicts.items()):
-      row = {'frames': [source, target]}
-      if len(_ends(self.splits, (source, target))) > 1:
-        reason = 'frames belong to different splits'
-        dropped.append({'stage': 'split', 'reason': reason, **row})
-      elif verdict.reason:
-        dropped.append({'stage': 'poses', 'reason': verdict.reason, **row})
-      else:
-        views, reasons = self._views(source, target, verdict.confidence)
-        chosen += views
-        for reason, count in sorted(collections.Counter(reasons).items()):
-          dropped.append(
-            {'stage': 'views', 'reason': reason, 'count': count, **row}
-          )
-    return chosen, dropped
-
-  def _views(
-    self, earlier: int, later: int, confidence: float
-  ) -> tuple[list[_Chosen], list[str]]:
-    """View pairs of a frame pair, half of them in each direction."""
-    rng = _generator(self._config.seed, self._video_id, earlier, later)
-    points = self._solution.points_of_pair(earlier, later)
-    chosen, reasons = [], []
-    half = self._rules.num_views // 2
-    for source, target, num_views in (
-      (earlier, later, self._rules.num_views - half),
-      (later, earlier, half),
-    ):
-      views, refused = alignment.choose_view_pairs(
-        self._solution.frame2scene[source],
-        self._solution.frame2scene[target],
-        points,
-        gauge.direction_weights(
-          points - self._solution.frame2scene[source][:, 3]
-        ),
-        rules=dataclasses.replace(self._rules, num_views=num_views),
-        rng=rng,
-      )
-      chosen += [_Chosen(source, target, pair, confidence) for pair in views]
-      reasons += refused
-    return chosen, reasons if not chosen else []
-
-  def set_units(self, chosen: list[_Chosen]) -> None:
-    """Makes the median depth of a component's source views one.
-
-    The solution's own unit is the median distance over all directions, floor
-    and ceiling too; views look at what stands around.
-    """
-    depths = collections.defaultdict(list)
-    for item in chosen:
-      component = self._solution.component[item.source]
-      depths[int(component)].append(item.views.median_depth)
-    self._units_per_gauge = {
-      component: float(1 / np.median(values))
-      for component, values in depths.items()
-    }
-
-  def cut(
-    self, chosen: list[_Chosen], matcher: str, progress: Progress
-  ) -> Iterator[schema.Record]:
-    """Cuts the chosen views and makes records of them."""
-    panoramas: dict[int, np.ndarray] = {}
-    for index, item in enumerate(chosen):
-      # Chosen pairs come by their earlier frame, so few pictures are needed
-      # at a time.
-      earliest = min(item.source, item.target)
-      for frame in [frame for frame in panoramas if frame < earliest]:
-        del panoramas[frame]
-      for frame in (item.source, item.target):
-        if frame not in panoramas:
-          panoramas[frame] = self._seen.panorama(frame)
-      progress('records', (index + 1) / len(chosen))
-      scene_id = int(self._solution.component[item.source])
-      units = self._units_per_gauge[scene_id]
-      yield {
-        **self._side('source', item.source, item.views.source, panoramas),
-        **self._side('target', item.target, item.views.target, panoramas),
-        'target2source': camera.rescale(item.views.target2source, units),
-        'fov_deg': self._config.fov_deg,
-        'video_id': self._video_id,
-        'split': self.splits[item.source],
-        'scene_id': scene_id,
-        'median_depth': item.views.median_depth * units,
-        'overlap': item.views.overlap,
-        'confidence': item.confidence,
-        'hops': 1,
-        'matcher': matcher,
-      }
-
-  def _side(
-    self,
-    side: str,
-    frame: int,
-    angles: alignment.Angles,
-    panoramas: dict[int, UInt8[np.ndarray, 'h w 3']],
-  ) -> dict[str, Any]:
-    view = panorama.cut_view(
-      panoramas[frame],
-      yaw_deg=angles.yaw_deg,
-      pitch_deg=angles.pitch_deg,
-      fov_deg=self._config.fov_deg,
-      size_px=self._config.view_size_px,
+    self.counts: dict[str, collections.Counter[int]] = collections.defaultdict(
+      collections.Counter
     )
-    return {
-      f'{side}/image': jpeg.encode(view),
-      f'{side}/time_s': self._seen.times_s[frame],
-      f'{side}/yaw_deg': angles.yaw_deg,
-      f'{side}/pitch_deg': angles.pitch_deg,
-      f'{side}/frame2scene': camera.rescale(
-        self._solution.frame2scene[frame],
-        self._units_per_gauge[int(self._solution.component[frame])],
-      ),
-    }
+    self._window = int(config.window_s * config.fps + 1e-6)
+    for pair, verdict in sorted(solution.verdicts.items()):
+      kind = self._judge(pair, verdict, split_of)
+      # Beyond the window: where the path returns, or keyframes are missing.
+      place = f'{kind}_beyond' if self.is_beyond(pair) else kind
+      self.counts[place][self.gap(pair)] += 1
+    for long in solution.long_pairs:
+      if split_of[long.source] == split_of[long.target]:
+        self.frame_pairs.append(
+          cutting.FramePair(
+            frames=(long.source, long.target),
+            confidence=long.confidence,
+            hops=long.hops,
+          )
+        )
+
+  def gap(self, pair: pairs.FramePair) -> int:
+    """Slots between the frames of a pair."""
+    return self._slots[pair[1]] - self._slots[pair[0]]
+
+  def is_beyond(self, pair: pairs.FramePair) -> bool:
+    """Whether the frames are further apart than the window."""
+    return self.gap(pair) > self._window
+
+  def _judge(
+    self,
+    pair: pairs.FramePair,
+    verdict: verdicts.Verdict,
+    split_of: Sequence[str],
+  ) -> str:
+    if split_of[pair[0]] != split_of[pair[1]]:
+      reason = 'frames belong to different splits'
+      self.dropped.append(
+        {'stage': 'split', 'reason': reason, 'frames': list(pair)}
+      )
+      return 'split_apart'
+    if verdict.reason:
+      self.dropped.append(
+        {'stage': 'poses', 'reason': verdict.reason, 'frames': list(pair)}
+      )
+      return 'refused'
+    self.frame_pairs.append(
+      cutting.FramePair(frames=pair, confidence=verdict.confidence)
+    )
+    return 'posed'
 
 
-def _generator(seed: int, *names: object) -> np.random.Generator:
-  """Randomness that depends on the seed and the names alone."""
-  digest = hashlib.sha256('/'.join(map(str, names)).encode()).digest()
-  return np.random.default_rng([seed, int.from_bytes(digest[:8], 'big')])
+def _with_times(
+  row: dict[str, Any], times_s: Sequence[float]
+) -> dict[str, Any]:
+  """A ledger row that says when, too."""
+  if 'frames' not in row:
+    return row
+  return {**row, 'times_s': [round(times_s[f], 3) for f in row['frames']]}
 
 
-def _ends(splits: list[str], pair: tuple[int, int]) -> set[str]:
-  return {splits[frame] for frame in pair}
+def _examples(
+  video_id: str,
+  dropped: list[dict[str, Any]],
+  seen: observation.Observed,
+  limit: int,
+) -> dict[str, bytes]:
+  """Pictures of the first rejected pairs of every reason.
+
+  Their rows get `picture`, the file's name in the output folder.
+  """
+  made: dict[str, bytes] = {}
+  count: collections.Counter[tuple[str, str]] = collections.Counter()
+  for row in dropped:
+    key = row['stage'], row['reason']
+    if 'frames' not in row or count[key] >= limit:
+      continue
+    count[key] += 1
+    name = f'rejected/{video_id}/{len(made):03d}.jpg'
+    row['picture'] = name
+    made[name] = _side_by_side([seen.pictures[f] for f in row['frames']])
+  return made
+
+
+def _side_by_side(images: Sequence[np.ndarray]) -> bytes:
+  size = (2 * _EXAMPLE_HEIGHT_PX, _EXAMPLE_HEIGHT_PX)
+  small = [
+    cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images
+  ]
+  joined = np.concatenate(small, axis=1)[..., ::-1]
+  return cv2.imencode('.jpg', joined, _EXAMPLE_QUALITY)[1].tobytes()
 
 
 def _summary(
   solution: poses.Solution,
-  chosen: list[_Chosen],
-  splits: list[str],
+  chosen: Sequence[cutting.Chosen],
+  candidates: _Candidates,
   fps: float,
 ) -> dict[str, Any]:
   """The video's figures for the manifest; gaps are named in seconds."""
 
-  def per_gap(frame_pairs: list[tuple[int, int]]) -> dict[str, int]:
-    counts = collections.Counter(later - first for first, later in frame_pairs)
+  def per_gap(counts: Mapping[int, int]) -> dict[str, int]:
     return {f'{gap / fps:g}': counts[gap] for gap in sorted(counts)}
 
-  kept = {
-    (min(item.source, item.target), max(item.source, item.target))
-    for item in chosen
-  }
-  apart = [pair for pair in solution.verdicts if len(_ends(splits, pair)) > 1]
-  candidates = [pair for pair in solution.verdicts if pair not in set(apart)]
+  def gaps(frame_pairs: Iterable[pairs.FramePair]) -> dict[str, int]:
+    return per_gap(collections.Counter(map(candidates.gap, frame_pairs)))
+
+  counts = candidates.counts
+  kept = {item.frames for item in chosen if item.hops == 1}
+  beyond = {pair for pair in kept if candidates.is_beyond(pair)}
+  long_kept = {item.frames for item in chosen if item.hops > 1}
+  calls = solution.figures['matcher_calls']
   return {
-    'frames': len(splits),
+    'frames': len(solution.component),
     'frames_with_pose': int((solution.component >= 0).sum()),
     'components': int(solution.component.max(initial=-1)) + 1,
     'frame_pairs': {
-      'candidates': per_gap(candidates),
-      'posed': per_gap(
-        [pair for pair in candidates if not solution.verdicts[pair].reason]
-      ),
+      'candidates': per_gap(counts['posed'] + counts['refused']),
+      'posed': per_gap(counts['posed']),
       # In no split, so no candidates.
-      'split_apart': per_gap(apart),
-      'kept': per_gap(sorted(kept)),
+      'split_apart': per_gap(counts['split_apart']),
+      'kept': gaps(kept - beyond),
+    },
+    'closing_frame_pairs': {
+      'candidates': per_gap(counts['posed_beyond'] + counts['refused_beyond']),
+      'kept': gaps(beyond),
+    },
+    'long_frame_pairs': {
+      'candidates': gaps(
+        pair.frames for pair in candidates.frame_pairs if pair.hops > 1
+      ),
+      'kept': gaps(long_kept),
     },
     'masked_share': round(solution.mask.share, 4),
+    'matcher_calls_per_kept_pair': round(calls / max(len(kept), 1), 3),
     **solution.figures,
   }

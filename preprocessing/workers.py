@@ -1,31 +1,33 @@
 """Videos to parts of the output folder, each video in one process."""
 
-from concurrent import futures
-import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import pathlib
-import queue
 import time
-from typing import Any, Iterator, Mapping, Sequence
+import traceback
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
+from absl import logging
 import ml_collections
 
-from preprocessing import frames, parts, pool, video
+from odin_jax.shared import binary
+from preprocessing import frames, matchers, observation, parts, pool, video
 
 # Where a stage begins and how much of a video's time it takes, for the bar.
 _SHARES = {
   'frames': (0.0, 0.6),
   'chain': (0.6, 0.0),
   'pairs': (0.7, 0.0),
+  'loops': (0.72, 0.0),
   'refinement': (0.75, 0.0),
   'records': (0.8, 0.2),
 }
 _REPORT_S = 0.5
-_POLL_S = 0.2
-
-_reports: Any = None
+# The output folder takes no more; the next video would meet the same.
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+MAX_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,13 +57,13 @@ class Outcome:
 
   Attributes:
     video_id: of the job.
-    error: why the video is unusable; '' where it was done.
+    error: why there are no records of the video; '' where it was done.
     seconds: that it took; 0 where it had been done before.
   """
 
   video_id: str
-  error: str
-  seconds: float
+  error: str = ''
+  seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,71 +75,116 @@ class Report:
   share: float
 
 
-def make_part(job: Job) -> Outcome:
-  """Does a job, unless its part is there already."""
-  start = time.monotonic()
-  last = [0.0]
+class Fault(Exception):
+  """The machinery failed, not the video: another attempt may succeed."""
 
-  def report(stage: str, share: float) -> None:
-    now = time.monotonic()
-    if _reports is not None and now - last[0] > _REPORT_S:
-      last[0] = now
-      begin, length = _SHARES[stage]
-      _reports.put(
-        Report(video_id=job.video_id, stage=stage, share=begin + share * length)
-      )
 
-  try:
-    fingerprint = job.fingerprint()
-  except OSError as error:
-    return Outcome(
-      video_id=job.video_id,
-      error=f'{job.path}: cannot be read ({error.strerror})',
-      seconds=0.0,
-    )
-  if parts.is_done(job.output, job.video_id, fingerprint):
-    return Outcome(video_id=job.video_id, error='', seconds=0.0)
-  try:
-    result = video.process(
-      job.path, ml_collections.ConfigDict(dict(job.config)), report
-    )
-    parts.write(
-      job.output,
-      job.video_id,
-      records=result.records,
-      summary=result.summary,
-      dropped=result.dropped,
-      fingerprint=fingerprint,
-    )
-  except frames.VideoError as error:
-    return Outcome(video_id=job.video_id, error=str(error), seconds=0.0)
-  return Outcome(
-    video_id=job.video_id,
-    error='',
-    seconds=round(time.monotonic() - start, 2),
+def run(
+  jobs: Iterable[Job], num_workers: int, max_attempts: int = MAX_ATTEMPTS
+) -> Iterator[Report | Outcome]:
+  """Does all jobs; yields reports as they come and one outcome per job.
+
+  Args:
+    jobs: taken as there are processes for them.
+    num_workers: videos at a time, each in a process; 0: as many as cores.
+    max_attempts: how often a video may take its process down with it.
+
+  Raises:
+    binary.UserError: no video can be done, such as when the disk is full.
+  """
+  return pool.each(
+    make_part,
+    jobs,
+    num_workers=num_workers,
+    max_attempts=max_attempts,
+    lost=give_up,
   )
 
 
-def run(jobs: Sequence[Job], num_workers: int) -> Iterator[Report | Outcome]:
-  """Does all jobs; yields reports as they come and one outcome per job."""
-  reports = pool.CONTEXT.Queue()
-  with pool.executor(
-    min(num_workers or pool.num_cores(), len(jobs)), _report_to, reports
-  ) as processes:
-    waiting = {processes.submit(make_part, job) for job in jobs}
-    try:
-      while waiting:
-        done, waiting = futures.wait(waiting, timeout=_POLL_S)
-        with contextlib.suppress(queue.Empty):
-          while True:
-            yield reports.get_nowait()
-        for future in done:
-          yield future.result()
-    finally:
-      for future in waiting:
-        future.cancel()
+def give_up(job: Job, reason: str) -> Outcome:
+  """The outcome of a job that no attempt could finish."""
+  for path in parts.paths(job.output, job.video_id):
+    path.with_name(f'.tmp-{path.name}').unlink(missing_ok=True)
+  return Outcome(video_id=job.video_id, error=f'{job.path}: {reason}')
 
 
-def _report_to(reports: Any) -> None:
-  global _reports
-  _reports = reports
+def make_part(
+  job: Job,
+  tell: Callable[[Report], None],
+  *,
+  matcher: matchers.Matcher | None = None,
+  folder: pathlib.Path | None = None,
+) -> Outcome:
+  """Does a job, unless its part is there already.
+
+  Args:
+    job: the video and where its part belongs.
+    tell: called with reports.
+    matcher: in place of the one that the config names.
+    folder: written to in place of the job's output folder.
+
+  Raises:
+    binary.UserError: the output folder takes no more, or the config asks for
+      what is not there.
+    Fault: the machinery around the job failed.
+  """
+  start = time.monotonic()
+  try:
+    is_new = _make_part(job, _Progress(job.video_id, tell), matcher, folder)
+  except frames.VideoError as error:
+    return Outcome(video_id=job.video_id, error=str(error))
+  except (binary.UserError, Fault):
+    raise
+  except Exception as error:
+    # What one video of many meets must not cost the others their records.
+    if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
+      raise binary.UserError(
+        f'{job.output}: {error.strerror}; make room, then run again'
+      ) from error
+    logging.exception('%s', job.path)
+    reason = traceback.format_exception_only(error)[-1].strip()
+    return Outcome(video_id=job.video_id, error=f'{job.path}: {reason}')
+  seconds = round(time.monotonic() - start, 2) if is_new else 0.0
+  return Outcome(video_id=job.video_id, seconds=seconds)
+
+
+def _make_part(
+  job: Job,
+  progress: observation.Progress,
+  matcher: matchers.Matcher | None,
+  folder: pathlib.Path | None,
+) -> bool:
+  """Whether the part had to be made."""
+  try:
+    fingerprint = job.fingerprint()
+  except OSError as error:
+    raise frames.VideoError(
+      f'{job.path}: cannot be read ({error.strerror})'
+    ) from error
+  if parts.is_done(job.output, job.video_id, fingerprint):
+    return False
+  result = video.process(
+    job.path, ml_collections.ConfigDict(dict(job.config)), progress, matcher
+  )
+  result.write(folder or job.output, fingerprint)
+  return True
+
+
+class _Progress:
+  """Tells how far a video is, now and then."""
+
+  def __init__(self, video_id: str, tell: Callable[[Report], None]):
+    self._video_id = video_id
+    self._tell = tell
+    self._last = 0.0
+
+  def __call__(self, stage: str, share: float) -> None:
+    begin, length = _SHARES[stage]
+    now = time.monotonic()
+    if now - self._last > _REPORT_S:
+      self._last = now
+      self._tell(
+        Report(
+          video_id=self._video_id, stage=stage, share=begin + share * length
+        )
+      )

@@ -119,3 +119,104 @@ def observe(
 def shaken(rng, rays, noise_rad=NOISE_RAD):
   rays = rays + noise_rad * rng.normal(size=rays.shape)
   return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+
+
+def ring(
+  rng,
+  num_frames,
+  *,
+  laps=1.1,
+  step=0.9,
+  per_metre=60,
+  turn_share=0.0,
+  growth=0.0,
+):
+  """A walk round and round a ring-shaped corridor, with drift built in.
+
+  What is observed is a scene that is bent into a spiral: the path turns by
+  more and grows, lap by lap, and all that a frame sees goes with it. Every
+  neighbourhood is rigid, so nothing but the return to the same things tells
+  that the truth is a ring.
+
+  Args:
+    rng: of all.
+    num_frames: of the walk.
+    laps: how often it goes round.
+    step: length of a step in metres.
+    per_metre: points of the corridor.
+    turn_share: by how much more the path turns than it should.
+    growth: logarithm of what scale grows by per lap.
+
+  Returns:
+    what is seen, with the true `frame2world`.
+  """
+  length = num_frames * step / laps
+  radius = length / (2 * np.pi)
+  x, y, z = corridor(rng, length, per_metre).T
+  around = z / radius
+  straight = walk(num_frames, rng, step)
+  angle = straight[:, 2, 3] / radius
+
+  def bent(angle, x, y, turn_share, growth):
+    scale = np.exp(growth * angle / (2 * np.pi))
+    turned = (1 + turn_share) * angle
+    return np.stack(
+      [
+        scale * (radius + x) * np.cos(turned),
+        scale * y,
+        scale * (radius + x) * np.sin(turned),
+      ],
+      axis=-1,
+    )
+
+  def poses(turn_share, growth):
+    places = bent(
+      angle, straight[:, 0, 3], straight[:, 1, 3], turn_share, growth
+    )
+    turns = [
+      camera.rotation_y(-(1 + turn_share) * one) @ pose[:, :3]
+      for one, pose in zip(angle, straight)
+    ]
+    return camera.make_pose(np.stack(turns), places)
+
+  # Where each frame finds each point: on the lap that is nearest to it.
+  off = (around - angle[:, None] + np.pi) % (2 * np.pi) - np.pi
+  points = bent(angle[:, None] + off, x, y, turn_share, growth)
+  looks = descriptors(rng, len(x))
+  seen = observe(rng, poses(turn_share, growth), points, looks)
+  return dataclasses.replace(seen, frame2world=poses(0.0, 0.0))
+
+
+def drift(frame2scene, frame2world):
+  """How far a path is off, as a share of its length.
+
+  Returns:
+    RMS distance from the truth after the best similarity; and what the last
+    frame's place as the first one sees it is off, with the same scale.
+  """
+  found, true = frame2scene[:, :, 3], frame2world[:, :, 3]
+  rotation, scale = _similarity(found, true)
+  length = np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
+  off = scale * (found - found.mean(axis=0)) @ rotation.T
+  off -= true - true.mean(axis=0)
+  ends = [
+    camera.compose(camera.inverse(poses[0]), poses[-1])[:, 3]
+    for poses in (frame2scene, frame2world)
+  ]
+  return (
+    np.sqrt(np.mean(np.sum(off**2, axis=1))) / length,
+    np.linalg.norm(scale * ends[0] - ends[1]) / length,
+  )
+
+
+def _similarity(found, true):
+  """Rotation and scale that bring one set of places to another.
+
+  S. Umeyama, "Least-squares estimation of transformation parameters between
+  two point patterns", PAMI 1991.
+  """
+  found, true = found - found.mean(axis=0), true - true.mean(axis=0)
+  u, size, v = np.linalg.svd(true.T @ found)
+  size[2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))
+  u[:, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))
+  return u @ v, size.sum() / np.sum(found**2)

@@ -25,7 +25,10 @@ ALLOWED = {
 }
 ENTRY_POINTS = [
   'preprocessing.worlds',
+  'preprocessing.download',
   'preprocessing.run',
+  'preprocessing.records',
+  'preprocessing.fps_experiment',
   'preprocessing.audit',
   'odin_jax.train',
   'odin_jax.evaluate',

@@ -13,11 +13,14 @@ import pytest
 from odin_jax.shared import binary, camera
 from preprocessing import (
   alignment,
+  consistency,
   epipolar,
   figures,
+  finished,
   footage,
   parts,
   quality,
+  rejections,
   shards,
   true_pairs,
 )
@@ -111,11 +114,12 @@ def test_truth_holds_for_a_fifth_of_a_second():
       quality.pose_at(truth, time_s)
 
 
-def row(source_s, target_s, pose=None, scene_id=0):
+def row(source_s, target_s, pose=None, scene_id=0, hops=1):
   pose = camera.identity_pose() if pose is None else pose
   return {
     'video_id': 'walk',
     'scene_id': scene_id,
+    'hops': hops,
     'source/time_s': source_s,
     'target/time_s': target_s,
     'source/frame2scene': pose.astype(np.float32),
@@ -132,6 +136,13 @@ def test_frame_pairs_and_their_poses_are_counted_once():
   other = camera.make_pose(turn(1.0), np.zeros(3))
   (found,) = quality.gather_components([*rows[:3], row(0.0, 2.0, other)])
   assert found.poses_per_frame == 2
+
+
+def test_long_pairs_are_kept_apart():
+  rows = [row(0.0, 1.0), row(0.0, 9.0, hops=3), row(9.0, 0.0, hops=3)]
+  (found,) = quality.gather_components(rows)
+  assert found.frame_pairs == {(0.0, 1.0)}
+  assert found.long_pairs == {(0.0, 9.0)}
 
 
 def test_sampson_distance_is_zero_on_the_line_and_half_the_way_off_it():
@@ -202,7 +213,9 @@ def run(tmp_path_factory):
 
 
 def test_true_records_pass_the_audit(run):
-  report, rows = figures.judge(str(run / 'records'), str(run / 'truth'), 100)
+  report, rows = figures.judge(
+    finished.Records(run / 'records'), str(run / 'truth'), 100
+  )
   assert report['records'] == len(rows) == 20
   for kind in ('unique', 'repeated'):
     pose = report['pose'][kind]
@@ -223,7 +236,7 @@ def test_true_records_pass_the_audit(run):
 def test_wrong_poses_are_caught(run):
   rng = np.random.default_rng(0)
   clean, noisy = [], []
-  for record in figures.read_records(str(run / 'records')):
+  for record in finished.Records(run / 'records'):
     error = epipolar.median_error_px(record)
     axis = rng.normal(size=3)
     rotation, _ = cv2.Rodrigues(axis / np.linalg.norm(axis) * np.deg2rad(2.0))
@@ -236,6 +249,70 @@ def test_wrong_poses_are_caught(run):
       noisy.append(epipolar.median_error_px(changed))
   assert np.median(noisy) > 4 * np.median(clean)
   assert np.median(noisy) > 1
+
+
+@pytest.mark.parametrize(
+  'successes, trials, expected',
+  # Values of R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3.
+  [
+    (81, 263, (0.2553, 0.3662)),
+    (15, 148, (0.0624, 0.1605)),
+    (0, 20, (0.0, 0.1611)),
+    (1, 29, (0.0061, 0.1718)),
+    (0, 0, (0.0, 1.0)),
+    (20, 20, (1 - 0.1611, 1.0)),
+  ],
+)
+def test_wilson_interval_against_published_values(successes, trials, expected):
+  found = consistency.wilson_interval(successes, trials)
+  assert found == pytest.approx(expected, abs=6e-5)
+
+
+def test_a_sample_has_no_record_twice_and_repeats():
+  rows = [{'index': index} for index in range(1000)]
+  chosen = [row['index'] for row in consistency.draw(rows, 100, 0)]
+  assert len(set(chosen)) == 100 and chosen == sorted(chosen)
+  assert chosen == [row['index'] for row in consistency.draw(rows, 100, 0)]
+  assert chosen != [row['index'] for row in consistency.draw(rows, 100, 1)]
+  assert consistency.draw(rows[:7], 100, 0) == rows[:7]
+
+
+def test_consistent_share_tells_true_poses_from_turned_ones(run):
+  records = list(finished.Records(run / 'records'))
+  found = consistency.figures([consistency.judge(one) for one in records])
+  assert found['size'] == 20 and found['decided'] >= 10
+  assert found['share'] > 0.9
+  low, high = found['interval_95']
+  assert low < found['share'] <= high + 1e-9
+  assert found['chance_share'] < 0.5
+  wrong = []
+  for record in records:
+    pose = record['target2source'].copy()
+    # A turn about the axis across the view moves points off their lines.
+    tilt = camera.rotation_x(np.deg2rad(8.0)).astype(np.float32)
+    pose[:, :3] = tilt @ pose[:, :3]
+    wrong.append(consistency.judge({**record, 'target2source': pose}))
+  assert consistency.figures(wrong)['share'] < 0.5
+
+
+def test_rejections_are_counted_with_examples():
+  rows = [
+    {'stage': 'views', 'reason': 'a', 'count': 3, 'video_id': 'x'},
+    {'stage': 'views', 'reason': 'a', 'video_id': 'y', 'picture': 'p.jpg'},
+    {'stage': 'poses', 'reason': 'b', 'video_id': 'x'},
+  ]
+  first, second = rejections.by_reason(rows)
+  assert (first['stage'], first['reason'], first['count']) == ('views', 'a', 4)
+  assert first['examples'][0]['picture'] == 'p.jpg'
+  assert second['count'] == 1
+
+
+def test_histograms_count_every_record(run):
+  rows, _ = figures.scan(finished.Records(run / 'records'))
+  for histogram in figures.histograms(rows).values():
+    assert sum(histogram['counts']) == len(rows)
+    assert len(histogram['edges']) == len(histogram['counts']) + 1
+  assert figures.histograms([])['gap_s']['counts'] == [0]
 
 
 def call(repository, *arguments):
@@ -263,6 +340,28 @@ def test_the_command_writes_figures_and_drawings(run, repository, tmp_path):
   drawings = sorted((tmp_path / 'a' / 'pairs').iterdir())
   assert len(drawings) == report['drawings'] > 4
   assert cv2.imread(str(drawings[0])).shape == (192, 384, 3)
+  assert report['sample']['size'] == 20
+  assert report['rejected'][0]['count'] > 0
+  page = (tmp_path / 'a' / 'index.html').read_text()
+  assert page.count('data:image/jpeg;base64,') == 20
+  # Self-contained: nothing is fetched.
+  assert 'http' not in page.replace('http://www.w3.org', '')
+  assert '/*' not in page.partition('<script>')[0]
+
+
+def test_excluded_videos_are_passed_over(run, repository, tmp_path):
+  (tmp_path / 'ids.txt').write_text('unique_room\n')
+  done = call(
+    repository,
+    f'--records={run / "records"}',
+    f'--output={tmp_path / "a"}',
+    f'--exclude_ids={tmp_path / "ids.txt"}',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads((tmp_path / 'a' / 'audit.json').read_text())
+  assert report['records'] == report['sample']['size'] == 10
+  assert [v['video_id'] for v in report['videos']] == ['repeated_corridor']
+  assert 'unique_room' not in (tmp_path / 'a' / 'index.html').read_text()
 
 
 def test_bad_input_is_one_line(run, repository, tmp_path):

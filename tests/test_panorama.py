@@ -2,6 +2,7 @@
 
 import functools
 
+import bicubic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -110,3 +111,24 @@ def test_single_channel_masks_can_be_padded():
   assert padded.shape == (12, 20, 1)
   # Above the first row lies the row itself, half a turn away.
   assert padded[1, 2 + 8] == 1
+
+
+@pytest.mark.parametrize(
+  ('yaw', 'pitch'), [(0.0, 0.0), (180.0, 30.0), (-75.0, -90.0), (33.3, 71.7)]
+)
+def test_a_view_is_the_float64_bicubic_one_rounded(yaw, pitch):
+  # Noise: an error of the coordinates shows in full.
+  noise = np.random.default_rng(1).integers(0, 256, (128, 256, 3), np.uint8)
+  angles = dict(pitch_deg=pitch, fov_deg=90.0, size_px=96)
+  view = panorama.cut_view(noise, yaw_deg=yaw, **angles)
+  reference = bicubic.view(noise, yaw, **angles)
+  assert np.abs(view - reference).max() < 1.0
+
+
+def test_views_of_a_padded_panorama_are_those_cut_alone(smooth):
+  views = panorama.Views(smooth)
+  for yaw in (0.0, 120.0):
+    angles = dict(yaw_deg=yaw, pitch_deg=5.0, fov_deg=80.0, size_px=40)
+    np.testing.assert_array_equal(
+      views.cut(**angles), panorama.cut_view(smooth, **angles)
+    )

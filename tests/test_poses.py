@@ -29,7 +29,7 @@ def make_matcher():
   return matchers.make('sphere', dict(preprocess.get_config().sphere))
 
 
-def solve(world, max_gap=5, **changes):
+def solve(world, max_gap=5, mask=None, **changes):
   rules = dict(preprocess.get_config().poses) | changes
   return poses.Solver(
     world.features,
@@ -38,6 +38,7 @@ def solve(world, max_gap=5, **changes):
     rules=verdicts.PoseRules(**rules),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
+    mask=mask,
   ).solve()
 
 
@@ -278,6 +279,18 @@ def test_nothing_to_match_gives_no_pose():
   assert {v.reason for v in solution.verdicts.values()} == {
     'frame without a pose'
   }
+
+
+def test_what_is_known_not_to_be_scene_shows_no_points():
+  rng = np.random.default_rng(6)
+  points = point_worlds.corridor(rng, 12)
+  looks = point_worlds.descriptors(rng, len(points))
+  world = point_worlds.observe(rng, point_worlds.walk(3, rng), points, looks)
+  assert np.any(solve(world).observations.ray[:, 1] > 0.5)
+  solution = solve(world, mask=masks.below(25.0))
+  assert np.max(solution.observations.ray[:, 1]) <= 0.5
+  assert solution.mask.share > 0.2
+  check(solution, world.frame2world)
 
 
 def test_one_frame_gives_one_frame():

@@ -1,10 +1,15 @@
 """The scale resolver against pairs whose scale is known."""
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+import pytest
+from scipy import optimize
 
-from preprocessing import scale
+from odin_jax.shared import camera
+from preprocessing import chain, scale, two_view
 
 
 def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
@@ -33,9 +38,9 @@ def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
 )
 def test_exact_depths_give_exact_scales(seed, num_frames, gaps):
   pairs, true = make_pairs(np.random.default_rng(seed), num_frames, gaps)
-  found, label = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
-  assert np.all(label == 0)
-  np.testing.assert_allclose(found, true - true[0], atol=1e-4)
+  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  assert np.all(found.component == 0) and not found.outliers
+  np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
 
 
 def test_noise_and_moving_points_cost_little():
@@ -45,8 +50,8 @@ def test_noise_and_moving_points_cost_little():
     # A third of the points moved: their depths say nothing.
     moved = rng.uniform(size=len(pair.points)) < 0.33
     pair.depths[:, moved] *= np.exp(rng.uniform(-1, 1, (2, moved.sum())))
-  found, _ = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
-  assert np.max(np.abs(found - (true - true[0]))) < 0.06
+  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  assert np.max(np.abs(found.log_scale - (true - true[0]))) < 0.06
 
 
 def test_a_wrong_equation_is_outvoted():
@@ -56,10 +61,14 @@ def test_a_wrong_equation_is_outvoted():
     first=links[3].first,
     second=links[3].second,
     log_ratio=links[3].log_ratio + 2.0,
-    weight=links[3].weight,
+    error=links[3].error,
   )
-  found, _ = scale.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
-  np.testing.assert_allclose(found, true - true[0], atol=0.01)
+  found = scale.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
+  np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
+  (outlier,) = found.outliers
+  assert outlier[:2] == (wrong.first, wrong.second)
+  assert outlier.residual == pytest.approx(-2.0, abs=1e-3)
+  assert outlier.error == wrong.error
 
 
 def test_pairs_that_share_no_points_are_components_of_their_own():
@@ -75,18 +84,250 @@ def test_pairs_that_share_no_points_are_components_of_their_own():
     for pair in two
   ]
   pairs = one + apart
-  found, label = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
-  assert label.tolist() == [0] * len(one) + [1] * len(two)
+  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  assert found.component.tolist() == [0] * len(one) + [1] * len(two)
   true = np.concatenate([true_one - true_one[0], true_two - true_two[0]])
-  np.testing.assert_allclose(found, true, atol=1e-4)
+  np.testing.assert_allclose(found.log_scale, true, atol=1e-4)
 
 
 def test_nothing_shared_resolves_to_nothing():
-  scales, label = scale.resolve(2, [])
-  assert scales.tolist() == [0, 0] and label.tolist() == [0, 1]
-  assert scale.resolve(0, [])[0].shape == (0,)
+  found = scale.resolve(2, [])
+  assert found.log_scale.tolist() == [0, 0]
+  assert found.component.tolist() == [0, 1] and not found.outliers
+  assert scale.resolve(0, []).log_scale.shape == (0,)
 
 
 def test_too_few_shared_points_make_no_equation():
   pairs, _ = make_pairs(np.random.default_rng(7), 3, (1,), num_points=9)
   assert scale.links(pairs, min_shared=10) == []
+
+
+def chain_graph(rng, count, window, loops):
+  """Ends of equations: neighbours in a row, and some far apart."""
+  near = [
+    (one, other)
+    for one in range(count)
+    for other in range(one + 1, min(one + window + 1, count))
+  ]
+  far = [tuple(sorted(rng.choice(count, 2, False))) for _ in range(loops)]
+  return np.unique(near + far, axis=0)
+
+
+def is_told(ends, bad, count, limit):
+  """Whether few equations of each pair, and across each moment, are wrong."""
+  degree, wrong = np.zeros((2, count))
+  np.add.at(degree, ends, 1)
+  np.add.at(wrong, ends[bad], 1)
+  moments = np.arange(1, count)[:, None]
+  across = (ends[:, 0] < moments) & (ends[:, 1] >= moments)
+  share = (across & bad).sum(1) / across.sum(1)
+  return np.all(wrong <= limit * degree) and np.all(share <= limit)
+
+
+def corrupted(ends, count, order, limit):
+  """30 percent of the equations, in this order, where others tell the truth."""
+  bad = np.zeros(len(ends), bool)
+  for index in order:
+    bad[index] = True
+    if not is_told(ends, bad, count, limit):
+      bad[index] = False
+    if bad.mean() >= 0.3:
+      break
+  return bad
+
+
+def by_node(rng, ends, count):
+  """Equations of one pair after the other."""
+  return np.concatenate(
+    [
+      rng.permutation(np.flatnonzero((ends == one).any(1)))
+      for one in rng.permutation(count)
+    ]
+  )
+
+
+OFFSETS = {
+  'large': lambda rng, n: rng.choice([-1, 1], n) * rng.uniform(0.5, 4, n),
+  'small': lambda rng, n: rng.choice([-1, 1], n) * rng.uniform(0.05, 0.3, n),
+  'mixed': lambda rng, n: rng.choice([-1, 1], n) * rng.uniform(0.03, 3, n),
+  'one direction': lambda rng, n: np.full(n, 0.5),
+  'clustered': lambda rng, n: rng.choice([-1, 1], n) * rng.uniform(0.05, 3, n),
+}
+
+
+def problem(seed, kind, window, count=40, loops=10):
+  """Equations, the truth, and which of the equations are wrong."""
+  rng = np.random.default_rng(seed)
+  ends = chain_graph(rng, count, window, loops)
+  true = np.append(0.0, rng.normal(size=count - 1))
+  error = rng.uniform(0.001, 0.004, len(ends))
+  order = (
+    by_node(rng, ends, count)
+    if kind == 'clustered'
+    else rng.permutation(len(ends))
+  )
+  # Errors that agree with each other win where they are as many as the truth.
+  bad = corrupted(ends, count, order, 0.34 if kind == 'one direction' else 0.45)
+  ratio = (
+    true[ends[:, 0]] - true[ends[:, 1]] + error * rng.normal(size=len(bad))
+  )
+  ratio[bad] += OFFSETS[kind](rng, bad.sum())
+  equations = [
+    scale.Link(first=int(a), second=int(b), log_ratio=float(r), error=float(e))
+    for (a, b), r, e in zip(ends, ratio, error)
+  ]
+  return equations, true, bad
+
+
+# Six equations cross a moment where each pair meets three later ones: two wrong
+# ones that agree come too near a majority.
+@pytest.mark.parametrize(
+  ('kind', 'window'),
+  [
+    (kind, window)
+    for kind in OFFSETS
+    for window in (3, 4, 5)
+    if (kind, window) != ('one direction', 3)
+  ],
+)
+def test_a_third_of_wrong_equations_is_found_and_does_no_harm(kind, window):
+  flagged, right, wrong, off = 0, 0, 0, []
+  for seed in range(8):
+    equations, true, bad = problem(seed, kind, window)
+    assert 0.2 < bad.mean() < 0.31
+    found = scale.resolve(len(true), equations)
+    off.append(np.max(np.abs(found.log_scale - true)))
+    told = {(outlier.first, outlier.second) for outlier in found.outliers}
+    flags = np.array([(link.first, link.second) in told for link in equations])
+    flagged += flags.sum()
+    right += (flags & bad).sum()
+    wrong += bad.sum()
+  assert max(off) < 0.01
+  assert right / flagged > 0.98 and right / wrong > 0.98
+
+
+def total_loss(log_scale, equations):
+  off = np.array(
+    [
+      (log_scale[link.first] - log_scale[link.second] - link.log_ratio)
+      / link.error
+      for link in equations
+    ]
+  )
+  return np.sum(np.log1p((off / 2.385) ** 2))
+
+
+@pytest.mark.parametrize('kind', ['large', 'small', 'clustered'])
+def test_no_start_leads_scipy_to_a_lower_loss(kind):
+  rng = np.random.default_rng(3)
+  for seed in range(3):
+    equations, true, _ = problem(seed, kind, 3, count=10, loops=4)
+    found = scale.resolve(len(true), equations).log_scale
+
+    def residuals(free):
+      log_scale = np.append(0.0, free)
+      return [
+        (log_scale[link.first] - log_scale[link.second] - link.log_ratio)
+        / link.error
+        for link in equations
+      ]
+
+    starts = [true, found, *(true + rng.normal(size=(6, len(true))))]
+    solved = [
+      optimize.least_squares(
+        residuals, start[1:], loss='cauchy', f_scale=2.385, x_scale=0.01
+      ).x
+      for start in starts
+    ]
+    losses = [total_loss(np.append(0.0, free), equations) for free in solved]
+    best = np.append(0.0, solved[int(np.argmin(losses))])
+    assert total_loss(found, equations) <= min(losses) + 1e-3
+    np.testing.assert_allclose(found, best, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), window=st.integers(1, 4))
+def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
+  rng = np.random.default_rng(seed)
+  equations, true, _ = problem(seed, 'mixed', window + 1, count=12, loops=3)
+  found = scale.resolve(len(true), equations)
+  turned = [
+    scale.Link(
+      first=link.second,
+      second=link.first,
+      log_ratio=-link.log_ratio,
+      error=link.error,
+    )
+    if rng.uniform() < 0.5
+    else link
+    for link in equations
+  ]
+  turned = [turned[index] for index in rng.permutation(len(turned))]
+  again = scale.resolve(len(true), turned)
+  np.testing.assert_allclose(again.log_scale, found.log_scale, atol=1e-6)
+  ends = [
+    sorted(sorted(outlier[:2]) for outlier in one.outliers)
+    for one in (found, again)
+  ]
+  assert ends[0] == ends[1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), unit=st.floats(-3, 3))
+def test_scales_follow_the_units_of_the_pairs(seed, unit):
+  equations, true, _ = problem(seed, 'large', 4, count=12, loops=3)
+  found = scale.resolve(len(true), equations)
+  rng = np.random.default_rng(seed)
+  units = unit * rng.normal(size=len(true))
+  changed = [
+    dataclasses.replace(
+      link,
+      log_ratio=float(link.log_ratio + units[link.first] - units[link.second]),
+    )
+    for link in equations
+  ]
+  again = scale.resolve(len(true), changed)
+  np.testing.assert_allclose(
+    again.log_scale, found.log_scale + units - units[0], atol=1e-6
+  )
+  assert [o[:2] for o in again.outliers] == [o[:2] for o in found.outliers]
+
+
+def chained(rng, num_frames, wrong=None):
+  """A chain of exact fits; of one pair the second frame's depths are off."""
+  places = np.cumsum(rng.normal(size=(num_frames, 3)), axis=0)
+  points = rng.normal(size=(60, 3)) * 6
+  distance = np.linalg.norm(points[None] - places[:, None], axis=2)
+  fits = {}
+  for gap in (1, 2, 3):
+    for first in range(num_frames - gap):
+      pair = first, first + gap
+      step = places[pair[1]] - places[pair[0]]
+      length = np.linalg.norm(step)
+      depths = distance[list(pair)] / length
+      depths[1] *= 1.5 if pair == wrong else 1.0
+      fits[pair] = two_view.PairFit(
+        target2source=camera.make_pose(np.eye(3), step / length),
+        inliers=np.ones(len(points), bool),
+        parallax_rad=0.1,
+        depths=depths,
+      )
+  ids = {pair: np.arange(len(points)) for pair in fits}
+  return places, chain.chain(num_frames, fits, ids, min_shared=10)
+
+
+def test_a_chain_tells_which_pairs_contradict_the_others():
+  rng = np.random.default_rng(8)
+  places, found = chained(rng, 10)
+  assert found.outliers == []
+  places, found = chained(rng, 10, wrong=(4, 6))
+  assert found.outliers
+  for outlier in found.outliers:
+    assert (4, 6) in (outlier.first, outlier.second)
+    # One end of the pair lies; both pairs were seen from there.
+    assert set(outlier.first) & set(outlier.second)
+    assert abs(outlier.residual) == pytest.approx(np.log(1.5), abs=0.01)
+    assert abs(outlier.residual) > 4 * outlier.error
+  true = np.linalg.norm(places - places[0], axis=1)
+  length = np.linalg.norm(found.frame2scene[:, :, 3], axis=1)
+  np.testing.assert_allclose(length * true[1] / length[1], true, rtol=0.01)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
+from preprocessing import motion, tfds_metadata
 
 
 def example_record(**changes) -> schema.Record:
@@ -15,6 +16,7 @@ def example_record(**changes) -> schema.Record:
   record = {
     name: camera.identity_pose() if feature.shape else by_kind[feature.kind]
     for name, feature in schema.FEATURES.items()
+    if not feature.optional
   }
   return {**record, 'matcher': 'sphere', **changes}
 
@@ -25,6 +27,29 @@ def test_a_record_survives_encoding():
   assert back.keys() == record.keys()
   for name, value in record.items():
     np.testing.assert_array_equal(back[name], value)
+
+
+def test_an_optional_feature_survives_where_it_is_and_stays_out_elsewhere():
+  name = 'target/static_weight'
+  without = schema.decode(schema.encode(example_record()))
+  assert name not in without
+  assert not schema.optional_in(without)
+  back = schema.decode(schema.encode(example_record(**{name: b'png'})))
+  assert back[name] == b'png'
+  assert schema.optional_in(back) == {name}
+
+
+def test_metadata_lists_an_optional_feature_only_where_records_have_it():
+  name = 'target/static_weight'
+  plain, weighed = tfds_metadata.features(), tfds_metadata.features([name])
+  assert set(plain['target']) | {'static_weight'} == set(weighed['target'])
+  assert 'static_weight' not in plain['target']
+  connector = weighed['target']['static_weight']
+  assert connector.shape == (None, None, 1)
+  # TFDS itself reads what the record holds.
+  view = np.arange(64, dtype=np.uint8).reshape(8, 8)
+  png = connector.decode_example_np(motion.encode_png(view))
+  np.testing.assert_array_equal(png[..., 0], view)
 
 
 def test_the_same_record_gives_the_same_bytes_in_any_order():
@@ -46,6 +71,7 @@ def test_the_same_record_gives_the_same_bytes_in_any_order():
     ({'target2source': np.eye(3)}, r'target2source.*\(3, 4\)'),
     ({'source/image': b''}, 'source/image'),
     ({'video_id': ''}, 'video_id'),
+    ({'target/static_weight': b''}, 'static_weight'),
     ({'extra': 1}, 'extra'),
   ],
 )

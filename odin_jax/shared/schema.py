@@ -6,7 +6,7 @@ from it. Conventions are those of `odin_jax.shared.camera`.
 """
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 
@@ -27,11 +27,15 @@ class Feature:
     kind: `bytes`, `text` (UTF-8 bytes), `float` (float32) or `int` (int64).
     shape: shape of the value; () for a scalar.
     meaning: what it is, with its unit.
+    encoding: of `bytes`, `jpeg` (three channels) or `png` (one).
+    optional: the records of a folder all have it, or none has.
   """
 
   kind: str
   shape: tuple[int, ...] = ()
   meaning: str
+  encoding: str = 'jpeg'
+  optional: bool = False
 
 
 def _views(name: str, **fields: Any) -> dict[str, Feature]:
@@ -70,6 +74,12 @@ FEATURES: dict[str, Feature] = {
   'confidence': Feature(kind='float', meaning="0..1, the matcher's own"),
   'hops': Feature(kind='int', meaning='1 = matched directly'),
   'matcher': Feature(kind='text', meaning=' | '.join(MATCHERS)),
+  'target/static_weight': Feature(
+    kind='bytes',
+    encoding='png',
+    optional=True,
+    meaning='PNG, grey, square: 0 moves, 255 stands still, 128 unknown',
+  ),
 }
 
 Record = dict[str, Any]
@@ -77,6 +87,13 @@ Record = dict[str, Any]
 
 class SchemaError(ValueError):
   """A record that does not follow the schema; the message names the feature."""
+
+
+def optional_in(names: Iterable[str]) -> frozenset[str]:
+  """Those of some features' names that a record need not have."""
+  return frozenset(
+    name for name in names if name in FEATURES and FEATURES[name].optional
+  )
 
 
 def _problem(feature: Feature, value: Any) -> str | None:
@@ -100,14 +117,14 @@ def _problem(feature: Feature, value: Any) -> str | None:
 
 def validate(record: Mapping[str, Any]) -> None:
   """Raises SchemaError unless `record` follows the schema."""
-  missing = FEATURES.keys() - record.keys()
+  missing = FEATURES.keys() - record.keys() - optional_in(FEATURES)
   unknown = record.keys() - FEATURES.keys()
   if missing or unknown:
     raise SchemaError(
       f'missing features {sorted(missing)}, unknown features {sorted(unknown)}'
     )
-  for name, feature in FEATURES.items():
-    problem = _problem(feature, record[name])
+  for name in record:
+    problem = _problem(FEATURES[name], record[name])
     if problem:
       raise SchemaError(f'{name}: {problem}')
   for name, allowed in (('split', SPLITS), ('matcher', MATCHERS)):
@@ -128,8 +145,8 @@ def encode(record: Mapping[str, Any]) -> bytes:
   """
   validate(record)
   values: dict[str, list[Any]] = {}
-  for name, feature in FEATURES.items():
-    value = record[name]
+  for name, value in record.items():
+    feature = FEATURES[name]
     if feature.kind == 'bytes':
       values[name] = [value]
     elif feature.kind == 'text':
@@ -146,7 +163,8 @@ def decode(serialised: bytes) -> Record:
 
   Returns:
     floats as float32 arrays of the feature's shape (scalars as `float`), ints
-    as `int`, text as `str`, images as their JPEG bytes.
+    as `int`, text as `str`, images as their JPEG or PNG bytes. An optional
+    feature that the example lacks is left out.
 
   Raises:
     SchemaError: the example is no record of this schema.
@@ -154,6 +172,8 @@ def decode(serialised: bytes) -> Record:
   values = tfrecord.decode_example(serialised)
   record: Record = {}
   for name, feature in FEATURES.items():
+    if feature.optional and name not in values:
+      continue
     length = int(np.prod(feature.shape))
     if len(values.get(name, ())) != length:
       raise SchemaError(

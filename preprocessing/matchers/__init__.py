@@ -3,6 +3,39 @@
 A matcher describes a panorama by points on the sphere and says which points of
 two panoramas show the same thing. Poses, scale and records are made from its
 answers alone and know no matcher by name.
+
+What a backend has to give. A module with `make(options)`, named in `_MODULES`,
+whose options stand in the config under its name, and which makes a `Matcher`:
+
+* `describe` finds the same points of the scene again in the next panorama. The
+  pipeline follows `Features.rays` by optical flow from frame to frame, joins
+  matches into tracks by the *index* of a feature, and adjusts the rays of all
+  frames together. A backend that is dense must therefore choose points, and
+  choose them before it sees the other frame. `noise_rad` weighs them.
+* `match` is one to one, and names features by their index in what it is given:
+  a subset of what was described, since features of the camera's holder are
+  taken out. What else a backend knows of a panorama travels in a subclass of
+  `Features` that overrides `subset` (`dust3r.FrameFeatures`).
+* Called twice about the same frames it should not pay twice: the solver asks
+  about each pair in every round, with better and better `expected` places.
+  Features may be copied from process to process on the way, so what is cached
+  is found again by content, not by identity.
+* Determinism: the same panoramas give the same bytes.
+* Where a call costs money, `CountsCalls`, which states and bounds it.
+
+What others would plug in. Both use the points, the views and the cache of
+`dust3r` and change what is asked about a pair of views.
+
+* MASt3R (https://github.com/naver/mast3r) is DUSt3R's network with two more
+  maps per view: local descriptors. `_downstream_head` returns them as `desc`
+  and `desc_conf`; read at the points like the pointmaps, they take the place
+  of `Features.descriptors` where points close in space are compared. Its
+  pointmaps are metric, so `pointmaps.scale_ratio` is near one.
+* VGGT (https://github.com/facebookresearch/vggt) takes any number of views at
+  once and gives poses, depths, pointmaps and point tracks. Its views are
+  tokens of one call per window instead of one per pair; `query_points` of its
+  tracking head are the points of a frame, and a track's end that lies within a
+  pixel of a point of the other frame is a match.
 """
 
 import dataclasses
@@ -12,7 +45,10 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Float32, Int
 import numpy as np
 
-_MODULES = {'sphere': 'preprocessing.matchers.sphere'}
+_MODULES = {
+  'dust3r': 'preprocessing.matchers.dust3r',
+  'sphere': 'preprocessing.matchers.sphere',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +102,25 @@ class Matcher(Protocol):
       expected: where each source point should lie in the target frame, NaN
         where that is unknown (such a point is not matched); None: anywhere.
       gate_rad: largest distance from the expected place.
+    """
+
+
+@runtime_checkable
+class CountsCalls(Protocol):
+  """A matcher whose cost is a number of calls, for the manifest.
+
+  Attributes:
+    calls: made so far, over all videos.
+  """
+
+  calls: int
+
+  def calls_bound(self, num_frames: int, num_pairs: int) -> int:
+    """The most calls that a video costs.
+
+    Args:
+      num_frames: keyframes of the video.
+      num_pairs: frame pairs of its window, neighbours among them.
     """
 
 

@@ -1,0 +1,153 @@
+"""What closures do: components become one, and poses are relaxed.
+
+A bundle adjustment does not get over an error of metres by itself. So what
+closures say is first shared out along the path (`relaxation`), as far as each
+step may be wrong; from there it converges.
+"""
+
+import dataclasses
+from typing import Iterable, Sequence
+
+from jaxtyping import Float, Int
+import networkx as nx
+import numpy as np
+
+from odin_jax.shared import camera
+from preprocessing import graph, loops, relaxation
+
+# Limits of what closures may differ by, in standard errors.
+_SIGMAS = 4.0
+# A camera that stands still may drift too, as if it went this share of the
+# depth.
+_STILL = 0.1
+
+
+def close(
+  scene: loops.Scene, closures: Sequence[loops.Closure], rules: graph.GraphRules
+) -> tuple[Int[np.ndarray, 'f'], Float[np.ndarray, 'f 3 4']]:
+  """Joins what closures tie and relaxes the poses.
+
+  Args:
+    scene: what is solved so far.
+    closures: those that hold.
+    rules: how much paths drift.
+
+  Returns:
+    components, numbered by first frame, and poses. What no closure touches
+    stays as it is.
+  """
+  component, pose, log_scale = _joined(scene, closures)
+  pose = pose.copy()
+  constraints = [
+    *_steps(scene, closures, rules),
+    *(_constraint(closure, scene) for closure in closures),
+  ]
+  for index in sorted({int(component[one.source]) for one in closures}):
+    frames = np.flatnonzero(component == index)
+    inside = [
+      dataclasses.replace(
+        one,
+        source=int(np.searchsorted(frames, one.source)),
+        target=int(np.searchsorted(frames, one.target)),
+      )
+      for one in constraints
+      if component[one.source] == index
+    ]
+    pose[frames], _ = relaxation.relax(pose[frames], log_scale[frames], inside)
+  return component, pose
+
+
+def _joined(
+  scene: loops.Scene, closures: Sequence[loops.Closure]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Components that closures tie become one, in the gauge of the first."""
+  component = scene.component
+  strongest: dict[tuple[int, int], loops.Closure] = {}
+  for one in sorted(closures, key=lambda one: one.inliers):
+    a, b = component[one.source], component[one.target]
+    if a != b:
+      strongest[int(a), int(b)] = strongest[int(b), int(a)] = one
+  ties = nx.Graph(sorted(strongest))
+  pose, log_scale = scene.frame2scene.copy(), np.zeros(len(component))
+  label = component.copy()
+  for group in sorted(nx.connected_components(ties), key=min):
+    for known, new in nx.bfs_edges(ties, min(group), sort_neighbors=sorted):
+      frames = component == new
+      moved = _moved(pose, log_scale, strongest[known, new], component, new)
+      pose[frames], log_scale[frames] = moved
+      label[frames] = min(group)
+  seen = list(dict.fromkeys(label[label >= 0].tolist()))
+  renumbered = [seen.index(one) if one >= 0 else -1 for one in label.tolist()]
+  return np.array(renumbered, np.int64), pose, log_scale
+
+
+def _moved(
+  pose: np.ndarray,
+  log_scale: np.ndarray,
+  closure: loops.Closure,
+  component: np.ndarray,
+  new: int,
+) -> tuple[np.ndarray, float]:
+  """The poses of a component in the scene of the one that it is tied to."""
+  relative, stretch = closure.target2source, closure.log_scale
+  known_frame, new_frame = closure.pair
+  if component[known_frame] == new:
+    # The closure leads the other way.
+    known_frame, new_frame = new_frame, known_frame
+    relative = camera.rescale(camera.inverse(relative), float(np.exp(-stretch)))
+    stretch = -stretch
+  scale = log_scale[known_frame]
+  landing = camera.compose(
+    pose[known_frame], camera.rescale(relative, float(np.exp(scale)))
+  )
+  total = float(scale + stretch)
+  others = pose[component == new]
+  inside = camera.compose(
+    np.broadcast_to(camera.inverse(pose[new_frame]), others.shape), others
+  )
+  inside = camera.rescale(inside, float(np.exp(total)))
+  return camera.compose(np.broadcast_to(landing, others.shape), inside), total
+
+
+def _steps(
+  scene: loops.Scene, closures: Sequence[loops.Closure], rules: graph.GraphRules
+) -> Iterable[relaxation.Constraint]:
+  """From frame to frame along the path, as exact as drift allows."""
+  depths = graph.frame_depths(
+    scene.frame2scene, scene.points, scene.observations
+  )
+  ends = [frame for closure in closures for frame in closure.pair]
+  for index in np.unique(scene.component[ends]):
+    frames = np.flatnonzero(scene.component == index).tolist()
+    depth = float(np.nanmedian(depths[frames]))
+    for a, b in zip(frames, frames[1:]):
+      step = camera.compose(
+        camera.inverse(scene.frame2scene[a]), scene.frame2scene[b]
+      )
+      way = float(np.linalg.norm(step[:, 3])) + _STILL * depth
+      tens = way / (loops.PER_DEPTHS * depth)
+      yield relaxation.Constraint(
+        source=a,
+        target=b,
+        target2source=step,
+        log_scale=0.0,
+        turn_rad=float(np.deg2rad(rules.drift_turn_deg)) * tens,
+        shift=rules.drift_share * way,
+        stretch=rules.drift_log_scale * tens,
+      )
+
+
+def _constraint(
+  closure: loops.Closure, scene: loops.Scene
+) -> relaxation.Constraint:
+  mine = scene.observations.subset(scene.observations.frame == closure.source)
+  depth = graph.frame_depths(scene.frame2scene, scene.points, mine)
+  return relaxation.Constraint(
+    source=closure.source,
+    target=closure.target,
+    target2source=closure.target2source,
+    log_scale=closure.log_scale,
+    turn_rad=float(np.deg2rad(loops.OFF_DEG)) / _SIGMAS,
+    shift=loops.OFF * float(depth[closure.source]) / _SIGMAS,
+    stretch=loops.OFF_LOG_SCALE / _SIGMAS,
+  )

@@ -1,0 +1,113 @@
+"""Which share of the records is geometrically consistent? A random sample.
+
+A record is judged by features that are matched afresh between its two pictures,
+without the code that found its pose: consistent where their median Sampson
+distance is small. A record whose pictures share too few features is undecided
+and counts on neither side. As a control every sampled record is judged again
+with the pose of another one: what passes then passes by chance.
+"""
+
+import dataclasses
+import math
+from typing import Any, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from odin_jax.shared import schema
+from preprocessing import epipolar
+
+# 2 px at 256 px.
+MAX_ERROR_SHARE = 2 / 256
+# Standard normal quantile of a 95 % interval.
+_Z95 = 1.959964
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+  """One record of the sample.
+
+  Attributes:
+    record: the record itself.
+    matches: number of fresh matches.
+    error_px: their median Sampson distance; None where they are too few.
+    consistent: whether that is small; None where undecided.
+  """
+
+  record: schema.Record
+  matches: int
+  error_px: float | None
+  consistent: bool | None
+
+
+def draw(
+  rows: Sequence[Mapping[str, Any]], size: int, seed: int
+) -> list[Mapping[str, Any]]:
+  """A random sample without repetition, in order."""
+  rng = np.random.default_rng(seed)
+  chosen = rng.choice(len(rows), min(size, len(rows)), replace=False)
+  return [rows[index] for index in sorted(chosen.tolist())]
+
+
+def judge(record: schema.Record) -> Judged:
+  """Judges one record."""
+  errors = epipolar.fresh_errors_px(record)
+  error_px, consistent = None, None
+  if len(errors) >= epipolar.MIN_MATCHES:
+    error_px = float(np.median(errors))
+    consistent = error_px <= MAX_ERROR_SHARE * _size_px(record)
+  return Judged(
+    record=record,
+    matches=len(errors),
+    error_px=error_px,
+    consistent=consistent,
+  )
+
+
+def _size_px(record: Mapping[str, Any]) -> int:
+  data = np.frombuffer(record['source/image'], np.uint8)
+  return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).shape[0]
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+  """95 % interval of a share. E. B. Wilson, JASA 22, 1927.
+
+  Args:
+    successes: 0 .. trials.
+    trials: 0 leaves everything open: (0, 1).
+  """
+  if not trials:
+    return 0.0, 1.0
+  share, z2 = successes / trials, _Z95**2
+  middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+  spread = share * (1 - share) / trials + z2 / (4 * trials**2)
+  half = _Z95 * math.sqrt(spread) / (1 + z2 / trials)
+  return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def figures(sample: Sequence[Judged]) -> dict[str, Any]:
+  """The share of consistent records, its interval, and what chance gives."""
+  decided = [one for one in sample if one.consistent is not None]
+  consistent = sum(bool(one.consistent) for one in decided)
+  chance = _with_other_poses(decided)
+  return {
+    'size': len(sample),
+    'decided': len(decided),
+    'consistent': consistent,
+    'share': consistent / len(decided) if decided else None,
+    'interval_95': list(wilson_interval(consistent, len(decided))),
+    'chance_share': chance,
+    'max_error_px_at_256': MAX_ERROR_SHARE * 256,
+  }
+
+
+def _with_other_poses(decided: Sequence[Judged]) -> float | None:
+  """Share that passes with the pose of a record from far off in the sample."""
+  if len(decided) < 2:
+    return None
+  passed = 0
+  for place, one in enumerate(decided):
+    other = decided[(place + len(decided) // 2) % len(decided)]
+    pose = other.record['target2source']
+    passed += bool(judge({**one.record, 'target2source': pose}).consistent)
+  return passed / len(decided)

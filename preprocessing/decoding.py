@@ -1,0 +1,346 @@
+"""Video file -> decoded frames at a rate, in one pass and without seeking.
+
+What is decoded is what the rate needs. A frame that is not wanted and that no
+other frame is made from is left out, and so is the end of a group of pictures
+behind its last wanted frame. Both are known from the packets' times, so that
+the frames are the same as those of a full decode.
+"""
+
+import dataclasses
+import itertools
+import os
+import struct
+from typing import Iterable, Iterator
+
+import av
+from av.video.reformatter import Colorspace
+from jaxtyping import UInt8
+import numpy as np
+
+from odin_jax.shared import binary
+
+# Decoders that leave out frames one by one when told so; packets of others may
+# hold several frames, or none.
+_SKIPPING_CODECS = ('h264', 'hevc')
+# Containers that keep the time of every frame.
+_TIMED_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
+# Longer groups of pictures are decoded in full, for they are held in memory.
+_MAX_GROUP = 300
+# Matrix of a video that names none, by its size, as players have it.
+_HD_WIDTH_PX, _HD_HEIGHT_PX = 1280, 576
+_UNSPECIFIED = 2
+_DISPLAY_MATRIX = struct.Struct('=9i')
+
+
+class VideoError(binary.UserError):
+  """A file that is no usable 360-degree video; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+  """What the container says of its first video stream.
+
+  Attributes:
+    width: in pixels.
+    height: in pixels.
+    frame_rate: average frames per second; 0 where unknown.
+    duration_s: in seconds; 0 where unknown.
+  """
+
+  width: int
+  height: int
+  frame_rate: float
+  duration_s: float
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+  """Reads the header of a video.
+
+  Raises:
+    VideoError: the file cannot be opened as a video.
+  """
+  with open_video(path) as container:
+    return _info(container)
+
+
+def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
+  """Opens a file that has a video stream.
+
+  Raises:
+    VideoError: the file cannot be opened as a video.
+  """
+  try:
+    container = av.open(os.fspath(path))
+  except FileNotFoundError as error:
+    raise VideoError(
+      f'{path}: no such file; give a 360-degree video'
+    ) from error
+  except (av.error.FFmpegError, OSError) as error:
+    raise VideoError(
+      f'{path}: not a video, or truncated ({error.strerror}); give the whole '
+      'video file'
+    ) from error
+  if not container.streams.video:
+    container.close()
+    raise VideoError(f'{path}: no video stream in it; give a video')
+  return container
+
+
+def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
+  """The picture as it is to be shown: sRGB, turned as its metadata says.
+
+  Range and matrix are the frame's own. A frame that names no matrix has that
+  of BT.709 where it is larger than standard definition, else of BT.601.
+  """
+  is_hd = frame.width >= _HD_WIDTH_PX or frame.height > _HD_HEIGHT_PX
+  matrix = None
+  if frame.colorspace == _UNSPECIFIED and is_hd:
+    matrix = Colorspace.ITU709
+  image = frame.to_ndarray(format='rgb24', src_colorspace=matrix)
+  for item in frame.side_data:
+    if item.type.name == 'DISPLAYMATRIX':
+      return _turned(image, bytes(item))
+  return image
+
+
+def sample(
+  path: str | os.PathLike[str], fps: float, *, skip: bool = True
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Yields the frames nearest to the times k / fps, in order.
+
+  A frame is taken when it is the first at or after k / fps, with half a frame
+  of tolerance; a video slower than `fps` gives every frame once. Frames that
+  carry no time follow each other at the video's rate.
+
+  Args:
+    path: the video file.
+    fps: frames per second to take.
+    skip: leave undecoded what is not needed; the frames are the same.
+
+  Yields:
+    Seconds from the first frame, and the frame.
+
+  Raises:
+    VideoError: no video, or one that is damaged or ends before its header says.
+  """
+  time_s = 0.0
+  with open_video(path) as container:
+    info = _info(container)
+    stream = container.streams.video[0]
+    stream.thread_type = 'AUTO'
+    grid = _Grid(fps, info.frame_rate)
+    plan = _Plan(
+      _Grid(fps, info.frame_rate),
+      possible=skip
+      and stream.codec_context.name in _SKIPPING_CODECS
+      and container.format.name in _TIMED_CONTAINERS,
+    )
+    try:
+      for packet, is_wanted in plan.packets(container.demux(stream)):
+        stream.codec_context.skip_frame = 'DEFAULT' if is_wanted else 'NONREF'
+        for frame in packet.decode():
+          shown_s = _shown_s(frame, info, path, plan.start_s, time_s)
+          if plan.start_s is None:
+            plan.start_s = shown_s
+          time_s = shown_s - plan.start_s
+          if grid.takes(time_s):
+            yield time_s, frame
+    except av.error.FFmpegError as error:
+      raise VideoError(
+        f'{path}: damaged at {time_s:.2f} s ({error.strerror}); get the file '
+        'again'
+      ) from error
+  if plan.start_s is None:
+    raise VideoError(
+      f'{path}: no frame in it can be decoded; get the file again'
+    )
+  # Some containers state when the video ends, not how long it lasts.
+  end_s = time_s + max(0.0, plan.start_s)
+  if info.duration_s - end_s > max(1.0, 4 * grid.half_frame_s):
+    raise VideoError(
+      f'{path}: truncated: ends at {time_s:.2f} s of {info.duration_s:.2f} s; '
+      'get the file again'
+    )
+
+
+def key_frames(
+  path: str | os.PathLike[str], max_count: int
+) -> list[av.VideoFrame]:
+  """Key frames from all over a video: those before max_count even times.
+
+  A place that cannot be reached or decoded gives none; reading the video will
+  say so. A file that cannot be sought in gives its first.
+
+  Raises:
+    VideoError: no video, or none of these frames can be decoded.
+  """
+  found: dict[int | None, av.VideoFrame] = {}
+  with open_video(path) as container:
+    stream = container.streams.video[0]
+    stream.codec_context.skip_frame = 'NONKEY'
+    length_s = _info(container).duration_s
+    for place in range(max_count):
+      try:
+        if place:
+          offset_s = (place + 0.5) / max_count * length_s
+          start = stream.start_time or 0
+          container.seek(
+            start + int(offset_s / stream.time_base), stream=stream
+          )
+        for frame in itertools.islice(container.decode(stream), 1):
+          found[frame.pts] = frame
+      except av.error.FFmpegError:
+        continue
+  if not found:
+    raise VideoError(
+      f'{path}: no frame in it can be decoded; get the file again'
+    )
+  return list(found.values())
+
+
+class _Grid:
+  """The times k / fps, each of which one frame is taken for."""
+
+  def __init__(self, fps: float, frame_rate: float):
+    self.half_frame_s = 0.5 / frame_rate if frame_rate else 0.0
+    self._fps = fps
+    self._taken = 0
+
+  def takes(self, time_s: float) -> bool:
+    """Whether the next frame, which is shown at this time, is taken."""
+    if time_s + self.half_frame_s < self._taken / self._fps:
+      return False
+    # A gap in the video (variable frame rate) skips the times inside it.
+    self._taken = int((time_s + self.half_frame_s) * self._fps + 1e-6) + 1
+    return True
+
+
+class _Plan:
+  """Which packets hold frames that a grid will take.
+
+  Nothing is skipped before the first frame is out, since times count from it,
+  nor in the last group of pictures, since its end tells whether the file is
+  whole.
+
+  Attributes:
+    start_s: presentation time of the first frame, which the reader sets.
+  """
+
+  def __init__(self, grid: _Grid, *, possible: bool):
+    self.start_s: float | None = None
+    self._grid = grid
+    self._possible = possible
+    # Times that wait for the first frame's.
+    self._early: list[float] = []
+
+  def packets(
+    self, demuxed: Iterable[av.Packet]
+  ) -> Iterator[tuple[av.Packet, bool]]:
+    """Yields the packets to decode, and whether their frames are wanted."""
+    groups = itertools.chain(_groups(demuxed), [[]])
+    for group, following in itertools.pairwise(groups):
+      wanted = self._wanted(group)
+      end = len(group)
+      if not following:
+        wanted = [True] * end
+      elif self._possible and _starts_afresh(following):
+        while end and not wanted[end - 1]:
+          end -= 1
+      yield from zip(group[:end], wanted[:end], strict=True)
+
+  def _wanted(self, group: list[av.Packet]) -> list[bool]:
+    everything = [True] * len(group)
+    self._possible = self._possible and _tells_times(group)
+    if not self._possible:
+      return everything
+    times = [_seconds(packet) for packet in group]
+    if self.start_s is None:
+      self._early += times
+      return everything
+    for time_s in sorted(self._early):
+      self._grid.takes(time_s - self.start_s)
+    self._early = []
+    taken = {
+      time_s
+      for time_s in sorted(times)
+      if self._grid.takes(time_s - self.start_s)
+    }
+    return [time_s in taken for time_s in times]
+
+
+def _groups(packets: Iterable[av.Packet]) -> Iterator[list[av.Packet]]:
+  """Groups of pictures, each from a key frame on, in decoding order."""
+  group: list[av.Packet] = []
+  for packet in packets:
+    if group and (packet.is_keyframe or len(group) > _MAX_GROUP):
+      yield group
+      group = []
+    group.append(packet)
+  yield group
+
+
+def _tells_times(group: list[av.Packet]) -> bool:
+  """Whether every packet becomes one frame at a time of its own."""
+  times = {packet.pts for packet in group if not packet.is_discard}
+  return len(times) == len(group) <= _MAX_GROUP and None not in times
+
+
+def _starts_afresh(group: list[av.Packet]) -> bool:
+  """Whether a group needs no frame of the one before it."""
+  return (
+    group[0].is_keyframe
+    and _tells_times(group)
+    and group[0].pts == min(packet.pts for packet in group)
+  )
+
+
+def _seconds(timed: av.Packet | av.VideoFrame) -> float:
+  return float(timed.pts * timed.time_base)
+
+
+def _shown_s(
+  frame: av.VideoFrame,
+  info: VideoInfo,
+  path: str | os.PathLike[str],
+  start_s: float | None,
+  last_s: float,
+) -> float:
+  """Presentation time; after the last frame's where it carries none."""
+  if frame.pts is not None:
+    return _seconds(frame)
+  if not info.frame_rate:
+    raise VideoError(
+      f'{path}: neither times nor a frame rate in it; write it anew, as MP4'
+    )
+  return 0.0 if start_s is None else start_s + last_s + 1 / info.frame_rate
+
+
+def _info(container: av.container.InputContainer) -> VideoInfo:
+  stream = container.streams.video[0]
+  duration_s = 0.0
+  if stream.duration:
+    duration_s = float(stream.duration * stream.time_base)
+  elif container.duration:
+    duration_s = container.duration / av.time_base
+  return VideoInfo(
+    width=stream.width,
+    height=stream.height,
+    frame_rate=float(stream.average_rate or 0),
+    duration_s=duration_s,
+  )
+
+
+def _turned(
+  image: UInt8[np.ndarray, 'h w 3'], matrix: bytes
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Turns and mirrors a picture by quarter turns, as FFmpeg's display matrix.
+
+  The matrix maps (x, y) to (a x + c y, b x + d y); its first rows are
+  (a, b, _), (c, d, _).
+  """
+  a, b, _, c, d = _DISPLAY_MATRIX.unpack(matrix)[:5]
+  if abs(b) + abs(c) > abs(a) + abs(d):
+    image, a, d = image.swapaxes(0, 1), c, b
+  return np.ascontiguousarray(
+    image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+  )

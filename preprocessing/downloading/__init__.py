@@ -1,0 +1,1 @@
+"""Parts of the command `preprocessing.download`."""

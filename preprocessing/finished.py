@@ -1,0 +1,73 @@
+"""A finished folder of records, as its judges read it."""
+
+import json
+import os
+from typing import Any, Collection, Iterable, Iterator, NamedTuple
+
+from odin_jax.shared import binary, record_folder, schema
+
+
+class Place(NamedTuple):
+  """Where a record is."""
+
+  split: str
+  index: int
+
+
+class Records:
+  """The records of a folder, without those of some videos.
+
+  Args:
+    path: the folder.
+    excluded: ids of videos that are passed over.
+
+  Attributes:
+    path: the folder.
+    manifest: its manifest; `videos` without the excluded ones.
+    ledger: the rows of its ledger, likewise.
+
+  Raises:
+    binary.UserError: no such folder, or its manifest or ledger is missing or
+      damaged.
+  """
+
+  def __init__(
+    self, path: str | os.PathLike[str], excluded: Collection[str] = ()
+  ):
+    self.path = binary.require_folder(path, 'a folder of records')
+    self._excluded = frozenset(excluded)
+    (self.manifest,) = self._read_json('manifest.json', lambda text: [text])
+    self.manifest['videos'] = self._kept(self.manifest['videos'])
+    self.ledger = self._kept(self._read_json('ledger.jsonl', str.splitlines))
+    self._folders = {
+      split: record_folder.RecordFolder(self.path, split)
+      for split in schema.SPLITS
+      if self.manifest['counts'][split]
+    }
+
+  def _read_json(self, name: str, documents: Any) -> list[dict[str, Any]]:
+    path = binary.require_file(
+      self.path / name, 'what a finished run leaves beside its records'
+    )
+    try:
+      return [json.loads(text) for text in documents(path.read_text())]
+    except ValueError as error:
+      raise binary.UserError(
+        f'{path}: damaged ({error}); run the pipeline again'
+      ) from error
+
+  def _kept(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get('video_id') not in self._excluded]
+
+  def places(self) -> Iterator[tuple[Place, schema.Record]]:
+    """All records with their places, split by split."""
+    for split, folder in self._folders.items():
+      for index, record in enumerate(folder):
+        if record['video_id'] not in self._excluded:
+          yield Place(split, index), record
+
+  def __iter__(self) -> Iterator[schema.Record]:
+    return (record for _, record in self.places())
+
+  def __getitem__(self, place: Place) -> schema.Record:
+    return self._folders[place.split][place.index]

@@ -1,0 +1,142 @@
+"""How many frames per second should correspondences be looked for at?
+
+    python -m preprocessing.fps_experiment --input=FILE_OR_FOLDER \\
+        --output=DIR [--fps=0.5,1,2] [--truth=DIR] [--override=KEY=VALUE]
+
+The ablation of arXiv 2412.07770 over the frame rate, on your own videos: runs
+the pipeline and its audit at every rate, and writes fps.json and index.html,
+number and quality of the pairs as a table and a plot. Sub-steps stay a fifth of
+a second apart at every rate. Each rate's records and audit are kept in
+fps_RATE/records and fps_RATE/audit; what is finished is not done again.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from absl import flags
+
+from odin_jax.shared import binary, page
+
+_TOOL = 'preprocessing.fps_experiment'
+_TEMPLATE = pathlib.Path(__file__).with_name('fps_experiment.html')
+_SUBSTEPS_PER_S = 5
+
+_INPUT = flags.DEFINE_string(
+  'input', None, 'A 360-degree video, or a folder of them.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder to write; new, or made by this command.'
+)
+_FPS = flags.DEFINE_list('fps', ['0.5', '1', '2'], 'Frames per second to try.')
+_TRUTH = flags.DEFINE_string(
+  'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
+)
+_OVERRIDE = flags.DEFINE_multi_string(
+  'override', [], 'KEY=VALUE, set as --config.KEY=VALUE at every rate.'
+)
+_SAMPLE = flags.DEFINE_integer(
+  'sample', 100, 'Records that each audit draws at random.', 1
+)
+flags.mark_flags_as_required(['input', 'output'])
+
+
+def _rates() -> list[float]:
+  try:
+    rates = sorted({float(text) for text in _FPS.value})
+  except ValueError as error:
+    raise binary.UserError(f'--fps: {error}; give numbers') from error
+  if not rates or rates[0] <= 0:
+    raise binary.UserError(f'--fps={",".join(_FPS.value)}: must be above 0')
+  return rates
+
+
+def _call(command: str, *arguments: str) -> None:
+  """Runs a command of this package.
+
+  Raises:
+    binary.UserError: it failed; it has told why.
+  """
+  done = subprocess.run(
+    [sys.executable, '-m', f'preprocessing.{command}', *arguments],
+    cwd=binary.REPOSITORY,
+    check=False,
+  )
+  if done.returncode:
+    raise binary.UserError(
+      f'preprocessing.{command} ended with status {done.returncode}'
+    )
+
+
+def measure(rate: float, output: pathlib.Path) -> dict[str, Any]:
+  """Runs pipeline and audit at one rate; a row of the table."""
+  folder = output / f'fps_{rate:g}'
+  records, audit = folder / 'records', folder / 'audit'
+  _call(
+    'run',
+    f'--input={pathlib.Path(_INPUT.value).resolve()}',
+    f'--output={records.resolve()}',
+    f'--config.fps={rate!r}',
+    f'--config.substeps={max(1, round(_SUBSTEPS_PER_S / rate))}',
+    *(f'--config.{override}' for override in _OVERRIDE.value),
+  )
+  truth = [f'--truth={pathlib.Path(_TRUTH.value).resolve()}']
+  _call(
+    'audit',
+    f'--records={records.resolve()}',
+    f'--output={audit.resolve()}',
+    f'--sample={_SAMPLE.value}',
+    *(truth if _TRUTH.value else []),
+  )
+  return row(
+    rate,
+    json.loads((audit / 'audit.json').read_text()),
+    json.loads((records / 'manifest.json').read_text()),
+    json.loads((records / 'run.json').read_text()),
+  )
+
+
+def row(
+  rate: float,
+  audit: dict[str, Any],
+  manifest: dict[str, Any],
+  run: dict[str, Any],
+) -> dict[str, Any]:
+  """What is told of one rate."""
+  videos = audit['videos']
+  pairs = sum(video['frame_pairs'] for video in videos)
+  calls = sum(video['matcher_calls'] for video in manifest['videos'])
+  return {
+    'fps': rate,
+    'frames': sum(video['frames'] for video in videos),
+    'frame_pairs': pairs,
+    'long_frame_pairs': sum(video['long_frame_pairs'] for video in videos),
+    'records': audit['records'],
+    'matcher_calls_per_pair': calls / pairs if pairs else None,
+    'seconds': sum(run['video_seconds'].values()),
+    'consistent_share': audit['sample']['share'],
+    'interval_95': audit['sample']['interval_95'],
+    'sampson_px': audit['epipolar']['sampson_px'],
+    'sampson_px_per_gap': audit['epipolar']['sampson_px_per_gap'],
+    'pose': audit.get('pose'),
+  }
+
+
+def main() -> None:
+  """Measures every rate and writes table and page."""
+  rates = _rates()
+  if not pathlib.Path(_INPUT.value).exists():
+    raise binary.UserError(f'{_INPUT.value}: no such file or folder')
+  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  rows = [measure(rate, output) for rate in rates]
+  title = f'Frame rates: {pathlib.Path(_INPUT.value).name}'
+  html = page.render(_TEMPLATE, {'title': title, 'rows': rows})
+  with binary.atomic_path(output / 'index.html') as temporary:
+    temporary.write_text(html)
+  binary.write_json(output / 'fps.json', {'rates': rows})
+
+
+if __name__ == '__main__':
+  binary.run(main)

@@ -1,0 +1,161 @@
+"""A video, read once: keyframes, their features, and where their points went."""
+
+import dataclasses
+import itertools
+import os
+from typing import Any, Callable, Iterator
+
+from jaxtyping import Float, UInt8
+import ml_collections
+import numpy as np
+
+from preprocessing import (
+  frame_quality,
+  frames,
+  matchers,
+  motion,
+  projections,
+  tracking,
+)
+from preprocessing.pictures import Pictures
+
+Progress = Callable[[str, float], None]
+# Points are not followed into such frames: nothing of the scene is in them.
+_WITHOUT_SCENE = (frame_quality.BLACK, frame_quality.STATIC)
+
+
+@dataclasses.dataclass
+class Observed:
+  """What is kept of a video while it is read, once.
+
+  Attributes:
+    times_s: of the keyframes.
+    slots: which 1 / fps of the video each keyframe stands for.
+    pictures: the keyframes.
+    features: of the keyframes.
+    arrivals: where the points of each keyframe but the last are in the next.
+    static_weights: of the keyframes, see `motion`; empty where not asked for.
+    width_px: of the panoramas.
+    dropped: ledger rows of slots without a usable frame.
+  """
+
+  times_s: list[float] = dataclasses.field(default_factory=list)
+  slots: list[int] = dataclasses.field(default_factory=list)
+  pictures: Pictures = dataclasses.field(default_factory=Pictures)
+  features: list[matchers.Features] = dataclasses.field(default_factory=list)
+  arrivals: list[Float[np.ndarray, 'n 3']] = dataclasses.field(
+    default_factory=list
+  )
+  static_weights: list[UInt8[np.ndarray, 'h w']] = dataclasses.field(
+    default_factory=list
+  )
+  width_px: int = 0
+  dropped: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def observe(
+  path: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+  matcher: matchers.Matcher,
+  layout: projections.Layout,
+  progress: Progress = lambda stage, share: None,
+) -> Observed:
+  """Reads a video, describes its keyframes and follows their points.
+
+  A keyframe is the first usable frame at or after k / fps and before
+  (k + 1) / fps.
+
+  Args:
+    path: the video.
+    config: see `configs/preprocess.py`.
+    matcher: describes the keyframes.
+    layout: of the video's frames.
+    progress: told of the share of the video that is read.
+
+  Raises:
+    frames.VideoError: it is no usable 360-degree video.
+  """
+  reader = _Reader(config, matcher)
+  rate = config.fps * config.substeps
+  length_s = max(frames.probe(path).duration_s, 1 / rate)
+  found = frames.read_frames(
+    path, rate, layout, max_width_px=config.max_panorama_width_px
+  )
+  for frame, following in _with_following(found):
+    slot = round(frame.time_s * rate) // config.substeps
+    reader.add(frame, slot, following.image if following else None)
+    progress('frames', min(1.0, frame.time_s / length_s))
+  return reader.finish()
+
+
+def _with_following(
+  found: Iterator[frames.Frame],
+) -> Iterator[tuple[frames.Frame, frames.Frame | None]]:
+  return itertools.pairwise(itertools.chain(found, [None]))
+
+
+class _Reader:
+  """Takes the frames one by one."""
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, matcher: matchers.Matcher
+  ):
+    self._matcher = matcher
+    self._filter = frame_quality.FrameFilter(
+      frame_quality.FrameRules(**config.frames)
+    )
+    self._motion = (
+      motion.MotionEstimator(motion.MotionRules(**config.motion))
+      if config.static_weights
+      else None
+    )
+    self._seen = Observed()
+    self._tracker: tracking.FlowTracker | None = None
+    # First reason and time of the slots that have no keyframe so far.
+    self._refused: dict[int, tuple[str, float]] = {}
+
+  def add(
+    self,
+    frame: frames.Frame,
+    slot: int,
+    following: UInt8[np.ndarray, 'h w 3'] | None,
+  ) -> None:
+    """Takes the next frame, which may become the keyframe of its slot."""
+    is_open = not self._seen.slots or slot > self._seen.slots[-1]
+    reason = self._filter.judge(frame.image, following) if is_open else ''
+    if reason in _WITHOUT_SCENE:
+      self._refused.setdefault(slot, (reason, frame.time_s))
+      return
+    if self._tracker is not None:
+      self._tracker.step(frame.image)
+    if self._motion is not None:
+      is_keyframe = is_open and not reason
+      show = self._motion.keyframe if is_keyframe else self._motion.step
+      show(frame.image)
+    if reason:
+      self._refused.setdefault(slot, (reason, frame.time_s))
+    elif is_open:
+      self._refused.pop(slot, None)
+      self._keep(frame, slot)
+
+  def _keep(self, frame: frames.Frame, slot: int) -> None:
+    seen = self._seen
+    features = self._matcher.describe(frame.image)
+    if self._tracker is not None:
+      seen.arrivals.append(self._tracker.rays())
+    self._tracker = tracking.FlowTracker(frame.image, features.rays)
+    seen.times_s.append(frame.time_s)
+    seen.slots.append(slot)
+    seen.features.append(features)
+    seen.pictures.append(frame.image)
+    seen.width_px = frame.image.shape[1]
+
+  def finish(self) -> Observed:
+    """What was seen, with a ledger row for every slot that was lost."""
+    if self._motion is not None:
+      self._seen.static_weights = self._motion.weights()
+    self._seen.dropped = [
+      {'stage': 'frames', 'reason': reason, 'times_s': [round(time_s, 3)]}
+      for _, (reason, time_s) in sorted(self._refused.items())
+    ]
+    return self._seen

@@ -1,0 +1,372 @@
+"""Videos to parts of the output folder, on the machines of a Ray cluster.
+
+One task per video, at most so many at a time that every core has its next one
+ready. Videos and output lie on a file system that all machines share under the
+same paths, and so does this checkout: a task writes its part there itself and
+returns a few words, so nothing large passes through Ray's object store. Only
+with matcher actors do panoramas and features, one call at a time per task.
+
+A task whose machine is taken away is begun again elsewhere, while the first
+attempt may still be writing where the network alone was cut. Therefore each
+attempt writes into a folder of its own and moves what is whole.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import socket
+from typing import Any, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from odin_jax.shared import binary
+from preprocessing import matchers, parts, pool, workers
+
+# Holds all that is unfinished; gone when the run is over.
+_SCRATCH = '.tmp-ray'
+# So many tasks per core are handed to Ray: one at work, one waiting.
+_TASKS_PER_CORE = 2
+_CONNECT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """How the cluster is used.
+
+  Attributes:
+    address: of a cluster that runs, from one of its machines: `auto` or
+      `IP:PORT`; '': one is started on this machine and ended with the run.
+    num_workers: cores of the cluster that is started; 0: all.
+    max_attempts: how often a video is begun, when machines or processes die.
+    matcher_actors: processes that describe and match for all tasks, such as a
+      network on GPUs; 0: every task does so itself.
+    gpus_per_actor: share of a GPU that each of them holds; 0: they use the
+      cores of the tasks, which wait meanwhile.
+    object_store_mb: shared memory of the cluster that is started.
+  """
+
+  address: str = ''
+  num_workers: int = 0
+  max_attempts: int = workers.MAX_ATTEMPTS
+  matcher_actors: int = 0
+  gpus_per_actor: float = 0.0
+  object_store_mb: int = 256
+
+
+def run(
+  jobs: Iterable[workers.Job], rules: Rules
+) -> Iterator[workers.Report | workers.Outcome]:
+  """Does all jobs; yields one outcome per job, in the order of their ends.
+
+  Args:
+    jobs: of one output folder; taken as there is room for them.
+    rules: see there.
+
+  Raises:
+    binary.UserError: there is no such cluster, a machine of it does not see
+      the shared folders, or no video can be done.
+  """
+  jobs = iter(jobs)
+  first = next(jobs, None)
+  if first is None:
+    return
+  # Left in reverse order: no task writes any more when the folder goes.
+  with _scratch(first.output) as token, _cluster(rules):
+    servers = _Servers(_start_actors(first, rules))
+    yield from _run(itertools.chain([first], jobs), rules, token, servers)
+
+
+def _run(
+  jobs: Iterable[workers.Job],
+  rules: Rules,
+  token: str,
+  servers: '_Servers',
+) -> Iterator[workers.Outcome]:
+  import ray
+
+  # Attempts are counted here: Ray's own retries have no limit for tasks that
+  # run out of memory, and do not tell why they were needed.
+  task = ray.remote(num_cpus=1, max_retries=0)(_do)
+  todo = ((job, 1) for job in jobs)
+  again: collections.deque[tuple[workers.Job, int]] = collections.deque()
+  running: dict[Any, tuple[workers.Job, int, Any]] = {}
+  while True:
+    while len(running) < _limit() and (entry := pool.next_task(todo, again)):
+      actor = servers.take()
+      ref = task.remote(_absolute(entry[0]), token, actor)
+      running[ref] = *entry, actor
+    if not running:
+      return
+    done, _ = ray.wait(list(running))
+    for ref in done:
+      job, attempt, actor = running.pop(ref)
+      servers.give_back(actor)
+      outcome, fault = _result(ref)
+      if outcome:
+        yield _as_given(outcome, job)
+      elif attempt < rules.max_attempts:
+        again.append((job, attempt + 1))
+      else:
+        reason = f'the worker died {attempt} times ({fault})'
+        yield workers.give_up(job, reason)
+
+
+def _limit() -> int:
+  """Tasks at a time; more as an autoscaler adds machines."""
+  import ray
+
+  cores = int(ray.cluster_resources().get('CPU', 0))
+  return _TASKS_PER_CORE * max(1, cores)
+
+
+def _result(ref: Any) -> tuple[workers.Outcome | None, str]:
+  """The outcome of a task that is over, or the fault that it met."""
+  import ray
+  from ray import exceptions
+
+  try:
+    return ray.get(ref), ''
+  except exceptions.RayTaskError as error:
+    if not isinstance(error.cause, workers.Fault):
+      raise error.cause from error
+    return None, str(error.cause)
+  except (
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.OutOfMemoryError,
+    exceptions.ObjectLostError,
+  ) as error:
+    return None, str(error).partition('. ')[0]
+
+
+def _absolute(job: workers.Job) -> workers.Job:
+  """The job for processes that were started in another folder."""
+  return dataclasses.replace(
+    job, path=job.path.absolute(), output=job.output.absolute()
+  )
+
+
+def _as_given(outcome: workers.Outcome, job: workers.Job) -> workers.Outcome:
+  """Names the video as the user did, like a run without Ray."""
+  error = outcome.error.replace(str(job.path.absolute()), str(job.path))
+  return dataclasses.replace(outcome, error=error)
+
+
+def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
+  """A task: one attempt at a job."""
+  pool.prepare()
+  _check_view(job, token)
+  matcher = RemoteMatcher(job.config['matcher'], actor) if actor else None
+  scratch = job.output / _SCRATCH / secrets.token_hex(8)
+  try:
+    outcome = workers.make_part(
+      job,
+      lambda report: None,
+      matcher=matcher,
+      folder=scratch,
+    )
+    if scratch.is_dir():
+      _move(scratch, job)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  return outcome
+
+
+def _move(scratch: pathlib.Path, job: workers.Job) -> None:
+  """Moves all files of a part; its note, which tells it whole, comes last."""
+  _, note = parts.paths(scratch, job.video_id)
+  files = sorted(path for path in scratch.rglob('*') if path.is_file())
+  for path in sorted(files, key=lambda path: path == note):
+    target = job.output / path.relative_to(scratch)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+
+
+@contextlib.contextmanager
+def _scratch(output: pathlib.Path) -> Iterator[str]:
+  """A folder for what is unfinished, with a token that tells it from others."""
+  folder = output / _SCRATCH
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir(parents=True)
+  token = secrets.token_hex(16)
+  binary.write_json(folder / 'token.json', token)
+  try:
+    yield token
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_view(job: workers.Job, token: str) -> None:
+  """Whether this machine sees the folders that the driver sees.
+
+  Raises:
+    binary.UserError: it sees none, or others of the same names.
+  """
+  path = job.output / _SCRATCH / 'token.json'
+  if path.is_file() and json.loads(path.read_text()) == token:
+    if job.path.parent.is_dir():
+      return
+    lacks = job.path.parent
+  else:
+    lacks = job.output
+  raise binary.UserError(
+    f'{lacks}: {socket.gethostname()} does not see this folder of the machine '
+    'that started the run; mount one file system under the same path on all '
+    'machines of the cluster'
+  )
+
+
+@contextlib.contextmanager
+def _cluster(rules: Rules) -> Iterator[None]:
+  """Connects to a cluster, or starts one here and ends it."""
+  import ray
+
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+  environment = {'PYTHONPATH': str(binary.REPOSITORY), **pool.SINGLE_THREADED}
+  if rules.address:
+    where = {'address': rules.address}
+  else:
+    where = {
+      'address': 'local',
+      'num_cpus': rules.num_workers or pool.num_cores(),
+      'object_store_memory': rules.object_store_mb * 2**20,
+      'include_dashboard': False,
+    }
+  try:
+    _require_server(rules.address)
+    ray.init(
+      **where,
+      runtime_env={'env_vars': environment},
+      logging_level='ERROR',
+    )
+  except (ConnectionError, TimeoutError, socket.gaierror) as error:
+    raise binary.UserError(
+      f'--ray_address={rules.address}: no Ray cluster answers there; start '
+      'one (launch/preprocess_ray.yaml), or leave the address out'
+    ) from error
+  try:
+    yield
+  finally:
+    ray.shutdown()
+
+
+def _require_server(address: str) -> None:
+  """Asks whether anybody listens there; Ray would do so for two minutes.
+
+  Raises:
+    ConnectionError, TimeoutError, socket.gaierror: nobody does.
+    binary.UserError: it is no address.
+  """
+  if address in ('', 'auto'):
+    return
+  host, _, port = address.rpartition(':')
+  if not (host and port.isdigit()) or '/' in host:
+    raise binary.UserError(f'--ray_address={address}: give auto or IP:PORT')
+  socket.create_connection((host, int(port)), _CONNECT_S).close()
+
+
+def _start_actors(job: workers.Job, rules: Rules) -> list[Any]:
+  """The matcher's own processes.
+
+  Raises:
+    binary.UserError: this machine lacks the GPUs for them.
+  """
+  import ray
+
+  needed = rules.matcher_actors * rules.gpus_per_actor
+  # A cluster elsewhere may start machines with GPUs for them.
+  if not rules.address and needed > ray.cluster_resources().get('GPU', 0):
+    raise binary.UserError(
+      f'{rules.matcher_actors} matcher actors with {rules.gpus_per_actor} of a '
+      'GPU each: this machine has fewer GPUs; ask for less or give '
+      '--ray_address'
+    )
+  server = ray.remote(
+    num_cpus=0,
+    num_gpus=rules.gpus_per_actor,
+    max_restarts=-1,
+    max_task_retries=rules.max_attempts,
+  )(_MatcherServer)
+  name = job.config['matcher']
+  return [
+    server.remote(name, dict(job.config[name]))
+    for _ in range(rules.matcher_actors)
+  ]
+
+
+class _MatcherServer:
+  """An actor: holds a matcher and answers for it."""
+
+  def __init__(self, name: str, options: dict[str, Any]):
+    pool.prepare()
+    self._matcher = matchers.make(name, options)
+
+  def call(self, method: str, *arguments: Any, **more: Any) -> Any:
+    return getattr(self._matcher, method)(*arguments, **more)
+
+
+class _Servers:
+  """Gives each task the actor with the fewest tasks.
+
+  A video stays with one actor, so that what this has found out about a frame
+  serves all pairs of the frame.
+  """
+
+  def __init__(self, actors: Sequence[Any]):
+    self._load = dict.fromkeys(actors, 0)
+
+  def take(self) -> Any:
+    """An actor; None where there is none."""
+    actor = min(self._load, key=self._load.__getitem__, default=None)
+    if actor is not None:
+      self._load[actor] += 1
+    return actor
+
+  def give_back(self, actor: Any) -> None:
+    if actor is not None:
+      self._load[actor] -= 1
+
+
+class RemoteMatcher:
+  """A `matchers.Matcher` whose work is done by an actor.
+
+  Args:
+    name: of the matcher that the actor holds.
+    actor: its handle.
+  """
+
+  def __init__(self, name: str, actor: Any):
+    self.name = name
+    self._actor = actor
+
+  def describe(self, panorama: np.ndarray) -> matchers.Features:
+    return self._call('describe', panorama)
+
+  def match(
+    self,
+    source: matchers.Features,
+    target: matchers.Features,
+    *,
+    expected: np.ndarray | None = None,
+    gate_rad: float = 0.0,
+  ) -> np.ndarray:
+    return self._call(
+      'match', source, target, expected=expected, gate_rad=gate_rad
+    )
+
+  def _call(self, method: str, *arguments: Any, **more: Any) -> Any:
+    from ray import exceptions
+
+    answer = self._actor.call.remote(method, *arguments, **more)
+    try:
+      # While a task waits in `ray.get`, Ray gives its core to another one:
+      # then more videos would be in memory than there are cores.
+      return answer.future().result()
+    except exceptions.RayActorError as error:
+      raise workers.Fault(str(error).partition('. ')[0]) from error

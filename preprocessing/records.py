@@ -1,0 +1,59 @@
+"""Takes videos out of finished records, because someone asked for it.
+
+    python -m preprocessing.records --records=DIR --drop_ids=FILE
+
+DIR is a folder of preprocessing.run, or of preprocessing.worlds --pairs. All
+that it holds of these videos goes: records, parts, camera paths, examples of
+what was dropped. The shards become those of a run that never had the videos.
+The ledger keeps one row for each, and dropped_ids.txt keeps them out of later
+runs into the same folder. A run that was stopped is finished by the next one.
+"""
+
+from absl import flags, logging
+
+from odin_jax.shared import binary
+from preprocessing import ids, shards
+
+_TOOLS = ('preprocessing.run', 'preprocessing.worlds')
+
+_RECORDS = flags.DEFINE_string(
+  'records', None, 'Folder of records to take videos out of.'
+)
+_DROP_IDS = flags.DEFINE_string(
+  'drop_ids',
+  None,
+  'List of ids: a parquet file with a column id, or a text file with one id '
+  'per line. An id is the stem of the video file.',
+)
+
+
+def main() -> None:
+  """Reads the flags and takes the videos out."""
+  for name, flag in (('records', _RECORDS), ('drop_ids', _DROP_IDS)):
+    if not flag.value:
+      raise binary.UserError(f'--{name} is missing; see --help')
+  asked = ids.read_excluded(_DROP_IDS.value)
+  if not asked:
+    raise binary.UserError(
+      f'{_DROP_IDS.value}: no id in it; give the ids of the videos to drop'
+    )
+  folder = binary.require_folder(_RECORDS.value, 'a folder of records')
+  tool = shards.read_manifest(folder)['tool']
+  if tool not in _TOOLS:
+    raise binary.UserError(
+      f'{folder}: records of {tool}; give a folder of {" or ".join(_TOOLS)}'
+    )
+  binary.claim_output(folder, tool)
+  manifest = shards.drop(folder, asked)
+  logging.info('dropped so far: %s', manifest['dropped_on_request'])
+  if manifest['absent_on_request']:
+    logging.warning(
+      '%d of the ids that were to be dropped, now or before, have no video in '
+      '%s',
+      manifest['absent_on_request'],
+      folder,
+    )
+
+
+if __name__ == '__main__':
+  binary.run(main)

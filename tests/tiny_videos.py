@@ -1,0 +1,77 @@
+"""The smallest videos that records come of, and the run that makes them."""
+
+import pathlib
+
+import numpy as np
+
+from configs import preprocess
+from preprocessing import footage, shards, workers
+
+_KINDS = ('unique_room', 'repeated_corridor')
+_SIZE = {'width': 256, 'height': 128}
+_SECONDS = 3.0
+# Small pictures, so that runs cost little more than their start.
+_FIELDS = {'view_size_px': 32, 'views_per_pair': 2}
+ARGUMENTS = tuple(f'--config.{key}={value}' for key, value in _FIELDS.items())
+
+
+def write(folder, count):
+  """Writes so many videos; returns their paths, in the order of their names."""
+  paths = []
+  for index in range(count):
+    world = footage.make_world(
+      _KINDS,
+      index,
+      seed=12,
+      seconds=_SECONDS,
+      px_per_rad=_SIZE['height'] / np.pi,
+    )
+    paths.append(folder / f'{index:03d}.mp4')
+    footage.write_video(
+      paths[-1],
+      (
+        footage.render_panorama(world, time_s, **_SIZE)
+        for time_s in footage.picture_times_s(_SECONDS)
+      ),
+    )
+  return paths
+
+
+def config(**fields):
+  """The default config with small pictures, as a dictionary."""
+  values = preprocess.get_config()
+  values.update({**_FIELDS, **fields})
+  return values.to_dict()
+
+
+def jobs(paths, output, **fields):
+  output.mkdir(exist_ok=True)
+  return [
+    workers.Job(path=path, output=output, config=config(**fields))
+    for path in paths
+  ]
+
+
+def finish(paths, output, events):
+  """Follows a run to its end and merges its parts; returns the outcomes."""
+  outcomes = {
+    event.video_id: event
+    for event in events
+    if isinstance(event, workers.Outcome)
+  }
+  shards.merge(
+    output,
+    video_ids=[path.stem for path in paths if not outcomes[path.stem].error],
+    config=config(),
+    tool='preprocessing.run',
+  )
+  return outcomes
+
+
+def contents(output):
+  """All files, hidden ones too, but for the one that tells the time."""
+  return {
+    str(path.relative_to(output)): path.read_bytes()
+    for path in pathlib.Path(output).rglob('*')
+    if path.is_file() and path.name != 'run.json'
+  }
