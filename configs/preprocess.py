@@ -16,6 +16,8 @@ from configs import common
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   """The pipeline; the only recipe is `default`."""
   fields = dict(
+    # Layout of the videos' frames; auto: found out for each.
+    projection='auto',
     # Keyframes per second: what poses, pairs and records are made of.
     fps=1.0,
     # Frames per keyframe that points are followed through.
@@ -29,6 +31,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     fov_deg=90.0,
     # View pairs per frame pair, half of them in each direction.
     views_per_pair=4,
+    # PNG of what is never scene, such as the operator; '': only what is found.
+    mask='',
+    # Camera paths leave in these layouts, with pictures and masks.
+    export_formats=(),
     # Test records: whole videos, or blocks of time within every video.
     split_by='video',
     test_fraction=0.1,

@@ -102,6 +102,9 @@ def write_video(
         stream = file.add_stream('libx264', rate=STREAM_FPS)
         stream.height, stream.width = picture.shape[:2]
         stream.pix_fmt = 'yuv420p'
+        # Said in the file, since players guess by the size: BT.601, limited.
+        stream.codec_context.colorspace = 6
+        stream.codec_context.color_range = 1
         stream.options = {'crf': '16', 'preset': 'veryfast'}
         # One thread: the same bytes on every machine.
         stream.codec_context.thread_count = 1

@@ -130,7 +130,8 @@ class Solver:
     self._judge = verdicts.Judge(rules, pixel_rad)
     self._graph_rules = graph_rules
     self._known_mask = mask
-    self._matcher_calls = 0
+    self._requests = 0
+    self._calls_before = _calls(matcher)
     self._search = loops.Search(closures=[], tried=0, dropped=[])
     self._dropped: list[dict[str, Any]] = []
 
@@ -185,8 +186,7 @@ class Solver:
       verdicts=self._complete(state.component, found),
       mask=mask,
       figures={
-        'matcher_calls': self._matcher_calls,
-        'matcher_calls_bound': self._matcher_calls_bound(),
+        **self._cost(),
         'points': int(np.isfinite(points[:, 0]).sum()),
         'observations': len(state.observations.frame),
         'refused_matches': state.tracks.num_refused,
@@ -215,18 +215,24 @@ class Solver:
       figures={**solution.figures, 'long_pairs': len(found)},
     )
 
-  def _matcher_calls_bound(self) -> int:
-    """Most matcher calls that a video of as many frames can take.
+  def _cost(self) -> dict[str, int]:
+    """Matcher calls of this video, and the most that it could have taken.
 
-    Neighbours once, the window in every round, and each try for a closure
-    twice: to find it and, with the last round, to use it.
+    Neighbours are matched once, the window in every round, and each try for a
+    closure twice: to find it and, with the last round, to use it.
     """
     count = len(self._features)
     window = len(pairs.candidates(count, self._max_gap))
     tries = 0
     if self._graph_rules is not None:
       tries = loops.max_tries(count, self._graph_rules)
-    return max(count - 1, 0) + self._rules.rounds * window + 2 * tries
+    if isinstance(self._matcher, matchers.CountsCalls):
+      return {
+        'matcher_calls': self._matcher.calls - self._calls_before,
+        'matcher_calls_bound': self._matcher.calls_bound(count, window + tries),
+      }
+    bound = max(count - 1, 0) + self._rules.rounds * window + 2 * tries
+    return {'matcher_calls': self._requests, 'matcher_calls_bound': bound}
 
   def _close_loops(self, state: _State) -> None:
     """Finds closures and brings the poses near them."""
@@ -273,7 +279,7 @@ class Solver:
     target: matchers.Features,
     expected: np.ndarray | None = None,
   ) -> Int[np.ndarray, 'm 2']:
-    self._matcher_calls += 1
+    self._requests += 1
     return self._matcher.match(
       source,
       target,
@@ -459,6 +465,10 @@ class Solver:
     )
     near = off < np.deg2rad(self._rules.gate_deg / 4)
     return np.stack([one[near], other[near]], axis=1)
+
+
+def _calls(matcher: matchers.Matcher) -> int:
+  return matcher.calls if isinstance(matcher, matchers.CountsCalls) else 0
 
 
 def _shared(

@@ -162,7 +162,7 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
   """A task: one attempt at a job."""
   pool.prepare()
   _check_view(job, token)
-  matcher = RemoteMatcher(job.config['matcher'], actor) if actor else None
+  matcher = remote_matcher(job.config['matcher'], actor) if actor else None
   scratch = job.output / _SCRATCH / secrets.token_hex(8)
   try:
     outcome = workers.make_part(
@@ -188,11 +188,16 @@ def _move(scratch: pathlib.Path, job: workers.Job) -> None:
     os.replace(path, target)
 
 
+def remove_scratch(output: pathlib.Path) -> None:
+  """Removes what a run that was killed had not finished."""
+  shutil.rmtree(output / _SCRATCH, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _scratch(output: pathlib.Path) -> Iterator[str]:
   """A folder for what is unfinished, with a token that tells it from others."""
   folder = output / _SCRATCH
-  shutil.rmtree(folder, ignore_errors=True)
+  remove_scratch(output)
   folder.mkdir(parents=True)
   token = secrets.token_hex(16)
   binary.write_json(folder / 'token.json', token)
@@ -307,8 +312,14 @@ class _MatcherServer:
     pool.prepare()
     self._matcher = matchers.make(name, options)
 
-  def call(self, method: str, *arguments: Any, **more: Any) -> Any:
-    return getattr(self._matcher, method)(*arguments, **more)
+  def call(self, method: str, *arguments: Any, **more: Any) -> tuple[Any, int]:
+    """What a method returns, and the calls that it cost."""
+    before = getattr(self._matcher, 'calls', 0)
+    answer = getattr(self._matcher, method)(*arguments, **more)
+    return answer, getattr(self._matcher, 'calls', 0) - before
+
+  def counts_calls(self) -> bool:
+    return isinstance(self._matcher, matchers.CountsCalls)
 
 
 class _Servers:
@@ -331,6 +342,23 @@ class _Servers:
   def give_back(self, actor: Any) -> None:
     if actor is not None:
       self._load[actor] -= 1
+
+
+def remote_matcher(name: str, actor: Any) -> 'RemoteMatcher':
+  """The matcher that an actor holds."""
+  counts = _answer(actor.counts_calls.remote())
+  return (RemoteCountingMatcher if counts else RemoteMatcher)(name, actor)
+
+
+def _answer(ref: Any) -> Any:
+  from ray import exceptions
+
+  try:
+    # While a task waits in `ray.get`, Ray gives its core to another one: then
+    # more videos would be in memory than there are cores.
+    return ref.future().result()
+  except exceptions.RayActorError as error:
+    raise workers.Fault(str(error).partition('. ')[0]) from error
 
 
 class RemoteMatcher:
@@ -361,12 +389,21 @@ class RemoteMatcher:
     )
 
   def _call(self, method: str, *arguments: Any, **more: Any) -> Any:
-    from ray import exceptions
+    answer, calls = _answer(self._actor.call.remote(method, *arguments, **more))
+    self._count(calls)
+    return answer
 
-    answer = self._actor.call.remote(method, *arguments, **more)
-    try:
-      # While a task waits in `ray.get`, Ray gives its core to another one:
-      # then more videos would be in memory than there are cores.
-      return answer.future().result()
-    except exceptions.RayActorError as error:
-      raise workers.Fault(str(error).partition('. ')[0]) from error
+  def _count(self, calls: int) -> None:
+    """Told what each answer cost."""
+
+
+class RemoteCountingMatcher(RemoteMatcher):
+  """The same, of a matcher that counts its calls; counts those of one video."""
+
+  calls = 0
+
+  def calls_bound(self, num_frames: int, num_pairs: int) -> int:
+    return self._call('calls_bound', num_frames, num_pairs)
+
+  def _count(self, calls: int) -> None:
+    self.calls += calls

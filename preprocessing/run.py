@@ -15,6 +15,7 @@ On a cluster: --engine=ray, see launch/preprocess_ray.yaml. The bytes are the
 same as on one machine.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -34,6 +35,7 @@ from preprocessing import (
   projections,
   ray_engine,
   shards,
+  splits,
   workers,
 )
 
@@ -53,9 +55,10 @@ _OUTPUT = flags.DEFINE_string(
 )
 _PROJECTION = flags.DEFINE_enum(
   'projection',
-  'auto',
+  None,
   ['auto', *projections.NAMES],
-  'Layout of the frames of all videos; auto: found out for each.',
+  'Layout of the frames of all videos; auto: found out for each. Sets '
+  'config.projection.',
 )
 _MASK = flags.DEFINE_string(
   'mask',
@@ -66,8 +69,8 @@ _MASK = flags.DEFINE_string(
 _EXPORT = flags.DEFINE_list(
   'export',
   [],
-  'Layouts in which camera paths also leave with their pictures and masks; of '
-  f'{", ".join(exports.FORMATS)}.',
+  'Layouts in which camera paths leave with their pictures and masks, too; of '
+  f'{", ".join(exports.FORMATS)}. Sets config.export_formats.',
 )
 _EXCLUDE_IDS = flags.DEFINE_string(
   'exclude_ids', None, 'List of video ids that are not used.'
@@ -149,24 +152,21 @@ def job_config() -> dict[str, Any]:
     binary.UserError: a value that no video could be made records with.
   """
   config = _CONFIG.value
-  _check(config)
-  unknown = set(_EXPORT.value) - set(exports.FORMATS)
-  if unknown:
-    raise binary.UserError(
-      f'--export={",".join(_EXPORT.value)}: give some of '
-      f'{", ".join(exports.FORMATS)}'
-    )
-  more: dict[str, Any] = {
-    'projection': _PROJECTION.value,
-    'export_formats': sorted(set(_EXPORT.value)),
-    'mask': '',
-  }
+  if _PROJECTION.value:
+    config.projection = _PROJECTION.value
+  if _EXPORT.value:
+    config.export_formats = tuple(_EXPORT.value)
   if _MASK.value:
-    masks.read_mask(_MASK.value)
-    path = pathlib.Path(_MASK.value).absolute()
-    more['mask'] = str(path)
-    more['mask_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
-  return {**config.to_dict(), **more}
+    config.mask = _MASK.value
+  _check(config)
+  values = config.to_dict()
+  values['export_formats'] = sorted(set(config.export_formats))
+  if config.mask:
+    masks.read_mask(config.mask)
+    path = pathlib.Path(config.mask).absolute()
+    values['mask'] = str(path)
+    values['mask_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return values
 
 
 def without_excluded(
@@ -246,9 +246,25 @@ def _check(config: Any) -> None:
     raise binary.UserError(
       f'config.fov_deg={config.fov_deg}: must be between 0 and 180'
     )
-  if config.matcher not in matchers.NAMES:
+  for name, allowed in (
+    ('matcher', matchers.NAMES),
+    ('projection', ('auto', *projections.NAMES)),
+    ('split_by', splits.SPLIT_BY),
+  ):
+    if config[name] not in allowed:
+      raise binary.UserError(
+        f'config.{name}={config[name]!r}: give one of {", ".join(allowed)}'
+      )
+  unknown = set(config.export_formats) - set(exports.FORMATS)
+  if unknown:
     raise binary.UserError(
-      f'config.matcher={config.matcher!r}: give one of {matchers.NAMES}'
+      f'--export={",".join(config.export_formats)}: give some of '
+      f'{", ".join(exports.FORMATS)}'
+    )
+  if config.max_panorama_width_px % 2:
+    raise binary.UserError(
+      f'config.max_panorama_width_px={config.max_panorama_width_px}: must be '
+      'even'
     )
 
 
@@ -279,6 +295,7 @@ def main() -> None:
   output = binary.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
   shards.finish_drop(output)
+  ray_engine.remove_scratch(output)
   videos, rows = without_excluded(videos, output)
   dropped += rows
   if not videos:
@@ -286,11 +303,12 @@ def main() -> None:
   jobs = [
     workers.Job(path=path, output=output, config=config) for path in videos
   ]
-  outcomes = process_all(
-    events(jobs),
-    num_videos=len(jobs),
-    max_bad=config['max_bad_videos'] if source.is_dir() else 0,
-  )
+  with contextlib.closing(events(jobs)) as running:
+    outcomes = process_all(
+      running,
+      num_videos=len(jobs),
+      max_bad=config['max_bad_videos'] if source.is_dir() else 0,
+    )
   for path in videos:
     if outcomes[path.stem].error:
       dropped.append(_row(path, outcomes[path.stem].error))

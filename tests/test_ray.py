@@ -239,8 +239,13 @@ class Actor:
     return self
 
   def result(self):
-    answers = {'describe': FEATURES, 'match': np.zeros((0, 2), np.int64)}
-    return answers[self.calls[-1][0]]
+    answers = {
+      'describe': FEATURES,
+      'match': np.zeros((0, 2), np.int64),
+      'calls_bound': 9,
+    }
+    # What was asked, and that it cost two calls.
+    return answers[self.calls[-1][0]], 2
 
 
 FEATURES = matchers.Features(
@@ -262,6 +267,18 @@ def test_a_remote_matcher_passes_on_what_it_is_asked():
     ('describe', picture, {}),
     ('match', FEATURES, FEATURES, options),
   ]
+
+
+def test_a_remote_matcher_counts_the_calls_of_its_video():
+  remote = ray_engine.RemoteCountingMatcher('dust3r', Actor())
+  assert isinstance(remote, matchers.CountsCalls) and remote.calls == 0
+  remote.match(FEATURES, FEATURES, expected=None, gate_rad=0.1)
+  remote.match(FEATURES, FEATURES, expected=None, gate_rad=0.1)
+  assert remote.calls == 4
+  assert remote.calls_bound(3, 2) == 9
+  assert not isinstance(
+    ray_engine.RemoteMatcher('sphere', Actor()), matchers.CountsCalls
+  )
 
 
 def test_cluster_file_is_what_ray_expects(repository):
