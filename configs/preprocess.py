@@ -53,7 +53,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     argument, recipes=['default'], defaults=fields
   )
   config = ml_collections.ConfigDict(values)
-  # Explained in preprocessing/frame_quality.py.
+  # Explained in preprocessing/reading/frame_quality.py.
   config.frames = ml_collections.ConfigDict(
     dict(
       min_bright_level=24.0,
@@ -99,7 +99,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       cached_pairs=20000,
     )
   )
-  # Explained in preprocessing/verdicts.py.
+  # Explained in preprocessing/solving/verdicts.py.
   config.poses = ml_collections.ConfigDict(
     dict(
       gate_deg=2.0,
@@ -166,7 +166,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       min_points=12,
     )
   )
-  # Explained in preprocessing/exports.py.
+  # Explained in preprocessing/exporting/exports.py.
   config.export = ml_collections.ConfigDict(
     dict(
       view_size_px=0,

@@ -20,12 +20,12 @@ and pairs/*.jpg, some records with their epipolar lines.
 from absl import flags
 
 from odin_jax.shared import binary
-from preprocessing import (
+from preprocessing import ids
+from preprocessing.auditing import (
   audit_page,
   consistency,
   figures,
   finished,
-  ids,
   quality,
   rejections,
 )

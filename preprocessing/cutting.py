@@ -9,8 +9,10 @@ import ml_collections
 import numpy as np
 
 from odin_jax.shared import camera, schema
-from preprocessing import alignment, gauge, jpeg, motion, panorama, poses
+from preprocessing import alignment, motion, panorama, poses
 from preprocessing.observation import Observed, Progress
+from preprocessing.solving import gauge
+from preprocessing.writing import jpeg
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Iterator
 from jaxtyping import UInt8
 import numpy as np
 
-from preprocessing import decoding, detection, projections
+from preprocessing.reading import decoding, detection, projections
 
 VideoError = decoding.VideoError
 VideoInfo = decoding.VideoInfo

@@ -20,7 +20,8 @@ import numpy as np
 from scipy import sparse, spatial
 
 from odin_jax.shared import camera
-from preprocessing import bundle, pairs, two_view, verdicts
+from preprocessing import pairs
+from preprocessing.solving import bundle, two_view, verdicts
 
 # Frames no further apart than this many depths see about the same points.
 _NEAR = 0.5

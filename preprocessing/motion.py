@@ -29,7 +29,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import ego_motion, panorama
+from preprocessing import panorama
+from preprocessing.solving import ego_motion
 
 GRID_WIDTH_PX, GRID_HEIGHT_PX = 192, 96
 # Weights: 0 moves, 255 stands still.

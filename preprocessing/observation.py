@@ -9,15 +9,10 @@ from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from preprocessing import (
-  frame_quality,
-  frames,
-  matchers,
-  motion,
-  projections,
-  tracking,
-)
-from preprocessing.pictures import Pictures
+from preprocessing import frames, matchers, motion
+from preprocessing.reading import frame_quality, projections
+from preprocessing.reading.pictures import Pictures
+from preprocessing.solving import tracking
 
 Progress = Callable[[str, float], None]
 # Points are not followed into such frames: nothing of the scene is in them.

@@ -23,17 +23,15 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import (
+from preprocessing import graph, matchers, pairs
+from preprocessing.solving import (
   bundle,
   chain,
   closing,
   gauge,
-  graph,
   joint,
   loops,
   masks,
-  matchers,
-  pairs,
   two_view,
   verdicts,
 )

@@ -12,7 +12,8 @@ runs into the same folder. A run that was stopped is finished by the next one.
 from absl import flags, logging
 
 from odin_jax.shared import binary
-from preprocessing import ids, shards
+from preprocessing import ids
+from preprocessing.writing import shards
 
 _TOOLS = ('preprocessing.run', 'preprocessing.worlds')
 

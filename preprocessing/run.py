@@ -7,7 +7,7 @@ Writes into DIR: TFRecord shards per split with features.json and
 dataset_info.json, manifest.json (config, versions, figures per video,
 checksums), ledger.jsonl (what was dropped, where and why) and run.json
 (seconds, memory); cameras/VIDEO_ID/ with the camera path as a COLMAP model of
-panoramas (see `preprocessing.exports` for --export); rejected/VIDEO_ID/ with
+panoramas (see `preprocessing.exporting.exports` for --export); rejected/VIDEO_ID/ with
 pictures of rejected pairs. Each finished video is kept in parts/: a run that
 was stopped goes on where it was, and a run with more videos does only those.
 
@@ -26,18 +26,12 @@ from absl import flags
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import (
-  exports,
-  ids,
-  masks,
-  matchers,
-  parts,
-  projections,
-  ray_engine,
-  shards,
-  splits,
-  workers,
-)
+from preprocessing import ids, matchers
+from preprocessing.exporting import exports
+from preprocessing.reading import projections
+from preprocessing.running import ray_engine, workers
+from preprocessing.solving import masks
+from preprocessing.writing import parts, shards, splits
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(

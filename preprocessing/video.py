@@ -13,22 +13,18 @@ import numpy as np
 from odin_jax.shared import binary, schema
 from preprocessing import (
   alignment,
-  cameras,
   cutting,
-  detection,
-  exports,
   graph,
-  masks,
   matchers,
   observation,
   pairs,
   panorama,
-  parts,
   poses,
-  projections,
-  splits,
-  verdicts,
 )
+from preprocessing.exporting import cameras, exports
+from preprocessing.reading import detection, projections
+from preprocessing.solving import masks, verdicts
+from preprocessing.writing import parts, splits
 
 # Height of the panoramas in the picture of a rejected pair.
 _EXAMPLE_HEIGHT_PX = 160

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from odin_jax.shared import camera
-from preprocessing import panorama, pointmaps, raycaster
+from preprocessing import panorama
+from preprocessing.matchers import pointmaps
+from preprocessing.procedural import raycaster
 
 
 def view_pose(frame2world, yaw_deg):

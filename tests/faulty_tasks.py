@@ -7,7 +7,7 @@ import signal
 import time
 
 from odin_jax.shared import binary
-from preprocessing import pool
+from preprocessing.running import pool
 
 
 @dataclasses.dataclass(frozen=True)

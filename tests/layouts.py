@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import footage, scenes
+from preprocessing.procedural import footage, scenes
 
 Maker = Callable[[np.ndarray], np.ndarray]
 

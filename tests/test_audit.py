@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera
-from preprocessing import (
-  alignment,
+from preprocessing import alignment
+from preprocessing.auditing import (
   consistency,
   epipolar,
   figures,
   finished,
-  footage,
-  parts,
   quality,
   rejections,
-  shards,
-  true_pairs,
 )
+from preprocessing.procedural import footage, true_pairs
+from preprocessing.writing import parts, shards
 
 
 def turn(degrees):

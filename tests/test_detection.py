@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import test_spherical
 
-from preprocessing import decoding, detection, panorama, projections
+from preprocessing import panorama
+from preprocessing.reading import decoding, detection, projections
 
 _KINDS = ('unique_room', 'unique_outdoor')
 

@@ -12,7 +12,8 @@ import posed_records
 import pytest
 
 from odin_jax.shared import binary, record_folder, schema, tfrecord
-from preprocessing import ids, parts, shards
+from preprocessing import ids
+from preprocessing.writing import parts, shards
 
 NAMES = ['walk', 'ride', 'boat', 'Walk #3', 'empty']
 GONE = ['ride', 'Walk #3']

@@ -22,17 +22,15 @@ import torch
 
 from configs import preprocess
 from odin_jax.shared import binary, camera
-from preprocessing import (
-  footage,
-  matchers,
-  pairs,
+from preprocessing import matchers, pairs, poses
+from preprocessing.matchers import (
+  dust3r,
+  dust3r_checkout,
+  dust3r_network,
   pointmaps,
-  poses,
-  raycaster,
-  two_view,
-  verdicts,
 )
-from preprocessing.matchers import dust3r, dust3r_checkout, dust3r_network
+from preprocessing.procedural import footage, raycaster
+from preprocessing.solving import two_view, verdicts
 
 _WIDTH, _HEIGHT = 1024, 512
 _PIXEL_RAD = 2 * np.pi / _WIDTH

@@ -16,7 +16,9 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from odin_jax.shared import camera
-from preprocessing import bundle, cameras, exports, masks, poses, sensors
+from preprocessing import poses
+from preprocessing.exporting import cameras, exports, sensors
+from preprocessing.solving import bundle, masks
 
 pycolmap = pytest.importorskip('pycolmap')
 

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from preprocessing import footage, frame_quality, frames, scenes
+from preprocessing import frames
+from preprocessing.procedural import footage, scenes
+from preprocessing.reading import frame_quality
 
 _RULES = frame_quality.FrameRules()
 

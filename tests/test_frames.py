@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import decoding, frames, projections
+from preprocessing import frames
+from preprocessing.reading import decoding, projections
 
 
 @functools.cache

@@ -10,7 +10,8 @@ import point_worlds
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import bundle, graph, pairs, two_view, verdicts
+from preprocessing import graph, pairs
+from preprocessing.solving import bundle, two_view, verdicts
 
 _RULES = graph.GraphRules()
 

@@ -9,16 +9,14 @@ from scipy.spatial.transform import Rotation
 
 from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import (
+from preprocessing import graph, matchers, poses
+from preprocessing.procedural import footage
+from preprocessing.solving import (
   appearance,
   bundle,
   chain,
   closing,
-  footage,
-  graph,
   loops,
-  matchers,
-  poses,
   relaxation,
   verdicts,
 )

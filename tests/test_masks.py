@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera
-from preprocessing import masks
+from preprocessing.solving import masks
 
 BELOW = np.array([0.0, 1.0, 0.0])
 ABOVE = -BELOW

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import ego_motion, footage, motion, panorama, walks
+from preprocessing import motion, panorama
+from preprocessing.procedural import footage, walks
+from preprocessing.solving import ego_motion
 
 # A weight below it says that something moves.
 _THRESHOLD = 96

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera, record_folder, schema
-from preprocessing import footage
+from preprocessing.procedural import footage
 
 _SECONDS = 7.0
 _KINDS = ('unique_room', 'repeated_corridor')

@@ -11,16 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import (
-  bundle,
-  gauge,
-  masks,
-  matchers,
-  pairs,
-  poses,
-  two_view,
-  verdicts,
-)
+from preprocessing import matchers, pairs, poses
+from preprocessing.solving import bundle, gauge, masks, two_view, verdicts
 
 _PIXEL_RAD = 2 * np.pi / 768
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import projections
+from preprocessing.reading import projections
 
 _MONO = projections.Layout()
 

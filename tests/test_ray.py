@@ -15,7 +15,9 @@ import tiny_videos
 import yaml
 
 from odin_jax.shared import binary
-from preprocessing import matchers, parts, ray_engine, workers
+from preprocessing import matchers
+from preprocessing.running import ray_engine, workers
+from preprocessing.writing import parts
 
 _STORE = {'object_store_memory': 100 * 2**20}
 

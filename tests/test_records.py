@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
-from preprocessing import jpeg, parts, shards, splits
+from preprocessing.writing import jpeg, parts, shards, splits
 
 
 def make_record(video_id, index, split):
@@ -264,7 +264,7 @@ _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_records
-from preprocessing import parts
+from preprocessing.writing import parts
 output = {output!r}
 test_records.write(output, 'walk')
 def then_die():

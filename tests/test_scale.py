@@ -9,7 +9,8 @@ import pytest
 from scipy import optimize
 
 from odin_jax.shared import camera
-from preprocessing import chain, scale, two_view
+from preprocessing import scale
+from preprocessing.solving import chain, two_view
 
 
 def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
-from preprocessing import motion, tfds_metadata
+from preprocessing import motion
+from preprocessing.writing import tfds_metadata
 
 
 def example_record(**changes) -> schema.Record:

@@ -8,7 +8,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from odin_jax.shared import camera
-from preprocessing import matchers, tracking
+from preprocessing import matchers
+from preprocessing.solving import tracking
 
 _OPTIONS = dict(
   features_per_face=400,

@@ -9,7 +9,7 @@ import layouts
 import numpy as np
 import pytest
 
-from preprocessing import decoding, spherical
+from preprocessing.reading import decoding, spherical
 
 ENTRY_PATH = [b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsd', b'avc1']
 _HEADERS = {b'stsd': 8, b'avc1': 78}

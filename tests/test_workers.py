@@ -11,7 +11,7 @@ import pytest
 import tiny_videos
 
 from odin_jax.shared import binary
-from preprocessing import pool, workers
+from preprocessing.running import pool, workers
 
 
 def each(tasks, num_workers=2, max_attempts=2):

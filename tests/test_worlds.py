@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera, record_folder
-from preprocessing import (
-  alignment,
+from preprocessing import alignment, panorama
+from preprocessing.auditing import quality
+from preprocessing.procedural import (
   footage,
-  panorama,
-  pool,
-  quality,
   raycaster,
   scenes,
   textures,
   true_pairs,
   walks,
 )
+from preprocessing.running import pool
 
 _WIDTH, _HEIGHT = 256, 128
 

@@ -5,7 +5,9 @@ import pathlib
 import numpy as np
 
 from configs import preprocess
-from preprocessing import footage, shards, workers
+from preprocessing.procedural import footage
+from preprocessing.running import workers
+from preprocessing.writing import shards
 
 _KINDS = ('unique_room', 'repeated_corridor')
 _SIZE = {'width': 256, 'height': 128}

@@ -13,8 +13,9 @@ import yt_dlp
 from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.extractor.youtube import YoutubeIE
 
-from preprocessing import decoding, ids
+from preprocessing import ids
 from preprocessing.downloading import failures, ledger, pacing, targets
+from preprocessing.reading import decoding
 
 EXTENSIONS = ('mp4', 'webm')
 _MAX_BACKOFF_S = 600.0

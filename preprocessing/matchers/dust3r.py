@@ -24,9 +24,14 @@ import numpy as np
 from scipy import spatial
 
 from odin_jax.shared import camera
-from preprocessing import matchers, pairs, pointmaps
+from preprocessing import matchers, pairs
 from preprocessing import panorama as panoramas
-from preprocessing.matchers import dust3r_checkout, dust3r_network, sphere
+from preprocessing.matchers import (
+  dust3r_checkout,
+  dust3r_network,
+  pointmaps,
+  sphere,
+)
 
 _CHECKPOINT = 'checkpoints/DUSt3R_ViTLarge_BaseDecoder_512_dpt.pth'
 # So many points of the target are tried for each of the source.

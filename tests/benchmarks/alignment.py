@@ -22,15 +22,10 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import (
-  alignment,
-  epipolar,
-  footage,
-  panorama,
-  scenes,
-  true_pairs,
-  two_view,
-)
+from preprocessing import alignment, panorama
+from preprocessing.auditing import epipolar
+from preprocessing.procedural import footage, scenes, true_pairs
+from preprocessing.solving import two_view
 
 _NUM_WORLDS = 3
 # Per world, a second apart.

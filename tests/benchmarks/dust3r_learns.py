@@ -22,8 +22,8 @@ from absl import flags
 import numpy as np
 
 from odin_jax.shared import binary, camera
-from preprocessing import footage, pointmaps, raycaster
-from preprocessing.matchers import dust3r_checkout, dust3r_network
+from preprocessing.matchers import dust3r_checkout, dust3r_network, pointmaps
+from preprocessing.procedural import footage, raycaster
 
 _SECONDS = flags.DEFINE_float('seconds', 240.0, 'CPU seconds of training.', 1.0)
 _ROOMS = flags.DEFINE_integer('rooms', 1, 'Worlds to know.', 1)

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from configs import preprocess
-from preprocessing import ray_engine, workers
+from preprocessing.running import ray_engine, workers
 
 _NUM_FILES = 500
 

@@ -20,7 +20,9 @@ import av
 import ml_collections
 
 from configs import preprocess
-from preprocessing import parts, pool, video
+from preprocessing import video
+from preprocessing.running import pool
+from preprocessing.writing import parts
 
 
 class Clock:

@@ -25,7 +25,8 @@ import moviepy
 import numpy as np
 from PIL import Image
 
-from preprocessing import frames, jpeg, panorama
+from preprocessing import frames, panorama
+from preprocessing.writing import jpeg
 
 _FRAMES, _YAWS, _SIZE_PX, _FOV_DEG = 40, 5, 512, 72.0
 

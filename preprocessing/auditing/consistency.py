@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from odin_jax.shared import schema
-from preprocessing import epipolar
+from preprocessing.auditing import epipolar
 
 # 2 px at 256 px.
 MAX_ERROR_SHARE = 2 / 256

@@ -26,7 +26,9 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 
 from odin_jax.shared import binary
-from preprocessing import matchers, parts, pool, workers
+from preprocessing import matchers
+from preprocessing.running import pool, workers
+from preprocessing.writing import parts
 
 # Holds all that is unfinished; gone when the run is over.
 _SCRATCH = '.tmp-ray'

@@ -13,7 +13,9 @@ from absl import logging
 import ml_collections
 
 from odin_jax.shared import binary
-from preprocessing import frames, matchers, observation, parts, pool, video
+from preprocessing import frames, matchers, observation, video
+from preprocessing.running import pool
+from preprocessing.writing import parts
 
 # Where a stage begins and how much of a video's time it takes, for the bar.
 _SHARES = {

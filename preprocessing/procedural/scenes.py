@@ -12,7 +12,7 @@ from typing import Sequence
 from jaxtyping import Float
 import numpy as np
 
-from preprocessing import raycaster, textures, walks
+from preprocessing.procedural import raycaster, textures, walks
 
 KINDS = (
   'unique_room',

@@ -20,7 +20,7 @@ import cv2
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
-from preprocessing import decoding, projections, spherical
+from preprocessing.reading import decoding, projections, spherical
 
 Image = UInt8[np.ndarray, 'h w 3']
 Scores = dict[str, float]

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import masks, panorama
+from preprocessing import panorama
+from preprocessing.solving import masks
 
 _FREE, _MASKED = np.uint8(255), np.uint8(0)
 

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import matchers, pairs, two_view
+from preprocessing import matchers, pairs
+from preprocessing.solving import two_view
 
 # The camera did not move: no direction of translation, but all else is known.
 NO_PARALLAX = 'too little parallax'

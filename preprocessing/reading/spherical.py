@@ -21,7 +21,7 @@ from typing import BinaryIO, Iterator
 
 import av
 
-from preprocessing import projections
+from preprocessing.reading import projections
 
 # projection, yaw, pitch, roll, left, top, right, bottom, padding.
 _MAPPING = struct.Struct('=i3i5I')

@@ -19,15 +19,8 @@ import numpy as np
 from scipy import sparse, spatial
 
 from odin_jax.shared import camera
-from preprocessing import (
-  appearance,
-  bundle,
-  graph,
-  matchers,
-  pairs,
-  two_view,
-  verdicts,
-)
+from preprocessing import graph, matchers, pairs
+from preprocessing.solving import appearance, bundle, two_view, verdicts
 
 # A path that is no longer than this times the way back has not returned.
 _DETOUR = 2.0

@@ -15,7 +15,7 @@ from scipy.sparse import csgraph, linalg
 
 from odin_jax.shared import camera
 from preprocessing import scale as scales
-from preprocessing.two_view import PairFit
+from preprocessing.solving.two_view import PairFit
 
 _L1_ITERATIONS = 20
 

@@ -9,7 +9,8 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import binary
-from preprocessing import pool, raycaster, scenes
+from preprocessing.procedural import raycaster, scenes
+from preprocessing.running import pool
 
 RENDERED_FPS = 5
 STREAM_FPS = 30

@@ -4,7 +4,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import alignment, bundle
+from preprocessing import alignment
+from preprocessing.solving import bundle
 
 # Cells of 10 degrees.
 _GRID = (36, 18)

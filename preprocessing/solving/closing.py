@@ -13,7 +13,8 @@ import networkx as nx
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import graph, loops, relaxation
+from preprocessing import graph
+from preprocessing.solving import loops, relaxation
 
 # Limits of what closures may differ by, in standard errors.
 _SIGMAS = 4.0

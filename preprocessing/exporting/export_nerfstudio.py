@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import binary, camera
-from preprocessing import cameras, export_colmap, sensors
+from preprocessing.exporting import cameras, export_colmap, sensors
 
 # x stays, y (down) becomes -z (up), z becomes y.
 _SCENE2WORLD = camera.make_pose(

@@ -6,7 +6,7 @@ from typing import Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from preprocessing import bundle
+from preprocessing.solving import bundle
 
 # An observation is kept within so many standard errors; before the first
 # refinement within more.

@@ -31,13 +31,13 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import binary, camera
-from preprocessing import (
+from preprocessing.exporting import (
   cameras,
   export_colmap,
   export_nerfstudio,
-  masks,
   sensors,
 )
+from preprocessing.solving import masks
 
 _WRITERS = {
   'colmap': export_colmap.write,

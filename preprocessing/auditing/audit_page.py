@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from odin_jax.shared import page
-from preprocessing import consistency, epipolar, figures, quality
+from preprocessing.auditing import consistency, epipolar, figures, quality
 
 _TEMPLATE = pathlib.Path(__file__).with_name('audit_page.html')
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import textures
+from preprocessing.procedural import textures
 
 _TILE_PX = 16
 _FACES = 6

@@ -33,7 +33,8 @@ from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from odin_jax.shared import binary, schema, tfrecord
-from preprocessing import ids, parts, tfds_metadata
+from preprocessing import ids
+from preprocessing.writing import parts, tfds_metadata
 
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARDS = 1024

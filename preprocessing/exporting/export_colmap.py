@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import cameras, sensors
+from preprocessing.exporting import cameras, sensors
 
 
 def image_name(frame: int, sensor: sensors.Sensor) -> str:

@@ -6,7 +6,8 @@ from typing import Any, Mapping, Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from preprocessing import bundle, masks, poses
+from preprocessing import poses
+from preprocessing.solving import bundle, masks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import epipolar, finished, quality
+from preprocessing.auditing import epipolar, finished, quality
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
 _EPIPOLAR_MAX_GAP_S = 2

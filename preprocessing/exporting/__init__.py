@@ -1,0 +1,1 @@
+"""Solved videos -> folders that other tools open."""

@@ -1,0 +1,1 @@
+"""Worlds with exact poses, depth and motion."""

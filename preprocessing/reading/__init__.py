@@ -1,0 +1,1 @@
+"""Video files -> equirectangular frames worth using."""

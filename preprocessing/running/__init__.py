@@ -1,0 +1,1 @@
+"""Many videos at a time: processes here, or a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Matched points -> poses: the parts that `poses` puts together."""

@@ -1,0 +1,1 @@
+"""Posed pairs -> shards of records and all that describes them."""
