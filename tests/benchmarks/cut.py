@@ -4,15 +4,16 @@
     python -m tests.benchmarks.cut ../shared/data/real_360_alcatraz.mp4
 
 prints one JSON line: milliseconds per view of both for the same ten views of
-512x512 from the video's first frame, their ratio, and the largest difference,
-in grey levels, of ours to a bicubic reference in float64 on the same grid.
-py360convert spans its field of view from the first pixel's centre to the
-last's; it is given the field that puts its pixels where ours are. `cold` is the
-first time, with the coordinates of the views still to be computed; of the later
-rounds the median counts. Ours keeps the coordinates of the last 64 kinds of
-views. py360convert keeps those of the last 8, so that among ten views it computes them
-anew each time; for one view again and again both take about as long. The ratio
-`warm` is to the faster of ours, on one thread or on all cores.
+512x512 from the video's first frame, with bilinear and with bicubic
+interpolation, their ratio, and the largest difference, in grey levels, of ours
+to the same interpolation in float64 on the same grid. py360convert spans its
+field of view from the first pixel's centre to the last's; it is given the field
+that puts its pixels where ours are. `cold` is the first time, with the
+coordinates of the views still to be computed; of the later rounds the median
+counts. Ours keeps the coordinates of the last 64 kinds of views; py360convert
+keeps those of the last 8, so that among ten views it computes them anew each
+time; for one view again and again both take about as long. py360convert works
+on one thread.
 """
 
 import concurrent.futures
@@ -27,16 +28,18 @@ import numpy as np
 import py360convert
 
 from preprocessing import frames, panorama
-from tests import bicubic
+from tests import exact_views
 
 _SIZE_PX, _FOV_DEG = 512, 90.0
 _VIEWS = [(36.0 * turn - 180.0, 20.0 * (turn % 3 - 1)) for turn in range(10)]
-_ROUNDS = 5
+_ROUNDS = 9
+_OURS = {'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
+_KERNELS = {'bilinear': exact_views.linear, 'bicubic': exact_views.cubic}
 
 
-def ours(image, pool=None):
+def ours(image, mode, pool=None):
   """All views, on the threads of a pool if there is one."""
-  views = panorama.Views(image)
+  views = panorama.Views(image, _OURS[mode])
 
   def cut(angles):
     yaw, pitch = angles
@@ -67,46 +70,40 @@ def milliseconds(run):
   return spent[0], statistics.median(spent[1:])
 
 
+def measure(image, mode):
+  """Figures of one interpolation."""
+  panorama._view_maps.cache_clear()
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    spent = {
+      'ours': milliseconds(lambda: ours(image, mode)),
+      'ours, all cores': milliseconds(lambda: ours(image, mode, pool)),
+      'py360convert': milliseconds(lambda: theirs(image, mode)),
+    }
+  references = [
+    exact_views.view(image, *angles, _FOV_DEG, _SIZE_PX, _KERNELS[mode])
+    for angles in _VIEWS
+  ]
+  found, other = (np.float64(cut(image, mode)) for cut in (ours, theirs))
+  _, warm = spent['py360convert']
+  return {
+    'ms_per_view': {
+      name: {'cold': round(cold, 2), 'warm': round(later, 2)}
+      for name, (cold, later) in spent.items()
+    },
+    'ratio, one core': round(warm / spent['ours'][1], 1),
+    'ratio, all cores': round(warm / spent['ours, all cores'][1], 1),
+    'largest difference to float64': round(
+      float(np.abs(found - references).max()), 3
+    ),
+    # That the views are the same ones.
+    'median difference of the two': float(np.median(np.abs(found - other))),
+  }
+
+
 def main():
   cv2.setNumThreads(1)
   image = next(frames.read_frames(sys.argv[1], 1.0)).image
-  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-  spent = {
-    'ours (bicubic)': milliseconds(lambda: ours(image)),
-    'ours (bicubic), all cores': milliseconds(lambda: ours(image, pool)),
-    'py360convert bilinear': milliseconds(lambda: theirs(image, 'bilinear')),
-    'py360convert bicubic': milliseconds(lambda: theirs(image, 'bicubic')),
-  }
-  mine = ('ours (bicubic)', 'ours (bicubic), all cores')
-  # Where the coordinates are known already, nothing is cold.
-  cold, warm = spent[mine[0]][0], min(spent[name][1] for name in mine)
-  references = [
-    bicubic.view(image, yaw, pitch, _FOV_DEG, _SIZE_PX) for yaw, pitch in _VIEWS
-  ]
-  bilinear = theirs(image, 'bilinear')
-  figures = {
-    'ms_per_view': {
-      name: {'cold': round(first, 2), 'warm': round(later, 2)}
-      for name, (first, later) in spent.items()
-    },
-    'ratio': {
-      name: {'cold': round(first / cold, 1), 'warm': round(later / warm, 1)}
-      for name, (first, later) in spent.items()
-      if name not in mine
-    },
-    'largest difference to float64': round(
-      max(
-        float(np.abs(view - reference).max())
-        for view, reference in zip(ours(image), references)
-      ),
-      3,
-    ),
-    # That the views are the same ones.
-    'median difference of the two': float(
-      np.median(np.abs(np.float64(ours(image)) - np.float64(bilinear)))
-    ),
-  }
-  print(json.dumps(figures))
+  print(json.dumps({mode: measure(image, mode) for mode in _OURS}))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Views in float64, by the definition of bicubic interpolation."""
+"""Views in float64, by the definition of their interpolation."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _SHARPNESS = -0.75
 _MARGIN_PX = 4
 
 
-def _kernel(distance):
+def cubic(distance):
   """R. Keys, "Cubic convolution interpolation", 1981, equation 4."""
   a, t = _SHARPNESS, np.abs(distance)
   near = (a + 2) * t**3 - (a + 3) * t**2 + 1
@@ -18,7 +18,12 @@ def _kernel(distance):
   return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def view(image, yaw_deg, pitch_deg, fov_deg, size_px):
+def linear(distance):
+  """Weight of a pixel so far away in bilinear interpolation."""
+  return np.maximum(0.0, 1 - np.abs(distance))
+
+
+def view(image, yaw_deg, pitch_deg, fov_deg, size_px, kernel=cubic):
   """The view that `panorama.cut_view` rounds, without averaging."""
   rays = camera.view_rays(fov_deg, size_px)
   rays = rays @ camera.view2frame_rotation(yaw_deg, pitch_deg).T
@@ -31,6 +36,6 @@ def view(image, yaw_deg, pitch_deg, fov_deg, size_px):
   total = 0.0
   for down in range(-1, 3):
     for right in range(-1, 3):
-      weight = _kernel(x - column - right) * _kernel(y - row - down)
+      weight = kernel(x - column - right) * kernel(y - row - down)
       total = total + weight[..., None] * padded[row + down, column + right]
   return np.clip(total, 0, 255)
