@@ -2,9 +2,11 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
+from jaxtyping import Float
 import ml_collections
 import numpy as np
 
@@ -13,6 +15,9 @@ from preprocessing import alignment, motion, panorama, poses
 from preprocessing.observation import Observed, Progress
 from preprocessing.solving import gauge
 from preprocessing.writing import jpeg
+
+# Panoramas that views are cut from; a large one takes 25 MB.
+_OPEN_PANORAMAS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,26 +181,24 @@ class Cutter:
     """Cuts the chosen views and makes records of them.
 
     Args:
-      chosen: by their earlier frame, which few pictures are open for.
+      chosen: by their earlier frame, so that few pictures are open at a time.
       splits: of every frame.
       matcher: its name.
       progress: told of the share that is done.
     """
     units = self.units(chosen)
-    panoramas: dict[int, panorama.Views] = {}
+    panorama_of = functools.lru_cache(_OPEN_PANORAMAS)(
+      lambda frame: panorama.Views(self._seen.pictures[frame])
+    )
     for index, item in enumerate(chosen):
-      earliest = item.frames[0]
-      for frame in [frame for frame in panoramas if frame < earliest]:
-        del panoramas[frame]
-      for frame in item.frames:
-        if frame not in panoramas:
-          panoramas[frame] = panorama.Views(self._seen.pictures[frame])
       progress('records', (index + 1) / len(chosen))
       scene_id = int(self._solution.component[item.source])
       unit = units[scene_id]
       yield {
-        **self._side('source', item.source, item.views.source, panoramas, unit),
-        **self._side('target', item.target, item.views.target, panoramas, unit),
+        **self._side('source', item.source, item.views.source, panorama_of),
+        **self._side('target', item.target, item.views.target, panorama_of),
+        'source/frame2scene': self._pose(item.source, unit),
+        'target/frame2scene': self._pose(item.target, unit),
         **self._static_weight(item),
         'target2source': camera.rescale(item.views.target2source, unit),
         'fov_deg': self._config.fov_deg,
@@ -214,19 +217,18 @@ class Cutter:
     side: str,
     frame: int,
     angles: alignment.Angles,
-    panoramas: dict[int, panorama.Views],
-    unit: float,
+    panorama_of: Callable[[int], panorama.Views],
   ) -> dict[str, Any]:
-    view = panoramas[frame].cut(**self._view(angles))
+    view = panorama_of(frame).cut(**self._view(angles))
     return {
       f'{side}/image': jpeg.encode(view),
       f'{side}/time_s': self._seen.times_s[frame],
       f'{side}/yaw_deg': angles.yaw_deg,
       f'{side}/pitch_deg': angles.pitch_deg,
-      f'{side}/frame2scene': camera.rescale(
-        self._solution.frame2scene[frame], unit
-      ),
     }
+
+  def _pose(self, frame: int, unit: float) -> Float[np.ndarray, '3 4']:
+    return camera.rescale(self._solution.frame2scene[frame], unit)
 
   def _view(self, angles: alignment.Angles) -> dict[str, Any]:
     return {

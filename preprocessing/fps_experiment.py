@@ -82,13 +82,15 @@ def measure(rate: float, output: pathlib.Path) -> dict[str, Any]:
     f'--config.substeps={max(1, round(_SUBSTEPS_PER_S / rate))}',
     *(f'--config.{override}' for override in _OVERRIDE.value),
   )
-  truth = [f'--truth={pathlib.Path(_TRUTH.value).resolve()}']
+  truth = []
+  if _TRUTH.value:
+    truth = [f'--truth={pathlib.Path(_TRUTH.value).resolve()}']
   _call(
     'audit',
     f'--records={records.resolve()}',
     f'--output={audit.resolve()}',
     f'--sample={_SAMPLE.value}',
-    *(truth if _TRUTH.value else []),
+    *truth,
   )
   return row(
     rate,

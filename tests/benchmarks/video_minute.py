@@ -100,21 +100,22 @@ def measure(path, folder):
 
 
 def main():
-  source, width = pathlib.Path(sys.argv[1]), sys.argv[2:]
+  source = pathlib.Path(sys.argv[1])
+  width = int(sys.argv[2]) if sys.argv[2:] else None
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     path = source
     if width:
-      path = folder / f'{width[0]}.mp4'
+      path = folder / f'{width}.mp4'
       encoder = multiprocessing.get_context('spawn').Process(
-        target=scale, args=(source, path, int(width[0]))
+        target=scale, args=(source, path, width)
       )
       encoder.start()
       encoder.join()
       assert encoder.exitcode == 0
     pool.prepare()
     figures = measure(path, folder)
-  print(json.dumps({'video': source.name, 'width': width, **figures}))
+  print(json.dumps({'video': source.name, 'scaled_to_px': width, **figures}))
 
 
 if __name__ == '__main__':
