@@ -22,7 +22,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     fps=1.0,
     # Frames per keyframe that points are followed through.
     substeps=5,
-    # Frame pairs lie at most this far apart in time.
+    # Frame pairs that are matched lie at most this far apart in time, and
+    # further where the path returns or keyframes are missing.
     window_s=5.0,
     # Wider panoramas are reduced to this width.
     max_panorama_width_px=2048,

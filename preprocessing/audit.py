@@ -61,6 +61,10 @@ def main() -> None:
     binary.require_folder(_TRUTH.value, 'the truth of the videos')
   excluded = ids.read_excluded(_EXCLUDE_IDS.value)
   records = finished.Records(_RECORDS.value, excluded)
+  if not records.manifest['videos']:
+    raise binary.UserError(
+      f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
+    )
   output = binary.claim_output(_OUTPUT.value, TOOL)
   report, rows = figures.judge(records, _TRUTH.value, _MAX_MATCHED.value)
   sample = [

@@ -7,10 +7,11 @@ The ablation of arXiv 2412.07770 over the frame rate, on your own videos: runs
 the pipeline and its audit at every rate, and writes fps.json and index.html,
 number and quality of the pairs as a table and a plot. Sub-steps stay a fifth of
 a second apart at every rate. Each rate's records and audit are kept in
-fps_RATE/records and fps_RATE/audit; what is finished is not done again.
+fps_RATE/records and fps_RATE/audit; records that are there are not made again.
 """
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -35,10 +36,15 @@ _TRUTH = flags.DEFINE_string(
   'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
 )
 _OVERRIDE = flags.DEFINE_multi_string(
-  'override', [], 'KEY=VALUE, set as --config.KEY=VALUE at every rate.'
+  'override',
+  [],
+  'KEY=VALUE, set as --config.KEY=VALUE at every rate; paths absolute.',
 )
 _SAMPLE = flags.DEFINE_integer(
   'sample', 100, 'Records that each audit draws at random.', 1
+)
+_EXCLUDE_IDS = flags.DEFINE_string(
+  'exclude_ids', None, 'List of video ids that are not used.'
 )
 flags.mark_flags_as_required(['input', 'output'])
 
@@ -48,7 +54,7 @@ def _rates() -> list[float]:
     rates = sorted({float(text) for text in _FPS.value})
   except ValueError as error:
     raise binary.UserError(f'--fps: {error}; give numbers') from error
-  if not rates or rates[0] <= 0:
+  if not rates or not all(0 < rate < math.inf for rate in rates):
     raise binary.UserError(f'--fps={",".join(_FPS.value)}: must be above 0')
   return rates
 
@@ -70,10 +76,18 @@ def _call(command: str, *arguments: str) -> None:
     )
 
 
+def _path_flag(flag: flags.FlagHolder[str | None]) -> list[str]:
+  """The flag for a command that is started in another folder, if it is set."""
+  if not flag.value:
+    return []
+  return [f'--{flag.name}={pathlib.Path(flag.value).resolve()}']
+
+
 def measure(rate: float, output: pathlib.Path) -> dict[str, Any]:
   """Runs pipeline and audit at one rate; a row of the table."""
   folder = output / f'fps_{rate:g}'
   records, audit = folder / 'records', folder / 'audit'
+  excluded = _path_flag(_EXCLUDE_IDS)
   _call(
     'run',
     f'--input={pathlib.Path(_INPUT.value).resolve()}',
@@ -81,16 +95,15 @@ def measure(rate: float, output: pathlib.Path) -> dict[str, Any]:
     f'--config.fps={rate!r}',
     f'--config.substeps={max(1, round(_SUBSTEPS_PER_S / rate))}',
     *(f'--config.{override}' for override in _OVERRIDE.value),
+    *excluded,
   )
-  truth = []
-  if _TRUTH.value:
-    truth = [f'--truth={pathlib.Path(_TRUTH.value).resolve()}']
   _call(
     'audit',
     f'--records={records.resolve()}',
     f'--output={audit.resolve()}',
     f'--sample={_SAMPLE.value}',
-    *truth,
+    *_path_flag(_TRUTH),
+    *excluded,
   )
   return row(
     rate,

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
+from odin_jax.shared import camera
 from preprocessing import frames, matchers, motion
 from preprocessing.reading import frame_quality, projections
 from preprocessing.reading.pictures import Pictures
@@ -70,7 +71,7 @@ def observe(
   Raises:
     frames.VideoError: it is no usable 360-degree video.
   """
-  reader = _Reader(config, matcher)
+  reader = _Reader(config, matcher, layout)
   rate = config.fps * config.substeps
   length_s = max(frames.probe(path).duration_s, 1 / rate)
   found = frames.read_frames(
@@ -89,13 +90,26 @@ def _with_following(
   return itertools.pairwise(itertools.chain(found, [None]))
 
 
+def _seen_box(layout: projections.Layout) -> Float[np.ndarray, '2 2']:
+  """Rows and columns that hold what the camera saw, as shares of a panorama."""
+  height, width = shape = 36, 72
+  centres = camera.pixel_centres(width, height)
+  seen = layout.sees(camera.equirect_to_direction(*centres, width, height))
+  limits = [np.flatnonzero(seen.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+  return (np.array(limits) + [0, 1]) / np.array(shape)[:, None]
+
+
 class _Reader:
   """Takes the frames one by one."""
 
   def __init__(
-    self, config: ml_collections.ConfigDict, matcher: matchers.Matcher
+    self,
+    config: ml_collections.ConfigDict,
+    matcher: matchers.Matcher,
+    layout: projections.Layout,
   ):
     self._matcher = matcher
+    self._box = _seen_box(layout)
     self._filter = frame_quality.FrameFilter(
       frame_quality.FrameRules(**config.frames)
     )
@@ -117,7 +131,7 @@ class _Reader:
   ) -> None:
     """Takes the next frame, which may become the keyframe of its slot."""
     is_open = not self._seen.slots or slot > self._seen.slots[-1]
-    reason = self._filter.judge(frame.image, following) if is_open else ''
+    reason = self._judge(frame.image, following) if is_open else ''
     if reason in _WITHOUT_SCENE:
       self._refused.setdefault(slot, (reason, frame.time_s))
       return
@@ -133,6 +147,21 @@ class _Reader:
       self._refused.pop(slot, None)
       self._keep(frame, slot)
 
+  def _judge(
+    self,
+    image: UInt8[np.ndarray, 'h w 3'],
+    following: UInt8[np.ndarray, 'h w 3'] | None,
+  ) -> str:
+    """Why the picture is no keyframe, by what the camera saw of it."""
+    (top, bottom), (left, right) = (
+      (round(low * size), round(high * size))
+      for (low, high), size in zip(self._box, image.shape)
+    )
+    seen = np.s_[top:bottom, left:right]
+    return self._filter.judge(
+      image[seen], None if following is None else following[seen]
+    )
+
   def _keep(self, frame: frames.Frame, slot: int) -> None:
     seen = self._seen
     features = self._matcher.describe(frame.image)
@@ -146,7 +175,7 @@ class _Reader:
     seen.width_px = frame.image.shape[1]
 
   def finish(self) -> Observed:
-    """What was seen, with a ledger row for every slot that was lost."""
+    """What was seen, with a ledger row for every slot that was refused."""
     if self._motion is not None:
       self._seen.static_weights = self._motion.weights()
     self._seen.dropped = [

@@ -14,7 +14,7 @@ import numpy as np
 from odin_jax.shared import camera
 
 # Bicubic interpolation reads two pixels to each side of a sample.
-_MARGIN_PX = 3
+MARGIN_PX = 3
 
 
 def pad(
@@ -72,7 +72,7 @@ def _view_maps(
     dtype=np.float32,
   )
   u, v = camera.direction_to_equirect(directions, width, height)
-  shift = _MARGIN_PX - 0.5
+  shift = MARGIN_PX - 0.5
   return u + np.float32(shift), v + np.float32(shift)
 
 
@@ -92,7 +92,7 @@ class Views:
   ):
     self._height, self._width = panorama.shape[:2]
     # OpenCV interpolates floats faster than bytes, and to the same bytes.
-    self._padded = pad(panorama, _MARGIN_PX).astype(np.float32)
+    self._padded = pad(panorama, MARGIN_PX).astype(np.float32)
     self._interpolation = interpolation
 
   def cut(

@@ -16,7 +16,6 @@ same as on one machine.
 """
 
 import contextlib
-import hashlib
 import json
 import pathlib
 import resource
@@ -26,12 +25,11 @@ from absl import flags
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing import ids, matchers
+from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import projections
 from preprocessing.running import ray_engine, workers
-from preprocessing.solving import masks
-from preprocessing.writing import parts, shards, splits
+from preprocessing.writing import parts, shards
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
@@ -140,10 +138,10 @@ def _row(path: pathlib.Path, reason: str) -> dict[str, Any]:
 
 
 def job_config() -> dict[str, Any]:
-  """The config with what flags add to it: all that a part depends on.
+  """The config with what flags set in it, checked.
 
   Raises:
-    binary.UserError: a value that no video could be made records with.
+    binary.UserError: a value that cannot be used.
   """
   config = _CONFIG.value
   if _PROJECTION.value:
@@ -152,15 +150,16 @@ def job_config() -> dict[str, Any]:
     config.export_formats = tuple(_EXPORT.value)
   if _MASK.value:
     config.mask = _MASK.value
-  _check(config)
-  values = config.to_dict()
-  values['export_formats'] = sorted(set(config.export_formats))
-  if config.mask:
-    masks.read_mask(config.mask)
-    path = pathlib.Path(config.mask).absolute()
-    values['mask'] = str(path)
-    values['mask_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
-  return values
+  for flag in (_RAY_ADDRESS, _MATCHER_ACTORS, _GPUS_PER_ACTOR):
+    if flag.value and _ENGINE.value != 'ray':
+      raise binary.UserError(f'--{flag.name}: only with --engine=ray')
+  if _GPUS_PER_ACTOR.value and not _MATCHER_ACTORS.value:
+    raise binary.UserError('--gpus_per_actor: only with --matcher_actors')
+  if _NUM_WORKERS.value and _RAY_ADDRESS.value:
+    raise binary.UserError(
+      '--num_workers: not with --ray_address; the cluster has its size'
+    )
+  return settings.checked(config)
 
 
 def without_excluded(
@@ -176,6 +175,8 @@ def without_excluded(
     for path in videos
     if path.stem in reasons
   ]
+  # What an earlier run made of them goes too.
+  parts.remove(output, {row['video_id'] for row in rows})
   return [path for path in videos if path.stem not in reasons], rows
 
 
@@ -219,47 +220,16 @@ def process_all(
     for event in events:
       if isinstance(event, workers.Outcome):
         outcomes[event.video_id] = event
-        shares[event.video_id] = 1.0
+        share = 1.0
         bad += bool(event.error)
       else:
-        shares[event.video_id] = event.share
+        share = event.share
         bar.set_postfix_str(f'{event.video_id}: {event.stage}', refresh=False)
-      bar.n = sum(shares.values())
-      bar.refresh()
+      bar.update(share - shares.get(event.video_id, 0.0))
+      shares[event.video_id] = share
       if bad > max_bad:
         raise binary.UserError(_too_many(event.error, bad, max_bad))
   return outcomes
-
-
-def _check(config: Any) -> None:
-  """Refuses values that no video could be made records with."""
-  for name in ('fps', 'substeps', 'window_s', 'view_size_px', 'views_per_pair'):
-    if not config[name] > 0:
-      raise binary.UserError(f'config.{name}={config[name]}: must be above 0')
-  if not 0 < config.fov_deg < 180:
-    raise binary.UserError(
-      f'config.fov_deg={config.fov_deg}: must be between 0 and 180'
-    )
-  for name, allowed in (
-    ('matcher', matchers.NAMES),
-    ('projection', ('auto', *projections.NAMES)),
-    ('split_by', splits.SPLIT_BY),
-  ):
-    if config[name] not in allowed:
-      raise binary.UserError(
-        f'config.{name}={config[name]!r}: give one of {", ".join(allowed)}'
-      )
-  unknown = set(config.export_formats) - set(exports.FORMATS)
-  if unknown:
-    raise binary.UserError(
-      f'--export={",".join(config.export_formats)}: give some of '
-      f'{", ".join(exports.FORMATS)}'
-    )
-  if config.max_panorama_width_px % 2:
-    raise binary.UserError(
-      f'config.max_panorama_width_px={config.max_panorama_width_px}: must be '
-      'even'
-    )
 
 
 def _too_many(error: str, bad: int, max_bad: int) -> str:
@@ -271,12 +241,13 @@ def _too_many(error: str, bad: int, max_bad: int) -> str:
 def _nothing(
   source: pathlib.Path, usable: list[str], dropped: list[dict[str, Any]]
 ) -> str:
+  reasons = '; '.join(dict.fromkeys(row['reason'] for row in dropped))
   if usable:
     return (
-      f'{source}: no frames of it could be posed ({", ".join(usable)}); give a '
-      'video with more texture, or one that moves'
+      f'{source}: no pair of views came of {", ".join(usable)}'
+      f'{f" ({reasons})" if reasons else ""}; give a longer video, with more '
+      'texture, or one that moves'
     )
-  reasons = '; '.join(row['reason'] for row in dropped)
   return f'{source}: no usable video in it ({reasons}); give 360-degree videos'
 
 
@@ -289,11 +260,13 @@ def main() -> None:
   output = binary.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
   shards.finish_drop(output)
-  ray_engine.remove_scratch(output)
   videos, rows = without_excluded(videos, output)
   dropped += rows
   if not videos:
-    raise binary.UserError(f'{source}: every video in it is excluded')
+    raise binary.UserError(
+      f'{source}: every video in it is excluded; what {output} holds stays '
+      '(preprocessing.records --drop_ids takes videos out)'
+    )
   jobs = [
     workers.Job(path=path, output=output, config=config) for path in videos
   ]
@@ -309,6 +282,8 @@ def main() -> None:
   usable = [path.stem for path in videos if not outcomes[path.stem].error]
   if not any(parts.size(output, video_id) for video_id in usable):
     # Before the merge: records that are here already stay as they are.
+    for video_id in usable:
+      dropped += parts.read_note(output, video_id)['dropped']
     raise binary.UserError(_nothing(source, usable, dropped))
   shards.merge(
     output,

@@ -14,6 +14,7 @@ from odin_jax.shared import binary, schema
 from preprocessing import (
   alignment,
   cutting,
+  frames,
   graph,
   matchers,
   observation,
@@ -28,6 +29,8 @@ from preprocessing.writing import parts, splits
 
 # Height of the panoramas in the picture of a rejected pair.
 _EXAMPLE_HEIGHT_PX = 160
+# A view is asked for on a grid of so many rays.
+_ASKED_PX = 32
 _EXAMPLE_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 80]
 
 
@@ -109,6 +112,11 @@ def process(
     matcher = matchers.make(config.matcher, dict(config[config.matcher]))
   decision = detection.decide(path, config.projection)
   seen = observation.observe(path, config, matcher, decision.layout, progress)
+  if not seen.slots:
+    reasons = sorted({row['reason'] for row in seen.dropped})
+    raise frames.VideoError(
+      f'{path}: no usable frame in it ({", ".join(reasons)}); give another video'
+    )
   solution = poses.Solver(
     seen.features,
     seen.arrivals,
@@ -120,7 +128,11 @@ def process(
     mask=_known_mask(config.mask, decision.layout),
   ).solve(lambda stage: progress(stage, 0.0))
   cutter = cutting.Cutter(
-    video_id, seen, solution, config, _sees(decision.layout, config)
+    video_id,
+    seen,
+    solution,
+    config,
+    _sees(decision.layout, config.fov_deg, seen.width_px),
   )
   split_of = splits.split_frames(
     video_id,
@@ -166,18 +178,23 @@ def _known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
 
 
 def _sees(
-  layout: projections.Layout, config: ml_collections.ConfigDict
+  layout: projections.Layout, fov_deg: float, width_px: int
 ) -> alignment.Sees | None:
   """Whether a camera of this layout sees all that a view shows."""
   if layout.full_sphere:
     return None
+  # The outermost rays asked about are those of the view's borders, and of what
+  # interpolation reads beyond them.
+  border = np.tan(np.deg2rad(fov_deg) / 2) * _ASKED_PX / (_ASKED_PX - 1)
+  asked_deg = 2 * np.rad2deg(np.arctan(border))
+  asked_deg += 2 * panorama.MARGIN_PX * 360 / width_px
 
   def sees(angles: alignment.Angles) -> bool:
     directions = panorama.view_directions(
       yaw_deg=angles.yaw_deg,
       pitch_deg=angles.pitch_deg,
-      fov_deg=config.fov_deg,
-      size_px=32,
+      fov_deg=float(min(asked_deg, 179.0)),
+      size_px=_ASKED_PX,
     )
     return bool(np.all(layout.sees(directions)))
 
@@ -327,7 +344,7 @@ def _summary(
       'split_apart': per_gap(counts['split_apart']),
       'kept': gaps(kept - beyond),
     },
-    'closing_frame_pairs': {
+    'beyond_window_frame_pairs': {
       'candidates': per_gap(counts['posed_beyond'] + counts['refused_beyond']),
       'kept': gaps(beyond),
     },

@@ -3,8 +3,9 @@
 A frame pair is two panoramas; a record is two views cut from them.
 """
 
+import collections
 import pathlib
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -61,7 +62,7 @@ def video_figures(
     rows: its records, without their pictures.
   """
   gaps = [
-    round(later - earlier)
+    f'{round(later - earlier, 1):g}'
     for component in components
     for earlier, later in component.frame_pairs
   ]
@@ -76,7 +77,7 @@ def video_figures(
       len(component.long_pairs) for component in components
     ),
     'frame_pairs_per_gap': {
-      str(gap): gaps.count(gap) for gap in sorted(set(gaps))
+      gap: gaps.count(gap) for gap in sorted(set(gaps), key=float)
     },
     'poses_per_frame': max(
       (component.poses_per_frame for component in components), default=0
@@ -113,7 +114,7 @@ def by_kind(
     mine = [video for video in videos if kinds[video['video_id']] == kind]
     found = [error for video in mine for error in errors[video['video_id']]]
     shares = [video['kept_share_per_gap'] for video in mine]
-    gaps = sorted({gap for share in shares for gap in share}, key=int)
+    gaps = sorted({gap for share in shares for gap in share}, key=float)
     depths = [video['median_depth'] for video in mine]
     pose[kind] = {
       'videos': len(mine),
@@ -153,7 +154,7 @@ def epipolar_figures(
   def group(key: Any) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
     for row, error in matched:
-      groups.setdefault(str(key(row)), []).append(error)
+      groups.setdefault(key(row), []).append(error)
     return {name: float(np.median(groups[name])) for name in sorted(groups)}
 
   return {
@@ -163,7 +164,7 @@ def epipolar_figures(
     'sampson_px': (
       float(np.median([error for _, error in matched])) if matched else None
     ),
-    'sampson_px_per_gap': group(gap_s),
+    'sampson_px_per_gap': group(lambda row: f'{gap_s(row):g}'),
     'sampson_px_per_video': group(lambda row: row['video_id']),
   }
 
@@ -174,9 +175,9 @@ def spread(items: Sequence[Any], limit: int) -> list[Any]:
   return [items[place] for place in places.astype(int)]
 
 
-def gap_s(row: Mapping[str, Any]) -> int:
-  """Time between the two frames of a record, in whole seconds."""
-  return round(abs(row['source/time_s'] - row['target/time_s']))
+def gap_s(row: Mapping[str, Any]) -> float:
+  """Time between the two frames of a record, to a tenth of a second."""
+  return round(abs(row['source/time_s'] - row['target/time_s']), 1)
 
 
 def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -192,13 +193,20 @@ def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   binned = {
     'overlap': ([row['overlap'] for row in rows], np.linspace(0, 1, 21)),
     'baseline': (np.minimum(baselines, longest), np.linspace(0, longest, 21)),
-    'gap_s': (gaps, np.arange(-0.5, max(gaps, default=0) + 1)),
+    'gap_s': (gaps, _edges_around(gaps)),
   }
   found = {}
   for name, (values, edges) in binned.items():
     counts, edges = np.histogram(values, edges)
     found[name] = {'edges': edges.tolist(), 'counts': counts.tolist()}
   return found
+
+
+def _edges_around(gaps: Sequence[float]) -> np.ndarray:
+  """Edges of bins about the multiples of the smallest gap."""
+  step = min((gap for gap in gaps if gap), default=1.0)
+  count = round(max(gaps, default=0.0) / step)
+  return (np.arange(count + 2) - 0.5) * step
 
 
 def scan(
@@ -259,6 +267,15 @@ def draw_pairs(
   return len(chosen)
 
 
+def _by_video(
+  items: Iterable[Any], video_of: Callable[[Any], str]
+) -> dict[str, list[Any]]:
+  groups = collections.defaultdict(list)
+  for item in items:
+    groups[video_of(item)].append(item)
+  return groups
+
+
 def judge(
   records: finished.Records, truth_folder: str | None, limit: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -270,14 +287,15 @@ def judge(
     limit: most records to match afresh.
   """
   rows, consistency = scan(records)
-  components = quality.gather_components(rows)
+  components_of = _by_video(
+    quality.gather_components(rows), lambda component: component.video_id
+  )
+  rows_of = _by_video(rows, lambda row: row['video_id'])
   videos, errors, kinds = [], {}, {}
   for summary in records.manifest['videos']:
     name = summary['video_id']
-    mine = [component for component in components if component.video_id == name]
-    video = video_figures(
-      summary, mine, [row for row in rows if row['video_id'] == name]
-    )
+    mine = components_of[name]
+    video = video_figures(summary, mine, rows_of[name])
     if truth_folder:
       truth = read_truth(truth_folder, name)
       errors[name] = [quality.pose_errors(part, truth) for part in mine]

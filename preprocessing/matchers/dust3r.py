@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Mapping, TypeVar
 
 import cv2
 from jaxtyping import Bool, Float, Int, UInt8
@@ -39,6 +39,16 @@ _NEIGHBOURS = 8
 _T = TypeVar('_T')
 
 
+def files(options: Mapping[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
+  """Checkout and checkpoint that the options name.
+
+  Raises:
+    binary.UserError: there is no such checkout.
+  """
+  home = dust3r_checkout.find_home(options['home'])
+  return home, pathlib.Path(options['checkpoint'] or home / _CHECKPOINT)
+
+
 def make(options: dict[str, Any]) -> 'Dust3rMatcher':
   """The matcher with the options of `config.dust3r`.
 
@@ -46,8 +56,8 @@ def make(options: dict[str, Any]) -> 'Dust3rMatcher':
     binary.UserError: checkout, checkpoint or device cannot be used.
   """
   fields = dict(options)
-  home = dust3r_checkout.find_home(fields.pop('home'))
-  checkpoint = pathlib.Path(fields.pop('checkpoint') or home / _CHECKPOINT)
+  home, checkpoint = files(options)
+  del fields['home'], fields['checkpoint']
   network = dust3r_network.Network(
     dust3r_checkout.load_model(home, checkpoint),
     **{

@@ -6,6 +6,8 @@ import cv2
 from jaxtyping import UInt8
 import numpy as np
 
+from odin_jax.shared import binary
+
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
@@ -21,10 +23,21 @@ class Pictures:
     self._places: list[tuple[int, int]] = []
 
   def append(self, image: UInt8[np.ndarray, 'h w 3']) -> None:
-    """Stores an RGB image."""
+    """Stores an RGB image.
+
+    Raises:
+      binary.UserError: there is no room for it.
+    """
     data = cv2.imencode('.png', image[..., ::-1], _PNG)[1].tobytes()
     start = self._file.seek(0, 2)
-    self._file.write(data)
+    try:
+      self._file.write(data)
+      self._file.flush()
+    except OSError as error:
+      raise binary.UserError(
+        f'{tempfile.gettempdir()}: {error.strerror}; keyframes are kept here '
+        'while a video is worked on: make room, or set TMPDIR'
+      ) from error
     self._places.append((start, len(data)))
 
   def __len__(self) -> int:

@@ -14,6 +14,7 @@ attempt writes into a folder of its own and moves what is whole.
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -30,8 +31,6 @@ from preprocessing import matchers
 from preprocessing.running import pool, workers
 from preprocessing.writing import parts
 
-# Holds all that is unfinished; gone when the run is over.
-_SCRATCH = '.tmp-ray'
 # So many tasks per core are handed to Ray: one at work, one waiting.
 _TASKS_PER_CORE = 2
 _CONNECT_S = 10.0
@@ -165,7 +164,7 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
   pool.prepare()
   _check_view(job, token)
   matcher = remote_matcher(job.config['matcher'], actor) if actor else None
-  scratch = job.output / _SCRATCH / secrets.token_hex(8)
+  scratch = job.output / parts.SCRATCH / secrets.token_hex(8)
   try:
     outcome = workers.make_part(
       job,
@@ -190,16 +189,11 @@ def _move(scratch: pathlib.Path, job: workers.Job) -> None:
     os.replace(path, target)
 
 
-def remove_scratch(output: pathlib.Path) -> None:
-  """Removes what a run that was killed had not finished."""
-  shutil.rmtree(output / _SCRATCH, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _scratch(output: pathlib.Path) -> Iterator[str]:
   """A folder for what is unfinished, with a token that tells it from others."""
-  folder = output / _SCRATCH
-  remove_scratch(output)
+  folder = output / parts.SCRATCH
+  parts.remove_scratch(output)
   folder.mkdir(parents=True)
   token = secrets.token_hex(16)
   binary.write_json(folder / 'token.json', token)
@@ -215,7 +209,7 @@ def _check_view(job: workers.Job, token: str) -> None:
   Raises:
     binary.UserError: it sees none, or others of the same names.
   """
-  path = job.output / _SCRATCH / 'token.json'
+  path = job.output / parts.SCRATCH / 'token.json'
   if path.is_file() and json.loads(path.read_text()) == token:
     if job.path.parent.is_dir():
       return
@@ -312,7 +306,12 @@ class _MatcherServer:
 
   def __init__(self, name: str, options: dict[str, Any]):
     pool.prepare()
-    self._matcher = matchers.make(name, options)
+    self._name, self._options = name, options
+
+  @functools.cached_property
+  def _matcher(self) -> matchers.Matcher:
+    # Made by the first call, whose error reaches the task as it is.
+    return matchers.make(self._name, self._options)
 
   def call(self, method: str, *arguments: Any, **more: Any) -> tuple[Any, int]:
     """What a method returns, and the calls that it cost."""
@@ -361,6 +360,8 @@ def _answer(ref: Any) -> Any:
     return ref.future().result()
   except exceptions.RayActorError as error:
     raise workers.Fault(str(error).partition('. ')[0]) from error
+  except exceptions.RayTaskError as error:
+    raise error.cause from error
 
 
 class RemoteMatcher:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 from absl import logging
 import ml_collections
 
-from odin_jax.shared import binary
+from odin_jax.shared import binary, schema
 from preprocessing import frames, matchers, observation, video
 from preprocessing.running import pool
 from preprocessing.writing import parts
@@ -30,6 +30,8 @@ _REPORT_S = 0.5
 # The output folder takes no more; the next video would meet the same.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 MAX_ATTEMPTS = 3
+# Fields of the config that change nothing in a part; the mask's digest does.
+_WITHOUT_EFFECT = ('max_bad_videos', 'mask')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,11 @@ class Job:
     return self.path.stem
 
   def fingerprint(self) -> str:
-    """Digest of all that the part depends on: the config and the file."""
-    digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+    """Digest of all that the part depends on: schema, config and file."""
+    unused = {*_WITHOUT_EFFECT, *matchers.NAMES} - {self.config['matcher']}
+    used = {key: self.config[key] for key in self.config.keys() - unused}
+    text = json.dumps([schema.SCHEMA_VERSION, used], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
     with open(self.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
     return digest.hexdigest()
@@ -105,8 +110,7 @@ def run(
 
 def give_up(job: Job, reason: str) -> Outcome:
   """The outcome of a job that no attempt could finish."""
-  for path in parts.paths(job.output, job.video_id):
-    path.with_name(f'.tmp-{path.name}').unlink(missing_ok=True)
+  parts.remove(job.output, {job.video_id})
   return Outcome(video_id=job.video_id, error=f'{job.path}: {reason}')
 
 
@@ -163,8 +167,11 @@ def _make_part(
     raise frames.VideoError(
       f'{job.path}: cannot be read ({error.strerror})'
     ) from error
-  if parts.is_done(job.output, job.video_id, fingerprint):
+  path = job.output / 'cameras' / job.video_id / 'path.json'
+  if parts.is_done(job.output, job.video_id, fingerprint) and path.is_file():
     return False
+  # Nothing of another config stays beside what this one makes.
+  parts.remove(job.output, {job.video_id})
   result = video.process(
     job.path, ml_collections.ConfigDict(dict(job.config)), progress, matcher
   )

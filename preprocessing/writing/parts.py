@@ -12,6 +12,7 @@ What else a run keeps of a single video is in folders of its id:
     rejected/VIDEO_ID/     examples of what was dropped
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 from odin_jax.shared import binary, schema, tfrecord
 
+# Where attempts on other machines write until they are whole.
+SCRATCH = '.tmp-ray'
 _FOLDERS_PER_VIDEO = ('cameras', 'rejected')
 Path = str | os.PathLike[str]
 
@@ -143,12 +146,25 @@ def remove(output: Path, video_ids: Collection[str]) -> None:
   # would lead out of the folder.
   output = pathlib.Path(output)
   for entry in _entries(output / 'parts'):
-    if entry.suffix in ('.part', '.json') and entry.stem in video_ids:
-      entry.unlink()
+    path = pathlib.Path(_final(entry))
+    if path.suffix in ('.part', '.json') and path.stem in video_ids:
+      entry.unlink(missing_ok=True)
   for folder in _FOLDERS_PER_VIDEO:
     for entry in _entries(output / folder):
-      if entry.name in video_ids:
-        shutil.rmtree(entry)
+      if _final(entry) in video_ids:
+        # A machine that was given up may still be at work here.
+        with contextlib.suppress(FileNotFoundError):
+          shutil.rmtree(entry)
+
+
+def remove_scratch(output: Path) -> None:
+  """Removes what attempts of a run that was killed had not finished."""
+  shutil.rmtree(pathlib.Path(output) / SCRATCH, ignore_errors=True)
+
+
+def _final(entry: pathlib.Path) -> str:
+  """The name that a file gets when it is whole."""
+  return entry.name.removeprefix('.tmp-')
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:

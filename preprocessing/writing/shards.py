@@ -201,6 +201,7 @@ def _stage(
 def finish_drop(output: Path) -> None:
   """Finishes what a `drop` that was killed had begun, or undoes it."""
   output = pathlib.Path(output)
+  parts.remove_scratch(output)
   if (output / _STAGED).is_dir():
     shutil.rmtree(output / _STAGED)
   ready = output / _READY
