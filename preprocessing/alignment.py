@@ -3,7 +3,7 @@
 A panorama can be turned freely after capture, so whatever the camera pointed
 at, two frames of the same scene hold views of the same things. Source views
 look around the circle; each target view is aimed at the middle of what its
-source view sees, found from scene points that both frames see, but not turned
+source view sees, found from scene points of the two frames, but not turned
 further than a limit, since nobody knows a thing again from its other side. Then
 it is turned away by a bounded random angle: relative rotations vary, and a copy
 of the source is no answer. Both views of a pair that shares less than a goal
@@ -265,7 +265,7 @@ class FramePair:
   Attributes:
     source_frame2scene: pose of the source panorama.
     target_frame2scene: pose of the target panorama.
-    points: scene points that both frames see, in scene coordinates.
+    points: scene points that either frame sees, in scene coordinates.
     weights: positive; how much each point counts.
     num_views: view pairs that are looked for.
     rng: source of the views' directions; seed it per frame pair.

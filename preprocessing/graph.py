@@ -25,6 +25,9 @@ from preprocessing.solving import bundle, two_view, verdicts
 
 # Frames no further apart than this many depths see about the same points.
 _NEAR = 0.5
+# Frames whose surroundings are gathered at a time: what a slow camera has
+# around it at each frame is nearly all of the scene.
+_BLOCK = 32
 # So that of two faultless paths the one with fewer edges is the better one.
 _MAX_CONFIDENCE = 0.999
 
@@ -257,19 +260,24 @@ def long_range_pairs(solution: Solved, rules: GraphRules) -> list[LongPair]:
     the pairs, sorted by frames.
   """
   shares = _shares(solution, rules)
-  paths = _paths(solution, {first for first, _ in shares}, rules)
+  paths = _paths(solution, shares, rules)
   by_gap = collections.defaultdict(list)
   for pair in sorted(shares, key=lambda pair: (-shares[pair], pair)):
     if pair in paths:
       by_gap[pair[1] - pair[0]].append(pair)
-  # The turns: the best pair of each gap, then the second best of each.
-  turns = itertools.zip_longest(*(by_gap[gap] for gap in sorted(by_gap)))
+  # In its turn a gap gives its best pair whose earlier frame has room left.
+  left = {gap: iter(by_gap[gap]) for gap in sorted(by_gap)}
   taken = collections.Counter()
   chosen = []
-  for pair in itertools.chain.from_iterable(turns):
-    if pair and taken[pair[0]] < rules.max_long_pairs_per_frame:
-      taken[pair[0]] += 1
-      chosen.append(pair)
+  while left:
+    for gap, rest in list(left.items()):
+      for pair in rest:
+        if taken[pair[0]] < rules.max_long_pairs_per_frame:
+          taken[pair[0]] += 1
+          chosen.append(pair)
+          break
+      else:
+        del left[gap]
   return [paths[pair] for pair in sorted(chosen)]
 
 
@@ -297,9 +305,12 @@ def _shares(
     shape=(len(centres), len(solution.points)),
   )
   near = sparse.csr_array((together & (apart <= _NEAR * depths)).astype(float))
-  around = ((near @ seen) > 0).astype(float)
   counts = np.maximum(seen.sum(axis=1), 1)[:, None]
-  share = (seen @ around.T).toarray() / counts
+  share = np.zeros(apart.shape)
+  for start in range(0, len(share), _BLOCK):
+    block = slice(start, start + _BLOCK)
+    around = ((near[block] @ seen) > 0).astype(float)
+    share[:, block] = (seen @ around.T).toarray() / counts
   share = np.minimum(share, share.T)
   reach = rules.max_baseline * np.fmin(depths[:, None], depths)
   good = np.triu(together & (apart <= reach) & (share >= rules.min_shared), 1)
@@ -311,25 +322,28 @@ def _shares(
 
 
 def _paths(
-  solution: Solved, sources: set[int], rules: GraphRules
+  solution: Solved, wanted: Iterable[pairs.FramePair], rules: GraphRules
 ) -> dict[pairs.FramePair, LongPair]:
-  """The most reliable paths from some frames to all later ones in reach."""
+  """The most reliable path of each pair that is wanted and in reach."""
   graph = nx.Graph()
   for (first, second), verdict in sorted(solution.verdicts.items()):
     if not verdict.reason:
       confidence = min(verdict.confidence, _MAX_CONFIDENCE)
       graph.add_edge(first, second, cost=-math.log(confidence))
   cutoff = -math.log(rules.min_path_confidence)
+  targets = collections.defaultdict(list)
+  for first, second in sorted(wanted):
+    targets[first].append(second)
   found = {}
-  for source in sorted(sources & set(graph)):
+  for source in targets.keys() & set(graph):
     costs, paths = nx.single_source_dijkstra(
       graph, source, cutoff=cutoff, weight='cost'
     )
-    for target, path in paths.items():
+    for target in set(targets[source]) & set(paths):
       found[source, target] = LongPair(
         source=source,
         target=target,
-        hops=len(path) - 1,
+        hops=len(paths[target]) - 1,
         confidence=math.exp(-costs[target]),
       )
   return found

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int
 import numpy as np
 
 FramePair = tuple[int, int]
-Matches = Mapping[FramePair, Int[np.ndarray, 'm 2']]
+Matches = Mapping[FramePair, Int[np.ndarray, '_ 2']]
 
 
 def candidates(num_frames: int, max_gap: int) -> list[FramePair]:
@@ -89,7 +89,10 @@ class Tracks:
     starts = np.concatenate([[0], np.cumsum(num_features)]).astype(np.int64)
     frame_of = np.repeat(np.arange(len(num_features)), num_features)
     parent = list(range(int(starts[-1])))
-    frames = [1 << frame for frame in frame_of.tolist()]
+    # Frames that show a point, as bits counted from its first frame: counted
+    # from the first of the video they would cost its length per feature.
+    first = frame_of.tolist()
+    frames = [1] * len(first)
 
     def root(node: int) -> int:
       while parent[node] != node:
@@ -102,11 +105,13 @@ class Tracks:
       a, b = root(one), root(other)
       if a == b:
         continue
-      if frames[a] & frames[b]:
+      earliest = min(first[a], first[b])
+      in_a, in_b = (frames[x] << (first[x] - earliest) for x in (a, b))
+      if in_a & in_b:
         self.num_refused += 1
         continue
       parent[b] = a
-      frames[a] |= frames[b]
+      first[a], frames[a] = earliest, in_a | in_b
     roots = np.array([root(node) for node in range(len(parent))], np.int64)
     size = np.bincount(roots, minlength=len(parent))
     kept = np.flatnonzero(size[roots] > 1)

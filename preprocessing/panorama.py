@@ -54,7 +54,9 @@ def view_directions(
   return np.moveaxis(rows[:, :, None] + columns[:, None, :], 0, -1)
 
 
-@functools.lru_cache(maxsize=64)
+# For views that every frame has: cube faces, a matcher's, an export's. More
+# would only keep the maps of chosen views, megabytes each that no other asks.
+@functools.lru_cache(maxsize=16)
 def _view_maps(
   width: int,
   height: int,

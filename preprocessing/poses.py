@@ -17,6 +17,7 @@
 """
 
 import dataclasses
+import functools
 from typing import Any, Callable, Mapping, Sequence
 
 from jaxtyping import Float, Int
@@ -75,10 +76,15 @@ class Solution:
     self, source: int, target: int
   ) -> Float[np.ndarray, 'n 3']:
     """The points that either frame of a pair sees."""
-    seen = self.observations.point[
-      np.isin(self.observations.frame, (source, target))
-    ]
+    seen = np.concatenate([self._seen[frame] for frame in (source, target)])
     return self.points[np.unique(seen)]
+
+  @functools.cached_property
+  def _seen(self) -> list[Int[np.ndarray, 'n']]:
+    """The points that each frame sees."""
+    order = np.argsort(self.observations.frame, kind='stable')
+    counts = np.bincount(self.observations.frame, minlength=len(self.component))
+    return np.split(self.observations.point[order], np.cumsum(counts)[:-1])
 
 
 @dataclasses.dataclass
@@ -129,6 +135,7 @@ class Solver:
     self._graph_rules = graph_rules
     self._known_mask = mask
     self._requests = 0
+    self._said: dict[pairs.FramePair, matchers.PairPose] = {}
     self._calls_before = _calls(matcher)
     self._search = loops.Search(closures=[], tried=0, dropped=[])
     self._dropped: list[dict[str, Any]] = []
@@ -148,12 +155,20 @@ class Solver:
         self._close_loops(state)
       progress('pairs')
       matches = self._match_window(state)
-      found = self._judge.compare(self._features, state.frame2scene, matches)
+      found = self._judge.compare(
+        self._features, state.frame2scene, matches, self._said
+      )
       progress('refinement')
       tracks = self._tracks(self._ties(matches, found))
       state = self._refine(state.component, state.frame2scene, tracks)
     found |= {
-      pair: self._judge.verify(self._features, state.frame2scene, pair, matched)
+      pair: self._judge.verify(
+        self._features,
+        state.frame2scene,
+        pair,
+        matched,
+        self._said.get(pair),
+      )
       for pair, matched in matches.items()
       if not found[pair].reason
     }
@@ -224,13 +239,18 @@ class Solver:
     tries = 0
     if self._graph_rules is not None:
       tries = loops.max_tries(count, self._graph_rules)
-    if isinstance(self._matcher, matchers.CountsCalls):
+    requests = max(count - 1, 0) + self._rules.rounds * window + 2 * tries
+    if not isinstance(self._matcher, matchers.CountsCalls):
       return {
-        'matcher_calls': self._matcher.calls - self._calls_before,
-        'matcher_calls_bound': self._matcher.calls_bound(count, window + tries),
+        'matcher_calls': self._requests,
+        'matcher_calls_bound': requests,
       }
-    bound = max(count - 1, 0) + self._rules.rounds * window + 2 * tries
-    return {'matcher_calls': self._requests, 'matcher_calls_bound': bound}
+    return {
+      'matcher_calls': self._matcher.calls - self._calls_before,
+      'matcher_calls_bound': self._matcher.calls_bound(
+        window + tries, requests
+      ),
+    }
 
   def _close_loops(self, state: _State) -> None:
     """Finds closures and brings the poses near them."""
@@ -285,11 +305,28 @@ class Solver:
       gate_rad=np.deg2rad(self._rules.gate_deg),
     )
 
+  def _match_pair(
+    self, pair: pairs.FramePair, expected: np.ndarray
+  ) -> Int[np.ndarray, 'm 2']:
+    """Matches a pair; keeps what the matcher says of its pose."""
+    source, target = (self._features[frame] for frame in pair)
+    if not isinstance(self._matcher, matchers.GivesPoses):
+      return self._match(source, target, expected)
+    self._requests += 1
+    matched, said = self._matcher.match_and_pose(
+      source,
+      target,
+      expected=expected,
+      gate_rad=np.deg2rad(self._rules.gate_deg),
+    )
+    self._said.pop(pair, None)
+    if said is not None:
+      self._said[pair] = said
+    return matched
+
   def _match_neighbours(self) -> dict[pairs.FramePair, np.ndarray]:
     return {
-      (frame, frame + 1): self._match(
-        self._features[frame], self._features[frame + 1], arrived
-      )
+      (frame, frame + 1): self._match_pair((frame, frame + 1), arrived)
       for frame, arrived in enumerate(self._arrivals)
     }
 
@@ -345,19 +382,31 @@ class Solver:
     for pair in pairs.candidates(len(points), self._rules.chain_gap):
       shared, one, other = _shared(*(points[frame] for frame in pair))
       fit = self._judge.fit(
-        self._features[pair[0]].rays[one], self._features[pair[1]].rays[other]
+        self._features[pair[0]].rays[one],
+        self._features[pair[1]].rays[other],
+        self._said.get(pair),
       )
       if fit is not None:
         fits[pair], ids[pair] = fit, shared
     self._cut_edges(fits)
     found = chain.chain(
-      len(points), fits, ids, min_shared=self._rules.min_inliers // 2
+      len(points),
+      fits,
+      ids,
+      min_shared=self._rules.min_inliers // 2,
+      said={
+        pair: _of_points(matches[pair], said, points[pair[0]], points[pair[1]])
+        for pair, said in self._said.items()
+      },
     )
     self._dropped += [
       {
         'stage': 'scale',
         'reason': 'scales of two pairs contradict the others',
         'frames': sorted({*outlier.first, *outlier.second}),
+        'pairs': [list(outlier.first), list(outlier.second)],
+        'residual': round(outlier.residual, 4),
+        'error': round(outlier.error, 4),
       }
       for outlier in found.outliers
     ]
@@ -439,9 +488,7 @@ class Solver:
       found[pair] = np.unique(
         np.concatenate(
           [
-            self._match(
-              self._features[source], self._features[target], expected
-            ),
+            self._match_pair(pair, expected),
             self._common(pair, ids, expected),
           ]
         ),
@@ -467,6 +514,19 @@ class Solver:
 
 def _calls(matcher: matchers.Matcher) -> int:
   return matcher.calls if isinstance(matcher, matchers.CountsCalls) else 0
+
+
+def _of_points(
+  matched: Int[np.ndarray, 'm 2'],
+  said: matchers.PairPose,
+  one: Int[np.ndarray, 'n'],
+  other: Int[np.ndarray, 'k'],
+) -> tuple[Int[np.ndarray, 'p'], Float[np.ndarray, '2 p']]:
+  """The points of matches, and their distances as the matcher says them."""
+  ids = one[matched[:, 0]]
+  good = (ids >= 0) & (ids == other[matched[:, 1]])
+  good &= np.all(np.isfinite(said.depths) & (said.depths > 0), axis=0)
+  return ids[good], said.depths[:, good]
 
 
 def _shared(

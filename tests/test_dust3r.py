@@ -160,7 +160,7 @@ def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   solution = solve()
   spent = matcher.calls - before
   assert isinstance(matcher, matchers.CountsCalls)
-  assert 0 < spent <= matcher.calls_bound(4, len(solution.verdicts))
+  assert 0 < spent <= matcher.calls_bound(len(solution.verdicts), 100)
   assert matcher.calls == len(oracle.decoded)
   ratios = []
   for pair, verdict in solution.verdicts.items():
@@ -180,15 +180,59 @@ def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   assert (matcher.calls, oracle.encoded) == (spent, encoded)
 
 
-def test_pair_pose_is_that_of_the_frames(filmed, described):
+@pytest.mark.parametrize('pair', [(0, 1), (1, 3)])
+def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
   matcher, _, features, _ = described
-  for pair in ((0, 1), (1, 3)):
-    pose = matcher.pair_pose(features[pair[0]], features[pair[1]])
-    rotation_deg, direction_deg = off_degrees(
-      pose.target2source, filmed.true_pose(pair)
+  matched, pose = matcher.match_and_pose(features[pair[0]], features[pair[1]])
+  assert isinstance(matcher, matchers.GivesPoses)
+  true = filmed.true_pose(pair)
+  rotation_deg, direction_deg = off_degrees(pose.target2source, true)
+  assert rotation_deg < 0.05 and direction_deg < 0.1
+  assert pose.confidence > 0.95
+  assert pose.depths.shape == (2, len(matched)) and len(matched) > 50
+  wanted = two_view.pair_depths(
+    camera.make_pose(true[:, :3], true[:, 3] / np.linalg.norm(true[:, 3])),
+    features[pair[0]].rays[matched[:, 0]],
+    features[pair[1]].rays[matched[:, 1]],
+  )
+  off = np.log(pose.depths) - np.log(np.maximum(wanted, 1e-6))
+  assert np.median(np.abs(off)) < 0.02
+
+
+def test_the_solver_uses_what_the_matcher_says(filmed, described):
+  """A matcher whose own word is wrong is outvoted; its confidence shows."""
+  matcher, _, features, arrivals = described
+  rules = verdicts.PoseRules(**dict(preprocess.get_config().poses))
+
+  class Doubting:
+    name = matcher.name
+    match = staticmethod(matcher.match)
+    describe = staticmethod(matcher.describe)
+    asked = 0
+
+    def match_and_pose(self, source, target, **how):
+      matched, pose = matcher.match_and_pose(source, target, **how)
+      Doubting.asked += 1
+      return matched, dataclasses.replace(
+        pose, confidence=0.25, target2source=camera.inverse(pose.target2source)
+      )
+
+  found = poses.Solver(
+    features,
+    arrivals,
+    Doubting(),
+    rules=rules,
+    max_gap=3,
+    pixel_rad=_PIXEL_RAD,
+  ).solve()
+  assert Doubting.asked == 3 + rules.rounds * 6
+  for pair, verdict in found.verdicts.items():
+    assert not verdict.reason and verdict.confidence == 0.25
+    pose = camera.compose(
+      camera.inverse(found.frame2scene[pair[0]]), found.frame2scene[pair[1]]
     )
-    assert rotation_deg < 0.05 and direction_deg < 0.1
-    assert pose.confidence > 0.95
+    rotation_deg, direction_deg = off_degrees(pose, filmed.true_pose(pair))
+    assert rotation_deg < 0.15 and direction_deg < 0.3
 
 
 def test_subsets_share_one_answer(described):
@@ -232,8 +276,8 @@ def test_view_pairs_that_contradict_themselves_are_not_believed(
   every = {(a, b + 8) for a in range(8) for b in range(8)}
   matcher, oracle = filmed.matcher(lies=every)
   one, two = described[2][:2]
-  assert matcher.match(one, two).shape == (0, 2)
-  assert matcher.pair_pose(one, two) is None
+  found, pose = matcher.match_and_pose(one, two)
+  assert found.shape == (0, 2) and pose is None
   assert 0 < len(oracle.decoded) <= 8
 
 
@@ -408,34 +452,6 @@ def test_read_is_bilinear_about_pixel_centres():
     pointmaps.read(ramp, many), np.tile(found, (9000, 1))
   )
   assert pointmaps.read(ramp, np.zeros((0, 2))).shape == (0, 3)
-
-
-@pytest.mark.parametrize('factor', [0.2, 1.0, 7.0])
-def test_scale_ratio_of_pairs_that_share_a_view(two_views, factor):
-  points, _ = two_views
-  rng = np.random.default_rng(5)
-  other = points * (1 + 0.02 * rng.normal(size=(*points.shape[:2], 1)))
-  wrong = rng.uniform(size=points.shape[:2]) < 0.3
-  other[wrong] *= rng.uniform(0.1, 10, size=(wrong.sum(), 1))
-  confidence = np.full(points.shape[:2], 3.0, np.float32)
-  ratio, spread = pointmaps.scale_ratio(
-    factor * points,
-    confidence,
-    other.astype(np.float32),
-    confidence,
-    min_confidence=2.0,
-  )
-  assert ratio == pytest.approx(factor, rel=0.01)
-  assert 0.01 < spread < 0.06
-  assert (
-    pointmaps.scale_ratio(
-      points, confidence, points, 0 * confidence, min_confidence=2.0
-    )
-    is None
-  )
-
-
-# Batches.
 
 
 def test_batches_halve_when_memory_is_full_and_remember():
@@ -908,7 +924,7 @@ def test_the_named_matcher_runs_in_the_official_package(home, filmed, tmp_path):
   matcher = matchers.make('dust3r', options | dataclasses.asdict(rules))
   assert isinstance(matcher, matchers.Matcher)
   one, two = (matcher.describe(picture) for picture in filmed.pictures[:2])
-  found = matcher.match(one, two)
+  found, pose = matcher.match_and_pose(one, two)
   assert matcher.calls == 3 and found.shape[1] == 2
   # Random weights know nothing, and that shows.
-  assert matcher.pair_pose(one, two) is None and not len(found)
+  assert pose is None and not len(found)

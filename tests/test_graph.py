@@ -265,3 +265,13 @@ def test_no_long_pair_over_a_cut(world):
   found = graph.long_range_pairs(parts, _RULES)
   assert found
   assert not any(pair.source <= 11 < pair.target for pair in found)
+
+
+def test_gaps_take_turns_where_all_pairs_share_everything(world):
+  still = world.frame2scene.copy()
+  still[:, :, 3] *= 1e-3
+  points = world.points * 10
+  room = dataclasses.replace(world, frame2scene=still, points=points)
+  found = graph.long_range_pairs(room, _RULES)
+  gaps = np.array([pair.target - pair.source for pair in found])
+  assert len(np.unique(gaps)) > 8

@@ -443,6 +443,15 @@ def test_tries_are_bounded(returned):
   assert loops.max_tries(24, _RULES) == 48
 
 
+def test_of_too_many_candidates_runs_are_tried():
+  """Tries that lie apart could not agree, however many there are."""
+  rng = np.random.default_rng(7)
+  world, points = unique_world(rng, there_and_back(rng, 40), per_metre=20)
+  few = dataclasses.replace(_RULES, max_tries=6)
+  search = finder(world, true_scene(world, points), few).find()
+  assert search.tried == 6 and len(search.closures) == 6
+
+
 def test_location_is_exact_and_robust():
   rng = np.random.default_rng(9)
   points = rng.normal(size=(200, 3)) * 3

@@ -215,6 +215,21 @@ def test_standing_still_gives_poses_but_no_pairs():
   assert np.max(np.linalg.norm(places - places[0], axis=1)) < 0.01
 
 
+def test_a_slow_camera_moves_although_no_two_neighbours_do():
+  rng = np.random.default_rng(0)
+  truth = point_worlds.walk(24, rng, step=0.03)
+  truth[:, :2, 3] = 0
+  points = point_worlds.corridor(rng, 14)
+  looks = point_worlds.descriptors(rng, len(points))
+  solution = solve(point_worlds.observe(rng, truth, points, looks))
+  assert np.all(solution.component == 0)
+  kept = [pair for pair, one in solution.verdicts.items() if not one.reason]
+  assert len(kept) > 60 and min(b - a for a, b in kept) > 1
+  off_deg, direction_deg, ratio = pose_errors(solution, truth)
+  assert np.median(off_deg) < 0.1 and np.median(direction_deg) < 5
+  assert np.std(np.log(ratio)) < 0.1
+
+
 def test_a_broken_track_splits_the_component():
   rng = np.random.default_rng(5)
   truth = point_worlds.walk(12, rng)
@@ -238,10 +253,10 @@ def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
   """Pairs over one gap all fail the last check: two gauges, not one."""
   verify = verdicts.Judge.verify
 
-  def fail_over_the_gap(self, features, frame2scene, pair, matched):
+  def fail_over_the_gap(self, features, frame2scene, pair, *args):
     if pair[0] <= 5 < pair[1] or 11 in pair:
       return verdicts.dropped('fails')
-    return verify(self, features, frame2scene, pair, matched)
+    return verify(self, features, frame2scene, pair, *args)
 
   monkeypatch.setattr(verdicts.Judge, 'verify', fail_over_the_gap)
   solution = solve(unique)
@@ -353,6 +368,33 @@ def test_a_mere_rotation_has_no_direction():
   assert not fit.moves
   turned = fit.target2source[:, :3] @ rotation.T
   assert camera.rotation_angle_deg(turned) < 0.05
+
+
+def test_a_proposed_pose_wins_where_more_matches_obey_it():
+  pose, source, target, rng = random_pair(5, count=300)
+  source, target = unit(source), unit(target)
+  # 87 % are wrong: too many for a few minimal samples.
+  target[:260] = unit(rng.normal(size=(260, 3)))
+
+  def fit(proposed, first=0):
+    return two_view.fit_pair(
+      source[first:],
+      target[first:],
+      max_error_rad=1e-3,
+      min_inliers=30,
+      min_parallax_rad=1e-3,
+      seed=0,
+      proposed=proposed,
+    )
+
+  def is_true(found):
+    return found is not None and np.allclose(
+      found.target2source, pose, atol=1e-3
+    )
+
+  assert not is_true(fit(None)) and is_true(fit(pose))
+  # Where the matches suffice, a wrong word does no harm.
+  assert is_true(fit(camera.inverse(pose), first=240))
 
 
 def test_too_few_matches_make_no_fit():

@@ -247,7 +247,7 @@ class Actor:
       'calls_bound': 9,
     }
     # What was asked, and that it cost two calls.
-    return answers[self.calls[-1][0]], 2
+    return answers[self.calls[-1][1]], 2
 
 
 FEATURES = matchers.Features(
@@ -259,27 +259,27 @@ FEATURES = matchers.Features(
 
 def test_a_remote_matcher_passes_on_what_it_is_asked():
   actor = Actor()
-  remote = ray_engine.RemoteMatcher('sphere', actor)
+  remote = ray_engine.RemoteMatcher('sphere', actor, 'walk')
   assert isinstance(remote, matchers.Matcher)
   picture = np.zeros((2, 4, 3), np.uint8)
   assert remote.describe(picture) is FEATURES
   options = {'expected': None, 'gate_rad': 0.1}
   assert remote.match(FEATURES, FEATURES, **options).shape == (0, 2)
   assert actor.calls == [
-    ('describe', picture, {}),
-    ('match', FEATURES, FEATURES, options),
+    ('walk', 'describe', picture, {}),
+    ('walk', 'match', FEATURES, FEATURES, options),
   ]
 
 
 def test_a_remote_matcher_counts_the_calls_of_its_video():
-  remote = ray_engine.RemoteCountingMatcher('dust3r', Actor())
+  remote = ray_engine.RemoteCountingMatcher('dust3r', Actor(), 'walk')
   assert isinstance(remote, matchers.CountsCalls) and remote.calls == 0
   remote.match(FEATURES, FEATURES, expected=None, gate_rad=0.1)
   remote.match(FEATURES, FEATURES, expected=None, gate_rad=0.1)
   assert remote.calls == 4
   assert remote.calls_bound(3, 2) == 9
   assert not isinstance(
-    ray_engine.RemoteMatcher('sphere', Actor()), matchers.CountsCalls
+    ray_engine.RemoteMatcher('sphere', Actor(), 'walk'), matchers.CountsCalls
   )
 
 

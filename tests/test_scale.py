@@ -294,8 +294,8 @@ def test_scales_follow_the_units_of_the_pairs(seed, unit):
   assert [o[:2] for o in again.outliers] == [o[:2] for o in found.outliers]
 
 
-def chained(rng, num_frames, wrong=None):
-  """A chain of exact fits; of one pair the second frame's depths are off."""
+def chain_fits(rng, num_frames, wrong=None):
+  """Places and exact fits; of one pair the second frame's depths are off."""
   places = np.cumsum(rng.normal(size=(num_frames, 3)), axis=0)
   points = rng.normal(size=(60, 3)) * 6
   distance = np.linalg.norm(points[None] - places[:, None], axis=2)
@@ -313,7 +313,11 @@ def chained(rng, num_frames, wrong=None):
         parallax_rad=0.1,
         depths=depths,
       )
-  ids = {pair: np.arange(len(points)) for pair in fits}
+  return places, fits, {pair: np.arange(len(points)) for pair in fits}
+
+
+def chained(rng, num_frames, wrong=None):
+  places, fits, ids = chain_fits(rng, num_frames, wrong)
   return places, chain.chain(num_frames, fits, ids, min_shared=10)
 
 
@@ -332,3 +336,25 @@ def test_a_chain_tells_which_pairs_contradict_the_others():
   true = np.linalg.norm(places - places[0], axis=1)
   length = np.linalg.norm(found.frame2scene[:, :, 3], axis=1)
   np.testing.assert_allclose(length * true[1] / length[1], true, rtol=0.01)
+
+
+def test_depths_that_the_matcher_says_tie_pairs_without_their_own():
+  rng = np.random.default_rng(3)
+  places, fits, ids = chain_fits(rng, 8)
+  said = {
+    pair: (ids[pair][fit.inliers], fit.depths[:, fit.inliers])
+    for pair, fit in fits.items()
+  }
+  # Too few points of the fits themselves are shared.
+  bare = {
+    pair: dataclasses.replace(
+      fit, inliers=fit.inliers & (np.arange(len(fit.inliers)) % 40 == 0)
+    )
+    for pair, fit in fits.items()
+  }
+  alone = chain.chain(8, bare, ids, min_shared=15)
+  tied = chain.chain(8, bare, ids, min_shared=15, said=said)
+  assert np.any(alone.component != 0) and np.all(tied.component == 0)
+  true = np.linalg.norm(places - places[0], axis=1)
+  length = np.linalg.norm(tied.frame2scene[:, :, 3], axis=1)
+  np.testing.assert_allclose(length * true[1] / length[1], true, rtol=1e-6)

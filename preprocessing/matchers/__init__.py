@@ -21,6 +21,7 @@ whose options stand in the config under its name, and which makes a `Matcher`:
   Features may be copied from process to process on the way, so what is cached
   is found again by content, not by identity.
 * Determinism: the same panoramas give the same bytes.
+* Where it says poses and depths itself, `GivesPoses`.
 * Where a call costs money, `CountsCalls`, which states and bounds it.
 
 What others would plug in. Both use the points, the views and the cache of
@@ -29,8 +30,7 @@ What others would plug in. Both use the points, the views and the cache of
 * MASt3R (https://github.com/naver/mast3r) is DUSt3R's network with two more
   maps per view: local descriptors. `_downstream_head` returns them as `desc`
   and `desc_conf`; read at the points like the pointmaps, they take the place
-  of `Features.descriptors` where points close in space are compared. Its
-  pointmaps are metric, so `pointmaps.scale_ratio` is near one.
+  of `Features.descriptors` where points close in space are compared.
 * VGGT (https://github.com/facebookresearch/vggt) takes any number of views at
   once and gives poses, depths, pointmaps and point tracks. Its views are
   tokens of one call per window instead of one per pair; `query_points` of its
@@ -105,22 +105,58 @@ class Matcher(Protocol):
     """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairPose:
+  """What a backend itself says of two frames, beside its matches.
+
+  Attributes:
+    target2source: pose of the target frame, in a unit of its own.
+    confidence: share of what the backend is sure of that agrees with it.
+    depths: distances of the points of each match from source and target, with
+      the translation as 1.
+  """
+
+  target2source: Float[np.ndarray, '3 4']
+  confidence: float
+  depths: Float[np.ndarray, '2 m']
+
+
+@runtime_checkable
+class GivesPoses(Protocol):
+  """A matcher that says where the frames stand, too.
+
+  Its pose competes with those that the matches give (`two_view.fit_pair`), its
+  depths tie the scales of pairs together (`chain`), and its confidence limits
+  that of the pair.
+  """
+
+  def match_and_pose(
+    self,
+    source: Features,
+    target: Features,
+    *,
+    expected: Float[np.ndarray, 'n 3'] | None = None,
+    gate_rad: float = 0.0,
+  ) -> tuple[Int[np.ndarray, 'm 2'], PairPose | None]:
+    """What `match` gives, and the pose, if there is one to be believed."""
+
+
 @runtime_checkable
 class CountsCalls(Protocol):
   """A matcher whose cost is a number of calls, for the manifest.
 
   Attributes:
-    calls: made so far, over all videos.
+    calls: made so far.
   """
 
   calls: int
 
-  def calls_bound(self, num_frames: int, num_pairs: int) -> int:
+  def calls_bound(self, num_pairs: int, num_requests: int) -> int:
     """The most calls that a video costs.
 
     Args:
-      num_frames: keyframes of the video.
-      num_pairs: frame pairs of its window, neighbours among them.
+      num_pairs: frame pairs that are asked about.
+      num_requests: how often, in all, about any of them.
     """
 
 
@@ -128,7 +164,7 @@ NAMES = tuple(sorted(_MODULES))
 
 
 def make(name: str, options: dict[str, Any]) -> Matcher:
-  """The matcher of that name.
+  """A matcher of that name, for one video.
 
   Raises:
     ValueError: there is no such matcher.

@@ -14,6 +14,7 @@ user's checkpoint; see `dust3r_checkout` and `launch/setup_dust3r.sh`.
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any, Generic, Mapping, TypeVar
@@ -50,22 +51,27 @@ def files(options: Mapping[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def make(options: dict[str, Any]) -> 'Dust3rMatcher':
-  """The matcher with the options of `config.dust3r`.
+  """A matcher with the options of `config.dust3r`, for one video.
 
   Raises:
     binary.UserError: checkout, checkpoint or device cannot be used.
   """
   fields = dict(options)
-  home, checkpoint = files(options)
-  del fields['home'], fields['checkpoint']
-  network = dust3r_network.Network(
-    dust3r_checkout.load_model(home, checkpoint),
-    **{
-      name: fields.pop(name)
-      for name in ('device', 'precision', 'attention', 'batch_size')
-    },
+  of_network = ('device', 'precision', 'attention', 'batch_size')
+  network = _network(
+    *files(options), **{name: fields.pop(name) for name in of_network}
   )
+  del fields['home'], fields['checkpoint']
   return Dust3rMatcher(network, Rules(**fields))
+
+
+@functools.lru_cache(maxsize=1)
+def _network(
+  home: pathlib.Path, checkpoint: pathlib.Path, **options: Any
+) -> dust3r_network.Network:
+  """The network; loaded once for all videos of a process."""
+  model = dust3r_checkout.load_model(home, checkpoint)
+  return dust3r_network.Network(model, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,11 +170,13 @@ class _Answer:
 
   Attributes:
     matches: of all points of both frames.
+    depths: of each from source and target, with their distance as 1.
     pose: of the target frame by the view pair that agrees best, if any.
   """
 
   matches: Int[np.ndarray, 'm 2']
-  pose: pointmaps.PairPose | None
+  depths: Float[np.ndarray, 'm 2']
+  pose: pointmaps.ViewPose | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +188,14 @@ class _Close:
     target: indices.
     distance: as a share of the distance from the source.
     similarity: of their descriptors.
+    depths: of each from source and target, with their distance as 1.
   """
 
   source: Int[np.ndarray, 'c']
   target: Int[np.ndarray, 'c']
   distance: Float[np.ndarray, 'c']
   similarity: Float[np.ndarray, 'c']
+  depths: Float[np.ndarray, 'c 2']
 
   def subset(self, keep: np.ndarray) -> '_Close':
     """The rows that `keep` (a mask or indices) selects."""
@@ -235,14 +245,12 @@ class Dust3rMatcher:
     )
     self._answers: _Recent[_Answer] = _Recent(rules.cached_pairs)
 
-  def calls_bound(self, num_frames: int, num_pairs: int) -> int:
-    """The most `calls` that a video can cost; see `matchers.CountsCalls`.
-
-    It holds where `cached_pairs` is at least `num_pairs`.
-    """
-    # Neighbours are frame pairs too, and the network sees no pair twice.
-    del num_frames
-    return num_pairs * self._rules.max_calls_per_pair
+  def calls_bound(self, num_pairs: int, num_requests: int) -> int:
+    """The most `calls` of a video; see `matchers.CountsCalls`."""
+    # Answers are kept, so that no pair is looked at twice.
+    kept = num_pairs <= self._rules.cached_pairs
+    asked = min(num_pairs, num_requests) if kept else num_requests
+    return asked * self._rules.max_calls_per_pair
 
   def describe(self, panorama: UInt8[np.ndarray, 'h w 3']) -> FrameFeatures:
     """Points of a panorama; see `Matcher.describe`."""
@@ -288,6 +296,22 @@ class Dust3rMatcher:
     features: `expected` chooses the views when the pair is new, and the gate
     is applied to the answer.
     """
+    return self.match_and_pose(
+      source, target, expected=expected, gate_rad=gate_rad
+    )[0]
+
+  def match_and_pose(
+    self,
+    source: FrameFeatures,
+    target: FrameFeatures,
+    *,
+    expected: Float[np.ndarray, 'n 3'] | None = None,
+    gate_rad: float = 0.0,
+  ) -> tuple[Int[np.ndarray, 'm 2'], matchers.PairPose | None]:
+    """Matches, and the pose by the pointmaps; see `GivesPoses`.
+
+    The pose is that of the view pair whose points agree best.
+    """
     answer = self._answer(source, target, expected)
     matches = np.stack(
       [
@@ -296,24 +320,23 @@ class Dust3rMatcher:
       ],
       axis=1,
     )
-    matches = matches[np.all(matches >= 0, axis=1)]
+    good = np.all(matches >= 0, axis=1)
     if expected is not None:
       apart = np.linalg.norm(
         expected[matches[:, 0]] - target.rays[matches[:, 1]], axis=1
       )
       # A distance from NaN is not within the gate.
-      matches = matches[apart < 2 * np.sin(gate_rad / 2)]
-    return matches[np.lexsort(matches.T[::-1])]
-
-  def pair_pose(
-    self, source: FrameFeatures, target: FrameFeatures
-  ) -> pointmaps.PairPose | None:
-    """Pose of the target frame from the pointmaps alone.
-
-    In the axes of the source frame and the unit of the pointmaps of the view
-    pair whose points agree best; None where no view pair is believed.
-    """
-    return self._answer(source, target, None).pose
+      good &= apart < 2 * np.sin(gate_rad / 2)
+    index = np.flatnonzero(good)
+    index = index[np.lexsort(matches[index].T[::-1])]
+    pose = None
+    if answer.pose is not None:
+      pose = matchers.PairPose(
+        target2source=answer.pose.target2source,
+        confidence=answer.pose.confidence,
+        depths=answer.depths[index].T,
+      )
+    return matches[index], pose
 
   def _answer(
     self,
@@ -326,7 +349,7 @@ class Dust3rMatcher:
     if answer is None:
       views = self._choose_views(source, expected)
       if not views:
-        return _Answer(np.zeros((0, 2), np.int32), None)
+        return _Answer(*_mutual([]), None)
       answer = self._compare(source.frame, target.frame, views)
       self._answers.put(key, answer)
     return answer
@@ -352,7 +375,7 @@ class Dust3rMatcher:
     ones, twos = self._encoded(source), self._encoded(target)
     self.calls += len(views)
     close: list[_Close] = []
-    poses: list[pointmaps.PairPose] = []
+    poses: list[pointmaps.ViewPose] = []
     decoded = self._network.decode([(ones[a], twos[b]) for a, b in views])
     for (view_one, view_two), maps in zip(views, decoded):
       pose = self._believed_pose(maps)
@@ -363,10 +386,11 @@ class Dust3rMatcher:
             (source, source.pixels[view_one]),
             (target, target.pixels[view_two]),
             maps,
+            pose.target2source[:, 3],
           )
         )
     return _Answer(
-      _mutual(close), max(poses, key=lambda p: p.num_inliers, default=None)
+      *_mutual(close), max(poses, key=lambda p: p.num_inliers, default=None)
     )
 
   def _encoded(self, frame: Frame) -> list[dust3r_network.Tokens]:
@@ -384,7 +408,7 @@ class Dust3rMatcher:
 
   def _believed_pose(
     self, maps: dust3r_network.PairMaps
-  ) -> pointmaps.PairPose | None:
+  ) -> pointmaps.ViewPose | None:
     pose = pointmaps.pose_from_pointmap(
       maps.points_two,
       maps.confidence_two,
@@ -397,8 +421,8 @@ class Dust3rMatcher:
     return pose
 
   def _frame_pose(
-    self, pose: pointmaps.PairPose, view_one: int, view_two: int
-  ) -> pointmaps.PairPose:
+    self, pose: pointmaps.ViewPose, view_one: int, view_two: int
+  ) -> pointmaps.ViewPose:
     """The pose of the frame of a pose of its view."""
     one, two = (
       camera.make_pose(
@@ -418,6 +442,7 @@ class Dust3rMatcher:
     source: tuple[Frame, Float[np.ndarray, 'n 2']],
     target: tuple[Frame, Float[np.ndarray, 'm 2']],
     maps: dust3r_network.PairMaps,
+    step: Float[np.ndarray, '3'],
   ) -> _Close:
     """Points of a view pair that are close in space and look alike."""
     one, points_one = self._scene_points(
@@ -427,7 +452,9 @@ class Dust3rMatcher:
       target[1], maps.points_two, maps.confidence_two
     )
     if not (len(one) and len(two)):
-      return _Close(one[:0], two[:0], np.zeros(0), np.zeros(0))
+      return _Close(
+        one[:0], two[:0], np.zeros(0), np.zeros(0), np.zeros((0, 2))
+      )
     distance, nearest = spatial.KDTree(points_two).query(
       points_one, k=np.arange(1, min(_NEIGHBOURS, len(two)) + 1)
     )
@@ -442,6 +469,14 @@ class Dust3rMatcher:
         source[0].points.descriptors[one[row]],
         target[0].points.descriptors[two[nearest[row, column]]],
       ),
+      np.stack(
+        [
+          np.linalg.norm(points_one[row], axis=1),
+          np.linalg.norm(points_two[nearest[row, column]] - step, axis=1),
+        ],
+        axis=1,
+      )
+      / np.linalg.norm(step),
     )
     return found.subset(found.similarity >= self._rules.min_similarity)
 
@@ -476,15 +511,17 @@ class Dust3rMatcher:
     return pixels
 
 
-def _mutual(close: list[_Close]) -> Int[np.ndarray, 'm 2']:
+def _mutual(
+  close: list[_Close],
+) -> tuple[Int[np.ndarray, 'm 2'], Float[np.ndarray, 'm 2']]:
   """Of all close pairs those that come first for both of their points.
 
   The closer pair comes first; of pairs at one distance (a point that has
   several orientations) the one that looks more alike.
   """
   if not close:
-    return np.zeros((0, 2), np.int32)
-  source, target, distance, similarity = (
+    return np.zeros((0, 2), np.int32), np.zeros((0, 2))
+  source, target, distance, similarity, depths = (
     np.concatenate(column)
     for column in zip(*(dataclasses.astuple(item) for item in close))
   )
@@ -495,7 +532,7 @@ def _mutual(close: list[_Close]) -> Int[np.ndarray, 'm 2']:
     leads = np.zeros(len(side), bool)
     leads[np.unique(side, return_index=True)[1]] = True
     first &= leads
-  return ends[first].astype(np.int32)
+  return ends[first].astype(np.int32), depths[order][first]
 
 
 def _positions(features: FrameFeatures) -> Int[np.ndarray, 'n']:

@@ -3,8 +3,8 @@
 A pointmap holds the scene point of every pixel of a view. A network that gives
 those of two views in the axes of the first (DUSt3R, MASt3R, VGGT) says with
 that where the second camera stands: PnP between its pixels and their points,
-since the views' field of view is known. Pairs that share a view agree about
-its pointmap up to scale, which ties their units together.
+since the views' field of view is known. In units of the second camera's
+distance its points are as far away as `scale` needs them.
 
 PnP: X.-S. Gao et al., "Complete solution classification for the
 perspective-three-point problem", PAMI 2003; RANSAC and Levenberg-Marquardt as
@@ -25,13 +25,12 @@ _ROUNDS = 3
 # A pose has 6 degrees of freedom and a point gives 2; far fewer than this mean
 # nothing.
 _MIN_POINTS = 20
-_MAD_TO_SIGMA = 1.4826
 # OpenCV remaps to images of at most 32767 columns.
 _MAX_ROW = 30_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairPose:
+class ViewPose:
   """Where view two stands, as pointmaps say it.
 
   Attributes:
@@ -69,7 +68,7 @@ def pose_from_pointmap(
   min_confidence: float,
   max_error_px: float,
   max_points: int = 2000,
-) -> PairPose | None:
+) -> ViewPose | None:
   """Pose of view two from its pointmap in the axes of view one.
 
   Args:
@@ -114,7 +113,7 @@ def pose_from_pointmap(
       scene[inliers], pixels[inliers], matrix, None, turn, shift
     )
   inliers = _agree(scene, pixels, matrix, turn, shift, max_error_px)
-  return PairPose(
+  return ViewPose(
     target2source=camera.inverse(_pose(turn, shift)),
     confidence=float(inliers.mean()),
     num_inliers=int(inliers.sum()),
@@ -128,48 +127,6 @@ def intrinsics(
   matrix = camera.intrinsics(fov_deg, width)
   matrix[1, 2] = height / 2
   return matrix
-
-
-def scale_ratio(
-  points_one: Float32[np.ndarray, 'h w 3'],
-  confidence_one: Float32[np.ndarray, 'h w'],
-  points_other: Float32[np.ndarray, 'h w 3'],
-  confidence_other: Float32[np.ndarray, 'h w'],
-  *,
-  min_confidence: float,
-) -> tuple[float, float] | None:
-  """Scale of one pair against another that shares a view with it.
-
-  Both pointmaps are of the shared view, in its own axes; a map that came in
-  the axes of the other view of its pair is transformed first.
-
-  Args:
-    points_one: by the one pair.
-    confidence_one: of each point.
-    points_other: by the other pair.
-    confidence_other: of each point.
-    min_confidence: pixels with less in either map are not used.
-
-  Returns:
-    units of the one pair per unit of the other, and the uncertainty of its
-    logarithm for a single pixel (a robust standard deviation); None where too
-    few pixels are good in both.
-  """
-  with np.errstate(divide='ignore', invalid='ignore'):
-    logs = np.log(np.linalg.norm(points_one, axis=-1)) - np.log(
-      np.linalg.norm(points_other, axis=-1)
-    )
-  good = (
-    (confidence_one >= min_confidence)
-    & (confidence_other >= min_confidence)
-    & np.isfinite(logs)
-  )
-  if good.sum() < _MIN_POINTS:
-    return None
-  logs = logs[good].astype(np.float64)
-  middle = np.median(logs)
-  spread = _MAD_TO_SIGMA * np.median(np.abs(logs - middle))
-  return float(np.exp(middle)), float(spread)
 
 
 def _pose(turn: np.ndarray, shift: np.ndarray) -> Float[np.ndarray, '3 4']:

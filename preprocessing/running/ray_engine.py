@@ -14,7 +14,6 @@ attempt writes into a folder of its own and moves what is whole.
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -163,7 +162,9 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
   """A task: one attempt at a job."""
   pool.prepare()
   _check_view(job, token)
-  matcher = remote_matcher(job.config['matcher'], actor) if actor else None
+  matcher = None
+  if actor:
+    matcher = remote_matcher(job.config['matcher'], actor, job.video_id)
   scratch = job.output / parts.SCRATCH / secrets.token_hex(8)
   try:
     outcome = workers.make_part(
@@ -176,6 +177,8 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
       _move(scratch, job)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+    if actor:
+      actor.end.remote(job.video_id)
   return outcome
 
 
@@ -302,25 +305,41 @@ def _start_actors(job: workers.Job, rules: Rules) -> list[Any]:
 
 
 class _MatcherServer:
-  """An actor: holds a matcher and answers for it."""
+  """An actor: holds a matcher for each video at work and answers for it."""
 
   def __init__(self, name: str, options: dict[str, Any]):
     pool.prepare()
     self._name, self._options = name, options
+    self._matchers: dict[str, matchers.Matcher] = {}
 
-  @functools.cached_property
-  def _matcher(self) -> matchers.Matcher:
-    # Made by the first call, whose error reaches the task as it is.
-    return matchers.make(self._name, self._options)
+  def _matcher(self, video_id: str) -> matchers.Matcher:
+    # One for each, so that what comes of a video depends on it alone; they
+    # share what is heavy. Made by the first call, whose error then reaches the
+    # task as it is.
+    if video_id not in self._matchers:
+      self._matchers[video_id] = matchers.make(self._name, self._options)
+    return self._matchers[video_id]
 
-  def call(self, method: str, *arguments: Any, **more: Any) -> tuple[Any, int]:
+  def call(
+    self, video_id: str, method: str, *arguments: Any, **more: Any
+  ) -> tuple[Any, int]:
     """What a method returns, and the calls that it cost."""
-    before = getattr(self._matcher, 'calls', 0)
-    answer = getattr(self._matcher, method)(*arguments, **more)
-    return answer, getattr(self._matcher, 'calls', 0) - before
+    matcher = self._matcher(video_id)
+    before = getattr(matcher, 'calls', 0)
+    answer = getattr(matcher, method)(*arguments, **more)
+    return answer, getattr(matcher, 'calls', 0) - before
 
-  def counts_calls(self) -> bool:
-    return isinstance(self._matcher, matchers.CountsCalls)
+  def abilities(self, video_id: str) -> tuple[bool, bool]:
+    """Whether the matcher counts its calls, and whether it gives poses."""
+    matcher = self._matcher(video_id)
+    return (
+      isinstance(matcher, matchers.CountsCalls),
+      isinstance(matcher, matchers.GivesPoses),
+    )
+
+  def end(self, video_id: str) -> None:
+    """Forgets a video."""
+    self._matchers.pop(video_id, None)
 
 
 class _Servers:
@@ -345,10 +364,14 @@ class _Servers:
       self._load[actor] -= 1
 
 
-def remote_matcher(name: str, actor: Any) -> 'RemoteMatcher':
-  """The matcher that an actor holds."""
-  counts = _answer(actor.counts_calls.remote())
-  return (RemoteCountingMatcher if counts else RemoteMatcher)(name, actor)
+def remote_matcher(name: str, actor: Any, video_id: str) -> 'RemoteMatcher':
+  """The matcher that an actor holds for a video."""
+  counts, poses = _answer(actor.abilities.remote(video_id))
+  kinds = [
+    *([_Poses] if poses else []),
+    RemoteCountingMatcher if counts else RemoteMatcher,
+  ]
+  return type('Remote', tuple(kinds), {})(name, actor, video_id)
 
 
 def _answer(ref: Any) -> Any:
@@ -370,11 +393,13 @@ class RemoteMatcher:
   Args:
     name: of the matcher that the actor holds.
     actor: its handle.
+    video_id: whose matcher it is.
   """
 
-  def __init__(self, name: str, actor: Any):
+  def __init__(self, name: str, actor: Any, video_id: str):
     self.name = name
     self._actor = actor
+    self._video_id = video_id
 
   def describe(self, panorama: np.ndarray) -> matchers.Features:
     return self._call('describe', panorama)
@@ -392,7 +417,9 @@ class RemoteMatcher:
     )
 
   def _call(self, method: str, *arguments: Any, **more: Any) -> Any:
-    answer, calls = _answer(self._actor.call.remote(method, *arguments, **more))
+    answer, calls = _answer(
+      self._actor.call.remote(self._video_id, method, *arguments, **more)
+    )
     self._count(calls)
     return answer
 
@@ -400,13 +427,29 @@ class RemoteMatcher:
     """Told what each answer cost."""
 
 
+class _Poses:
+  """Of a remote matcher that gives poses, too."""
+
+  def match_and_pose(
+    self,
+    source: matchers.Features,
+    target: matchers.Features,
+    *,
+    expected: np.ndarray | None = None,
+    gate_rad: float = 0.0,
+  ) -> tuple[np.ndarray, matchers.PairPose | None]:
+    return self._call(
+      'match_and_pose', source, target, expected=expected, gate_rad=gate_rad
+    )
+
+
 class RemoteCountingMatcher(RemoteMatcher):
   """The same, of a matcher that counts its calls; counts those of one video."""
 
   calls = 0
 
-  def calls_bound(self, num_frames: int, num_pairs: int) -> int:
-    return self._call('calls_bound', num_frames, num_pairs)
+  def calls_bound(self, num_pairs: int, num_requests: int) -> int:
+    return self._call('calls_bound', num_pairs, num_requests)
 
   def _count(self, calls: int) -> None:
     self.calls += calls

@@ -27,21 +27,34 @@ def similarities(
 
   Frames without features are like none, themselves included.
   """
-  every = np.concatenate([frame.descriptors for frame in features])
-  if not len(every):
+  sample = _sample([frame.descriptors for frame in features])
+  if not len(sample):
     return np.zeros((len(features), len(features)))
-  words = _words(every)
+  words = _words(sample)
   vectors = np.stack(
     [_describe(frame.descriptors, words) for frame in features]
   )
   return (vectors @ vectors.T).astype(np.float64)
 
 
+def _sample(
+  descriptors: Sequence[Float32[np.ndarray, '_ d']],
+) -> Float32[np.ndarray, 'n d']:
+  """An even sample of all rows, which are never put together."""
+  ends = np.cumsum([len(rows) for rows in descriptors])
+  index = _evenly(np.arange(ends[-1]), _SAMPLE)
+  return np.concatenate(
+    [
+      rows[index[(index >= end - len(rows)) & (index < end)] - end + len(rows)]
+      for rows, end in zip(descriptors, ends)
+    ]
+  )
+
+
 def _words(
-  descriptors: Float32[np.ndarray, 'n d'],
+  sample: Float32[np.ndarray, 'n d'],
 ) -> Float32[np.ndarray, 'k d']:
-  """Spherical k-means of an even sample."""
-  sample = _evenly(descriptors, _SAMPLE)
+  """Spherical k-means."""
   words = _evenly(sample, _WORDS)
   for _ in range(_ITERATIONS):
     sums = _sum_by(np.argmax(sample @ words.T, axis=1), sample, len(words))

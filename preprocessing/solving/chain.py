@@ -18,6 +18,7 @@ from preprocessing import scale as scales
 from preprocessing.solving.two_view import PairFit
 
 _L1_ITERATIONS = 20
+_NO_IDS, _NO_DEPTHS = np.zeros(0, np.int64), np.zeros((2, 0))
 
 
 class Disagreement(NamedTuple):
@@ -58,6 +59,7 @@ def chain(
   points: Mapping[tuple[int, int], Int[np.ndarray, 'm']],
   *,
   min_shared: int,
+  said: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Chain:
   """Poses of all frames from fits of neighbouring pairs.
 
@@ -67,6 +69,8 @@ def chain(
     points: ids of the matched points of each fit; the same point has the same
       id in every pair.
     min_shared: fewest inliers that two pairs must share to be linked.
+    said: for pairs of which the matcher says depths itself, with the
+      translation as 1: ids of points [m], and distances from both [2, m].
   """
   pairs = sorted(fits)
   places = _places(num_frames, fits)
@@ -83,8 +87,17 @@ def chain(
     )
     for pair in moving
   ]
+  own = [
+    scales.PairDepths(places=one.places, points=ids, depths=distances)
+    for pair, one in zip(moving, depths)
+    for ids, distances in [(said or {}).get(pair, (_NO_IDS, _NO_DEPTHS))]
+  ]
   resolved = scales.resolve(
-    len(moving), scales.links(depths, min_shared=min_shared)
+    len(moving),
+    [
+      *scales.links(depths, min_shared=min_shared),
+      *scales.links(own, min_shared=min_shared),
+    ],
   )
   component, used = _components(num_frames, places, moving, resolved.component)
   edges = [
@@ -94,7 +107,9 @@ def chain(
   ] + [
     (pair, fits[pair], 0.0)
     for pair in pairs
-    if not fits[pair].moves and component[pair[0]] == component[pair[1]] >= 0
+    if places[pair[0]] == places[pair[1]]
+    and not fits[pair].moves
+    and component[pair[0]] >= 0
   ]
   frame2scene = np.tile(camera.identity_pose(), (num_frames, 1, 1))
   for index in range(component.max(initial=-1) + 1):
@@ -117,13 +132,17 @@ def _places(
   num_frames: int, fits: Mapping[tuple[int, int], PairFit]
 ) -> Int[np.ndarray, 'f']:
   """Frames between which the camera only turned have the same place."""
-  still = [pair for pair, fit in fits.items() if not fit.moves]
-  still = np.array(still, np.int64).reshape(-1, 2)
-  graph = sparse.coo_array(
-    (np.ones(len(still)), (still[:, 0], still[:, 1])),
-    shape=(num_frames, num_frames),
-  )
-  return csgraph.connected_components(graph, directed=False)[1]
+  place = np.arange(num_frames)
+  moving = np.array(
+    [pair for pair, fit in fits.items() if fit.moves], np.int64
+  ).reshape(-1, 2)
+  # A slow camera stands still from frame to frame, and yet goes somewhere.
+  for pair in sorted(fits):
+    one, other = place[list(pair)]
+    joined = np.isin(place[moving], (one, other)).all(axis=1)
+    if not fits[pair].moves and one != other and not joined.any():
+      place[place == other] = one
+  return place
 
 
 def _components(

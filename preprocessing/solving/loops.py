@@ -35,6 +35,8 @@ OFF_LOG_SCALE = 0.1
 # Points closer together than this share of their distance are one place.
 _SAME = 0.1
 _LOCATE_ITERATIONS = 10
+# Where there are too many candidates, so many neighbours are tried together.
+_RUN = 16
 # Residual angles below this count as squares.
 _SMALL_RAD = 1e-3
 # Drift is given per so many depths of path.
@@ -169,8 +171,7 @@ class Finder:
       self._breaks()
       + [pair for mine in returns.values() for pair in mine[:limit]]
     )
-    count = min(max_tries(len(self._features), self._rules), len(every))
-    return [every[i * len(every) // count] for i in range(count)]
+    return _thinned(every, max_tries(len(self._features), self._rules))
 
   def _beyond(self) -> Bool[np.ndarray, 'f f']:
     """Pairs of posed frames beyond the window, the earlier one first."""
@@ -413,6 +414,24 @@ def _looks(
   )
   looks = gather @ np.concatenate([frame.descriptors for frame in features])
   return looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-12)
+
+
+def _thinned(
+  every: Sequence[pairs.FramePair], count: int
+) -> list[pairs.FramePair]:
+  """At most `count` of them: runs of neighbours, evenly spread.
+
+  Candidates alone would have none beside them to agree with.
+  """
+  if len(every) <= count:
+    return list(every)
+  runs = -(-count // _RUN)
+  sizes = [count // runs + (run < count % runs) for run in range(runs)]
+  return [
+    every[run * len(every) // runs + step]
+    for run, size in enumerate(sizes)
+    for step in range(size)
+  ]
 
 
 def _row_minima(values: Float[np.ndarray, 'f f']) -> Bool[np.ndarray, 'f f']:

@@ -42,6 +42,7 @@ def fit_pair(
   min_inliers: int,
   min_parallax_rad: float,
   seed: int,
+  proposed: Float[np.ndarray, '3 4'] | None = None,
 ) -> PairFit | None:
   """LO-RANSAC on rays, then refinement over the inliers (pycolmap).
 
@@ -53,6 +54,8 @@ def fit_pair(
     min_parallax_rad: with less the fit is a rotation and its translation 0,
       since noise alone would give it a direction.
     seed: of the sampling.
+    proposed: a pose known otherwise, which is refined and taken where more
+      matches obey it than the one that was found.
 
   Returns:
     the fit, or None where too few matches agree.
@@ -65,15 +68,34 @@ def fit_pair(
   options.max_error = max_error_rad
   options.min_num_trials, options.max_num_trials = _TRIALS
   options.random_seed = seed
-  found = pycolmap.estimate_relative_pose(target_rays, source_rays, options)
-  if found is None or found['num_inliers'] < min_inliers:
-    return None
-  refined = pycolmap.refine_relative_pose(
-    found['cam2_from_cam1'], target_rays, source_rays, found['inlier_mask']
+  rays = target_rays, source_rays
+  found = pycolmap.estimate_relative_pose(*rays, options)
+  starts = (
+    [] if found is None else [(found['cam2_from_cam1'], found['inlier_mask'])]
   )
-  pose = (refined or found)['cam2_from_cam1'].matrix()
-  return _judge(
-    pose, source_rays, target_rays, max_error_rad, min_inliers, min_parallax_rad
+  if proposed is not None:
+    obey = epipolar_error_rad(proposed, source_rays, target_rays)
+    starts.append((pycolmap.Rigid3d(proposed), obey < max_error_rad))
+  fits = []
+  for pose, inliers in starts:
+    if inliers.sum() < min_inliers:
+      continue
+    refined = pycolmap.refine_relative_pose(pose, *rays, inliers)
+    pose = (refined or {'cam2_from_cam1': pose})['cam2_from_cam1'].matrix()
+    fits.append(
+      _judge(
+        pose,
+        source_rays,
+        target_rays,
+        max_error_rad,
+        min_inliers,
+        min_parallax_rad,
+      )
+    )
+  return max(
+    (fit for fit in fits if fit is not None),
+    key=lambda fit: fit.inliers.sum(),
+    default=None,
   )
 
 

@@ -1,7 +1,8 @@
 """Is a frame pair good? Against its own fit, and against the joint solution."""
 
 import dataclasses
-from typing import Sequence
+import types
+from typing import Mapping, Sequence
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -16,6 +17,8 @@ NO_PARALLAX = 'too little parallax'
 _SEED = 0
 
 Frames = Sequence[matchers.Features]
+Said = Mapping[pairs.FramePair, matchers.PairPose]
+_NOTHING: Said = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,8 @@ class Verdict:
 
   Attributes:
     reason: why it is dropped; '' where it is kept.
-    confidence: share of its matches that obey the joint solution.
+    confidence: share of its matches that obey the joint solution; at most
+      what the matcher itself says of the pair, if anything.
     matches: how many there were.
   """
 
@@ -93,8 +97,9 @@ class Judge:
     self,
     source_rays: Float[np.ndarray, 'm 3'],
     target_rays: Float[np.ndarray, 'm 3'],
+    said: matchers.PairPose | None = None,
   ) -> two_view.PairFit | None:
-    """The robust solution of a pair alone."""
+    """The robust solution of a pair alone, and of what the matcher says."""
     return two_view.fit_pair(
       source_rays,
       target_rays,
@@ -102,6 +107,7 @@ class Judge:
       min_inliers=self._rules.min_inliers,
       min_parallax_rad=np.deg2rad(self._rules.min_parallax_deg),
       seed=_SEED,
+      proposed=None if said is None else said.target2source,
     )
 
   def weakness_alone(
@@ -121,12 +127,13 @@ class Judge:
     features: Frames,
     frame2scene: Float[np.ndarray, 'f 3 4'],
     matches: pairs.Matches,
+    said: Said = _NOTHING,
   ) -> dict[pairs.FramePair, Verdict]:
     """Fits each pair by itself and compares it with the composed pose."""
     return {
       pair: Verdict(
         reason=self._disagreement(
-          self.fit(*_rays(features, pair, matched)),
+          self.fit(*_rays(features, pair, matched), said.get(pair)),
           _relative(frame2scene, pair),
         ),
         confidence=0.0,
@@ -156,6 +163,7 @@ class Judge:
     frame2scene: Float[np.ndarray, 'f 3 4'],
     pair: pairs.FramePair,
     matched: Int[np.ndarray, 'm 2'],
+    said: matchers.PairPose | None = None,
   ) -> Verdict:
     """Checks a pair's matches against the joint solution."""
     source, target = _rays(features, pair, matched)
@@ -166,7 +174,7 @@ class Judge:
     share = float(good.mean()) if len(good) else 0.0
     return Verdict(
       reason=self._weakness(relative, source[good], target[good], share),
-      confidence=share,
+      confidence=min(share, said.confidence) if said else share,
       matches=len(matched),
     )
 

@@ -1,12 +1,11 @@
-"""CPU seconds of the sphere matcher per kept pair of frames.
+"""CPU seconds of the whole pipeline with the sphere matcher per kept pair.
 
     python -m tests.benchmarks.sphere ../shared/data/real_360_alcatraz.mp4
 
 runs `python -m preprocessing.run` on the video into a folder that is then
 thrown away, and prints one JSON line: CPU and wall seconds of the command and
-of all its processes, the kept pairs of frames and records, CPU seconds per kept
-pair, and the command's own figures. The matcher's share is what is left when
-the video is only decoded (`decoding_cpu_s`) and the rest stays as it is.
+of all its processes, the kept pairs of frames inside the window and the records
+of all pairs, CPU seconds per kept pair, and the CPU seconds of decoding alone.
 """
 
 import json

@@ -7,7 +7,8 @@ prints one JSON line: wall and CPU seconds of both in the same run, of decoding
 alone, and their ratios. Both cut five views of 72 degrees, 72 degrees apart,
 from 40 frames a second apart; the other way does so as the script of
 https://github.com/MattWallingford/360-1M (VideoProcessing/video_to_frames.py):
-a moviepy frame per view, equilib, PNG.
+a moviepy frame per view, equilib (bilinear), PNG. Ours is bicubic and writes
+JPEG, as the pipeline does.
 """
 
 import concurrent.futures
