@@ -132,7 +132,7 @@ def process(
     seen,
     solution,
     config,
-    _sees(decision.layout, config.fov_deg, seen.width_px),
+    make_sees(decision.layout, config.fov_deg, seen.width_px),
   )
   split_of = splits.split_frames(
     video_id,
@@ -177,7 +177,7 @@ def _known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
   return known[0] if len(known) == 1 else masks.union(*known)
 
 
-def _sees(
+def make_sees(
   layout: projections.Layout, fov_deg: float, width_px: int
 ) -> alignment.Sees | None:
   """Whether a camera of this layout sees all that a view shows."""

@@ -86,18 +86,36 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def figures(sample: Sequence[Judged]) -> dict[str, Any]:
-  """The share of consistent records, its interval, and what chance gives."""
-  decided = [one for one in sample if one.consistent is not None]
+  """The share of consistent records, its interval, and what chance gives.
+
+  Returns:
+    counts, `share` and `interval_95`; the same of the records that were matched
+    directly and of those whose pose is composed; `chance_share`.
+  """
+  direct = [one for one in sample if one.record['hops'] == 1]
+  composed = [one for one in sample if one.record['hops'] > 1]
+  return {
+    **_share(sample),
+    'direct': _share(direct),
+    'composed': _share(composed),
+    'chance_share': _with_other_poses(_decided(sample)),
+    'max_error_px_at_256': MAX_ERROR_SHARE * 256,
+  }
+
+
+def _decided(sample: Sequence[Judged]) -> list[Judged]:
+  return [one for one in sample if one.consistent is not None]
+
+
+def _share(sample: Sequence[Judged]) -> dict[str, Any]:
+  decided = _decided(sample)
   consistent = sum(bool(one.consistent) for one in decided)
-  chance = _with_other_poses(decided)
   return {
     'size': len(sample),
     'decided': len(decided),
     'consistent': consistent,
     'share': consistent / len(decided) if decided else None,
     'interval_95': list(wilson_interval(consistent, len(decided))),
-    'chance_share': chance,
-    'max_error_px_at_256': MAX_ERROR_SHARE * 256,
   }
 
 
