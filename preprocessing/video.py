@@ -6,32 +6,26 @@ import os
 import pathlib
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-import cv2
 import ml_collections
 import numpy as np
 
 from odin_jax.shared import binary, schema
 from preprocessing import (
-  alignment,
+  candidates,
   cutting,
   frames,
   graph,
   matchers,
   observation,
   pairs,
-  panorama,
   poses,
+  rejected,
+  visibility,
 )
 from preprocessing.exporting import cameras, exports
-from preprocessing.reading import detection, projections
-from preprocessing.solving import masks, verdicts
+from preprocessing.reading import detection
+from preprocessing.solving import verdicts
 from preprocessing.writing import parts, splits
-
-# Height of the panoramas in the picture of a rejected pair.
-_EXAMPLE_HEIGHT_PX = 160
-# A view is asked for on a grid of so many rays.
-_ASKED_PX = 32
-_EXAMPLE_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 80]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,14 +119,14 @@ def process(
     graph_rules=graph.GraphRules(**config.graph),
     max_gap=int(config.window_s * config.fps + 1e-6),
     pixel_rad=2 * np.pi / seen.width_px,
-    mask=_known_mask(config.mask, decision.layout),
+    mask=visibility.known_mask(config.mask, decision.layout),
   ).solve(lambda stage: progress(stage, 0.0))
   cutter = cutting.Cutter(
     video_id,
     seen,
     solution,
     config,
-    make_sees(decision.layout, config.fov_deg, seen.width_px),
+    visibility.make_sees(decision.layout, config.fov_deg, seen.width_px),
   )
   split_of = splits.split_frames(
     video_id,
@@ -140,11 +134,13 @@ def process(
     split_by=config.split_by,
     test_fraction=config.test_fraction,
   )
-  candidates = _Candidates(seen, solution, split_of, config)
-  chosen, refused = cutter.choose(candidates.frame_pairs)
-  dropped = [*seen.dropped, *candidates.dropped, *solution.dropped, *refused]
-  dropped = [_with_times(row, seen.times_s) for row in dropped]
-  examples = _examples(video_id, dropped, seen, config.examples_per_reason)
+  found = candidates.Candidates(seen, solution, split_of, config)
+  chosen, refused = cutter.choose(found.frame_pairs)
+  dropped = [*seen.dropped, *found.dropped, *solution.dropped, *refused]
+  dropped = [rejected.with_times(row, seen.times_s) for row in dropped]
+  examples = rejected.pictures(
+    video_id, dropped, seen, config.examples_per_reason
+  )
   return Result(
     video_id=video_id,
     records=cutter.cut(
@@ -152,7 +148,7 @@ def process(
     ),
     summary={
       'projection': decision.to_dict(),
-      **_summary(solution, chosen, candidates, config.fps),
+      **_summary(solution, chosen, found, config.fps),
     },
     dropped=dropped,
     path=cameras.of_solution(
@@ -165,159 +161,10 @@ def process(
   )
 
 
-def _known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
-  """What is known not to be scene before anything is looked at."""
-  known = []
-  if path:
-    known.append(masks.read_mask(path))
-  if not layout.full_sphere:
-    known.append(masks.outside(layout.sees))
-  if not known:
-    return None
-  return known[0] if len(known) == 1 else masks.union(*known)
-
-
-def make_sees(
-  layout: projections.Layout, fov_deg: float, width_px: int
-) -> alignment.Sees | None:
-  """Whether a camera of this layout sees all that a view shows."""
-  if layout.full_sphere:
-    return None
-  # The outermost rays asked about are those of the view's borders, and of what
-  # interpolation reads beyond them.
-  border = np.tan(np.deg2rad(fov_deg) / 2) * _ASKED_PX / (_ASKED_PX - 1)
-  asked_deg = 2 * np.rad2deg(np.arctan(border))
-  asked_deg += 2 * panorama.MARGIN_PX * 360 / width_px
-
-  def sees(angles: alignment.Angles) -> bool:
-    directions = panorama.view_directions(
-      yaw_deg=angles.yaw_deg,
-      pitch_deg=angles.pitch_deg,
-      fov_deg=float(min(asked_deg, 179.0)),
-      size_px=_ASKED_PX,
-    )
-    return bool(np.all(layout.sees(directions)))
-
-  return sees
-
-
-class _Candidates:
-  """The frame pairs of a solved video that views are looked for in.
-
-  Attributes:
-    frame_pairs: to cut views of.
-    dropped: ledger rows of the others.
-    counts: per kind and gap in slots, for the manifest.
-  """
-
-  def __init__(
-    self,
-    seen: observation.Observed,
-    solution: poses.Solution,
-    split_of: Sequence[str],
-    config: ml_collections.ConfigDict,
-  ):
-    self._slots = seen.slots
-    self.frame_pairs: list[cutting.FramePair] = []
-    self.dropped: list[dict[str, Any]] = [
-      {'stage': 'poses', 'reason': 'frame without a pose', 'frames': [frame]}
-      for frame in np.flatnonzero(solution.component < 0).tolist()
-    ]
-    self.counts: dict[str, collections.Counter[int]] = collections.defaultdict(
-      collections.Counter
-    )
-    self._window = int(config.window_s * config.fps + 1e-6)
-    for pair, verdict in sorted(solution.verdicts.items()):
-      kind = self._judge(pair, verdict, split_of)
-      # Beyond the window: where the path returns, or keyframes are missing.
-      place = f'{kind}_beyond' if self.is_beyond(pair) else kind
-      self.counts[place][self.gap(pair)] += 1
-    for long in solution.long_pairs:
-      if split_of[long.source] == split_of[long.target]:
-        self.frame_pairs.append(
-          cutting.FramePair(
-            frames=(long.source, long.target),
-            confidence=long.confidence,
-            hops=long.hops,
-          )
-        )
-
-  def gap(self, pair: pairs.FramePair) -> int:
-    """Slots between the frames of a pair."""
-    return self._slots[pair[1]] - self._slots[pair[0]]
-
-  def is_beyond(self, pair: pairs.FramePair) -> bool:
-    """Whether the frames are further apart than the window."""
-    return self.gap(pair) > self._window
-
-  def _judge(
-    self,
-    pair: pairs.FramePair,
-    verdict: verdicts.Verdict,
-    split_of: Sequence[str],
-  ) -> str:
-    if split_of[pair[0]] != split_of[pair[1]]:
-      reason = 'frames belong to different splits'
-      self.dropped.append(
-        {'stage': 'split', 'reason': reason, 'frames': list(pair)}
-      )
-      return 'split_apart'
-    if verdict.reason:
-      self.dropped.append(
-        {'stage': 'poses', 'reason': verdict.reason, 'frames': list(pair)}
-      )
-      return 'refused'
-    self.frame_pairs.append(
-      cutting.FramePair(frames=pair, confidence=verdict.confidence)
-    )
-    return 'posed'
-
-
-def _with_times(
-  row: dict[str, Any], times_s: Sequence[float]
-) -> dict[str, Any]:
-  """A ledger row that says when, too."""
-  if 'frames' not in row:
-    return row
-  return {**row, 'times_s': [round(times_s[f], 3) for f in row['frames']]}
-
-
-def _examples(
-  video_id: str,
-  dropped: list[dict[str, Any]],
-  seen: observation.Observed,
-  limit: int,
-) -> dict[str, bytes]:
-  """Pictures of the first rejected pairs of every reason.
-
-  Their rows get `picture`, the file's name in the output folder.
-  """
-  made: dict[str, bytes] = {}
-  count: collections.Counter[tuple[str, str]] = collections.Counter()
-  for row in dropped:
-    key = row['stage'], row['reason']
-    if 'frames' not in row or count[key] >= limit:
-      continue
-    count[key] += 1
-    name = f'rejected/{video_id}/{len(made):03d}.jpg'
-    row['picture'] = name
-    made[name] = _side_by_side([seen.pictures[f] for f in row['frames']])
-  return made
-
-
-def _side_by_side(images: Sequence[np.ndarray]) -> bytes:
-  size = (2 * _EXAMPLE_HEIGHT_PX, _EXAMPLE_HEIGHT_PX)
-  small = [
-    cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images
-  ]
-  joined = np.concatenate(small, axis=1)[..., ::-1]
-  return cv2.imencode('.jpg', joined, _EXAMPLE_QUALITY)[1].tobytes()
-
-
 def _summary(
   solution: poses.Solution,
   chosen: Sequence[cutting.Chosen],
-  candidates: _Candidates,
+  found: candidates.Candidates,
   fps: float,
 ) -> dict[str, Any]:
   """The video's figures for the manifest; gaps are named in seconds."""
@@ -326,11 +173,11 @@ def _summary(
     return {f'{gap / fps:g}': counts[gap] for gap in sorted(counts)}
 
   def gaps(frame_pairs: Iterable[pairs.FramePair]) -> dict[str, int]:
-    return per_gap(collections.Counter(map(candidates.gap, frame_pairs)))
+    return per_gap(collections.Counter(map(found.gap, frame_pairs)))
 
-  counts = candidates.counts
+  counts = found.counts
   kept = {item.frames for item in chosen if item.hops == 1}
-  beyond = {pair for pair in kept if candidates.is_beyond(pair)}
+  beyond = {pair for pair in kept if found.is_beyond(pair)}
   long_kept = {item.frames for item in chosen if item.hops > 1}
   calls = solution.figures['matcher_calls']
   return {
@@ -350,7 +197,7 @@ def _summary(
     },
     'long_frame_pairs': {
       'candidates': gaps(
-        pair.frames for pair in candidates.frame_pairs if pair.hops > 1
+        pair.frames for pair in found.frame_pairs if pair.hops > 1
       ),
       'kept': gaps(long_kept),
     },

@@ -1,9 +1,9 @@
-"""What one video's steps make sure of between them."""
+"""Views show only what the camera saw."""
 
 import numpy as np
 import pytest
 
-from preprocessing import alignment, panorama, video
+from preprocessing import alignment, panorama, visibility
 from preprocessing.reading import projections
 
 
@@ -13,7 +13,7 @@ def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
   front = np.full((width_px // 2, width_px // 2, 3), 255, np.uint8)
   seen = projections.to_equirectangular(front, layout, width_px)
   assert (seen == 0).mean() == pytest.approx(0.5, abs=0.01)
-  sees = video.make_sees(layout, fov_deg=90.0, width_px=width_px)
+  sees = visibility.make_sees(layout, fov_deg=90.0, width_px=width_px)
   accepted = []
   for yaw_deg in np.arange(-60.0, 60.1, 1.5):
     for pitch_deg in (-16.0, 0.0, 5.0, 16.0):
@@ -35,4 +35,4 @@ def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
 
 def test_a_camera_that_saw_all_is_not_asked():
   layout = projections.NAMES['equirectangular']
-  assert video.make_sees(layout, fov_deg=90.0, width_px=512) is None
+  assert visibility.make_sees(layout, fov_deg=90.0, width_px=512) is None

@@ -1,0 +1,82 @@
+"""Which frame pairs of a solved video are views looked for in."""
+
+import collections
+from typing import Any, Sequence
+
+import ml_collections
+import numpy as np
+
+from preprocessing import cutting, observation, pairs, poses
+from preprocessing.solving import verdicts
+
+
+class Candidates:
+  """The frame pairs of a solved video that views are looked for in.
+
+  Attributes:
+    frame_pairs: to cut views of.
+    dropped: ledger rows of the others.
+    counts: per kind and gap in slots, for the manifest.
+  """
+
+  def __init__(
+    self,
+    seen: observation.Observed,
+    solution: poses.Solution,
+    split_of: Sequence[str],
+    config: ml_collections.ConfigDict,
+  ):
+    self._slots = seen.slots
+    self.frame_pairs: list[cutting.FramePair] = []
+    self.dropped: list[dict[str, Any]] = [
+      {'stage': 'poses', 'reason': 'frame without a pose', 'frames': [frame]}
+      for frame in np.flatnonzero(solution.component < 0).tolist()
+    ]
+    self.counts: dict[str, collections.Counter[int]] = collections.defaultdict(
+      collections.Counter
+    )
+    self._window = int(config.window_s * config.fps + 1e-6)
+    for pair, verdict in sorted(solution.verdicts.items()):
+      kind = self._judge(pair, verdict, split_of)
+      # Beyond the window: where the path returns, or keyframes are missing.
+      place = f'{kind}_beyond' if self.is_beyond(pair) else kind
+      self.counts[place][self.gap(pair)] += 1
+    for long in solution.long_pairs:
+      if split_of[long.source] == split_of[long.target]:
+        self.frame_pairs.append(
+          cutting.FramePair(
+            frames=(long.source, long.target),
+            confidence=long.confidence,
+            hops=long.hops,
+          )
+        )
+
+  def gap(self, pair: pairs.FramePair) -> int:
+    """Slots between the frames of a pair."""
+    return self._slots[pair[1]] - self._slots[pair[0]]
+
+  def is_beyond(self, pair: pairs.FramePair) -> bool:
+    """Whether the frames are further apart than the window."""
+    return self.gap(pair) > self._window
+
+  def _judge(
+    self,
+    pair: pairs.FramePair,
+    verdict: verdicts.Verdict,
+    split_of: Sequence[str],
+  ) -> str:
+    if split_of[pair[0]] != split_of[pair[1]]:
+      reason = 'frames belong to different splits'
+      self.dropped.append(
+        {'stage': 'split', 'reason': reason, 'frames': list(pair)}
+      )
+      return 'split_apart'
+    if verdict.reason:
+      self.dropped.append(
+        {'stage': 'poses', 'reason': verdict.reason, 'frames': list(pair)}
+      )
+      return 'refused'
+    self.frame_pairs.append(
+      cutting.FramePair(frames=pair, confidence=verdict.confidence)
+    )
+    return 'posed'
