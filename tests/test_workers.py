@@ -1,6 +1,7 @@
 """Videos in processes that may die: what each costs the others."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import tiny_videos
 
 from odin_jax.shared import binary
 from preprocessing.running import pool, workers
+from preprocessing.writing import parts
 
 
 def each(tasks, num_workers=2, max_attempts=2):
@@ -157,3 +159,16 @@ def test_an_unexpected_error_costs_only_its_video(
   left = set(tiny_videos.contents(tmp_path))
   assert {'parts/000.part', 'parts/000.json'} <= left
   assert not any('001' in name for name in left)
+
+
+def test_output_that_takes_no_more_is_named(videos, tmp_path, monkeypatch):
+  def write(*arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(parts, 'write', write)
+  job, *_ = tiny_videos.jobs(videos, tmp_path)
+  with pytest.raises(binary.UserError) as error:
+    workers.make_part(job, lambda report: None)
+  assert str(tmp_path) in str(error.value)
+  assert os.strerror(errno.ENOSPC) in str(error.value)
+  assert not parts.is_done(tmp_path, job.video_id, job.fingerprint())

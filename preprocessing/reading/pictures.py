@@ -1,6 +1,7 @@
 """The key frames of a video, kept on disk while the video is worked on."""
 
 import tempfile
+from typing import Sequence
 
 import cv2
 from jaxtyping import UInt8
@@ -11,7 +12,7 @@ from odin_jax.shared import binary
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
-class Pictures:
+class Pictures(Sequence[np.ndarray]):
   """Images in order, stored without loss in one file that has no name.
 
   An hour of video has more key frames than memory holds. The file lies in the
