@@ -172,3 +172,31 @@ def test_output_that_takes_no_more_is_named(videos, tmp_path, monkeypatch):
   assert str(tmp_path) in str(error.value)
   assert os.strerror(errno.ENOSPC) in str(error.value)
   assert not parts.is_done(tmp_path, job.video_id, job.fingerprint())
+
+
+def test_nothing_of_another_config_stays_beside_a_part(videos, tmp_path):
+  job, *_ = tiny_videos.jobs(videos, tmp_path)
+  folders = [tmp_path / name / job.video_id for name in ('cameras', 'rejected')]
+  for folder in folders:
+    folder.mkdir(parents=True)
+    (folder / 'stale.jpg').touch()
+  assert not workers.make_part(job, lambda report: None).error
+  left = set(tiny_videos.contents(tmp_path))
+  assert not any('stale' in name for name in left)
+  path = folders[0] / 'path.json'
+  written = path.stat().st_mtime_ns
+  # A part that is whole stays; one that lacks its cameras is made again.
+  assert not workers.make_part(job, lambda report: None).error
+  assert path.stat().st_mtime_ns == written
+  path.unlink()
+  assert not workers.make_part(job, lambda report: None).error
+  assert set(tiny_videos.contents(tmp_path)) == left
+
+
+def test_only_what_a_part_depends_on_is_in_its_fingerprint(videos, tmp_path):
+  def fingerprint(**fields):
+    job, *_ = tiny_videos.jobs(videos, tmp_path, **fields)
+    return job.fingerprint()
+
+  assert fingerprint() == fingerprint(max_bad_videos=99)
+  assert fingerprint() != fingerprint(seed=1)
