@@ -3,7 +3,6 @@
 import collections
 from typing import Any, Sequence
 
-import ml_collections
 import numpy as np
 
 from preprocessing import cutting, observation, pairs, poses
@@ -12,6 +11,12 @@ from preprocessing.solving import verdicts
 
 class Candidates:
   """The frame pairs of a solved video that views are looked for in.
+
+  Args:
+    seen: the keyframes.
+    solution: their poses.
+    split_of: the split of each.
+    window: largest gap, in slots, of pairs that are candidates by their time.
 
   Attributes:
     frame_pairs: to cut views of.
@@ -24,9 +29,10 @@ class Candidates:
     seen: observation.Observed,
     solution: poses.Solution,
     split_of: Sequence[str],
-    config: ml_collections.ConfigDict,
+    window: int,
   ):
     self._slots = seen.slots
+    self._window = window
     self.frame_pairs: list[cutting.FramePair] = []
     self.dropped: list[dict[str, Any]] = [
       {'stage': 'poses', 'reason': 'frame without a pose', 'frames': [frame]}
@@ -35,7 +41,6 @@ class Candidates:
     self.counts: dict[str, collections.Counter[int]] = collections.defaultdict(
       collections.Counter
     )
-    self._window = int(config.window_s * config.fps + 1e-6)
     for pair, verdict in sorted(solution.verdicts.items()):
       kind = self._judge(pair, verdict, split_of)
       # Beyond the window: where the path returns, or keyframes are missing.

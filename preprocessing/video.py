@@ -111,13 +111,14 @@ def process(
     raise frames.VideoError(
       f'{path}: no usable frame in it ({", ".join(reasons)}); give another video'
     )
+  window = int(config.window_s * config.fps + 1e-6)
   solution = poses.Solver(
     seen.features,
     seen.arrivals,
     matcher,
     rules=verdicts.PoseRules(**config.poses),
     graph_rules=graph.GraphRules(**config.graph),
-    max_gap=int(config.window_s * config.fps + 1e-6),
+    max_gap=window,
     pixel_rad=2 * np.pi / seen.width_px,
     mask=visibility.known_mask(config.mask, decision.layout),
   ).solve(lambda stage: progress(stage, 0.0))
@@ -134,7 +135,7 @@ def process(
     split_by=config.split_by,
     test_fraction=config.test_fraction,
   )
-  found = candidates.Candidates(seen, solution, split_of, config)
+  found = candidates.Candidates(seen, solution, split_of, window)
   chosen, refused = cutter.choose(found.frame_pairs)
   dropped = [*seen.dropped, *found.dropped, *solution.dropped, *refused]
   dropped = [rejected.with_times(row, seen.times_s) for row in dropped]

@@ -1,10 +1,10 @@
 """A finished folder of records, as its judges read it."""
 
-import json
 import os
 from typing import Any, Collection, Iterable, Iterator, NamedTuple
 
 from odin_jax.shared import binary, record_folder, schema
+from preprocessing.writing import shards
 
 
 class Place(NamedTuple):
@@ -36,25 +36,14 @@ class Records:
   ):
     self.path = binary.require_folder(path, 'a folder of records')
     self._excluded = frozenset(excluded)
-    (self.manifest,) = self._read_json('manifest.json', lambda text: [text])
+    self.manifest = shards.read_manifest(self.path)
     self.manifest['videos'] = self._kept(self.manifest['videos'])
-    self.ledger = self._kept(self._read_json('ledger.jsonl', str.splitlines))
+    self.ledger = self._kept(shards.read_ledger(self.path))
     self._folders = {
       split: record_folder.RecordFolder(self.path, split)
       for split in schema.SPLITS
       if self.manifest['counts'][split]
     }
-
-  def _read_json(self, name: str, documents: Any) -> list[dict[str, Any]]:
-    path = binary.require_file(
-      self.path / name, 'what a finished run leaves beside its records'
-    )
-    try:
-      return [json.loads(text) for text in documents(path.read_text())]
-    except ValueError as error:
-      raise binary.UserError(
-        f'{path}: damaged ({error}); run the pipeline again'
-      ) from error
 
   def _kept(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row.get('video_id') not in self._excluded]

@@ -175,7 +175,7 @@ def _stage(
     the new manifest.
   """
   present = [video['video_id'] for video in old['videos']]
-  rows, gone = _without(_read_ledger(output), asked, present=present)
+  rows, gone = _without(read_ledger(output), asked, present=present)
   shards, counts = old['shards'], {}
   if len(videos) < len(present):
     files = [_checked(output, name, shard) for name, shard in shards.items()]
@@ -239,8 +239,15 @@ def _damaged(path: pathlib.Path, error: object) -> binary.UserError:
   return binary.UserError(f'{path}: damaged ({error}); run the pipeline again')
 
 
-def _read_ledger(output: pathlib.Path) -> list[dict[str, Any]]:
-  path = binary.require_file(output / _LEDGER, 'the ledger of a finished run')
+def read_ledger(output: Path) -> list[dict[str, Any]]:
+  """The rows of a folder's ledger.
+
+  Raises:
+    binary.UserError: there is none, or it is damaged.
+  """
+  path = binary.require_file(
+    pathlib.Path(output) / _LEDGER, 'the ledger of a finished run'
+  )
   try:
     return [json.loads(line) for line in path.read_text().splitlines()]
   except ValueError as error:
