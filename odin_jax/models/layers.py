@@ -3,6 +3,10 @@
 The blocks are those of latent diffusion (Rombach et al. 2022, arXiv
 2112.10752; names as in CompVis/latent-diffusion `openaimodel.py` and
 `attention.py`), with widths and depths as arguments.
+
+Every layer computes in the dtype of its input and casts its float32 parameters
+to it; moments of norms and the softmax of attention are float32 always. So a
+network runs in bfloat16 if its input is cast, and nothing else says so.
 """
 
 from einops import rearrange
@@ -10,6 +14,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from odin_jax.models import ops
 
 Image = Float[Array, 'b h w c']
 Tokens = Float[Array, 'b n c']
@@ -23,6 +29,76 @@ def timestep_embedding(
   frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
   angles = timestep[:, None] * frequencies
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Linear(nnx.Module):
+  """y = x @ kernel + bias."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+    zero: bool = False,
+  ):
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
+    self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+  def __call__(
+    self, x: Float[Array, '*b inputs']
+  ) -> Float[Array, '*b outputs']:
+    y = x @ self.kernel[...].astype(x.dtype)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+  """A square convolution; by default `size // 2` zeros on every side."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    rngs: nnx.Rngs,
+    size: int = 3,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    use_bias: bool = True,
+    zero: bool = False,
+  ):
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
+    self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+    self.stride = stride
+    self.padding = padding or (size // 2, size // 2)
+
+  def __call__(self, x: Image) -> Float[Array, 'b y x outputs']:
+    y = ops.conv2d(
+      x,
+      self.kernel[...].astype(x.dtype),
+      stride=self.stride,
+      padding=(self.padding, self.padding),
+    )
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Normalisation over the channels of a token."""
+
+  def __init__(self, channels: int, *, epsilon: float = 1e-5):
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + self.epsilon)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -44,34 +120,13 @@ class GroupNorm(nnx.Module):
     return rearrange(mean, 'b g k -> b (g k)')
 
   def __call__(self, x: Image) -> Image:
-    mean = self._over_group(x.mean((1, 2)))
-    centred = x - mean[:, None, None]
+    x32 = x.astype(jnp.float32)
+    mean = self._over_group(x32.mean((1, 2)))
+    centred = x32 - mean[:, None, None]
     variance = self._over_group(jnp.square(centred).mean((1, 2)))
     scale = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
-    return centred * scale[:, None, None] + self.bias[...]
-
-
-def conv(
-  inputs: int,
-  outputs: int,
-  *,
-  rngs: nnx.Rngs,
-  size: int = 3,
-  stride: int = 1,
-  zero: bool = False,
-) -> nnx.Conv:
-  """A square convolution with `size // 2` padding on every side."""
-  return nnx.Conv(
-    inputs,
-    outputs,
-    (size, size),
-    strides=(stride, stride),
-    padding=size // 2,
-    kernel_init=nnx.initializers.zeros
-    if zero
-    else nnx.initializers.lecun_normal(),
-    rngs=rngs,
-  )
+    y = centred * scale[:, None, None] + self.bias[...]
+    return y.astype(x.dtype)
 
 
 class ResBlock(nnx.Module):
@@ -87,12 +142,12 @@ class ResBlock(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.norm1 = GroupNorm(inputs, groups=groups, epsilon=1e-5)
-    self.conv1 = conv(inputs, outputs, rngs=rngs)
-    self.embed = nnx.Linear(embedding, outputs, rngs=rngs)
+    self.conv1 = Conv(inputs, outputs, rngs=rngs)
+    self.embed = Linear(embedding, outputs, rngs=rngs)
     self.norm2 = GroupNorm(outputs, groups=groups, epsilon=1e-5)
-    self.conv2 = conv(outputs, outputs, zero=True, rngs=rngs)
+    self.conv2 = Conv(outputs, outputs, zero=True, rngs=rngs)
     self.skip = (
-      None if inputs == outputs else conv(inputs, outputs, size=1, rngs=rngs)
+      None if inputs == outputs else Conv(inputs, outputs, size=1, rngs=rngs)
     )
 
   def __call__(
@@ -111,24 +166,19 @@ class Attention(nnx.Module):
     self, channels: int, context: int, *, heads: int, rngs: nnx.Rngs
   ):
     self.heads = heads
-    self.to_q = nnx.Linear(channels, channels, use_bias=False, rngs=rngs)
-    self.to_k = nnx.Linear(context, channels, use_bias=False, rngs=rngs)
-    self.to_v = nnx.Linear(context, channels, use_bias=False, rngs=rngs)
-    self.to_out = nnx.Linear(channels, channels, rngs=rngs)
+    self.to_q = Linear(channels, channels, use_bias=False, rngs=rngs)
+    self.to_k = Linear(context, channels, use_bias=False, rngs=rngs)
+    self.to_v = Linear(context, channels, use_bias=False, rngs=rngs)
+    self.to_out = Linear(channels, channels, rngs=rngs)
 
   def __call__(self, x: Tokens, context: Float[Array, 'b m d']) -> Tokens:
     def split(y: Array) -> Array:
-      return rearrange(y, 'b n (h d) -> b h n d', h=self.heads)
+      return rearrange(y, 'b n (h d) -> b n h d', h=self.heads)
 
-    q = split(self.to_q(x))
-    k = split(self.to_k(context))
-    v = split(self.to_v(context))
-    # Written out because jax.nn.dot_product_attention lowers to transposed
-    # contractions which take 1.5 times as long on CPU.
-    weights = jax.nn.softmax(
-      q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1
+    y = ops.attention(
+      split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
     )
-    return self.to_out(rearrange(weights @ v, 'b h n d -> b n (h d)'))
+    return self.to_out(rearrange(y, 'b n h d -> b n (h d)'))
 
 
 class FeedForward(nnx.Module):
@@ -136,8 +186,8 @@ class FeedForward(nnx.Module):
 
   def __init__(self, channels: int, *, factor: int, rngs: nnx.Rngs):
     hidden = channels * factor
-    self.project = nnx.Linear(channels, 2 * hidden, rngs=rngs)
-    self.out = nnx.Linear(hidden, channels, rngs=rngs)
+    self.project = Linear(channels, 2 * hidden, rngs=rngs)
+    self.out = Linear(hidden, channels, rngs=rngs)
 
   def __call__(self, x: Tokens) -> Tokens:
     value, gate = jnp.split(self.project(x), 2, axis=-1)
@@ -156,11 +206,11 @@ class TransformerBlock(nnx.Module):
     feedforward_factor: int,
     rngs: nnx.Rngs,
   ):
-    self.norm1 = nnx.LayerNorm(channels, epsilon=1e-5, rngs=rngs)
+    self.norm1 = LayerNorm(channels)
     self.self_attention = Attention(channels, channels, heads=heads, rngs=rngs)
-    self.norm2 = nnx.LayerNorm(channels, epsilon=1e-5, rngs=rngs)
+    self.norm2 = LayerNorm(channels)
     self.cross_attention = Attention(channels, context, heads=heads, rngs=rngs)
-    self.norm3 = nnx.LayerNorm(channels, epsilon=1e-5, rngs=rngs)
+    self.norm3 = LayerNorm(channels)
     self.feedforward = FeedForward(
       channels, factor=feedforward_factor, rngs=rngs
     )
@@ -187,7 +237,7 @@ class SpatialTransformer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.norm = GroupNorm(channels, groups=groups, epsilon=1e-6)
-    self.project_in = nnx.Linear(channels, channels, rngs=rngs)
+    self.project_in = Linear(channels, channels, rngs=rngs)
     self.blocks = nnx.List(
       TransformerBlock(
         channels,
@@ -198,9 +248,7 @@ class SpatialTransformer(nnx.Module):
       )
       for _ in range(depth)
     )
-    self.project_out = nnx.Linear(
-      channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs
-    )
+    self.project_out = Linear(channels, channels, zero=True, rngs=rngs)
 
   def __call__(self, x: Image, context: Float[Array, 'b m d']) -> Image:
     height = x.shape[1]

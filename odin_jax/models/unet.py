@@ -108,10 +108,10 @@ class UNet(nnx.Module):
       feedforward_factor=feedforward_factor,
       rngs=rngs,
     )
-    self.time1 = nnx.Linear(model_channels, embedding, rngs=rngs)
-    self.time2 = nnx.Linear(embedding, embedding, rngs=rngs)
+    self.time1 = layers.Linear(model_channels, embedding, rngs=rngs)
+    self.time2 = layers.Linear(embedding, embedding, rngs=rngs)
 
-    self.conv_in = layers.conv(in_channels, model_channels, rngs=rngs)
+    self.conv_in = layers.Conv(in_channels, model_channels, rngs=rngs)
     widths = [model_channels * mult for mult in channel_mult]
     last = len(widths) - 1
     skips = [model_channels]
@@ -123,7 +123,7 @@ class UNet(nnx.Module):
       )
       skips += [width] * num_res_blocks
       if level < last:
-        downsample.append(layers.conv(width, width, stride=2, rngs=rngs))
+        downsample.append(layers.Conv(width, width, stride=2, rngs=rngs))
         skips.append(width)
     self.down, self.downsample = nnx.List(down), nnx.List(downsample)
 
@@ -141,13 +141,13 @@ class UNet(nnx.Module):
         Level(inputs, current, attend=level in attention_levels, **shared)
       )
       if level > 0:
-        upsample.append(layers.conv(current, current, rngs=rngs))
+        upsample.append(layers.Conv(current, current, rngs=rngs))
     self.up, self.upsample = nnx.List(up), nnx.List(upsample)
 
     self.norm_out = layers.GroupNorm(
       model_channels, groups=num_groups, epsilon=1e-5
     )
-    self.conv_out = layers.conv(
+    self.conv_out = layers.Conv(
       model_channels, out_channels + 1, zero=True, rngs=rngs
     )
 

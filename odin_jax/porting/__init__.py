@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: which of their tensors is which of ours."""
