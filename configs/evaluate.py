@@ -22,12 +22,19 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Seed of the one sample that each pair gets, and of the shuffled poses.
     seed=0,
     batch_size=32,
-    # Sampler of the model: DDIM steps, weight of classifier-free guidance
-    # (1 = none), averaged parameters or the last ones. Of one small model 10,
-    # 25 and 50 steps gave 17.94, 17.63 and 17.54 dB on the same 128 pairs.
+    # Sampler of the model (ddim, dpm++2m or euler), its steps and their spacing
+    # ('' = the one of the training config), weight of classifier-free guidance
+    # (1 = none) and its rescaling (0 = none), averaged parameters or the last
+    # ones. Of one small model 10, 25 and 50 DDIM steps gave 17.94, 17.63 and
+    # 17.54 dB on the same 128 pairs.
+    sampler='ddim',
     num_steps=10,
+    spacing='',
     guidance=1.0,
+    guidance_rescale=0.0,
     ema=True,
+    # File of LPIPS weights, which odin_jax.port_weights writes; '' = without.
+    lpips='',
   )
   _, values = common.parse_argument(
     argument, recipes=['default'], defaults=fields

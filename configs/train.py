@@ -1,4 +1,4 @@
-"""Training recipes. Default and only one so far: `world`.
+"""Training recipes: `world`, the default, and `odin`.
 
 `world` learns a few small worlds from scratch on two CPU cores in about five
 minutes, at 32 px:
@@ -11,50 +11,137 @@ checkpoint of step 1500 reached 19.4 dB PSNR and 0.39 SSIM on held-out frames
 (`copy` 15.9 dB, 0.14; `mean` 17.3 dB, 0.16; poses shuffled 16.6 dB) and 17.8 dB
 on unseen worlds (`mean` 16.5 dB). The run took 485 seconds of CPU time.
 
-Arguments after the recipe's name change it: `image_size_px`, `conditioning`
-(`sweep`, `plucker` or `token`), `prediction` (`v`, `eps` or `x0`), and `runlocal`, which
-shrinks everything so that a step takes milliseconds.
+`odin` is the model of the paper: the U-Net, autoencoder and image encoder of
+Stable Diffusion's size at 256 px, for accelerators, from a checkpoint that
+`odin_jax.port_weights` has taken in. Batch, learning rate, warm-up, dropout and
+averaging are Zero-1-to-3's (2303.11328):
+
+  python -m odin_jax.train --config=configs/train.py:odin,conditioning=zero123 \
+    --init=PORTED --records=DIR --workdir=DIR
+
+Arguments after the recipe's name change it; '' and 0 mean the recipe's own:
+
+  image_size_px
+  conditioning  parts of odin_jax/models/conditioning.py joined by +, or
+                `token` (se3) and `sweep` (se3+rays+sweep)
+  prediction    `v`, `eps` or `x0`
+  runlocal      shrinks everything so that a step takes milliseconds; random
+                encoders stand in for pretrained ones
 """
+
+from typing import Any
 
 import ml_collections
 
 from configs import common
+
+_CONDITIONING = {'token': 'se3', 'sweep': 'se3+rays+sweep'}
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   """The config of a recipe; see the module's docstring."""
   recipe, values = common.parse_argument(
     argument,
-    recipes=('world',),
+    recipes=tuple(_RECIPES),
     defaults=dict(
-      image_size_px=32, conditioning='sweep', prediction='v', runlocal=False
+      image_size_px=0, conditioning='', prediction='', runlocal=False
     ),
   )
-  if values['image_size_px'] < 4 or values['image_size_px'] % 4:
-    raise ValueError(
-      'image_size_px must be a multiple of 4, the side of a patch'
-    )
-  config = ml_collections.ConfigDict()
+  config = _common()
   config.recipe = recipe
+  _RECIPES[recipe](config)
+  if values['runlocal']:
+    _SMALL[recipe](config)
+  if values['image_size_px']:
+    config.image_size_px = values['image_size_px']
+  named = values['conditioning'] or config.model.conditioning
+  config.model.conditioning = _CONDITIONING.get(named, named)
+  _predict(config, values['prediction'] or config.diffusion.prediction)
+  if config.image_size_px < 4 or config.image_size_px % _multiple_px(config):
+    raise ValueError(
+      f'image_size_px={config.image_size_px} must be a multiple of '
+      f'{_multiple_px(config)}, which the encoder and the U-Net halve away'
+    )
+  return config
+
+
+def _multiple_px(config: ml_collections.ConfigDict) -> int:
+  """What the side of an image is divided by down to the U-Net's middle."""
+  encoder = config.autoencoder
+  halvings = len(config.model.unet.channel_mult) - 1
+  if encoder.kind == 'kl':
+    return 2 ** (halvings + len(encoder.channel_mult) - 1)
+  return encoder.patch_px * 2**halvings
+
+
+def _predict(config: ml_collections.ConfigDict, prediction: str) -> None:
+  # eps says nothing about x0 where no signal is left, so it gets a schedule
+  # that leaves some: Stable Diffusion's.
+  config.diffusion.prediction = prediction
+  config.diffusion.schedule = (
+    'scaled_linear' if prediction == 'eps' else 'cosine'
+  )
+  config.diffusion.zero_terminal_snr = prediction != 'eps'
+
+
+def _common() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
   config.seed = 0
+  config.log_every = 10
+  # Devices along each mesh axis; data=-1 takes what the others leave.
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  # Random autoencoder and image encoder where no --init is given.
+  config.random_encoders = False
+  config.diffusion = dict(
+    schedule='',
+    num_timesteps=1000,
+    zero_terminal_snr=False,
+    prediction='',
+    # The density of timesteps grows as t ** (power - 1).
+    timestep_power=1.0,
+    min_snr_gamma=0.0,
+    mask_lambda=1.0,
+    mask_auxiliary='log',
+    # Of one uniform r per example: r < 2 rate drops the tokens, rate <= r < 3
+    # rate the channels of the source.
+    condition_dropout=0.0,
+    spacing='trailing',
+  )
+  config.optimizer = dict(
+    learning_rate=1e-4,
+    schedule='cosine',
+    # The conditioning learns this many times as fast.
+    conditioning_factor=1.0,
+    warmup_steps=100,
+    weight_decay=0.01,
+    b1=0.9,
+    b2=0.999,
+    max_gradient_norm=1.0,
+  )
+  return config
+
+
+# -- world ---------------------------------------------------------------------
+
+
+def _world(config: ml_collections.ConfigDict) -> None:
   config.steps = 1600
   config.batch_size = 32
   config.checkpoint_every = 500
-  config.log_every = 10
-  config.image_size_px = values['image_size_px']
+  config.image_size_px = 32
+  config.dtype = 'float32'
   # Decoded pairs stay in memory: small images, few records.
   config.cache_records = True
-
   # Exact augmentations; each is applied to half of the examples. A mirrored
   # world is one world more to learn, which a short run has no time for.
   config.augment = dict(mirror=False, swap=True)
-
   config.autoencoder = dict(
-    patch_px=4, channels=6, whitening=0.5, fit_images=1000
+    kind='pca', patch_px=4, channels=6, whitening=0.5, fit_images=1000
   )
-
+  config.image_encoder = dict(kind='none')
   config.model = dict(
-    conditioning=values['conditioning'],
+    conditioning='sweep',
+    unscaled_source=False,
     fourier_bands=4,
     # In scene units, where the median distance is 1.
     sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
@@ -68,43 +155,103 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       context_dim=96,
       num_groups=24,
       feedforward_factor=2,
+      remat='none',
     ),
   )
-
-  config.diffusion = dict(
-    # eps says nothing about x0 where no signal is left, so it gets a schedule
-    # that leaves some: Stable Diffusion's.
-    schedule='scaled_linear' if values['prediction'] == 'eps' else 'cosine',
-    num_timesteps=1000,
-    zero_terminal_snr=values['prediction'] != 'eps',
-    prediction=values['prediction'],
-    timestep_power=2.0,
-    min_snr_gamma=0.0,
-    mask_lambda=1.0,
-    mask_auxiliary='log',
-    condition_dropout=0.0,
-    spacing='trailing',
-  )
-
-  config.optimizer = dict(
-    learning_rate=2e-3,
-    warmup_steps=100,
-    weight_decay=0.01,
-    b1=0.9,
-    b2=0.99,
-    max_gradient_norm=1.0,
-  )
+  config.diffusion.prediction = 'v'
+  config.diffusion.timestep_power = 2.0
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.b2 = 0.99
   config.ema_decay = 0.99
 
-  # Devices along each mesh axis; data=-1 takes what the others leave.
-  config.mesh = dict(data=-1, fsdp=1, tensor=1)
 
-  if values['runlocal']:
-    config.batch_size = 8
-    config.model.unet.model_channels = 16
-    config.model.unet.context_dim = 16
-    config.model.unet.num_heads = 2
-    config.model.unet.num_groups = 4
-    config.model.fourier_bands = 2
-    config.optimizer.warmup_steps = 5
-  return config
+def _small_world(config: ml_collections.ConfigDict) -> None:
+  config.batch_size = 8
+  config.model.fourier_bands = 2
+  config.model.unet.update(
+    model_channels=16, context_dim=16, num_heads=2, num_groups=4
+  )
+  config.optimizer.warmup_steps = 5
+
+
+# -- odin ----------------------------------------------------------------------
+
+
+def _odin(config: ml_collections.ConfigDict) -> None:
+  config.steps = 100_000
+  config.batch_size = 1536
+  config.checkpoint_every = 1000
+  config.image_size_px = 256
+  # Of the networks' arithmetic; parameters, norms and softmax are float32.
+  config.dtype = 'bfloat16'
+  config.cache_records = False
+  config.augment = dict(mirror=True, swap=True)
+  config.autoencoder = dict(
+    kind='kl',
+    base_channels=128,
+    channel_mult=(1, 2, 4, 4),
+    num_res_blocks=2,
+    latent_channels=4,
+    num_groups=32,
+    scale=0.18215,
+  )
+  config.image_encoder = dict(
+    kind='clip',
+    width=1024,
+    num_layers=24,
+    num_heads=16,
+    patch_px=14,
+    image_size_px=224,
+    projection=768,
+    hidden=4096,
+  )
+  config.model = dict(
+    conditioning='clip+se3',
+    # The source's latent without the factor `scale`, as Zero-1-to-3 has it.
+    unscaled_source=True,
+    fourier_bands=0,
+    sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
+    unet=dict(
+      model_channels=320,
+      channel_mult=(1, 2, 4, 4),
+      num_res_blocks=2,
+      attention_levels=(0, 1, 2),
+      transformer_depth=1,
+      num_heads=8,
+      context_dim=768,
+      num_groups=32,
+      feedforward_factor=4,
+      remat='full',
+    ),
+  )
+  config.diffusion.prediction = 'eps'
+  config.diffusion.condition_dropout = 0.05
+  config.diffusion.spacing = 'leading'
+  config.optimizer.schedule = 'constant'
+  config.optimizer.conditioning_factor = 10.0
+  config.ema_decay = 0.9999
+
+
+def _small_odin(config: ml_collections.ConfigDict) -> None:
+  config.steps = 20
+  config.batch_size = 8
+  config.image_size_px = 32
+  config.cache_records = True
+  config.random_encoders = True
+  config.autoencoder.update(base_channels=8, num_groups=4)
+  config.autoencoder.channel_mult = (1, 2)
+  config.image_encoder.update(
+    width=64, num_layers=2, num_heads=1, projection=16, hidden=128
+  )
+  config.image_encoder.update(patch_px=16, image_size_px=32)
+  config.model.unet.update(
+    model_channels=16, num_res_blocks=1, num_heads=2, context_dim=16
+  )
+  config.model.unet.update(num_groups=4, feedforward_factor=2)
+  config.model.unet.channel_mult = (1, 2)
+  config.model.unet.attention_levels = (1,)
+  config.optimizer.warmup_steps = 5
+
+
+_RECIPES: dict[str, Any] = {'world': _world, 'odin': _odin}
+_SMALL: dict[str, Any] = {'world': _small_world, 'odin': _small_odin}

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 lists=(requirements.txt)
 case "${1:-}" in
   "") ;;
-  --tests) lists+=(tests/requirements.txt) ;;
+  --tests) lists+=(tests/requirements.txt tests/requirements-no-deps.txt) ;;
   *) echo "error: setup.sh: unknown argument $1; the only one is --tests" >&2; exit 2 ;;
 esac
 
@@ -35,8 +35,10 @@ for list in "${lists[@]}"; do
   stamp=".venv/${list//\//-}.sha256"
   if ! sha256sum --check --status "$stamp" 2>/dev/null; then
     echo "Installing $list into .venv (minutes on the first run)" >&2
+    dependencies=()
+    case "$list" in *-no-deps.txt) dependencies=(--no-deps) ;; esac
     .venv/bin/python -m pip install -qq --disable-pip-version-check \
-      --requirement "$list"
+      "${dependencies[@]}" --requirement "$list"
     sha256sum "$list" > "$stamp"
   fi
 done

@@ -28,12 +28,15 @@ class Pair(TypedDict):
     target: [s s 3] uint8 sRGB.
     target2source: [3 4] float32, scene units.
     fov_deg: float32, full field of view of both views.
+    scale: float32, median depth of the source view, scene units; 0 where it
+      is not known.
   """
 
   source: np.ndarray
   target: np.ndarray
   target2source: np.ndarray
   fov_deg: np.ndarray
+  scale: np.ndarray
 
 
 _REDUCTIONS = (
@@ -134,6 +137,7 @@ class PairSource:
       target=target,
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
+      scale=np.float32(record['median_depth']),
     )
 
   def _image(self, jpeg: bytes) -> np.ndarray:
@@ -157,17 +161,22 @@ def mirrored(pair: Pair) -> Pair:
     target=pair['target'][:, ::-1],
     target2source=np.concatenate([rotation, translation[:, None]], axis=-1),
     fov_deg=pair['fov_deg'],
+    scale=pair['scale'],
   )
 
 
 def swapped(pair: Pair) -> Pair:
-  """The pair with source and target exchanged; exact."""
+  """The pair with source and target exchanged.
+
+  Exact, but that a record does not have the depth of its target view.
+  """
   pose = camera.inverse(pair['target2source'].astype(np.float64))
   return Pair(
     source=pair['target'],
     target=pair['source'],
     target2source=pose.astype(np.float32),
     fov_deg=pair['fov_deg'],
+    scale=np.float32(0),
   )
 
 

@@ -28,6 +28,7 @@ import tqdm
 from odin_jax import metrics, predictors
 from odin_jax.benchmarks import BENCHMARKS
 from odin_jax.benchmarks.pairs import PairSet, PosedPair
+from odin_jax.models import lpips
 from odin_jax.shared import binary
 
 _TOOL = 'odin_jax.evaluate'
@@ -89,6 +90,7 @@ def predict_all(
       poses[start : start + batch_size],
       np.array([pair.fov_deg for pair in batch]),
       seeds[start : start + batch_size],
+      np.array([pair.scale for pair in batch]),
     )
     predictions.extend(images)
   return np.round(np.clip(predictions, 0, 1) * 255).astype(np.uint8)
@@ -103,8 +105,14 @@ def _load_predictor(config: Any) -> predictors.Predictor:
     )
   predictor = predictors.load_model(
     binary.require_folder(_WORKDIR.value, 'a training run'),
-    num_steps=config.num_steps,
-    guidance=config.guidance,
+    sampling=predictors.Sampling(
+      sampler=config.sampler,
+      num_steps=config.num_steps,
+      guidance=config.guidance,
+      guidance_rescale=config.guidance_rescale,
+      spacing=config.spacing,
+    ),
+    batch_size=config.batch_size,
     ema=config.ema,
   )
   if predictor.image_size_px != config.image_size_px:
@@ -151,6 +159,19 @@ def _fresh_output() -> pathlib.Path:
   return output
 
 
+def _load_lpips(config: Any) -> lpips.Lpips | None:
+  if not config.lpips:
+    return None
+  perceptual = lpips.load(config.lpips)
+  smallest = lpips.NETS[perceptual.net].min_px
+  if config.image_size_px < smallest:
+    raise binary.UserError(
+      f'image_size_px={config.image_size_px}: LPIPS with {perceptual.net} '
+      f'needs at least {smallest} px'
+    )
+  return perceptual
+
+
 def _check(config: Any) -> None:
   if min(config.num_pairs, config.batch_size) < 1:
     raise binary.UserError('num_pairs and batch_size must be at least 1')
@@ -173,7 +194,10 @@ def _pose_order(count: int, seed: int) -> Int[np.ndarray, 'n']:
 
 
 def _protocol(
-  config: Any, pair_set: PairSet, predictor: predictors.Predictor
+  config: Any,
+  pair_set: PairSet,
+  predictor: predictors.Predictor,
+  perceptual: lpips.Lpips | None,
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
   return {
@@ -187,7 +211,7 @@ def _protocol(
     'config': config.to_dict(),
     'model': predictor.protocol,
     'metrics': {
-      **metrics.DEFINITIONS,
+      **metrics.definitions(perceptual),
       'images': 'scores are of the 8-bit images in pairs/',
     },
     'software': _software(),
@@ -195,7 +219,7 @@ def _protocol(
 
 
 def _log(mean: dict[str, float | None], count: int) -> None:
-  lpips = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
+  distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
   logging.info(
     '%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
     _PREDICTOR.value,
@@ -203,7 +227,7 @@ def _log(mean: dict[str, float | None], count: int) -> None:
     count,
     mean['psnr'],
     mean['ssim'],
-    lpips,
+    distance,
   )
 
 
@@ -211,6 +235,7 @@ def main() -> None:
   watch = binary.Stopwatch()
   config = _CONFIG.value
   _check(config)
+  perceptual = _load_lpips(config)
   predictor = _load_predictor(config)
   pair_set = BENCHMARKS[_BENCHMARK.value](
     _DATA.value,
@@ -231,7 +256,7 @@ def main() -> None:
 
   # -- Scores -----------------------------------------------------------------
   truth = np.stack([pair.truth for pair in pairs])
-  scores = metrics.score(samples / 255, truth / 255)
+  scores = metrics.score(samples / 255, truth / 255, perceptual)
   mean = metrics.mean_score(scores)
 
   # -- Files ------------------------------------------------------------------
@@ -257,7 +282,7 @@ def main() -> None:
   binary.write_json(
     output / 'metrics.json',
     {
-      'protocol': _protocol(config, pair_set, predictor),
+      'protocol': _protocol(config, pair_set, predictor, perceptual),
       'mean': mean,
       'pairs': rows,
     },

@@ -36,11 +36,16 @@ import numpy as np
 import tqdm
 
 from odin_jax import predictors
+from odin_jax.diffusion import sampler
 from odin_jax.geometry import trajectory
 from odin_jax.shared import binary, camera
 
 _TOOL = 'odin_jax.generate'
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of a training run, or output of odin_jax.port_weights.',
+)
 _IMAGE = flags.DEFINE_string(
   'image', None, 'The image to start from; its square middle is used.'
 )
@@ -85,11 +90,24 @@ _NOISE = flags.DEFINE_enum(
   ['own', 'shared'],
   'Whether every view starts from noise of its own or all from the same.',
 )
+_SAMPLER = flags.DEFINE_enum(
+  'sampler', 'ddim', sorted(sampler.SAMPLERS), 'How views are sampled.'
+)
 _NUM_STEPS = flags.DEFINE_integer(
-  'num_steps', 10, 'DDIM steps per view.', lower_bound=1
+  'num_steps', 10, 'Steps of the sampler per view.', lower_bound=1
 )
 _GUIDANCE = flags.DEFINE_float(
   'guidance', 1.0, 'Weight of classifier-free guidance; 1 is none.'
+)
+_GUIDANCE_RESCALE = flags.DEFINE_float(
+  'guidance_rescale',
+  0.0,
+  'Share of the deviation that guidance adds to be taken back; 0 is none.',
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 32, 'Most views that are sampled at a time.', lower_bound=1
 )
 _EMA = flags.DEFINE_bool('ema', True, 'Sample with averaged parameters.')
 _FRAMES_PER_S = flags.DEFINE_integer(
@@ -168,6 +186,9 @@ def imagine(
         ),
         np.full(len(ready), fov_deg),
         seeds[ready],
+        # The given image's median depth is the unit; that of others depends
+        # on what was imagined.
+        np.array([float(source_of[index] == 0) for index in ready]),
       )
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
       frames.update(zip(ready, samples))
@@ -219,8 +240,13 @@ def main() -> None:
   watch = binary.Stopwatch()
   predictor = predictors.load_model(
     binary.require_folder(_WORKDIR.value, 'a training run'),
-    num_steps=_NUM_STEPS.value,
-    guidance=_GUIDANCE.value,
+    sampling=predictors.Sampling(
+      sampler=_SAMPLER.value,
+      num_steps=_NUM_STEPS.value,
+      guidance=_GUIDANCE.value,
+      guidance_rescale=_GUIDANCE_RESCALE.value,
+    ),
+    batch_size=_BATCH_SIZE.value,
     ema=_EMA.value,
   )
   size = predictor.image_size_px

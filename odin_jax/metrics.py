@@ -2,13 +2,17 @@
 
 Images are floats in [0, 1], batch first; every function gives one value per
 image and the caller takes the mean. numpy in float64: SSIM subtracts nearly
-equal numbers, and float32 would lose the flat regions.
+equal numbers, and float32 would lose the flat regions. LPIPS is a network, in
+JAX.
 """
 
 import functools
 
+import jax
 from jaxtyping import Float
 import numpy as np
+
+from odin_jax.models import lpips
 
 Images = Float[np.ndarray, 'b h w c']
 Scores = Float[np.ndarray, 'b']
@@ -25,9 +29,19 @@ DEFINITIONS = {
   'ssim': 'Wang et al. 2004 per image: Gaussian window of '
   f'{SSIM_WINDOW_PX} px, sigma {SSIM_SIGMA_PX:g} px, K1 0.01, K2 0.03, '
   'windows wholly inside the image, mean over channels; then over pairs',
-  'lpips': 'null: it needs backbone weights (AlexNet or VGG) that are not '
-  'part of this repository, and a score without them would be no LPIPS',
 }
+_LPIPS = (
+  'Zhang et al. 2018, version 0.1, {net} backbone, per image at its own size; '
+  'then the mean over pairs'
+)
+_NO_LPIPS = (
+  'null: its weights were not given, and a score without them would be no '
+  'LPIPS; get them with `python -m odin_jax.port_weights --format=lpips-alex '
+  '(or lpips-vgg) --source=BACKBONE.pth,HEADS.pth --output=DIR` and set '
+  'config.lpips to the file'
+)
+# Images that LPIPS compares at a time.
+_BATCH = 16
 
 
 def psnr(prediction: Images, truth: Images) -> Scores:
@@ -83,11 +97,38 @@ def ssim(prediction: Images, truth: Images) -> Scores:
   return np.mean(luminance * structure, axis=(1, 2, 3))
 
 
-def score(prediction: Images, truth: Images) -> list[dict[str, float | None]]:
+def definitions(perceptual: lpips.Lpips | None) -> dict[str, str]:
+  """What each score means."""
+  meaning = _LPIPS.format(net=perceptual.net) if perceptual else _NO_LPIPS
+  return {**DEFINITIONS, 'lpips': meaning}
+
+
+def _distances(
+  perceptual: lpips.Lpips, prediction: Images, truth: Images
+) -> list[float]:
+  distance = jax.jit(lpips.Lpips.distance)
+  found: list[float] = []
+  for start in range(0, len(truth), _BATCH):
+    rows = np.arange(start, start + _BATCH).clip(max=len(truth) - 1)
+    pair = (x[rows].astype(np.float32) for x in (prediction, truth))
+    found += np.asarray(distance(perceptual, *pair)).tolist()
+  return found[: len(truth)]
+
+
+def score(
+  prediction: Images, truth: Images, perceptual: lpips.Lpips | None = None
+) -> list[dict[str, float | None]]:
   """`psnr`, `ssim` and `lpips` of every image; lpips is None without weights."""
+  distances = (
+    [None] * len(truth)
+    if perceptual is None
+    else _distances(perceptual, prediction, truth)
+  )
   return [
-    {'psnr': float(p), 'ssim': float(s), 'lpips': None}
-    for p, s in zip(psnr(prediction, truth), ssim(prediction, truth))
+    {'psnr': float(p), 'ssim': float(s), 'lpips': d}
+    for p, s, d in zip(
+      psnr(prediction, truth), ssim(prediction, truth), distances, strict=True
+    )
   ]
 
 

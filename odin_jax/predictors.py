@@ -1,10 +1,10 @@
 """What can be asked for the target view of a pair: baselines and the model.
 
-A predictor has `predict(source, target2source, fov_deg, seeds)` and
+A predictor has `predict(source, target2source, fov_deg, seeds, scale)` and
 `protocol`, the facts that a table of its results has to state.
 """
 
-import functools
+import dataclasses
 import os
 from typing import Any, Protocol
 
@@ -15,15 +15,14 @@ from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 import numpy as np
 
 from odin_jax.diffusion import sampler
-from odin_jax.models import autoencoder, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import binary
-from odin_jax.training import checkpoint, step
+from odin_jax.training import checkpoint, sharding, step
 
 NAMES = ('model', 'copy', 'mean')
 Source = UInt8[np.ndarray, 'b s s 3']
+_SD_SPACINGS = ('leading', 'zero123')
 Prediction = Float32[np.ndarray, 'b s s 3']
-# Every call is padded to a multiple of this, so that one shape is compiled.
-_CHUNK = 32
 
 
 class Predictor(Protocol):
@@ -42,6 +41,7 @@ class Predictor(Protocol):
     target2source: Float[np.ndarray, 'b 3 4'],
     fov_deg: Num[np.ndarray, 'b'],
     seeds: Int[np.ndarray, 'b'],
+    scale: Float[np.ndarray, 'b'],
   ) -> Prediction:
     """Target views, values in [0, 1].
 
@@ -50,6 +50,7 @@ class Predictor(Protocol):
       target2source: relative poses, scene units.
       fov_deg: full field of view of both views.
       seeds: of each pair's noise; the baselines have none.
+      scale: median depth of each source view, scene units; 0 where unknown.
     """
 
 
@@ -58,9 +59,9 @@ class Copy:
 
   protocol = {'predictor': 'copy'}
 
-  def predict(self, source, target2source, fov_deg, seeds) -> Prediction:
+  def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
     """See `Predictor`."""
-    del target2source, fov_deg, seeds
+    del target2source, fov_deg, seeds, scale
     return source.astype(np.float32) / 255
 
 
@@ -69,113 +70,156 @@ class Mean:
 
   protocol = {'predictor': 'mean'}
 
-  def predict(self, source, target2source, fov_deg, seeds) -> Prediction:
+  def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
     """See `Predictor`."""
-    del target2source, fov_deg, seeds
+    del target2source, fov_deg, seeds, scale
     colour = source.mean(axis=(1, 2), keepdims=True, dtype=np.float64) / 255
     return np.broadcast_to(colour, source.shape).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How samples are drawn.
+
+  Attributes:
+    sampler: one of `odin_jax.diffusion.sampler.SAMPLERS`.
+    num_steps: of the sampler.
+    guidance: scale of classifier-free guidance; 1 is none.
+    guidance_rescale: share of the conditional output's deviation that the
+      guided one is given back (2305.08891, section 3.4); 0 is none.
+    spacing: of the timesteps; '' is that of the training config.
+  """
+
+  sampler: str = 'ddim'
+  num_steps: int = 10
+  guidance: float = 1.0
+  guidance_rescale: float = 0.0
+  spacing: str = ''
+
+
+def _timesteps(sampling: Sampling, diffusion: Any) -> Int[np.ndarray, 'n']:
+  return sampler.timesteps(
+    sampling.num_steps,
+    diffusion['num_timesteps'],
+    spacing=sampling.spacing or diffusion['spacing'],
+  )
+
+
 def sample(
   model: odin.Odin,
-  vae: autoencoder.PatchPca,
+  frozen: encoders.Encoders,
   config: checkpoint.Config,
   source_images: UInt8[Array, 'b s s 3'],
   target2source: Float[Array, 'b 3 4'],
   fov_deg: Float[Array, 'b'],
   seeds: Int[Array, 'b'],
+  scale: Float[Array, 'b'],
   *,
-  num_steps: int,
-  guidance: float,
+  sampling: Sampling,
 ) -> Float[Array, 'b s s 3']:
-  """One DDIM sample of the target view per example, values in [0, 1].
+  """One sample of the target view per example, values in [0, 1].
 
   Args:
     model: with the parameters to use.
-    vae: the autoencoder that the model was trained with.
+    frozen: the encoders that the model was trained with.
     config: the training config.
     source_images: sRGB.
     target2source: relative poses, scene units.
     fov_deg: full field of view of both views.
     seeds: of each example's noise, so that a sample does not depend on the
       batch it is drawn in.
-    num_steps: of DDIM.
-    guidance: scale of classifier-free guidance; 1 is none.
+    scale: median depth of each source view, scene units; 0 where not known.
+    sampling: how.
   """
   diffusion = config['diffusion']
-  told = odin.condition(vae, config, source_images, target2source, fov_deg)
-  source = told['source']
-
-  def denoiser(dropped: bool) -> sampler.DenoiseFn:
-    drop = jnp.full(source.shape[0], dropped)
-    return lambda x, t: model(x, t, told, drop)[0]
-
-  noise = jax.vmap(
-    lambda seed: jax.random.normal(jax.random.key(seed), source.shape[1:])
-  )(seeds)
-  latents = sampler.ddim(
-    sampler.guided(denoiser(False), denoiser(True), guidance),
-    noise,
-    alpha_bar=step.alpha_bars(config),
-    steps=sampler.timesteps(
-      num_steps, diffusion['num_timesteps'], spacing=diffusion['spacing']
-    ),
-    prediction=diffusion['prediction'],
+  condition = odin.condition(
+    frozen, config, source_images, target2source, fov_deg, scale
   )
-  return vae.decode(latents)
+  kept = jnp.zeros(len(source_images), bool)
+  told = model.conditioning(condition, conditioning.Drop(kept, kept))
+  noise = jax.vmap(
+    lambda seed: jax.random.normal(
+      jax.random.key(seed), condition['source'].shape[1:]
+    )
+  )(seeds)
+  alpha_bar = step.alpha_bars(config)
+  spacing = sampling.spacing or diffusion['spacing']
+  latents = sampler.sample(
+    sampling.sampler,
+    sampler.guided(
+      lambda x, timestep, told: model.denoise(x, timestep, told)[0],
+      told,
+      conditioning.null(*told),
+      guidance=sampling.guidance,
+      rescale=sampling.guidance_rescale,
+    ),
+    noise,
+    alpha_bar=alpha_bar,
+    steps=_timesteps(sampling, diffusion),
+    prediction=diffusion['prediction'],
+    # Stable Diffusion's DDIM ends at the first timestep's noise level.
+    final_alpha_bar=float(alpha_bar[0]) if spacing in _SD_SPACINGS else 1.0,
+  )
+  return frozen.autoencoder.decode(latents)
 
 
 class Model:
-  """One DDIM sample per pair from a trained model.
+  """One sample per pair from a trained model, on all devices.
 
   Args:
-    params: of the model.
-    vae: the autoencoder that it was trained with.
+    params: of the model, on `mesh`.
+    frozen: the encoders that it was trained with, on `mesh`.
     config: the training config.
-    num_steps: of DDIM.
-    guidance: scale of classifier-free guidance; 1 is none.
+    mesh: its axis `data` splits every batch.
+    sampling: how samples are drawn.
+    batch_size: of one call of the network; smaller requests are padded to
+      powers of two, so that few shapes are compiled.
     protocol: further facts for the protocol.
   """
 
   def __init__(
     self,
     params: Any,
-    vae: autoencoder.PatchPca,
+    frozen: encoders.Encoders,
     config: checkpoint.Config,
     *,
-    num_steps: int,
-    guidance: float,
+    mesh: jax.sharding.Mesh,
+    sampling: Sampling,
+    batch_size: int,
     protocol: dict[str, Any],
   ):
     graphdef = step.graph(config)
+    batch = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+    everywhere = sharding.replicated(mesh)
 
-    @jax.jit
-    def sample_with(params, vae, source, target2source, fov_deg, seeds):
-      return sample(
-        nnx.merge(graphdef, params),
-        vae,
-        config,
-        source,
-        target2source,
-        fov_deg,
-        seeds,
-        num_steps=num_steps,
-        guidance=guidance,
-      )
+    def sample_with(params, frozen, *batch):
+      model = nnx.merge(graphdef, params)
+      return sample(model, frozen, config, *batch, sampling=sampling)
 
-    self._sample = functools.partial(sample_with, params, vae)
+    self._arrays = params, frozen
+    self._sample = jax.jit(
+      sample_with,
+      in_shardings=(everywhere, everywhere, *[batch] * 5),
+      out_shardings=batch,
+    )
+    self._devices = mesh.size
+    self._batch_size = batch_size
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
       'predictor': 'model',
       'image_size_px': self.image_size_px,
-      'sampler': 'ddim',
+      **dataclasses.asdict(sampling),
+      'spacing': sampling.spacing or config['diffusion']['spacing'],
+      'timesteps': _timesteps(sampling, config['diffusion']).tolist(),
       'eta': 0.0,
-      'num_steps': num_steps,
-      'spacing': config['diffusion']['spacing'],
-      'guidance': guidance,
       'samples_per_pair': 1,
       **protocol,
     }
+
+  def _padded(self, count: int) -> int:
+    """The batch that `count` examples are sampled in."""
+    size = min(1 << (count - 1).bit_length(), self._batch_size)
+    return -(-size // self._devices) * self._devices
 
   def predict(
     self,
@@ -183,6 +227,7 @@ class Model:
     target2source: Float[np.ndarray, 'b 3 4'],
     fov_deg: Num[np.ndarray, 'b'],
     seeds: Int[np.ndarray, 'b'],
+    scale: Float[np.ndarray, 'b'],
   ) -> Prediction:
     """See `Predictor`; sources are `image_size_px` square."""
     count = len(source)
@@ -191,69 +236,85 @@ class Model:
       target2source.astype(np.float32),
       fov_deg.astype(np.float32),
       seeds.astype(np.int32),
+      scale.astype(np.float32),
     )
+    size = self._padded(count)
     images = []
-    for start in range(0, count, _CHUNK):
-      rows = np.arange(start, start + _CHUNK).clip(max=count - 1)
-      images.append(np.asarray(self._sample(*(x[rows] for x in inputs))))
+    for start in range(0, count, size):
+      rows = np.arange(start, start + size).clip(max=count - 1)
+      batch = (x[rows] for x in inputs)
+      images.append(np.asarray(self._sample(*self._arrays, *batch)))
     return np.concatenate(images)[:count]
+
+
+def _check(where: str, sampling: Sampling, config: Any) -> None:
+  diffusion = config['diffusion']
+  if config['autoencoder']['kind'] == 'none':
+    raise binary.UserError(
+      f'{where}: a U-Net that was ported without its autoencoder; port their '
+      'folders together'
+    )
+  if sampling.guidance != 1.0 and not diffusion['condition_dropout']:
+    raise binary.UserError(
+      f'{where}: trained without condition_dropout, so guidance='
+      f'{sampling.guidance} has nothing to guide from; use 1.0'
+    )
+  if sampling.sampler not in sampler.SAMPLERS:
+    raise binary.UserError(
+      f'sampler {sampling.sampler!r} is none of {", ".join(sampler.SAMPLERS)}'
+    )
+  try:
+    _timesteps(sampling, diffusion)
+  except ValueError as error:
+    raise binary.UserError(f'{where}: {error}') from error
 
 
 def load_model(
   workdir: str | os.PathLike[str],
   *,
-  num_steps: int,
-  guidance: float = 1.0,
+  sampling: Sampling,
+  batch_size: int = 32,
   ema: bool = True,
 ) -> Model:
-  """The model of the newest checkpoint of a training run.
+  """The model of the newest checkpoint of a training run, or a ported one.
 
   Args:
-    workdir: of `odin_jax.train`.
-    num_steps: of DDIM.
-    guidance: scale of classifier-free guidance; 1 is none.
-    ema: use the moving average of the parameters.
+    workdir: of `odin_jax.train`, or output of `odin_jax.port_weights`.
+    sampling: how samples are drawn.
+    batch_size: examples of one call of the network.
+    ema: use the moving average of the parameters; a ported checkpoint has one
+      set of parameters only.
 
   Raises:
     binary.UserError: no checkpoint there; guidance for a model that was
       trained without dropping its condition; too many steps.
   """
-  path = binary.require_folder(workdir, 'the --workdir of odin_jax.train')
-  binary.require_folder(
-    path / checkpoint.FOLDER, 'a training run with a checkpoint'
-  )
-  checkpoints = checkpoint.Checkpoints(path, read_only=True)
-  newest = checkpoints.latest()
-  if newest is None:
-    raise binary.UserError(f'{workdir}: no checkpoint here yet; train first')
-  config = checkpoints.config(newest)
-  diffusion = config['diffusion']
-  if guidance != 1.0 and not diffusion['condition_dropout']:
-    raise binary.UserError(
-      f'{workdir}: trained without condition_dropout, so guidance={guidance} '
-      'has nothing to guide from; use 1.0'
-    )
-  if not 1 <= num_steps <= diffusion['num_timesteps']:
-    raise binary.UserError(
-      f'num_steps={num_steps} is outside 1..{diffusion["num_timesteps"]}'
-    )
-  abstract = jax.eval_shape(functools.partial(step.init, config))
-  params, vae = checkpoints.restore_params(
-    newest, 'ema' if ema else 'params', abstract['params'], config
+  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  _check(str(workdir), sampling, config)
+  averaged = ema and not checkpoint.is_ported(config)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  abstract = jax.eval_shape(lambda: step.init_params(config))
+  params, frozen = checkpoints.restore_params(
+    newest,
+    'ema' if averaged else 'params',
+    abstract,
+    jax.tree.map(lambda _: sharding.replicated(mesh), abstract),
+    config,
   )
   checkpoints.close()
   return Model(
     params,
-    vae,
+    frozen,
     config,
-    num_steps=num_steps,
-    guidance=guidance,
+    mesh=mesh,
+    sampling=sampling,
+    batch_size=batch_size,
     protocol={
-      'ema': ema,
+      'ema': averaged,
       'checkpoint_step': newest,
       'params_sha256': checkpoint.params_sha256(params),
       'conditioning': config['model']['conditioning'],
-      'prediction': diffusion['prediction'],
+      'prediction': config['diffusion']['prediction'],
       'recipe': config['recipe'],
     },
   )

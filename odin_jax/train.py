@@ -1,11 +1,13 @@
 """Trains the model on a folder of records.
 
   python -m odin_jax.train --config=configs/train.py:world \
-    --records=DIR --workdir=DIR [--config.steps=60]
+    --records=DIR --workdir=DIR [--config.steps=60] [--init=DIR]
 
 A workdir that holds checkpoints of the same config is continued from the
 newest one: a run that was killed and started again ends with the same
 parameters, bit for bit, as one that was not. SIGTERM saves and exits 0.
+`--init` starts from the parameters of another workdir, such as the output of
+`odin_jax.port_weights`.
 
 The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
 steps), `tensorboard/` and, when all steps are done, `final.json`.
@@ -25,9 +27,10 @@ import numpy as np
 import tqdm
 
 from odin_jax import batches
-from odin_jax.models import autoencoder
+from odin_jax.diffusion import schedule
+from odin_jax.models import encoders
 from odin_jax.shared import binary
-from odin_jax.training import checkpoint, journal, sharding, step
+from odin_jax.training import checkpoint, journal, sharding, step, warm_start
 
 _CONFIG = binary.define_config('configs/train.py')
 _RECORDS = flags.DEFINE_string(
@@ -39,6 +42,12 @@ _WORKDIR = flags.DEFINE_string(
   'Folder for checkpoints and metrics; made if absent, continued if it holds '
   'a run of the same config.',
   required=True,
+)
+_INIT = flags.DEFINE_string(
+  'init',
+  None,
+  'Workdir to take the first parameters and the encoders from: the output of '
+  'odin_jax.port_weights, or another run.',
 )
 _TOOL = 'odin_jax.train'
 
@@ -54,16 +63,64 @@ class Interrupt:
     self.seen = True
 
 
-def _fit_autoencoder(
+def _abstract_state(config: checkpoint.Config) -> step.State:
+  """The shapes of the state of a config that can be trained."""
+  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every'):
+    if config[name] < 1:
+      raise binary.UserError(
+        f'config.{name}={config[name]}: must be at least 1'
+      )
+  diffusion = config['diffusion']
+  try:
+    encoders.check(config)
+    schedule.check(
+      diffusion['prediction'], zero_terminal_snr=diffusion['zero_terminal_snr']
+    )
+    return jax.eval_shape(functools.partial(step.init, config))
+  except ValueError as error:
+    raise binary.UserError(f'--config: {error}') from error
+
+
+def _make_encoders(
   source: batches.PairSource, config: checkpoint.Config
-) -> autoencoder.PatchPca:
-  settings = config['autoencoder']
-  return autoencoder.fit(
-    batches.sample_images(source, settings['fit_images']),
-    patch_px=settings['patch_px'],
-    channels=settings['channels'],
-    whitening=settings['whitening'],
+) -> encoders.Encoders:
+  """The encoders of a run that starts from no checkpoint."""
+  if encoders.are_pretrained(config):
+    if not config['random_encoders']:
+      raise binary.UserError(
+        '--init: not given, and config.autoencoder or config.image_encoder is '
+        'a pretrained network; give the output of odin_jax.port_weights'
+      )
+    return encoders.random(config)
+  images = batches.sample_images(source, config['autoencoder']['fit_images'])
+  return encoders.fit(config, images)
+
+
+def _start(
+  source: batches.PairSource,
+  config: checkpoint.Config,
+  mesh: jax.sharding.Mesh,
+  state_shardings: Any,
+) -> tuple[step.State, encoders.Encoders]:
+  """State and encoders of step 0."""
+  init = functools.partial(step.init, config)
+  if not config['init']:
+    state = jax.jit(init, out_shardings=state_shardings)()
+    return state, _make_encoders(source, config)
+  given, frozen, fresh = warm_start.load(
+    pathlib.Path(config['init']), config, mesh
   )
+  if fresh:
+    tqdm.tqdm.write(
+      f'{config["init"]} has no {", ".join(fresh)}: these start fresh',
+      file=sys.stderr,
+    )
+
+  def init_from(given: Any) -> step.State:
+    params = warm_start.adopt(step.init_params(config), given)
+    return step.state_of(config, params)
+
+  return jax.jit(init_from, out_shardings=state_shardings)(given), frozen
 
 
 def _summary(
@@ -95,11 +152,8 @@ def main() -> None:
   stopwatch = binary.Stopwatch()
   interrupt = Interrupt()
   config = checkpoint.plain(_CONFIG.value.to_dict())
-  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every'):
-    if config[name] < 1:
-      raise binary.UserError(
-        f'config.{name}={config[name]}: must be at least 1'
-      )
+  config['init'] = _INIT.value or ''
+  abstract = _abstract_state(config)
 
   # -- Input ------------------------------------------------------------------
   source = batches.PairSource(
@@ -114,8 +168,6 @@ def main() -> None:
   # -- Mesh and state ---------------------------------------------------------
   mesh = sharding.make_mesh(config['mesh'])
   batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
-  init = functools.partial(step.init, config)
-  abstract = jax.eval_shape(init)
   state_shardings = sharding.shardings(abstract, mesh)
 
   # A checkpoint in the workdir goes before a fresh start; a checkpoint that
@@ -129,13 +181,12 @@ def main() -> None:
         f'{workdir}: trained for {restored_step} steps already, more than '
         f'config.steps={config["steps"]}; give more, or a new --workdir'
       )
-    state, vae = checkpoints.restore(
+    state, frozen = checkpoints.restore(
       restored_step, abstract, state_shardings, config
     )
   else:
-    state = jax.jit(init, out_shardings=state_shardings)()
-    vae = _fit_autoencoder(source, config)
-  vae = jax.device_put(vae, sharding.replicated(mesh))
+    state, frozen = _start(source, config, mesh, state_shardings)
+  frozen = jax.device_put(frozen, sharding.replicated(mesh))
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   tqdm.tqdm.write(
     f'{count} parameters, {len(source)} pairs, mesh {dict(mesh.shape)}, '
@@ -177,7 +228,7 @@ def main() -> None:
       functools.partial(jax.make_array_from_process_local_data, batch_sharding),
       dict(next(stream)),
     )
-    state, values = train_step(state, batch, vae)
+    state, values = train_step(state, batch, frozen)
     metrics.append(values)
     done = index + 1
     last = done == config['steps'] or interrupt.seen
@@ -188,7 +239,7 @@ def main() -> None:
       steps.set_postfix(loss=f'{row["loss"]:.4f}', refresh=False)
       metrics, since = [], time.monotonic()
     if save:
-      checkpoints.save(done, state, vae, config)
+      checkpoints.save(done, state, frozen, config)
     if interrupt.seen:
       break
   rows.close()

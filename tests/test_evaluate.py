@@ -17,15 +17,19 @@ from odin_jax.shared import binary, schema
 # A model that reads the target's colour off the pose: right with the right
 # pose only. Its noise depends on the seed.
 FAKE_MODEL = """
+import dataclasses
 import numpy as np
 from odin_jax import predictors
 
 class Model:
   image_size_px = 32
-  def __init__(self, **settings):
-    self.protocol = {'checkpoint_step': 7, **settings}
-  def predict(self, source, target2source, fov_deg, seeds):
-    assert source.dtype == np.uint8 and fov_deg.shape == seeds.shape
+  def __init__(self, sampling, batch_size, ema):
+    self.protocol = {
+      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
+    }
+  def predict(self, source, target2source, fov_deg, seeds, scale):
+    assert source.dtype == np.uint8
+    assert fov_deg.shape == seeds.shape == scale.shape and np.all(scale > 0)
     colour = 0.5 + target2source[:, None, None, :, 3]
     noise = [
       np.random.default_rng(seed).normal(0, 0.01, source.shape[1:])
@@ -158,8 +162,11 @@ def test_the_protocol_says_everything(outputs, data):
   assert protocol['samples_per_pair'] == 1
   assert protocol['model'] == {
     'checkpoint_step': 7,
+    'sampler': 'ddim',
     'num_steps': 10,
     'guidance': 1.0,
+    'guidance_rescale': 0.0,
+    'spacing': '',
     'ema': True,
   }
   assert set(protocol['metrics']) >= {'psnr', 'ssim', 'lpips'}

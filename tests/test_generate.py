@@ -17,7 +17,8 @@ from odin_jax.shared import camera
 SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
 # source (a view's red level is 1 + its source's), green and blue the depth and
-# the side of the new camera in the source's axes. The last pixel tells the seed.
+# the side of the new camera in the source's axes. The last pixel tells the seed, the one before it the
+# source's scale.
 FAKE_MODEL = f"""
 import numpy as np
 from odin_jax import predictors
@@ -25,7 +26,7 @@ from odin_jax import predictors
 class Model:
   image_size_px = {SIZE_PX}
   protocol = {{'checkpoint_step': 7}}
-  def predict(self, source, target2source, fov_deg, seeds):
+  def predict(self, source, target2source, fov_deg, seeds, scale):
     assert source.dtype == np.uint8 and source.shape[1:] == (20, 20, 3)
     assert np.all(fov_deg == 75.0) and seeds.shape == fov_deg.shape
     sample = np.zeros(source.shape, np.float32)
@@ -33,6 +34,7 @@ class Model:
     sample[..., 1] = target2source[:, None, None, 2, 3]
     sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
     sample[:, -1, -1, 0] = seeds % 251 / 255
+    sample[:, -1, -2, 0] = scale
     return sample
 
 predictors.load_model = lambda workdir, **settings: Model()
@@ -106,6 +108,9 @@ def test_views_follow_the_path_from_the_views_they_should(outputs, kind):
   figures = json.loads((outputs / kind / 'generate.json').read_text())
   sources = figures['conditioned_on']
   assert len(frames) == len(sources) == 7 and sources[0] is None
+  # Only the given image has a known median depth: the unit.
+  given = np.array([source == 0 for source in sources[1:]])
+  np.testing.assert_array_equal(frames[1:, -1, -2, 0], 255 * given)
   # The input, cut to its middle, is the first view.
   np.testing.assert_array_equal(
     frames[0], np.broadcast_to(np.uint8([10, 0, 0]), (SIZE_PX, SIZE_PX, 3))
@@ -209,26 +214,22 @@ import functools, pathlib, sys
 import jax
 import numpy as np
 from configs import train
-from odin_jax.models import autoencoder
+from odin_jax.models import encoders
 from odin_jax.training import checkpoint, step
 
 config = checkpoint.plain(
   train.get_config('world,runlocal=True').to_dict()
 )
 generator = np.random.default_rng(0)
-settings = config['autoencoder']
-vae = autoencoder.fit(
-  generator.integers(0, 256, (40, 32, 32, 3), np.uint8),
-  patch_px=settings['patch_px'],
-  channels=settings['channels'],
-  whitening=settings['whitening'],
+frozen = encoders.fit(
+  config, generator.integers(0, 256, (40, 32, 32, 3), np.uint8)
 )
 state = jax.tree.map(
   lambda x: jax.numpy.asarray(generator.normal(0, 0.1, x.shape), x.dtype),
   jax.eval_shape(functools.partial(step.init, config)),
 )
 checkpoints = checkpoint.Checkpoints(pathlib.Path(sys.argv[1]))
-checkpoints.save(2, state, vae, config)
+checkpoints.save(2, state, frozen, config)
 checkpoints.close()
 print(checkpoint.params_sha256(state['ema']))
 """

@@ -12,6 +12,7 @@ from odin_jax.shared import camera
 
 DEGREES = strategies.floats(-60, 60)
 METRES = strategies.floats(-0.6, 0.6)
+sweep_views = jax.jit(sweep.sweep, static_argnums=3)
 
 
 def make_pose(yaw_deg, pitch_deg, x, y, z):
@@ -60,6 +61,32 @@ def test_rays_of_one_point_meet(yaw_deg, pitch_deg, x, y, z, distance):
   assert abs(float(product)) < 1e-5
 
 
+@hypothesis.given(DEGREES, DEGREES, METRES, METRES, METRES, METRES)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_a_ray_that_two_cameras_see_has_the_same_coordinates(
+  yaw_deg, pitch_deg, x, y, z, distance
+):
+  """A camera turned in any way, elsewhere on the ray, gives the same numbers."""
+  ray = np.array([x, y, 1.0])
+  ray /= np.linalg.norm(ray)
+  first = make_pose(0.0, 0.0, x, z, y)
+  second = make_pose(yaw_deg, pitch_deg, *(first[:, 3] + distance * ray))
+  rows = []
+  for camera2frame in (first, second):
+    direction = jnp.asarray((ray @ camera2frame[:, :3])[None, None], 'float32')
+    rows.append(rays.plucker(direction, batch(camera2frame))[0, 0])
+  np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+
+
+def test_a_camera_s_own_rays_are_those_in_its_own_axes():
+  directions = rays.camera_rays(jnp.array([60.0]), 3)
+  np.testing.assert_allclose(
+    rays.own_plucker(directions),
+    rays.plucker(directions, batch(camera.identity_pose())),
+    atol=1e-7,
+  )
+
+
 def test_fourier_features_have_their_width():
   features = rays.fourier_features(jnp.ones((2, 5, 6)), 3)
   assert features.shape == (2, 5, rays.fourier_width(6, 3))
@@ -90,7 +117,7 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
   source2world = make_pose(12.0, -7.0, 0.15, -0.1, 0.2)
   target2world = camera.identity_pose()
   target2source = camera.compose(camera.inverse(source2world), target2world)
-  views, seen = jax.jit(sweep.sweep, static_argnums=3)(
+  views, seen = sweep_views(
     jnp.asarray(sphere_view(source2world, radius, size), jnp.float32),
     batch(target2source),
     jnp.array([90.0]),
@@ -108,7 +135,7 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
 
 def test_sweep_with_the_same_camera_is_the_source_at_any_distance():
   image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
-  views, seen = sweep.sweep(
+  views, seen = sweep_views(
     image, batch(camera.identity_pose()), jnp.array([90.0]), (0.3, 1.0, 9.0)
   )
   for view in views[0]:
@@ -119,7 +146,7 @@ def test_sweep_with_the_same_camera_is_the_source_at_any_distance():
 def test_sweep_of_what_the_source_cannot_see_is_its_mean_colour():
   image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
   behind = make_pose(180.0, 0.0, 0.0, 0.0, 0.0)
-  views, seen = sweep.sweep(image, batch(behind), jnp.array([90.0]), (1.0,))
+  views, seen = sweep_views(image, batch(behind), jnp.array([90.0]), (1.0,))
   assert np.all(seen == 0)
   np.testing.assert_allclose(
     views[0, 0], jnp.broadcast_to(image.mean((1, 2)), (8, 8, 3)), atol=1e-5

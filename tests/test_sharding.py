@@ -20,7 +20,7 @@ import functools, json, pathlib, sys
 import jax
 import numpy as np
 from configs import train
-from odin_jax.models import autoencoder
+from odin_jax.models import encoders
 from odin_jax.training import checkpoint, sharding, step
 
 config = checkpoint.plain(train.get_config('world,runlocal=True').to_dict())
@@ -31,13 +31,9 @@ poses = np.tile(np.eye(3, 4, dtype=np.float32), (8, 1, 1))
 poses[:, :, 3] = generator.normal(0, 0.2, (8, 3))
 batch = dict(
   source=pixels[0], target=pixels[1], target2source=poses,
-  fov_deg=np.full(8, 90, np.float32),
+  fov_deg=np.full(8, 90, np.float32), scale=np.ones(8, np.float32),
 )
-settings = config['autoencoder']
-vae = autoencoder.fit(
-  pixels[0], patch_px=settings['patch_px'], channels=settings['channels'],
-  whitening=settings['whitening'],
-)
+frozen = encoders.fit(config, pixels[0])
 graph = step.graph(config)
 init = functools.partial(step.init, config)
 abstract = jax.eval_shape(init)
@@ -67,26 +63,26 @@ def relative(a, b):
 one = jax.jit(functools.partial(step.train_step, config=config, graphdef=graph))
 expected = jax.jit(init)()
 for _ in range(2):
-  expected, expected_metrics = one(expected, batch, vae)
+  expected, expected_metrics = one(expected, batch, frozen)
 
 shardings, train_step = place(dict(data=2, fsdp=2, tensor=2))
 state = jax.jit(init, out_shardings=shardings)()
 for _ in range(2):
-  state, metrics = train_step(state, batch, vae)
-kernel = state['params']['unet']['middle']['residual'][0]['conv1']['kernel']
+  state, metrics = train_step(state, batch, frozen)
+kernel = state['params']['unet']['middle'][0]['residual']['conv1']['kernel']
 split = kernel.addressable_shards[0].data.shape
 
 checkpoints = checkpoint.Checkpoints(workdir)
-checkpoints.save(2, state, vae, config)
+checkpoints.save(2, state, frozen, config)
 checkpoints.close()
 checkpoints = checkpoint.Checkpoints(workdir)
 other_shardings, other_step = place(dict(data=8, fsdp=1, tensor=1))
-restored, restored_vae = checkpoints.restore(
+restored, restored_frozen = checkpoints.restore(
   2, abstract, other_shardings, config
 )
 same = checkpoint.params_sha256(restored) == checkpoint.params_sha256(state)
-after, _ = other_step(restored, batch, restored_vae)
-expected_after, _ = one(expected, batch, vae)
+after, _ = other_step(restored, batch, restored_frozen)
+expected_after, _ = one(expected, batch, frozen)
 print(json.dumps(dict(
   devices=jax.device_count(),
   kernel=kernel.shape,

@@ -202,8 +202,13 @@ def test_damaged_shard_is_named(command, records, tmp_path, damage):
   assert not (workdir / 'final.json').exists()
 
 
+def load_model(workdir, ema=True, **sampling):
+  sampling = predictors.Sampling(**{'num_steps': 2, **sampling})
+  return predictors.load_model(workdir, sampling=sampling, ema=ema)
+
+
 def test_model_predicts_with_the_seed_alone(finished, records):
-  model = predictors.load_model(finished, num_steps=3)
+  model = load_model(finished, num_steps=3)
   assert model.image_size_px == 32
   assert model.protocol['checkpoint_step'] == STEPS
   generator = np.random.default_rng(0)
@@ -214,13 +219,14 @@ def test_model_predicts_with_the_seed_alone(finished, records):
       for record in record_folder.RecordFolder(records, 'train')
     ][:5]
   ).astype(np.float64)
-  fov_deg, seeds = np.full(5, 90.0), np.arange(5)
-  images = model.predict(source, poses, fov_deg, seeds)
+  fov_deg, seeds, scale = np.full(5, 90.0), np.arange(5), np.ones(5)
+  images = model.predict(source, poses, fov_deg, seeds, scale)
   assert images.shape == source.shape and images.dtype == np.float32
   assert 0 <= images.min() and images.max() <= 1
-  alone = model.predict(source[3:4], poses[3:4], fov_deg[3:4], seeds[3:4])
+  one = (source[3:4], poses[3:4], fov_deg[3:4])
+  alone = model.predict(*one, seeds[3:4], scale[3:4])
   np.testing.assert_allclose(alone[0], images[3], atol=1e-5)
-  other = model.predict(source[3:4], poses[3:4], fov_deg[3:4], seeds[4:5])
+  other = model.predict(*one, seeds[4:5], scale[3:4])
   assert np.abs(other - alone).max() > 1e-3
 
 
@@ -230,26 +236,26 @@ def test_averaged_and_last_parameters_differ(finished):
     np.eye(3, 4)[None],
     np.array([90.0]),
     np.array([0]),
+    np.array([1.0]),
   )
   images = [
-    predictors.load_model(finished, num_steps=2, ema=ema).predict(*inputs)
-    for ema in (True, False)
+    load_model(finished, ema=ema).predict(*inputs) for ema in (True, False)
   ]
   assert np.abs(images[0] - images[1]).max() > 1e-4
 
 
 def test_model_that_is_not_there_is_one_clear_error(finished, tmp_path):
   with pytest.raises(binary.UserError, match='checkpoint'):
-    predictors.load_model(tmp_path, num_steps=2)
+    load_model(tmp_path)
   with pytest.raises(binary.UserError, match='guidance'):
-    predictors.load_model(finished, num_steps=2, guidance=3.0)
+    load_model(finished, guidance=3.0)
   with pytest.raises(binary.UserError, match='num_steps'):
-    predictors.load_model(finished, num_steps=0)
+    load_model(finished, num_steps=0)
 
 
 def test_baselines_are_what_their_names_say():
   source = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-  rest = (np.zeros((2, 3, 4)), np.zeros(2), np.zeros(2, int))
+  rest = (np.zeros((2, 3, 4)), np.zeros(2), np.zeros(2, int), np.zeros(2))
   copied = predictors.Copy().predict(source, *rest)
   np.testing.assert_allclose(copied, source / 255, atol=1e-6)
   mean = predictors.Mean().predict(source, *rest)
@@ -258,13 +264,22 @@ def test_baselines_are_what_their_names_say():
   )
 
 
-@pytest.mark.parametrize('conditioning', ['sweep', 'plucker', 'token'])
+@pytest.mark.parametrize('recipe', ['world', 'odin'])
+@pytest.mark.parametrize(
+  'conditioning, parts',
+  [
+    ('token', 'se3'),
+    ('sweep', 'se3+rays+sweep'),
+    ('plucker', 'plucker'),
+    ('se3+plucker', 'se3+plucker'),
+  ],
+)
 @pytest.mark.parametrize('prediction', ['v', 'eps', 'x0'])
-def test_every_recipe_builds(conditioning, prediction):
+def test_every_recipe_builds(recipe, conditioning, parts, prediction):
   config = recipes.get_config(
-    f'world,conditioning={conditioning},prediction={prediction}'
+    f'{recipe},conditioning={conditioning},prediction={prediction}'
   )
-  assert config.model.conditioning == conditioning
+  assert config.model.conditioning == parts
   assert config.diffusion.prediction == prediction
   # A network that predicts eps says nothing where no signal is left.
   assert config.diffusion.zero_terminal_snr == (prediction != 'eps')
@@ -273,7 +288,13 @@ def test_every_recipe_builds(conditioning, prediction):
 
 @pytest.mark.parametrize(
   'argument',
-  ['room', 'world,width=3', 'world,runlocal=2', 'world,image_size_px=30'],
+  [
+    'room',
+    'world,width=3',
+    'world,runlocal=2',
+    'world,image_size_px=30',
+    'odin,image_size_px=96',
+  ],
 )
 def test_unknown_recipe_or_argument_is_an_error(argument):
   with pytest.raises(ValueError):

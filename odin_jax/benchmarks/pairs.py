@@ -16,6 +16,7 @@ class PosedPair:
     truth: the view that it has to predict.
     target2source: `x_source = R @ x_target + t`, scene units.
     fov_deg: full field of view of both.
+    scale: median depth of the source view, scene units; 0 where unknown.
     facts: what the benchmark knows of the pair, ready for JSON.
   """
 
@@ -23,6 +24,7 @@ class PosedPair:
   truth: UInt8[np.ndarray, 's s 3']
   target2source: Float[np.ndarray, '3 4']
   fov_deg: float
+  scale: float
   facts: dict[str, Any]
 
 

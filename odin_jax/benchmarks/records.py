@@ -76,6 +76,7 @@ def _pair(
     truth=_view(record['target/image'], size_px, where),
     target2source=target2source,
     fov_deg=record['fov_deg'],
+    scale=record['median_depth'],
     facts={
       'record': position,
       **{name.replace('/', '_'): record[name] for name in _FACTS},

@@ -17,6 +17,28 @@ import numpy as np
 
 PREDICTIONS = ('eps', 'v', 'x0')
 Latent = Float[Array, 'b *shape']
+_NO_SIGNAL = (
+  'eps says nothing about x0 where alpha_bar is 0 (zero terminal SNR); '
+  'predict v or x0'
+)
+
+
+def _unknown(prediction: str) -> str:
+  return f'prediction {prediction!r} is none of {PREDICTIONS}'
+
+
+def check(prediction: str, *, zero_terminal_snr: bool) -> None:
+  """Checks that the schedule leaves what the prediction needs.
+
+  Raises:
+    ValueError: an unknown prediction; eps with zero terminal SNR, of which
+      2305.08891, section 3.2, says why: its last timestep has nothing to learn
+      and no step can start there.
+  """
+  if prediction not in PREDICTIONS:
+    raise ValueError(_unknown(prediction))
+  if prediction == 'eps' and zero_terminal_snr:
+    raise ValueError(_NO_SIGNAL)
 
 
 def betas(kind: str, num_timesteps: int) -> Float[np.ndarray, 't']:
@@ -45,8 +67,8 @@ def alpha_bars(
     kind: see `betas`.
     num_timesteps: T.
     zero_terminal_snr: shift and scale sqrt(alpha_bar) so that nothing of the
-      signal is left at the last timestep (2305.08891, algorithm 1). Needs a
-      prediction other than eps.
+      signal is left at the last timestep (2305.08891, algorithm 1). Not for
+      eps: see `check`.
   """
   alpha_bar = np.cumprod(1 - betas(kind, num_timesteps))
   if zero_terminal_snr:
@@ -76,22 +98,28 @@ def target(
     return jnp.sqrt(a) * noise - jnp.sqrt(1 - a) * x0
   if prediction == 'x0':
     return x0
-  raise ValueError(f'prediction {prediction!r} is none of {PREDICTIONS}')
+  raise ValueError(_unknown(prediction))
 
 
-def x0_and_noise(
-  prediction: str, output: Latent, x_t: Latent, alpha_bar: Float[Array, 'b']
-) -> tuple[Latent, Latent]:
-  """x_0 and eps that a network's output and `x_t` imply."""
-  a = _like(alpha_bar, x_t)
-  signal, sigma = jnp.sqrt(a), jnp.sqrt(1 - a)
+def x0_weights(
+  prediction: str, alpha_bar: Float[np.ndarray, '*n']
+) -> tuple[Float[np.ndarray, '*n'], Float[np.ndarray, '*n']]:
+  """The p and q of `x_0 = p x_t + q output`, in float64.
+
+  Raises:
+    ValueError: eps, and an alpha_bar of zero: all of x_t is noise then, and
+      eps says nothing about x_0.
+  """
+  signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
   if prediction == 'eps':
-    return (x_t - sigma * output) / signal, output
+    if np.any(alpha_bar == 0):
+      raise ValueError(_NO_SIGNAL)
+    return 1 / signal, -sigma / signal
   if prediction == 'v':
-    return signal * x_t - sigma * output, sigma * x_t + signal * output
+    return signal, -sigma
   if prediction == 'x0':
-    return output, (x_t - signal * output) / sigma
-  raise ValueError(f'prediction {prediction!r} is none of {PREDICTIONS}')
+    return np.zeros_like(signal), np.ones_like(signal)
+  raise ValueError(_unknown(prediction))
 
 
 def min_snr_weight(
@@ -100,13 +128,18 @@ def min_snr_weight(
   """Weight of squared errors that caps their weight in x_0 at `gamma`.
 
   Hang et al. 2303.09556: min(SNR, gamma) on the error of x_0, written for the
-  error of what is predicted.
+  error of what is predicted. Where nothing is left of the signal (SNR = 0)
+  that is 1 for eps and 0 for v and x_0: under a schedule of zero terminal SNR
+  the last timestep is then not trained.
   """
   snr = alpha_bar / (1 - alpha_bar)
-  capped = jnp.minimum(snr, gamma)
   if prediction == 'eps':
-    return jnp.minimum(1.0, gamma / jnp.maximum(snr, 1e-12))
-  return capped / (snr + 1) if prediction == 'v' else capped
+    return gamma / jnp.maximum(snr, gamma)
+  if prediction == 'v':
+    return jnp.minimum(snr, gamma) / (snr + 1)
+  if prediction == 'x0':
+    return jnp.minimum(snr, gamma)
+  raise ValueError(_unknown(prediction))
 
 
 def sample_timesteps(

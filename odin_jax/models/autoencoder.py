@@ -1,4 +1,4 @@
-"""Images to latents and back: `encode` and `decode` of a pytree of arrays.
+"""Image patches by principal components, as an autoencoder.
 
 The autoencoder of the `world` recipe is principal component analysis of
 image patches, fitted to the records in seconds. With mean mu, orthonormal
@@ -37,8 +37,14 @@ class PatchPca:
   decoder: Any
   patch_px: int = flax.struct.field(pytree_node=False)
 
-  def encode(self, images: Float[Array, 'b s s 3']) -> Float[Array, 'b n n c']:
-    """Latents of sRGB images, values in [0, 1]."""
+  # Latents have unit variance as they are.
+  scale = 1.0
+
+  def encode(
+    self, images: Float[Array, 'b s s 3'], key: Array | None = None
+  ) -> Float[Array, 'b n n c']:
+    """Latents of sRGB images, values in [0, 1]; `key` makes no difference."""
+    del key
     patches = _patches(images * 2 - 1, self.patch_px)
     return (patches - self.mean) @ self.encoder
 

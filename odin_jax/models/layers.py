@@ -12,6 +12,7 @@ network runs in bfloat16 if its input is cast, and nothing else says so.
 from einops import rearrange
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -19,6 +20,10 @@ from odin_jax.models import ops
 
 Image = Float[Array, 'b h w c']
 Tokens = Float[Array, 'b n c']
+
+# Names of outputs, for the policies of `jax.checkpoint`.
+CONV = 'conv'
+LINEAR = 'linear'
 
 
 def timestep_embedding(
@@ -51,7 +56,9 @@ class Linear(nnx.Module):
     self, x: Float[Array, '*b inputs']
   ) -> Float[Array, '*b outputs']:
     y = x @ self.kernel[...].astype(x.dtype)
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    return checkpoint_name(y, LINEAR)
 
 
 class Conv(nnx.Module):
@@ -82,7 +89,9 @@ class Conv(nnx.Module):
       stride=self.stride,
       padding=(self.padding, self.padding),
     )
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    return checkpoint_name(y, CONV)
 
 
 class LayerNorm(nnx.Module):

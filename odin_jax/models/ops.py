@@ -1,8 +1,23 @@
 """Convolution and attention, in the form that is fastest on the device."""
 
+import functools
+from typing import Callable
+
+from einops import rearrange
 import jax
+from jax.experimental.pallas.ops.tpu import flash_attention
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Queries = Float[Array, 'b n h d']
+Keys = Float[Array, 'b m h d']
+Values = Float[Array, 'b m h d']
+
+# Queries that `_blockwise` takes at a time: their weights stay in the cache.
+_BLOCK = 64
+# Rows and columns of the tiles of the TPU's kernel.
+_TILE = 128
+_LONG = 1024
 
 
 def conv2d(
@@ -29,15 +44,141 @@ def conv2d(
   )
 
 
-def attention(
-  q: Float[Array, 'b n h d'],
-  k: Float[Array, 'b m h d'],
-  v: Float[Array, 'b m h d'],
-) -> Float[Array, 'b n h d']:
-  """softmax(q k^T / sqrt(d)) v of every head; the softmax in float32."""
+def attention(q: Queries, k: Keys, v: Values) -> Queries:
+  """softmax(q k^T / sqrt(d)) v of every head; the softmax in float32.
+
+  The way is chosen by `implementation`, for JAX's default device.
+  """
+  name = implementation(jax.default_backend(), q, k)
+  return IMPLEMENTATIONS[name](q, k, v)
+
+
+def implementation(
+  platform: str,
+  q: Array | jax.ShapeDtypeStruct,
+  k: Array | jax.ShapeDtypeStruct,
+) -> str:
+  """The key of `IMPLEMENTATIONS` that is fastest.
+
+  Args:
+    platform: cpu, gpu (NVIDIA's) or tpu.
+    q: queries [b n h d], or their shape and dtype.
+    k: keys [b m h d], likewise.
+  """
+  (_, n, _, d), m = q.shape, k.shape[1]
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  allowed = {
+    # What cuDNN's flash attention takes on every card since Ampere
+    # (jax/_src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention).
+    'gpu': ('cudnn', half and d <= 128 and d % 8 == 0),
+    # XLA cannot split a Pallas kernel between devices. It pads heads to 128
+    # too; what the kernel saves is the weights' way through memory.
+    'tpu': (
+      'pallas',
+      min(n, m) >= _LONG
+      and n % _TILE == m % _TILE == 0
+      and d <= _TILE
+      and jax.device_count() == 1,
+    ),
+    'cpu': ('blockwise', n * m >= _LONG * _LONG // 4 and n % _BLOCK == 0),
+  }
+  name, fits = allowed[platform]
+  return name if fits else 'plain'
+
+
+def _plain(q: Queries, k: Keys, v: Values) -> Queries:
   # Written out because jax.nn.dot_product_attention lowers to transposed
   # contractions which take 1.5 times as long on CPU.
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  logits = (q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5).astype(jnp.float32)
+  logits = jnp.matmul(
+    q * q.shape[-1] ** -0.5,
+    k.swapaxes(-1, -2),
+    preferred_element_type=jnp.float32,
+  )
   weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
   return (weights @ v).swapaxes(1, 2)
+
+
+def _pallas(q: Queries, k: Keys, v: Values) -> Queries:
+  d = q.shape[-1]
+  q, k, v = (
+    jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, 0), (0, _TILE - d)))
+    for x in (q, k, v)
+  )
+  y = flash_attention.flash_attention(q, k, v, sm_scale=d**-0.5)
+  return y[..., :d].swapaxes(1, 2)
+
+
+def _blockwise(q: Queries, k: Keys, v: Values) -> Queries:
+  dtype = q.dtype
+  q, k, v = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k, v))
+  y = _attend_blocks(q * q.shape[-1] ** -0.5, k, v)
+  return y.swapaxes(1, 2).astype(dtype)
+
+
+@jax.custom_vjp
+def _attend_blocks(
+  q: Float[Array, 'b h n d'],
+  k: Float[Array, 'b h m d'],
+  v: Float[Array, 'b h m d'],
+) -> Float[Array, 'b h n d']:
+  """softmax(q k^T) v by blocks of queries.
+
+  Weights are made again for the gradient, from the logarithm of their
+  normaliser (Dao et al. 2022, arXiv 2205.14135, section 3): no array of n x m
+  goes through memory.
+  """
+  return _attend_forward(q, k, v)[0]
+
+
+def _split(x: Array) -> Array:
+  return rearrange(x, 'b h (i n) d -> i b h n d', n=_BLOCK)
+
+
+def _join(x: Array) -> Array:
+  return rearrange(x, 'i b h n d -> b h (i n) d')
+
+
+def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+  keys = k.swapaxes(-1, -2)
+
+  def attend(block: Array) -> tuple[Array, Array]:
+    logits = block @ keys
+    peak = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - peak)
+    total = weights.sum(-1, keepdims=True)
+    return weights @ v / total, peak + jnp.log(total)
+
+  y, log_total = map(_join, jax.lax.map(attend, _split(q)))
+  return y, (q, k, v, y, log_total)
+
+
+def _attend_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array]:
+  q, k, v, y, log_total = saved
+  # Weights are made transposed, [m n], which spares the products that sum over
+  # queries a transposition that is slow on CPU.
+  mean = (dy * y).sum(-1, keepdims=True)
+  rows = [_split(x).swapaxes(-1, -2) for x in (log_total, mean)]
+
+  def step(sums: tuple[Array, Array], block: tuple) -> tuple[tuple, Array]:
+    q, dy, log_total, mean = block
+    weights = jnp.exp(k @ q.swapaxes(-1, -2) - log_total)
+    dlogits = weights * (v @ dy.swapaxes(-1, -2) - mean)
+    dq = jnp.einsum('bhmn,bhmd->bhnd', dlogits, k)
+    return (sums[0] + dlogits @ q, sums[1] + weights @ dy), dq
+
+  zeros = jnp.zeros_like(k), jnp.zeros_like(v)
+  (dk, dv), dq = jax.lax.scan(step, zeros, (_split(q), _split(dy), *rows))
+  return _join(dq), dk, dv
+
+
+_attend_blocks.defvjp(_attend_forward, _attend_backward)
+
+IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Values], Queries]] = {
+  'plain': _plain,
+  'blockwise': _blockwise,
+  'cudnn': functools.partial(
+    jax.nn.dot_product_attention, implementation='cudnn'
+  ),
+  'pallas': _pallas,
+}

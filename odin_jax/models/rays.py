@@ -42,6 +42,11 @@ def plucker(
   return jnp.concatenate([turned, jnp.cross(centre, turned)], axis=-1)
 
 
+def own_plucker(directions: Float[Array, 'b n 3']) -> Float[Array, 'b n 6']:
+  """Rays of a camera in its own axes: through the origin, without moment."""
+  return jnp.pad(directions, ((0, 0), (0, 0), (0, 3)))
+
+
 def fourier_features(
   x: Float[Array, '*b d'], bands: int
 ) -> Float[Array, '*b f']:

@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
   Attributes:
     path: ours, slash-separated, as `odin_jax.training.sharding.path_name`
-      writes it: `down/0/residual/1/conv1/kernel`.
+      writes it: `down/0/1/residual/conv1/kernel`.
     name: of the tensor in the checkpoint.
     layout: a key of `LAYOUTS`.
     part: (index, count) where the tensor holds `count` of our parameters

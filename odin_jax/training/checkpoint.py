@@ -1,12 +1,17 @@
-"""Checkpoints: the state, the autoencoder and the config that made them.
+"""Checkpoints: the state, the encoders and the config that made them.
 
 Orbax writes asynchronously and renames when all is on disk, so a kill leaves
 the previous checkpoint whole. The parts of a checkpoint can be restored one by
 one and onto any mesh.
+
+A ported checkpoint (`odin_jax.port_weights`) is step 0 of a workdir of its own,
+without moving averages or an optimiser: models are sampled from it as from any
+other, and training starts from it.
 """
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any, Iterator, Mapping
 
@@ -14,16 +19,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from odin_jax.models import autoencoder
+from odin_jax.models import encoders
 from odin_jax.shared import binary
-from odin_jax.training import sharding
+from odin_jax.training import sharding, streaming
+from odin_jax.training import step as train_step
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
 _KEEP = 2
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
-MAY_DIFFER = ('steps', 'checkpoint_every', 'log_every', 'mesh', 'cache_records')
+MAY_DIFFER = (
+  'steps',
+  'checkpoint_every',
+  'log_every',
+  'mesh',
+  'cache_records',
+  'init',
+)
 # The parts of the state, each an item of its own; Orbax wants trees, so the
 # step goes with the optimiser.
 _ITEMS = {
@@ -77,12 +90,14 @@ def _abstract(tree: Any, tree_shardings: Any) -> Any:
   )
 
 
-def _abstract_autoencoder(config: Config, where: Any) -> Any:
-  settings = config['autoencoder']
-  arrays = autoencoder.abstract(
-    patch_px=settings['patch_px'], channels=settings['channels']
-  )
+def _abstract_encoders(config: Config, where: Any) -> Any:
+  arrays = encoders.abstract(config)
   return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
+
+
+def is_ported(config: Config) -> bool:
+  """Whether a checkpoint's config says that it comes from another project."""
+  return 'ported_from' in config
 
 
 class Checkpoints:
@@ -115,7 +130,7 @@ class Checkpoints:
     self,
     step: int,
     state: Mapping[str, Any],
-    vae: autoencoder.PatchPca,
+    frozen: encoders.Encoders,
     config: Config,
   ) -> None:
     """Starts to save a step; one that is saved already is left alone."""
@@ -129,7 +144,7 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         **items,
-        autoencoder=ocp.args.StandardSave(vae),
+        encoders=ocp.args.StandardSave(frozen),
         config=ocp.args.JsonSave(config),
       ),
       force=True,
@@ -153,51 +168,193 @@ class Checkpoints:
 
   def restore(
     self, step: int, abstract_state: Any, state_shardings: Any, config: Config
-  ) -> tuple[dict[str, Any], autoencoder.PatchPca]:
-    """State and autoencoder of a step, straight into their shards."""
+  ) -> tuple[dict[str, Any], encoders.Encoders]:
+    """State and encoders of a step, straight into their shards."""
     where = jax.tree.leaves(state_shardings)[0].mesh
     abstract = _abstract(abstract_state, state_shardings)
     items = {
       item: ocp.args.StandardRestore({name: abstract[name] for name in names})
       for item, names in _ITEMS.items()
     }
-    vae = _abstract_autoencoder(config, sharding.replicated(where))
+    frozen = _abstract_encoders(config, sharding.replicated(where))
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        **items, autoencoder=ocp.args.StandardRestore(vae)
+        **items, encoders=ocp.args.StandardRestore(frozen)
       ),
     )
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
-    return state, restored['autoencoder']
+    return state, restored['encoders']
 
   def restore_params(
-    self, step: int, name: str, abstract_params: Any, config: Config
-  ) -> tuple[Any, autoencoder.PatchPca]:
-    """One set of parameters and the autoencoder, on the first device.
+    self,
+    step: int,
+    name: str,
+    abstract_params: Any,
+    params_shardings: Any,
+    config: Config,
+  ) -> tuple[Any, encoders.Encoders]:
+    """One set of parameters and the encoders.
 
     Args:
       step: which checkpoint.
-      name: `params` or `ema`.
+      name: `params` or `ema`; a ported checkpoint has `params` alone.
       abstract_params: their shapes.
+      params_shardings: where each goes; the encoders are replicated there.
       config: the checkpoint's.
     """
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = _abstract(
-      abstract_params, jax.tree.map(lambda _: where, abstract_params)
-    )
+    params = _abstract(abstract_params, params_shardings)
+    where = sharding.replicated(jax.tree.leaves(params_shardings)[0].mesh)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
         **{name: ocp.args.StandardRestore({name: params})},
-        autoencoder=ocp.args.StandardRestore(
-          _abstract_autoencoder(config, where)
-        ),
+        encoders=ocp.args.StandardRestore(_abstract_encoders(config, where)),
       ),
     )
-    return restored[name][name], restored['autoencoder']
+    return restored[name][name], restored['encoders']
 
   def close(self) -> None:
     """Waits until everything is on disk."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def open_latest(
+  workdir: str | os.PathLike[str],
+) -> tuple[Checkpoints, int, Config]:
+  """The checkpoints of a workdir, the newest step and its config.
+
+  Raises:
+    binary.UserError: no checkpoint there.
+  """
+  path = binary.require_folder(
+    workdir, 'the --workdir of odin_jax.train or output of port_weights'
+  )
+  binary.require_folder(path / FOLDER, 'a training run with a checkpoint')
+  checkpoints = Checkpoints(path, read_only=True)
+  newest = checkpoints.latest()
+  if newest is None:
+    raise binary.UserError(f'{workdir}: no checkpoint here yet; train first')
+  return checkpoints, newest, checkpoints.config(newest)
+
+
+# What a checkpoint of another project does not say, and sampling and
+# initialisation read; Zero-1-to-3 and its relatives train with this dropout.
+_PORTED = {
+  'recipe': 'ported',
+  'seed': 0,
+  'dtype': 'float32',
+  'model': {
+    'fourier_bands': 0,
+    'sweep_distances': (),
+    'unet': {'remat': 'none'},
+  },
+  'diffusion': {'condition_dropout': 0.05},
+}
+
+
+def _completed(config: Any, defaults: Any) -> Any:
+  """The config with the defaults for what it lacks, at every depth."""
+  if not isinstance(defaults, dict):
+    return config
+  return {
+    **defaults,
+    **config,
+    **{
+      name: _completed(config[name], defaults[name])
+      for name in config.keys() & defaults.keys()
+    },
+  }
+
+
+def write_ported(
+  workdir: pathlib.Path,
+  params: Any,
+  encoder_params: Mapping[str, Any],
+  config: Config,
+) -> None:
+  """Makes a workdir of parameters from elsewhere, as its step 0.
+
+  Args:
+    workdir: to make.
+    params: nested dicts of arrays, as `step.init_params` gives them; lazy ones
+      (`odin_jax.shared.lazy_array`) are read one at a time.
+    encoder_params: `autoencoder` and `image`, likewise; None where absent.
+    config: of the networks and the diffusion, with `ported_from`.
+
+  Raises:
+    ValueError: parameters other than the config's.
+  """
+  config = plain(_completed(config, _PORTED))
+  frozen = encoders.abstract(config)
+  frozen = frozen.replace(
+    **{
+      name: getattr(frozen, name).replace(params=params)
+      for name, params in encoder_params.items()
+      if params is not None
+    }
+  )
+  expected = {
+    'params': jax.eval_shape(lambda: train_step.init_params(config)),
+    'encoders': encoders.abstract(config),
+  }
+  given = {'params': params, 'encoders': frozen}
+  if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, given):
+    raise ValueError('parameters and config are of different networks')
+  manager = ocp.CheckpointManager(
+    (workdir / FOLDER).absolute(),
+    item_handlers={
+      'params': streaming.handler(),
+      'encoders': streaming.handler(),
+      'config': ocp.JsonCheckpointHandler(),
+    },
+  )
+  if manager.latest_step() is not None:
+    manager.delete(0)
+  manager.save(
+    0,
+    args=ocp.args.Composite(
+      params=ocp.args.PyTreeSave({'params': params}),
+      encoders=ocp.args.PyTreeSave(frozen),
+      config=ocp.args.JsonSave(config),
+    ),
+    force=True,
+  )
+  manager.wait_until_finished()
+  manager.close()
+
+
+def read_exportable(
+  workdir: str | os.PathLike[str], ema: bool
+) -> tuple[Any, dict[str, Any], Config]:
+  """Parameters of the newest checkpoint in memory, as `write_ported` has them.
+
+  Args:
+    workdir: of training or of port_weights.
+    ema: the moving averages, where there are any.
+
+  Returns:
+    params, encoder_params and config: see `write_ported`.
+
+  Raises:
+    binary.UserError: no checkpoint there.
+  """
+  checkpoints, newest, config = open_latest(workdir)
+  mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+  abstract = jax.eval_shape(lambda: train_step.init_params(config))
+  params, frozen = checkpoints.restore_params(
+    newest,
+    'ema' if ema and not is_ported(config) else 'params',
+    abstract,
+    jax.tree.map(lambda _: sharding.replicated(mesh), abstract),
+    config,
+  )
+  checkpoints.close()
+  # A fitted autoencoder has no `params`, and no counterpart elsewhere.
+  encoder_params = {
+    name: getattr(getattr(frozen, name), 'params', None)
+    for name in ('autoencoder', 'image')
+  }
+  params, encoder_params = jax.tree.map(np.asarray, (params, encoder_params))
+  return params, encoder_params, config

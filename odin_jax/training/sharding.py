@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r'(to_out|out)/kernel', PartitionSpec('tensor', 'fsdp')),
   (r'(time1|pose1|source1)/kernel', PartitionSpec('fsdp', 'tensor')),
   (r'(time2|pose2|source2)/kernel', PartitionSpec('tensor', 'fsdp')),
-  (r'(project_in|embed)/kernel', PartitionSpec('fsdp', 'tensor')),
+  (r'(project_in|projection|embed)/kernel', PartitionSpec('fsdp', 'tensor')),
   (r'project_out/kernel', PartitionSpec('tensor', 'fsdp')),
   (r'conv1/kernel', PartitionSpec(None, None, 'fsdp', 'tensor')),
   (r'conv2/kernel', PartitionSpec(None, None, 'tensor', 'fsdp')),

@@ -11,7 +11,7 @@ import optax
 
 from odin_jax.diffusion import loss as diffusion_loss
 from odin_jax.diffusion import schedule
-from odin_jax.models import autoencoder, odin
+from odin_jax.models import conditioning, encoders, odin
 
 Config = Mapping[str, Any]
 # params, ema, optimizer and step: a plain pytree of arrays.
@@ -20,8 +20,12 @@ Batch = Mapping[str, Array]
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-  """Linear warm-up, then half a cosine down to zero at `steps`."""
+  """Linear warm-up, then constant or half a cosine down to zero at `steps`."""
   optimizer = config['optimizer']
+  if optimizer['schedule'] == 'constant':
+    return optax.linear_schedule(
+      0.0, optimizer['learning_rate'], optimizer['warmup_steps']
+    )
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=optimizer['learning_rate'],
@@ -31,7 +35,11 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW with the gradient's norm clipped."""
+  """AdamW with the gradient's norm clipped.
+
+  The parameters of the conditioning learn `conditioning_factor` times as fast,
+  as the pose projection of Zero-1-to-3 does.
+  """
   settings = config['optimizer']
   return optax.chain(
     optax.clip_by_global_norm(settings['max_gradient_norm']),
@@ -42,13 +50,29 @@ def optimizer(config: Config) -> optax.GradientTransformation:
       weight_decay=settings['weight_decay'],
       mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     ),
+    optax.masked(
+      optax.scale(settings['conditioning_factor']),
+      lambda params: {
+        name: jax.tree.map(lambda _: name == 'conditioning', network)
+        for name, network in params.items()
+      },
+    ),
   )
+
+
+def init_params(config: Config) -> Any:
+  """Fresh parameters, a function of the config's seed alone."""
+  model = odin.Odin(config, rngs=nnx.Rngs(config['seed']))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def init(config: Config) -> State:
   """The state of step 0, a function of the config's seed alone."""
-  model = odin.Odin(config, rngs=nnx.Rngs(config['seed']))
-  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  return state_of(config, init_params(config))
+
+
+def state_of(config: Config, params: Any) -> State:
+  """The state of step 0 with these parameters."""
   return {
     'params': params,
     'ema': jax.tree.map(jnp.copy, params),
@@ -73,27 +97,35 @@ def alpha_bars(config: Config) -> Float[np.ndarray, 't']:
   )
 
 
-def ema_decay(config: Config, step: Array) -> Array:
-  """Decay of the moving average: short while the run is young."""
-  step = step.astype(jnp.float32)
-  return jnp.minimum(config['ema_decay'], (1 + step) / (10 + step))
+def ema_decay(config: Config, update: Array) -> Array:
+  """Decay of the moving average at its `update`-th update, the first being 1.
+
+  Short while the run is young, as `LitEma` of latent diffusion has it.
+  """
+  update = update.astype(jnp.float32)
+  return jnp.minimum(config['ema_decay'], (1 + update) / (10 + update))
 
 
 def batch_loss(
   model: odin.Odin,
   config: Config,
-  vae: autoencoder.PatchPca,
+  frozen: encoders.Encoders,
   batch: Batch,
   key: Array,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Mean loss of a batch, and the mean of its motion mask."""
   settings = config['diffusion']
   prediction = settings['prediction']
-  told = odin.condition(
-    vae, config, batch['source'], batch['target2source'], batch['fov_deg']
+  keys = jax.random.split(key, 4)
+  condition = odin.condition(
+    frozen,
+    config,
+    batch['source'],
+    batch['target2source'],
+    batch['fov_deg'],
+    batch['scale'],
   )
-  x0 = vae.encode(batch['target'] / 255.0)
-  keys = jax.random.split(key, 3)
+  x0 = frozen.autoencoder.encode(batch['target'] / 255.0, keys[3])
   timesteps = schedule.sample_timesteps(
     keys[0],
     x0.shape[0],
@@ -101,15 +133,14 @@ def batch_loss(
     power=settings['timestep_power'],
   )
   noise = jax.random.normal(keys[1], x0.shape)
-  drop = jax.random.bernoulli(
-    keys[2], settings['condition_dropout'], (x0.shape[0],)
+  drop = conditioning.draw_drop(
+    jax.random.uniform(keys[2], (x0.shape[0],)), settings['condition_dropout']
   )
   alpha_bar = jnp.asarray(alpha_bars(config), jnp.float32)[timesteps]
-  output, mask_logit = model(
+  output, mask_logit = model.denoise(
     schedule.diffuse(x0, noise, alpha_bar),
     timesteps.astype(jnp.float32),
-    told,
-    drop,
+    model.conditioning(condition, drop),
   )
   error = diffusion_loss.squared_error(
     output, schedule.target(prediction, x0, noise, alpha_bar)
@@ -130,7 +161,7 @@ def batch_loss(
 def train_step(
   state: State,
   batch: Batch,
-  vae: autoencoder.PatchPca,
+  frozen: encoders.Encoders,
   *,
   config: Config,
   graphdef: nnx.GraphDef,
@@ -140,7 +171,7 @@ def train_step(
   Args:
     state: from `init` or an earlier step.
     batch: fields of `batches.Pair`.
-    vae: the fitted autoencoder.
+    frozen: the encoders.
     config: the training config; static.
     graphdef: from `graph`; static.
   """
@@ -149,7 +180,7 @@ def train_step(
 
   def loss_of(params: Any) -> tuple[Array, Array]:
     model = nnx.merge(graphdef, params)
-    return batch_loss(model, config, vae, batch, key)
+    return batch_loss(model, config, frozen, batch, key)
 
   (loss, mask_mean), gradients = jax.value_and_grad(loss_of, has_aux=True)(
     state['params']
@@ -158,7 +189,7 @@ def train_step(
     gradients, state['optimizer'], state['params']
   )
   params = optax.apply_updates(state['params'], updates)
-  decay = ema_decay(config, step)
+  decay = ema_decay(config, step + 1)
   ema = jax.tree.map(
     lambda old, new: decay * old + (1 - decay) * new, state['ema'], params
   )

@@ -1,0 +1,127 @@
+"""The frozen networks: an autoencoder and, where there is one, an image encoder.
+
+What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
+
+  pca   patches by principal components, fitted to the records (autoencoder)
+  kl    Stable Diffusion's autoencoder (vae), from a checkpoint
+  none  no such network; a U-Net that was ported without an autoencoder can be
+        exported again, but neither trained nor sampled from
+  clip  CLIP's vision tower (image_encoder), from a checkpoint
+"""
+
+from typing import Any, Mapping
+
+import flax.struct
+from jaxtyping import UInt8
+import numpy as np
+
+from odin_jax.models import autoencoder, image_encoder, vae
+
+Config = Mapping[str, Any]
+AUTOENCODERS = ('pca', 'kl')
+IMAGE_ENCODERS = ('none', 'clip')
+
+
+@flax.struct.dataclass
+class Encoders:
+  """A pytree, so it can be an argument of a jitted function.
+
+  Attributes:
+    autoencoder: images to latents and back: a PatchPca or a KlAutoencoder.
+    image: images to embeddings: an ImageEncoder, or None.
+  """
+
+  autoencoder: Any
+  image: Any
+
+
+def _settings(section: Config) -> dict[str, Any]:
+  return {name: value for name, value in section.items() if name != 'kind'}
+
+
+def check(config: Config) -> None:
+  """Raises ValueError unless there is an autoencoder and both are known."""
+  for section, kinds in (
+    ('autoencoder', AUTOENCODERS),
+    ('image_encoder', IMAGE_ENCODERS),
+  ):
+    kind = config[section]['kind']
+    if kind not in kinds:
+      raise ValueError(f'config.{section}.kind={kind!r} is none of {kinds}')
+
+
+def are_pretrained(config: Config) -> bool:
+  """Whether the encoders come from a checkpoint; else they can be fitted."""
+  return (
+    config['autoencoder']['kind'] == 'kl'
+    or config['image_encoder']['kind'] == 'clip'
+  )
+
+
+def latent_channels(config: Config) -> int:
+  """Channels of a latent."""
+  settings = config['autoencoder']
+  kind = settings['kind']
+  return settings['channels' if kind == 'pca' else 'latent_channels']
+
+
+def latent_size(config: Config) -> int:
+  """Side of the latent grid."""
+  settings = config['autoencoder']
+  if settings['kind'] == 'pca':
+    return config['image_size_px'] // settings['patch_px']
+  return config['image_size_px'] // vae.downsampling(settings['channel_mult'])
+
+
+def image_width(config: Config) -> int:
+  """Width of the embeddings that the model takes; 0 if it takes none."""
+  return config['image_encoder'].get('projection', 0)
+
+
+def _assemble(config: Config, make_kl: Any, make_clip: Any) -> Encoders:
+  make = {
+    'pca': lambda patch_px, channels, **_: autoencoder.abstract(
+      patch_px=patch_px, channels=channels
+    ),
+    'kl': lambda **settings: make_kl(settings),
+    'clip': lambda **settings: make_clip(settings),
+    'none': lambda **_: None,
+  }
+  first, second = (
+    make[section['kind']](**_settings(section))
+    for section in (config['autoencoder'], config['image_encoder'])
+  )
+  return Encoders(autoencoder=first, image=second)
+
+
+def abstract(config: Config) -> Encoders:
+  """The shapes of both, to restore a checkpoint into."""
+  return _assemble(
+    config,
+    lambda settings: vae.abstract(settings, dtype=config['dtype']),
+    lambda settings: image_encoder.abstract(settings, dtype=config['dtype']),
+  )
+
+
+def fit(config: Config, images: UInt8[np.ndarray, 'n s s 3']) -> Encoders:
+  """Encoders that need no checkpoint, fitted to images."""
+  settings = config['autoencoder']
+  fitted = autoencoder.fit(
+    images,
+    patch_px=settings['patch_px'],
+    channels=settings['channels'],
+    whitening=settings['whitening'],
+  )
+  return Encoders(autoencoder=fitted, image=None)
+
+
+def random(config: Config) -> Encoders:
+  """Random networks: for trying the machinery, they encode nothing useful."""
+  seed = config['seed']
+  return _assemble(
+    config,
+    lambda settings: vae.random(settings, seed, dtype=config['dtype']),
+    lambda settings: image_encoder.random(
+      settings, seed, dtype=config['dtype']
+    ),
+  )

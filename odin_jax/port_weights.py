@@ -1,0 +1,212 @@
+"""Public checkpoints in, and models trained here out.
+
+  python -m odin_jax.port_weights --source=105000.ckpt --format=zero123 \
+    --output=runs/zero123
+  python -m odin_jax.port_weights --source=runs/train --export=diffusers \
+    --output=exported
+
+In: `--format` names the layout of `--source` (`odin_jax.porting.formats`): a
+file `.ckpt`, `.pt`, `.safetensors` or `.index.json`; for `diffusers` a
+pipeline's folder, or folders of its components separated by commas. Every
+tensor is used once or is known to be of no use here; anything else is an error
+that lists them. A pickle that needs more than tensors is refused. The output is
+a workdir: `odin_jax.train --init` starts from it, `odin_jax.evaluate` and
+`odin_jax.generate` sample from it.
+`--format=lpips-alex` and `lpips-vgg` make a file for the metric LPIPS of
+`--source=BACKBONE.pth,HEADS.pth`.
+
+Out: `--export` writes the newest checkpoint of a workdir as folders that
+`diffusers` loads, or as one `.ckpt` with the names of Zero-1-to-3.
+
+Weights pass through one at a time. `port_weights.json` in the output says what
+was done.
+"""
+
+import functools
+import pathlib
+from typing import Any, Mapping
+
+from absl import flags, logging
+from flax import nnx
+import jax
+import ml_dtypes
+import numpy as np
+import tqdm
+
+from odin_jax.diffusion import schedule
+from odin_jax.models import image_encoder, unet, vae
+from odin_jax.porting import (
+  checkpoint_files,
+  exporting,
+  formats,
+  importing,
+  lpips,
+)
+from odin_jax.shared import binary, lazy_array
+from odin_jax.training import checkpoint
+
+_TOOL = 'odin_jax.port_weights'
+_LPIPS = {f'lpips-{net}': net for net in lpips.PUBLISHED}
+_DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+}
+
+_SOURCE = flags.DEFINE_list(
+  'source', None, 'What is read: a checkpoint, or with --export a workdir.'
+)
+_FORMAT = flags.DEFINE_enum(
+  'format',
+  None,
+  [*formats.FORMATS, *_LPIPS],
+  'Layout of --source, to import it.',
+)
+_EXPORT = flags.DEFINE_enum(
+  'export', None, exporting.EXPORTS, 'Layout to export --source in.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.')
+_EMA = flags.DEFINE_bool(
+  'ema',
+  None,
+  "The moving average of the U-Net's parameters instead of the last ones; "
+  'not given: where there is one.',
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', sorted(_DTYPES), 'Of the parameters that are written.'
+)
+flags.mark_flags_as_required(['source', 'output'])
+
+
+# -- Import --------------------------------------------------------------------
+
+
+def _unet_params(settings: Mapping[str, Any]) -> Any:
+  # One of ours has the channel of the motion mask beside its `out_channels`.
+  arguments = {**settings, 'out_channels': settings['out_channels'] - 1}
+  network = nnx.eval_shape(lambda: unet.UNet(**arguments, rngs=nnx.Rngs(0)))
+  return nnx.to_pure_dict(nnx.state(network, nnx.Param))
+
+
+_PARAMS = {
+  'unet': _unet_params,
+  'autoencoder': lambda settings: vae.abstract(settings).params,
+  'image': lambda settings: image_encoder.abstract(settings).params,
+}
+
+
+def _shapes(
+  network: str, settings: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter of a network by path."""
+  params = lazy_array.flattened(_PARAMS[network](settings))
+  return {path: leaf.shape for path, leaf in params.items()}
+
+
+def _check_schedule(source: formats.Source) -> None:
+  """Raises binary.UserError if the file tells of a noise schedule not ours."""
+  if 'betas' not in source.tensors:
+    return
+  theirs = source.tensors['betas'].read()
+  ours = schedule.betas('scaled_linear', theirs.size)
+  # The file may be in bfloat16, which has three digits.
+  if not np.allclose(theirs.ravel().astype(np.float32), ours, rtol=1e-2):
+    raise binary.UserError(
+      f'{source.paths[0]}: its betas are not those of Stable Diffusion, linear '
+      'in sqrt(beta) from 0.00085 to 0.012; it cannot be imported'
+    )
+
+
+def _import() -> dict[str, Any]:
+  source = formats.read(_FORMAT.value, list(map(pathlib.Path, _SOURCE.value)))
+  _check_schedule(source)
+  model = importing.convert(
+    _FORMAT.value,
+    source,
+    average=_EMA.value,
+    dtype=_DTYPES[_DTYPE.value],
+    shapes=_shapes,
+  )
+  leaves = jax.tree.leaves((model.params, model.encoders))
+  # Before anything is written, all is read once: damage is found here.
+  for leaf in tqdm.tqdm(leaves, desc='check', unit='tensor'):
+    leaf.read()
+  output = _claim_output()
+  checkpoint.write_ported(output, model.params, model.encoders, model.config)
+  return {
+    'format': _FORMAT.value,
+    **model.facts,
+    'parameters': sum(leaf.size for leaf in leaves),
+  }
+
+
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
+  files = checkpoint_files.read(pathlib.Path(path))
+  return {name: tensor.read() for name, tensor in files.tensors.items()}
+
+
+def _import_lpips(net: str) -> dict[str, Any]:
+  if len(_SOURCE.value) != 2:
+    raise binary.UserError(
+      f'--source={",".join(_SOURCE.value)}: two files are needed: the backbone '
+      'of torchvision, a comma, the heads of lpips'
+    )
+  digests = {
+    f'{part}_sha256': lpips.require_published(path, net, part)
+    for part, path in zip(('backbone', 'heads'), _SOURCE.value, strict=True)
+  }
+  params = lpips.convert(net, *map(_read_arrays, _SOURCE.value))
+  path = _claim_output() / f'lpips_{net}.safetensors'
+  lpips.write(path, net, params, **digests)
+  return {'format': _FORMAT.value, 'files': _SOURCE.value, **digests}
+
+
+# -- Export --------------------------------------------------------------------
+
+
+def _export() -> dict[str, Any]:
+  workdir = binary.require_folder(_SOURCE.value[0], 'a training run')
+  ema = _EMA.value is not False
+  model = exporting.Model(*checkpoint.read_exportable(workdir, ema))
+  return {
+    'export': _EXPORT.value,
+    'source': str(workdir),
+    'moving_average': ema and not checkpoint.is_ported(model.config),
+    **exporting.write(
+      _EXPORT.value, model, _claim_output(), _DTYPES[_DTYPE.value]
+    ),
+  }
+
+
+# -- Command -------------------------------------------------------------------
+
+
+def _claim_output() -> pathlib.Path:
+  """The output folder, without the report of an earlier run."""
+  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  (output / 'port_weights.json').unlink(missing_ok=True)
+  return output
+
+
+def main() -> None:
+  watch = binary.Stopwatch()
+  if (_FORMAT.value is None) == (_EXPORT.value is None):
+    raise binary.UserError(
+      'give --format to import --source, or --export to export it'
+    )
+  if _EXPORT.value:
+    work = _export
+  elif _FORMAT.value in _LPIPS:
+    work = functools.partial(_import_lpips, _LPIPS[_FORMAT.value])
+  else:
+    work = _import
+  facts = work()
+  output = pathlib.Path(_OUTPUT.value)
+  binary.write_json(
+    output / 'port_weights.json',
+    {**facts, 'dtype': _DTYPE.value, **watch.figures()},
+  )
+  logging.info('%s: %s', output, facts)
+
+
+if __name__ == '__main__':
+  binary.run(main)

@@ -1,0 +1,221 @@
+"""The image encoder's parameters in the checkpoints of others.
+
+Two layouts hold the vision tower of CLIP (Radford et al. 2021, 2103.00020):
+
+  transformers  `CLIPVisionModelWithProjection`;
+  openai        `model.visual` of github.com/openai/CLIP, query, key and value
+                fused. A Zero-1-to-3 checkpoint holds it under
+                `cond_stage_model.model.visual.`, which names here leave out.
+
+Ours is `odin_jax.models.image_encoder.ClipVision`, whose arguments are the
+settings here.
+"""
+
+import re
+from typing import Any, Callable, Iterator, Mapping
+
+from odin_jax.porting import tensors
+
+Settings = dict[str, int]
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Every head of every published CLIP is this wide.
+_HEAD_WIDTH = 64
+# Tensors that hold nothing learnt: old versions of transformers wrote the
+# numbers 0, 1, 2, ... of the tokens.
+IGNORED = {
+  'transformers': ('vision_model.embeddings.position_ids',),
+  'openai': (),
+}
+
+# Name there of what is the same in both layouts but for its name; our path is
+# the key. Layers of a block come in `_BLOCK`.
+_STEMS = {
+  'transformers': {
+    'patch': 'vision_model.embeddings.patch_embedding',
+    'class_token': 'vision_model.embeddings.class_embedding',
+    'position': 'vision_model.embeddings.position_embedding.weight',
+    'norm_in': 'vision_model.pre_layrnorm',
+    'blocks': 'vision_model.encoder.layers',
+    'norm_out': 'vision_model.post_layernorm',
+  },
+  'openai': {
+    'patch': 'conv1',
+    'class_token': 'class_embedding',
+    'position': 'positional_embedding',
+    'norm_in': 'ln_pre',
+    'blocks': 'transformer.resblocks',
+    'norm_out': 'ln_post',
+  },
+}
+_BLOCK = {
+  'transformers': {
+    'norm1': 'layer_norm1',
+    'attention/to_out': 'self_attn.out_proj',
+    'norm2': 'layer_norm2',
+    'expand': 'mlp.fc1',
+    'contract': 'mlp.fc2',
+  },
+  'openai': {
+    'norm1': 'ln_1',
+    'attention/to_out': 'attn.out_proj',
+    'norm2': 'ln_2',
+    'expand': 'mlp.c_fc',
+    'contract': 'mlp.c_proj',
+  },
+}
+_PROJECTION = {
+  'transformers': tensors.Entry(
+    'projection/kernel', 'visual_projection.weight', 'linear'
+  ),
+  # Kept there as [in out] already.
+  'openai': tensors.Entry('projection/kernel', 'proj'),
+}
+
+
+def _norm(path: str, name: str) -> list[tensors.Entry]:
+  return [
+    tensors.Entry(f'{path}/scale', f'{name}.weight'),
+    tensors.Entry(f'{path}/bias', f'{name}.bias'),
+  ]
+
+
+def _linear(path: str, name: str) -> list[tensors.Entry]:
+  return [
+    tensors.Entry(f'{path}/kernel', f'{name}.weight', 'linear'),
+    tensors.Entry(f'{path}/bias', f'{name}.bias'),
+  ]
+
+
+def _separate(path: str, name: str) -> Iterator[tensors.Entry]:
+  for ours in 'qkv':
+    yield from _linear(
+      f'{path}/attention/to_{ours}', f'{name}.self_attn.{ours}_proj'
+    )
+
+
+def _fused(path: str, name: str) -> Iterator[tensors.Entry]:
+  for index, ours in enumerate('qkv'):
+    for leaf, kind, layout in (
+      ('kernel', 'weight', 'linear'),
+      ('bias', 'bias', 'same'),
+    ):
+      yield tensors.Entry(
+        f'{path}/attention/to_{ours}/{leaf}',
+        f'{name}.attn.in_proj_{kind}',
+        layout,
+        (index, 3),
+      )
+
+
+_ATTENTION: dict[str, Callable[[str, str], Iterator[tensors.Entry]]] = {
+  'transformers': _separate,
+  'openai': _fused,
+}
+
+
+def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
+  """One row per parameter of ours.
+
+  Args:
+    settings: arguments of `ClipVision`; read is `num_layers`.
+    layout: 'transformers' or 'openai'.
+  """
+  stems, block = _STEMS[layout], _BLOCK[layout]
+  rows = [
+    tensors.Entry('patch/kernel', f'{stems["patch"]}.weight', 'conv'),
+    tensors.Entry('class_token', stems['class_token']),
+    tensors.Entry('position', stems['position']),
+    *_norm('norm_in', stems['norm_in']),
+    *_norm('norm_out', stems['norm_out']),
+    _PROJECTION[layout],
+  ]
+  for index in range(settings['num_layers']):
+    path, name = f'blocks/{index}', f'{stems["blocks"]}.{index}'
+    rows += _ATTENTION[layout](path, name)
+    for ours, theirs in block.items():
+      rows_of = _norm if ours.startswith('norm') else _linear
+      rows += rows_of(f'{path}/{ours}', f'{name}.{theirs}')
+  return rows
+
+
+def settings_from_shapes(shapes: Shapes, layout: str) -> Settings:
+  """Arguments of `ClipVision` that the tensors of a checkpoint belong to.
+
+  Args:
+    shapes: of every tensor, by its name in `layout`.
+    layout: 'transformers' or 'openai'.
+
+  Raises:
+    ValueError: a tensor that tells a setting is absent.
+  """
+  stems, block = _STEMS[layout], _BLOCK[layout]
+  stem = re.escape(stems['blocks'])
+  numbers = [re.match(rf'{stem}\.(\d+)\.', name) for name in shapes]
+  num_layers = len({number[1] for number in numbers if number})
+  projection = _PROJECTION[layout]
+  try:
+    width, _, patch_px, _ = shapes[f'{stems["patch"]}.weight']
+    tokens, _ = shapes[stems['position']]
+    hidden, _ = shapes[f'{stems["blocks"]}.0.{block["expand"]}.weight']
+    outputs = shapes[projection.name]
+  except KeyError as error:
+    raise ValueError(
+      f'no tensor {error} of a CLIP image encoder in the {layout} layout'
+    ) from error
+  return dict(
+    width=width,
+    num_layers=num_layers,
+    num_heads=width // _HEAD_WIDTH,
+    patch_px=patch_px,
+    # One token is the class's; the rest are a square of patches.
+    image_size_px=round((tokens - 1) ** 0.5) * patch_px,
+    projection=outputs[0 if projection.layout == 'linear' else 1],
+    hidden=hidden,
+  )
+
+
+# Setting -> its name in the config.json of transformers.
+_TRANSFORMERS_NAMES = {
+  'width': 'hidden_size',
+  'num_layers': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads',
+  'patch_px': 'patch_size',
+  'image_size_px': 'image_size',
+  'projection': 'projection_dim',
+  'hidden': 'intermediate_size',
+}
+# What our network is always like.
+_TRANSFORMERS_FIXED = {
+  'num_channels': 3,
+  'hidden_act': 'quick_gelu',
+  'layer_norm_eps': 1e-5,
+}
+
+
+def transformers_config(settings: Settings) -> dict[str, Any]:
+  """The config.json of `CLIPVisionModelWithProjection`."""
+  return {
+    'architectures': ['CLIPVisionModelWithProjection'],
+    'model_type': 'clip_vision_model',
+    **{theirs: settings[ours] for ours, theirs in _TRANSFORMERS_NAMES.items()},
+    **_TRANSFORMERS_FIXED,
+  }
+
+
+def settings_from_transformers(config: Mapping[str, Any]) -> Settings:
+  """Arguments of `ClipVision` for a config.json of transformers.
+
+  Raises:
+    ValueError: the config lacks a field, or asks for what our network is not.
+  """
+  needed = [*_TRANSFORMERS_NAMES.values(), *_TRANSFORMERS_FIXED]
+  missing = [name for name in needed if name not in config]
+  if missing:
+    raise ValueError(f'config of the image encoder lacks {missing}')
+  for name, value in _TRANSFORMERS_FIXED.items():
+    if config[name] != value:
+      raise ValueError(
+        f'image encoder with {name} = {config[name]!r}; only {value!r} is known'
+      )
+  return {ours: config[theirs] for ours, theirs in _TRANSFORMERS_NAMES.items()}

@@ -1,0 +1,250 @@
+"""The public checkpoint formats, a row each, and the folders of diffusers.
+
+A format says under which prefix the tensors of each network are, in which
+layout of `odin_jax.porting.unet`, `vae` and `clip`, and which other tensors
+its files hold that nothing here needs, and why. Sources: cvlab-columbia/zero123
+and kylesargent/zeronvs_diffusion `zero123/ldm/models/diffusion/ddpm.py`,
+CompVis/latent-diffusion `ldm/modules/ema.py`, huggingface/diffusers.
+
+The tensors of a folder of diffusers are named `component.name`, as if it were
+one file.
+"""
+
+import pathlib
+import re
+from typing import Any, Mapping, NamedTuple
+
+from odin_jax.porting import checkpoint_files
+from odin_jax.porting import vae as vae_names
+from odin_jax.shared import binary
+
+# Pattern of whole names, and why tensors of these names are left out.
+Ignored = tuple[tuple[str, str], ...]
+
+
+class Format(NamedTuple):
+  """A row of `FORMATS`.
+
+  Attributes:
+    networks: (prefix, layout) of `unet`, `autoencoder` and `image`.
+    projection: prefix of the pose projection's `weight` and `bias`.
+    pose: the part of the conditioning whose projection must be there; None:
+      that of any part, as its size says, or none.
+    averages: prefix of the moving average of the U-Net, or None.
+    ignored: see `Ignored`.
+    optional: those of `networks` that need not be there.
+  """
+
+  networks: Mapping[str, tuple[str, str]]
+  projection: str
+  pose: str | None
+  averages: str | None
+  ignored: Ignored
+  optional: tuple[str, ...] = ()
+
+
+# Ours, beside the tensors of any format.
+MOTION_MASK = 'odin.motion_mask.'
+CONDITIONING = 'odin.conditioning.'
+CONFIG = 'odin.config'
+
+_LDM = Format(
+  networks={
+    'unet': ('model.diffusion_model.', 'ldm'),
+    'autoencoder': ('first_stage_model.', 'ldm'),
+    'image': ('cond_stage_model.model.visual.', 'openai'),
+  },
+  projection='cc_projection.',
+  pose=None,
+  averages='model_ema.',
+  ignored=(
+    (
+      r'betas|alphas_cumprod(_prev)?|lvlb_weights'
+      r'|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)'
+      r'_alphas_cumprod'
+      r'|posterior_(variance|log_variance_clipped|mean_coef[12])',
+      'the noise schedule, which the config describes',
+    ),
+    (r'logvar', 'a weight of the loss per timestep'),
+    (
+      r'cond_stage_model\.model\.(positional_embedding|text_projection'
+      r'|logit_scale|token_embedding\.weight|ln_final\.(weight|bias)'
+      r'|transformer\..*)',
+      "CLIP's text tower",
+    ),
+    (
+      r'cond_stage_model\.(mean|std)',
+      "constants of the image encoder's input",
+    ),
+    (
+      r'first_stage_model\.loss\..*',
+      'losses that the autoencoder was trained with',
+    ),
+    (r'model_ema\.(decay|num_updates)', 'how the moving average was made'),
+  ),
+)
+_DIFFUSERS = Format(
+  networks={
+    'unet': ('unet.', 'diffusers'),
+    'autoencoder': ('vae.', 'diffusers'),
+    'image': ('image_encoder.', 'transformers'),
+  },
+  projection='projection.',
+  pose=None,
+  averages=None,
+  ignored=((r'image_encoder\..*\.position_ids', 'the numbers 0, 1, 2, ...'),),
+  # The folder of a U-Net alone can be taken in and written out again.
+  optional=('autoencoder', 'image'),
+)
+FORMATS: dict[str, Format] = {
+  'zero123': _LDM._replace(pose='zero123'),
+  'zeronvs': _LDM._replace(pose='zeronvs'),
+  # Zero-1-to-3 was made from it; it knows of no poses.
+  'sd-image-variations': _LDM,
+  'diffusers': _DIFFUSERS,
+}
+# Size of the pose's vector -> part of `odin_jax.models.conditioning`.
+POSES = {4: 'zero123', 19: 'zeronvs'}
+WIDTHS = {pose: width for width, pose in POSES.items()}
+
+
+class Source(NamedTuple):
+  """A checkpoint as it was found.
+
+  Attributes:
+    tensors: by name.
+    configs: of the components of diffusers: config.json by component.
+    paths: of the files read.
+  """
+
+  tensors: checkpoint_files.Tensors
+  configs: dict[str, dict[str, Any]]
+  paths: list[pathlib.Path]
+
+
+def average_name(name: str, averages: str) -> str:
+  """Where LitEma keeps the average of a parameter: it drops the dots.
+
+  Args:
+    name: of the parameter, `model.` included.
+    averages: prefix of the averages.
+  """
+  return averages + name.removeprefix('model.').replace('.', '')
+
+
+def read(name: str, paths: list[pathlib.Path]) -> Source:
+  """The checkpoint at `paths`.
+
+  Args:
+    name: of the format.
+    paths: one file; or one or more folders of diffusers.
+
+  Raises:
+    binary.UserError: what is there is not of this format, or damaged.
+  """
+  if name == 'diffusers':
+    return _read_folders(paths)
+  if len(paths) > 1:
+    raise binary.UserError(
+      f'--source={",".join(map(str, paths))}: one file is needed'
+    )
+  files = checkpoint_files.read(paths[0])
+  return Source(files.tensors, {}, files.paths)
+
+
+# -- Folders of diffusers ------------------------------------------------------
+
+# Class that a component's config.json names -> prefix of its tensors here.
+_COMPONENTS = {
+  'UNet2DConditionModel': 'unet',
+  'AutoencoderKL': 'vae',
+  'CLIPVisionModelWithProjection': 'image_encoder',
+  'CLIPCameraProjection': 'projection',
+  'CCProjection': 'projection',
+}
+# Folders of a pipeline that hold nothing of these.
+_OTHER_FOLDERS = (
+  'feature_extractor',
+  'safety_checker',
+  'text_encoder',
+  'tokenizer',
+)
+_SCHEDULER, _ODIN = 'scheduler', 'odin'
+
+
+def _read_folders(paths: list[pathlib.Path]) -> Source:
+  source = Source({}, {}, [])
+  for path in paths:
+    folder = binary.require_folder(path, 'a folder of diffusers')
+    for part in _parts(folder):
+      _READ_PART.get(part.name, _read_component)(part, source)
+  return source
+
+
+def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The component that a folder is, or those of the pipeline that it is."""
+  if (folder / 'config.json').is_file():
+    return [folder]
+  parts = sorted(
+    path
+    for path in folder.iterdir()
+    if path.is_dir()
+    and path.name not in _OTHER_FOLDERS
+    and not path.name.startswith('.')
+  )
+  if not parts:
+    raise binary.UserError(
+      f'{folder}: neither a component nor a pipeline of diffusers: '
+      'config.json or folders such as unet/ and vae/ are needed'
+    )
+  return parts
+
+
+def _read_component(folder: pathlib.Path, source: Source) -> None:
+  config = checkpoint_files.read_json(
+    binary.require_file(folder / 'config.json', 'the config of a component')
+  )
+  names = [config.get('_class_name'), *config.get('architectures', [])]
+  found = [_COMPONENTS[name] for name in names if name in _COMPONENTS]
+  if not found:
+    raise binary.UserError(
+      f'{folder}: a component of class {names[-1] or names[0]}; known are '
+      f'{", ".join(_COMPONENTS)}; take the folder out'
+    )
+  if found[0] in source.configs:
+    raise binary.UserError(f'{folder}: a second {found[0]}; give one')
+  source.configs[found[0]] = config
+  files = checkpoint_files.read_folder(folder)
+  source.paths.extend(files.paths)
+  for name, tensor in files.tensors.items():
+    source.tensors[f'{found[0]}.{_today(found[0], name)}'] = tensor
+
+
+def _today(component: str, name: str) -> str:
+  """A tensor's name as it is called here and in diffusers of today."""
+  if component == 'projection':
+    # The class, which no library defines, calls its one layer what it likes.
+    return re.sub(r'^(proj|projection)\.', '', name)
+  return vae_names.renamed_legacy(name) if component == 'vae' else name
+
+
+def _read_scheduler(folder: pathlib.Path, source: Source) -> None:
+  path = folder / 'scheduler_config.json'
+  source.configs[_SCHEDULER] = checkpoint_files.read_json(
+    binary.require_file(path, 'the config of the scheduler')
+  )
+
+
+def _read_odin(folder: pathlib.Path, source: Source) -> None:
+  source.configs[_ODIN] = checkpoint_files.read_json(
+    binary.require_file(folder / 'config.json', 'what port_weights wrote')
+  )
+  for prefix in (MOTION_MASK, CONDITIONING):
+    path = folder / f'{prefix.split(".")[1]}.safetensors'
+    files = checkpoint_files.read(path)
+    source.paths.append(path)
+    for name, tensor in files.tensors.items():
+      source.tensors[prefix + name] = tensor
+
+
+_READ_PART = {_SCHEDULER: _read_scheduler, _ODIN: _read_odin}

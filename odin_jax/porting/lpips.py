@@ -1,0 +1,193 @@
+"""The weights of LPIPS: from torchvision and lpips to a file of ours.
+
+A backbone comes as the state dict of torchvision's classifier, of which only
+the convolutions are used; the heads come as the state dict in
+`lpips/weights/v0.1` of the package lpips. Ours is `odin_jax.models.lpips`,
+which reads what `write` writes.
+"""
+
+import hashlib
+import os
+from typing import Iterable, Mapping, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from odin_jax.porting import tensors
+from odin_jax.shared import binary
+
+FORMAT = 'odin-lpips'
+
+# Number of every convolution in `features` of torchvision's network.
+_CONVS = {
+  'alex': (0, 3, 6, 8, 10),
+  'vgg': (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+}
+_HEADS = 5
+
+
+def _parameters(layers: Iterable[int]) -> tuple[str, ...]:
+  return tuple(
+    f'classifier.{layer}.{kind}'
+    for layer in layers
+    for kind in ('weight', 'bias')
+  )
+
+
+# The layers after the last convolution: they name what is in a picture.
+IGNORED = {'alex': _parameters((1, 4, 6)), 'vgg': _parameters((0, 3, 6))}
+
+
+class Published(NamedTuple):
+  """A file that everybody's LPIPS scores are made with.
+
+  Attributes:
+    name: of the file.
+    sha256: how its digest starts; torchvision puts 8 digits into the name.
+    source: where it can be had.
+  """
+
+  name: str
+  sha256: str
+  source: str
+
+
+_TORCHVISION = 'https://download.pytorch.org/models/'
+_LPIPS = 'lpips/weights/v0.1/ of the wheel lpips==0.1.4, as '
+PUBLISHED = {
+  'alex': {
+    'backbone': Published(
+      'alexnet-owt-7be5be79.pth',
+      '7be5be79',
+      f'{_TORCHVISION}alexnet-owt-7be5be79.pth',
+    ),
+    'heads': Published('alex.pth', 'df73285e', f'{_LPIPS}alex.pth'),
+  },
+  'vgg': {
+    'backbone': Published(
+      'vgg16-397923af.pth', '397923af', f'{_TORCHVISION}vgg16-397923af.pth'
+    ),
+    'heads': Published('vgg.pth', 'a78928a0', f'{_LPIPS}vgg.pth'),
+  },
+}
+
+
+def require_published(
+  path: str | os.PathLike[str], net: str, part: str = 'backbone'
+) -> str:
+  """The SHA-256 of a file, which must be the published one.
+
+  A score with other weights, random ones above all, is no LPIPS.
+
+  Args:
+    path: the file as it was downloaded.
+    net: 'alex' or 'vgg'.
+    part: 'backbone' or 'heads'.
+
+  Raises:
+    binary.UserError: there is no such file, or it is another.
+  """
+  published = PUBLISHED[net][part]
+  what = f'the {part} of LPIPS with {net} ({published.source})'
+  path = binary.require_file(path, what)
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  if not digest.startswith(published.sha256):
+    raise binary.UserError(
+      f'{path}: SHA-256 starts with {digest[:8]}, not {published.sha256}: this '
+      f'is not {published.name}; get {published.source}'
+    )
+  return digest
+
+
+def entries(net: str) -> list[tensors.Entry]:
+  """One row per parameter of `odin_jax.models.lpips.Lpips`."""
+  rows = []
+  for index, layer in enumerate(_CONVS[net]):
+    rows += [
+      tensors.Entry(
+        f'convs/{index}/kernel', f'features.{layer}.weight', 'conv'
+      ),
+      tensors.Entry(f'convs/{index}/bias', f'features.{layer}.bias'),
+    ]
+  return rows + [
+    tensors.Entry(
+      f'heads/{stage}/kernel', f'lin{stage}.model.1.weight', 'pointwise'
+    )
+    for stage in range(_HEADS)
+  ]
+
+
+def _require_keys(
+  what: str, found: Iterable[str], needed: Iterable[str], ignored: set[str]
+) -> None:
+  left_over = sorted(set(found) - set(needed) - ignored)
+  missing = sorted(set(needed) - set(found))
+  if left_over or missing:
+    raise ValueError(f'{what}: left over {left_over}, missing {missing}')
+
+
+def convert(
+  net: str,
+  backbone: Mapping[str, np.ndarray],
+  heads: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Parameters of `odin_jax.models.lpips.Lpips`, by path.
+
+  Args:
+    net: 'alex' or 'vgg'.
+    backbone: torchvision's state dict.
+    heads: the state dict in `lpips/weights/v0.1`.
+
+  Raises:
+    ValueError: a tensor is missing, or is neither used nor in `IGNORED`.
+  """
+  rows = entries(net)
+  in_heads = {row.name for row in rows if row.path.startswith('heads/')}
+  in_backbone = {row.name for row in rows} - in_heads
+  _require_keys(f'backbone {net}', backbone, in_backbone, set(IGNORED[net]))
+  _require_keys(f'heads of {net}', heads, in_heads, set())
+  state = {**backbone, **heads}
+  return {
+    # safetensors writes the memory as it lies.
+    row.path: np.ascontiguousarray(tensors.to_ours(row, state[row.name]))
+    for row in rows
+  }
+
+
+def write(
+  path: str | os.PathLike[str],
+  net: str,
+  params: Mapping[str, np.ndarray],
+  *,
+  backbone_sha256: str,
+  heads_sha256: str,
+) -> None:
+  """Writes one `.safetensors` file for `odin_jax.models.lpips.load`.
+
+  Args:
+    path: of the file.
+    net: 'alex' or 'vgg'.
+    params: what `convert` gives.
+    backbone_sha256: what `require_published` gives for the backbone.
+    heads_sha256: what it gives for the heads.
+
+  Raises:
+    ValueError: a digest is not that of the published file.
+  """
+  digests = {'backbone': backbone_sha256, 'heads': heads_sha256}
+  for part, digest in digests.items():
+    if not digest.startswith(PUBLISHED[net][part].sha256):
+      raise ValueError(f'{digest} is not the SHA-256 of the published {part}')
+  content = hashlib.sha256()
+  for name in sorted(params):
+    content.update(params[name].tobytes())
+  metadata = {
+    'format': FORMAT,
+    'net': net,
+    'backbone_sha256': backbone_sha256,
+    'heads_sha256': heads_sha256,
+    'content_sha256': content.hexdigest(),
+  }
+  with binary.atomic_path(path) as temporary:
+    safetensors.numpy.save_file(dict(params), temporary, metadata)

@@ -1,0 +1,145 @@
+"""Training that starts from a checkpoint of another run, or a ported one.
+
+The parameters of both models are compared by path. What the checkpoint has is
+taken; a first convolution with more input channels keeps zeros for the new
+ones, as Zero-1-to-3 made its eight channels from Stable Diffusion's four; a
+conditioning of another kind starts fresh. Anything else must be the same.
+"""
+
+import pathlib
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from odin_jax.models import encoders
+from odin_jax.shared import binary
+from odin_jax.training import checkpoint, sharding, step
+
+Config = Mapping[str, Any]
+_WIDENED = 'unet/conv_in/kernel'
+_MAY_BE_FRESH = 'conditioning/'
+# What of two configs must agree where the parameters' shapes do not show it.
+_MUST_AGREE = ('autoencoder', 'image_encoder')
+_OF_UNET = ('num_heads', 'num_groups')
+
+
+def _by_path(params: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def _fits(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+  if name != _WIDENED:
+    return ours == theirs
+  narrower = theirs[2] <= ours[2]
+  return narrower and ours[:2] + ours[3:] == theirs[:2] + theirs[3:]
+
+
+def _misfits(ours: Any, theirs: Any) -> list[str]:
+  """Paths of parameters that one model has and the other has not, or other."""
+  ours, theirs = _by_path(ours), _by_path(theirs)
+  return sorted(
+    name
+    for name in ours.keys() | theirs.keys()
+    if not name.startswith(_MAY_BE_FRESH)
+    and not (
+      name in ours
+      and name in theirs
+      and _fits(name, ours[name].shape, theirs[name].shape)
+    )
+  )
+
+
+def fresh(ours: Any, theirs: Any) -> list[str]:
+  """Paths of parameters that the checkpoint does not give."""
+  theirs = {name: leaf.shape for name, leaf in _by_path(theirs).items()}
+  return sorted(
+    name
+    for name, leaf in _by_path(ours).items()
+    if name.startswith(_MAY_BE_FRESH) and theirs.get(name) != leaf.shape
+  )
+
+
+def adopt(params: Any, given: Any) -> Any:
+  """`params` with all that `given` has of them.
+
+  Args:
+    params: fresh parameters of the model.
+    given: of the checkpoint; see `load` for what it may lack.
+  """
+  given = _by_path(given)
+
+  def pick(path: Any, leaf: jax.Array) -> jax.Array:
+    name = sharding.path_name(path)
+    theirs = given.get(name)
+    if name == _WIDENED:
+      added = leaf.shape[2] - theirs.shape[2]
+      return jnp.pad(theirs, ((0, 0), (0, 0), (0, added), (0, 0)))
+    taken = theirs is not None and theirs.shape == leaf.shape
+    return theirs if taken else leaf
+
+  return jax.tree_util.tree_map_with_path(pick, params)
+
+
+def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
+  """Raises binary.UserError where the configs name other networks."""
+  if saved['autoencoder']['kind'] == 'none':
+    raise binary.UserError(
+      f'--init={where}: a U-Net that was ported without its autoencoder; port '
+      'their folders together'
+    )
+  pairs = [(name, config[name], saved[name]) for name in _MUST_AGREE] + [
+    (f'model.unet.{name}', *(c['model']['unet'][name] for c in (config, saved)))
+    for name in _OF_UNET
+  ]
+  name = 'unscaled_source'
+  pairs.append((f'model.{name}', config['model'][name], saved['model'][name]))
+  changed = [
+    f'{name}: {theirs!r} there, {ours!r} here'
+    for name, ours, theirs in pairs
+    if ours != theirs
+  ]
+  if changed:
+    raise binary.UserError(
+      f'--init={where}: a model of another config ({"; ".join(changed)})'
+    )
+
+
+def load(
+  where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh
+) -> tuple[Any, encoders.Encoders, list[str]]:
+  """The parameters of the newest checkpoint of a workdir, as a start.
+
+  Args:
+    where: workdir of training (its moving averages are taken) or of
+      port_weights.
+    config: of the run to start.
+    mesh: its mesh.
+
+  Returns:
+    the parameters in their shards, for `adopt`; the encoders; the names of
+    parameters that will start fresh.
+
+  Raises:
+    binary.UserError: no checkpoint there, or one of another network.
+  """
+  checkpoints, newest, saved = checkpoint.open_latest(where)
+  _check(where, config, saved)
+  theirs = jax.eval_shape(lambda: step.init_params(saved))
+  ours = jax.eval_shape(lambda: step.init_params(config))
+  misfits = _misfits(ours, theirs)
+  if misfits:
+    raise binary.UserError(
+      f'--init={where}: {len(misfits)} parameters do not fit this config, '
+      f'{misfits[0]} first; give the U-Net and conditioning of that model'
+    )
+  params, frozen = checkpoints.restore_params(
+    newest,
+    'params' if checkpoint.is_ported(saved) else 'ema',
+    theirs,
+    sharding.shardings(theirs, mesh),
+    saved,
+  )
+  checkpoints.close()
+  return params, frozen, fresh(ours, theirs)

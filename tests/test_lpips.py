@@ -1,0 +1,370 @@
+"""LPIPS: parity with the package lpips, and which weights are let in."""
+
+import hashlib
+import importlib
+import json
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from odin_jax.models import lpips as ours
+from odin_jax.porting import lpips as porting
+from odin_jax.shared import binary
+
+NETS = ('alex', 'vgg')
+# Where torchvision's networks have poolings; as many convolutions of these
+# widths between them as VGG16 has.
+VGG16 = (
+  64,
+  64,
+  'M',
+  128,
+  128,
+  'M',
+  *(256,) * 3,
+  'M',
+  *((512,) * 3 + ('M',)) * 2,
+)
+
+
+def alexnet_features():
+  """`features` of torchvision.models.alexnet, layer by layer."""
+  nn = torch.nn
+  return nn.Sequential(
+    nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
+    nn.ReLU(inplace=True),
+    nn.MaxPool2d(kernel_size=3, stride=2),
+    nn.Conv2d(64, 192, kernel_size=5, padding=2),
+    nn.ReLU(inplace=True),
+    nn.MaxPool2d(kernel_size=3, stride=2),
+    nn.Conv2d(192, 384, kernel_size=3, padding=1),
+    nn.ReLU(inplace=True),
+    nn.Conv2d(384, 256, kernel_size=3, padding=1),
+    nn.ReLU(inplace=True),
+    nn.Conv2d(256, 256, kernel_size=3, padding=1),
+    nn.ReLU(inplace=True),
+    nn.MaxPool2d(kernel_size=3, stride=2),
+  )
+
+
+def vgg16_features():
+  """`features` of torchvision.models.vgg16 (its configuration D)."""
+  modules, inputs = [], 3
+  for width in VGG16:
+    if width == 'M':
+      modules.append(torch.nn.MaxPool2d(kernel_size=2, stride=2))
+    else:
+      modules.append(torch.nn.Conv2d(inputs, width, kernel_size=3, padding=1))
+      modules.append(torch.nn.ReLU(inplace=True))
+      inputs = width
+  return torch.nn.Sequential(*modules)
+
+
+FEATURES = {'alex': alexnet_features, 'vgg': vgg16_features}
+
+
+def stand_in(features):
+  """A constructor of torchvision.models, random and without a classifier."""
+
+  def make(pretrained):
+    assert not pretrained, 'there are no trained weights here'
+    return types.SimpleNamespace(features=features())
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def theirs():
+  """The package lpips, on a stand-in for torchvision."""
+  if importlib.util.find_spec('lpips') is None:
+    pytest.skip('no lpips: see tests/requirements-no-deps.txt')
+  torchvision = types.ModuleType('torchvision')
+  torchvision.models = types.ModuleType('torchvision.models')
+  torchvision.models.alexnet = stand_in(alexnet_features)
+  torchvision.models.vgg16 = stand_in(vgg16_features)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, 'torchvision', torchvision)
+    patch.setitem(sys.modules, 'torchvision.models', torchvision.models)
+    return importlib.import_module('lpips')
+
+
+def random_backbone(net):
+  """torchvision's state dict with random weights that keep the scale."""
+  generator = np.random.default_rng(5)
+  features = FEATURES[net]()
+  state = {}
+  for name, tensor in features.state_dict().items():
+    scale = (2 / max(tensor[0].numel(), 1)) ** 0.5 if tensor.ndim > 1 else 0.1
+    value = generator.normal(0, scale, tuple(tensor.shape))
+    state[f'features.{name}'] = value.astype(np.float32)
+  return state
+
+
+def random_heads(net):
+  generator = np.random.default_rng(6)
+  return {
+    f'lin{stage}.model.1.weight': generator.uniform(
+      0, 1, (1, convs[-1].outputs, 1, 1)
+    ).astype(np.float32)
+    for stage, convs in enumerate(ours.NETS[net].stages)
+  }
+
+
+def heads_file(theirs, net):
+  folder = pathlib.Path(theirs.__file__).parent
+  return folder / 'weights' / 'v0.1' / f'{net}.pth'
+
+
+def read_heads(theirs, net):
+  state = torch.load(
+    heads_file(theirs, net), map_location='cpu', weights_only=True
+  )
+  return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def random_pairs(size=64):
+  """Noise against noise, and a picture against itself a little changed."""
+  generator = np.random.default_rng(7)
+  first = generator.uniform(0, 1, (3, size, size, 3))
+  second = generator.uniform(0, 1, (3, size, size, 3))
+  second[1] = np.clip(
+    first[1] + generator.normal(0, 0.06, first[1].shape), 0, 1
+  )
+  second[2] = first[2]
+  return first.astype(np.float32), second.astype(np.float32)
+
+
+distance = jax.jit(lambda metric, x, y: metric.distance(x, y))
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_distance_is_that_of_lpips(theirs, net):
+  backbone, heads = random_backbone(net), read_heads(theirs, net)
+  metric = theirs.LPIPS(net=net, pnet_rand=True, verbose=False)
+  slices = {
+    name.split('.', 1)[1]: tensor
+    for name, tensor in metric.net.state_dict(keep_vars=True).items()
+  }
+  # Their slices keep torchvision's numbers: slice2.3.weight.
+  assert {f'features.{name}' for name in slices} == set(backbone)
+  for name, tensor in slices.items():
+    tensor.data.copy_(torch.tensor(backbone[f'features.{name}']))
+
+  first, second = random_pairs()
+  with torch.no_grad():
+    expected = metric(
+      *(torch.tensor(x).permute(0, 3, 1, 2) for x in (first, second)),
+      normalize=True,
+    )
+  expected = expected.numpy()[:, 0, 0, 0]
+  assert expected[0] > 0.05 > expected[1] > 1e-3 and expected[2] == 0
+  params = porting.convert(net, backbone, heads)
+  np.testing.assert_allclose(
+    distance(ours.Lpips(params, net), first, second), expected, atol=1e-5
+  )
+
+
+@pytest.fixture(scope='module')
+def alex():
+  """Parameters of the small network, every one random."""
+  return porting.convert('alex', random_backbone('alex'), random_heads('alex'))
+
+
+def test_distance_is_symmetric_and_zero_for_equal_images(alex):
+  first, second = random_pairs(31)
+  metric = ours.Lpips(alex, 'alex')
+  there, back = distance(metric, first, second), distance(metric, second, first)
+  np.testing.assert_allclose(there, back, rtol=1e-5)
+  assert there.shape == (3,) and there[0] > there[1] > 1e-4
+  np.testing.assert_allclose(there[2], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_images_that_are_too_small_are_refused(net):
+  smallest = ours.NETS[net].min_px
+  compared = FEATURES[net]()[:-1]
+  with torch.no_grad():
+    assert compared(torch.zeros(1, 3, smallest, smallest)).numel()
+    with pytest.raises(RuntimeError, match='too small'):
+      compared(torch.zeros(1, 3, smallest - 1, smallest - 1))
+
+  shapes = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in ours.shapes(net).items()
+  }
+  metric = ours.Lpips(shapes, net)
+
+  def run(size):
+    images = jax.ShapeDtypeStruct((2, size, size + 9, 3), jnp.float32)
+    return jax.eval_shape(distance, metric, images, images)
+
+  assert run(smallest).shape == (2,)
+  with pytest.raises(ValueError, match=f'images of {smallest} px'):
+    run(smallest - 1)
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_converter_gives_the_shapes_and_digests_of_the_model(net):
+  params = porting.convert(net, random_backbone(net), random_heads(net))
+  assert {k: v.shape for k, v in params.items()} == ours.shapes(net)
+  assert porting.FORMAT == ours.FORMAT
+  assert ours.NETS[net].digests == {
+    f'{part}_sha256': published.sha256
+    for part, published in porting.PUBLISHED[net].items()
+  }
+
+
+def test_convolution_and_head_keep_their_values():
+  backbone, heads = random_backbone('vgg'), random_heads('vgg')
+  params = porting.convert('vgg', backbone, heads)
+  # The fifth convolution is layer 10 of `features`.
+  kernel = backbone['features.10.weight']
+  assert params['convs/4/kernel'][2, 0, 5, 7] == kernel[7, 5, 2, 0]
+  head = heads['lin3.model.1.weight']
+  assert params['heads/3/kernel'][11, 0] == head[0, 11, 0, 0]
+
+
+def classifier(net):
+  return {name: np.zeros(1, np.float32) for name in porting.IGNORED[net]}
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_classifier_is_left_out(net):
+  state = random_backbone(net) | classifier(net)
+  params = porting.convert(net, state, random_heads(net))
+  assert params.keys() == ours.shapes(net).keys()
+
+
+def test_keys_left_over_or_missing_are_listed():
+  backbone, heads = random_backbone('alex'), random_heads('alex')
+  strange = backbone | {'features.1.weight': np.zeros(1, np.float32)}
+  with pytest.raises(ValueError, match=r"left over \['features.1.weight'\]"):
+    porting.convert('alex', strange, heads)
+  with pytest.raises(ValueError, match=r"missing \['lin2.model.1.weight'\]"):
+    fewer = {k: v for k, v in heads.items() if not k.startswith('lin2')}
+    porting.convert('alex', backbone, fewer)
+  with pytest.raises(ValueError, match=r"left over \['classifier.1.bias'"):
+    porting.convert('vgg', random_backbone('vgg') | classifier('alex'), heads)
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_heads_of_the_package_are_the_published_ones(theirs, net):
+  path = heads_file(theirs, net)
+  digest = porting.require_published(path, net, 'heads')
+  assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+  # Version 0.0 has tensors of the same names and shapes.
+  older = path.parents[1] / 'v0.0' / path.name
+  with pytest.raises(binary.UserError, match='this is not'):
+    porting.require_published(older, net, 'heads')
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_another_backbone_is_refused(tmp_path, net):
+  path = tmp_path / porting.PUBLISHED[net]['backbone'].name
+  with pytest.raises(binary.UserError, match='no such file.*https://download'):
+    porting.require_published(path, net)
+  torch.save(random_backbone('alex'), path)
+  with pytest.raises(binary.UserError) as error:
+    porting.require_published(path, net)
+  message = str(error.value)
+  assert message.startswith(f'{path}: SHA-256 starts with ')
+  assert f'https://download.pytorch.org/models/{path.name}' in message
+  assert '\n' not in message
+
+
+def published_digests(net):
+  """Digests that start as the published ones do."""
+  return {
+    f'{part}_sha256': published.sha256.ljust(64, '0')
+    for part, published in porting.PUBLISHED[net].items()
+  }
+
+
+@pytest.fixture
+def file(tmp_path, alex):
+  """A file of ours that passes for one with the published weights."""
+  path = tmp_path / 'lpips-alex.safetensors'
+  porting.write(path, 'alex', alex, **published_digests('alex'))
+  return path
+
+
+def test_file_is_read_back_as_it_was_written(file, alex):
+  metric = ours.load(file)
+  assert metric.net == 'alex' and metric.params.keys() == alex.keys()
+  for name, param in alex.items():
+    np.testing.assert_array_equal(metric.params[name], param, err_msg=name)
+  assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize('part', ['backbone_sha256', 'heads_sha256'])
+def test_unpublished_weights_are_not_written(tmp_path, alex, part):
+  digests = published_digests('alex') | {part: '0' * 64}
+  with pytest.raises(ValueError, match='is not the SHA-256 of the published'):
+    porting.write(tmp_path / 'x.safetensors', 'alex', alex, **digests)
+  assert not list(tmp_path.iterdir())
+
+
+def header(path):
+  """Metadata of a safetensors file."""
+  content = path.read_bytes()
+  size = int.from_bytes(content[:8], 'little')
+  return json.loads(content[8 : 8 + size])['__metadata__']
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'format': 'pt'}, 'no odin-lpips file'),
+    ({'net': 'squeeze'}, 'no odin-lpips file of a known network'),
+    ({'net': 'vgg'}, 'not that of the published vgg'),
+    ({'backbone_sha256': '0' * 64}, 'backbone_sha256 is not that'),
+    ({'backbone_sha256': None}, 'backbone_sha256 is not that'),
+    ({'heads_sha256': '0' * 64}, 'heads_sha256 is not that'),
+    ({'content_sha256': '0' * 64}, 'not those that were written'),
+  ],
+)
+def test_file_without_verified_digests_is_refused(file, alex, changes, words):
+  metadata = header(file) | changes
+  metadata = {key: value for key, value in metadata.items() if value}
+  safetensors.numpy.save_file(alex, file, metadata)
+  with pytest.raises(binary.UserError, match=words) as error:
+    ours.load(file)
+  assert str(error.value).startswith(f'{file}: ')
+
+
+def test_file_with_other_arrays_is_refused(file, alex):
+  fewer = {name: alex[name] for name in list(alex)[1:]}
+  safetensors.numpy.save_file(fewer, file, header(file))
+  with pytest.raises(binary.UserError, match='are not those of alex'):
+    ours.load(file)
+
+
+def flip_a_bit(content):
+  return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+@pytest.mark.parametrize(
+  'damage, words',
+  [
+    (lambda content: content[:-100], 'cannot be read'),
+    (lambda content: content[:5], 'cannot be read'),
+    (lambda content: b'PK' + content, 'cannot be read'),
+    (flip_a_bit, 'not those that were written'),
+  ],
+)
+def test_damaged_file_is_refused(file, damage, words):
+  file.write_bytes(damage(file.read_bytes()))
+  with pytest.raises(binary.UserError, match=words):
+    ours.load(file)
+
+
+def test_absent_file_is_refused(tmp_path):
+  with pytest.raises(binary.UserError, match='no such file'):
+    ours.load(tmp_path / 'none.safetensors')
