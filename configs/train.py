@@ -75,13 +75,15 @@ def _multiple_px(config: ml_collections.ConfigDict) -> int:
 
 
 def _predict(config: ml_collections.ConfigDict, prediction: str) -> None:
-  # eps says nothing about x0 where no signal is left, so it gets a schedule
-  # that leaves some: Stable Diffusion's.
-  config.diffusion.prediction = prediction
-  config.diffusion.schedule = (
-    'scaled_linear' if prediction == 'eps' else 'cosine'
-  )
-  config.diffusion.zero_terminal_snr = prediction != 'eps'
+  diffusion = config.diffusion
+  diffusion.prediction = prediction
+  # eps says nothing about x0 where no signal is left; the others learn to start
+  # from noise alone, and have to be sampled from there.
+  diffusion.zero_terminal_snr = prediction != 'eps'
+  if prediction != 'eps':
+    diffusion.spacing = 'trailing'
+  if config.recipe == 'world':
+    diffusion.schedule = 'scaled_linear' if prediction == 'eps' else 'cosine'
 
 
 def _common() -> ml_collections.ConfigDict:
@@ -93,7 +95,7 @@ def _common() -> ml_collections.ConfigDict:
   # Random autoencoder and image encoder where no --init is given.
   config.random_encoders = False
   config.diffusion = dict(
-    schedule='',
+    schedule='scaled_linear',
     num_timesteps=1000,
     zero_terminal_snr=False,
     prediction='',
@@ -107,6 +109,8 @@ def _common() -> ml_collections.ConfigDict:
     condition_dropout=0.0,
     spacing='trailing',
   )
+  # Clipping is ours, and so is that vectors (biases, norms) do not decay;
+  # Zero-1-to-3 does neither.
   config.optimizer = dict(
     learning_rate=1e-4,
     schedule='cosine',

@@ -96,6 +96,12 @@ _SAMPLER = flags.DEFINE_enum(
 _NUM_STEPS = flags.DEFINE_integer(
   'num_steps', 10, 'Steps of the sampler per view.', lower_bound=1
 )
+_SPACING = flags.DEFINE_enum(
+  'spacing',
+  '',
+  ['', *sampler.SPACINGS],
+  'Spacing of the timesteps; by default that of the training config.',
+)
 _GUIDANCE = flags.DEFINE_float(
   'guidance', 1.0, 'Weight of classifier-free guidance; 1 is none.'
 )
@@ -245,6 +251,7 @@ def main() -> None:
       num_steps=_NUM_STEPS.value,
       guidance=_GUIDANCE.value,
       guidance_rescale=_GUIDANCE_RESCALE.value,
+      spacing=_SPACING.value,
     ),
     batch_size=_BATCH_SIZE.value,
     ema=_EMA.value,

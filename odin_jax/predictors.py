@@ -294,13 +294,14 @@ def load_model(
   averaged = ema and not checkpoint.is_ported(config)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   abstract = jax.eval_shape(lambda: step.init_params(config))
-  params, frozen = checkpoints.restore_params(
+  everywhere = sharding.replicated(mesh)
+  params = checkpoints.restore_params(
     newest,
     'ema' if averaged else 'params',
     abstract,
-    jax.tree.map(lambda _: sharding.replicated(mesh), abstract),
-    config,
+    jax.tree.map(lambda _: everywhere, abstract),
   )
+  frozen = checkpoints.restore_encoders(newest, config, everywhere)
   checkpoints.close()
   return Model(
     params,
@@ -310,7 +311,8 @@ def load_model(
     sampling=sampling,
     batch_size=batch_size,
     protocol={
-      'ema': averaged,
+      'ema': averaged or config.get('ported_average', False),
+      'ported_from': config.get('ported_from'),
       'checkpoint_step': newest,
       'params_sha256': checkpoint.params_sha256(params),
       'conditioning': config['model']['conditioning'],

@@ -27,10 +27,16 @@ import numpy as np
 import tqdm
 
 from odin_jax import batches
-from odin_jax.diffusion import schedule
 from odin_jax.models import encoders
 from odin_jax.shared import binary
-from odin_jax.training import checkpoint, journal, sharding, step, warm_start
+from odin_jax.training import (
+  checkpoint,
+  journal,
+  settings,
+  sharding,
+  step,
+  warm_start,
+)
 
 _CONFIG = binary.define_config('configs/train.py')
 _RECORDS = flags.DEFINE_string(
@@ -47,7 +53,7 @@ _INIT = flags.DEFINE_string(
   'init',
   None,
   'Workdir to take the first parameters and the encoders from: the output of '
-  'odin_jax.port_weights, or another run.',
+  'odin_jax.port_weights, or another run, whose moving averages are taken.',
 )
 _TOOL = 'odin_jax.train'
 
@@ -65,19 +71,10 @@ class Interrupt:
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
   """The shapes of the state of a config that can be trained."""
-  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every'):
-    if config[name] < 1:
-      raise binary.UserError(
-        f'config.{name}={config[name]}: must be at least 1'
-      )
-  diffusion = config['diffusion']
+  settings.check(config)
   try:
-    encoders.check(config)
-    schedule.check(
-      diffusion['prediction'], zero_terminal_snr=diffusion['zero_terminal_snr']
-    )
     return jax.eval_shape(functools.partial(step.init, config))
-  except ValueError as error:
+  except (ValueError, KeyError) as error:
     raise binary.UserError(f'--config: {error}') from error
 
 
@@ -107,20 +104,18 @@ def _start(
   if not config['init']:
     state = jax.jit(init, out_shardings=state_shardings)()
     return state, _make_encoders(source, config)
-  given, frozen, fresh = warm_start.load(
+  given, frozen, notes = warm_start.load(
     pathlib.Path(config['init']), config, mesh
   )
-  if fresh:
-    tqdm.tqdm.write(
-      f'{config["init"]} has no {", ".join(fresh)}: these start fresh',
-      file=sys.stderr,
-    )
+  for note in notes:
+    tqdm.tqdm.write(f'{config["init"]}: {note}', file=sys.stderr)
 
   def init_from(given: Any) -> step.State:
     params = warm_start.adopt(step.init_params(config), given)
     return step.state_of(config, params)
 
-  return jax.jit(init_from, out_shardings=state_shardings)(given), frozen
+  state = jax.jit(init_from, donate_argnums=0, out_shardings=state_shardings)
+  return state(given), frozen
 
 
 def _summary(
@@ -176,6 +171,11 @@ def main() -> None:
   restored_step = checkpoints.latest() or 0
   if restored_step:
     checkpoints.check(restored_step, config)
+    if config['init']:
+      tqdm.tqdm.write(
+        f'--init is not read: {workdir} goes on from step {restored_step}',
+        file=sys.stderr,
+      )
     if restored_step > config['steps']:
       raise binary.UserError(
         f'{workdir}: trained for {restored_step} steps already, more than '

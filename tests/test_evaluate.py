@@ -243,6 +243,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
     ([good, *copy, '--config.image_size_px=8'], ['11']),
     ([good, *copy, '--config.num_pairs=0'], ['num_pairs']),
     ([good, *copy, '--config.no_such=1'], ['no_such']),
+    ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
     ([good, *copy, '--benchmark=none'], ['benchmark']),
     ([out], ['data']),
     ([good, out], ['--workdir']),

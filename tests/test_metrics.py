@@ -2,11 +2,13 @@
 
 import hypothesis
 from hypothesis import strategies
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.metrics
 
 from odin_jax import metrics
+from odin_jax.models import lpips
 
 
 def images(seed, size=24, count=3):
@@ -107,6 +109,29 @@ def test_an_exact_copy_scores_the_ceiling_and_one():
   assert rows == [
     {'psnr': metrics.PSNR_CEILING_DB, 'ssim': pytest.approx(1), 'lpips': None}
   ] * len(rows)
+
+
+def test_lpips_is_a_score_of_each_image(monkeypatch):
+  """Scored in batches, of which the last is not full."""
+  generator = np.random.default_rng(0)
+  perceptual = lpips.Lpips(
+    {
+      name: jnp.asarray(np.abs(generator.normal(0, 0.05, shape)), jnp.float32)
+      for name, shape in lpips.shapes('alex').items()
+    },
+    'alex',
+  )
+  prediction, truth = generator.uniform(size=(2, 3, 32, 32, 3))
+  prediction[2] = truth[2]
+  monkeypatch.setattr(metrics, '_BATCH', 2)
+  found = [row['lpips'] for row in metrics.score(prediction, truth, perceptual)]
+  expected = perceptual.distance(
+    jnp.asarray(prediction, jnp.float32), jnp.asarray(truth, jnp.float32)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+  assert found[0] > 1e-3 and found[1] > 1e-3 and abs(found[2]) < 1e-6
+  assert 'alex' in metrics.definitions(perceptual)['lpips']
+  assert 'port_weights' in metrics.definitions(None)['lpips']
 
 
 def test_mean_scores_keep_what_was_not_measured():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 from posed_records import write_records
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from configs import train as recipes
 from odin_jax import predictors
 from odin_jax.shared import binary, record_folder
-from odin_jax.training import checkpoint, journal
+from odin_jax.training import checkpoint, journal, step
 
 STEPS = 24
 
@@ -283,6 +284,9 @@ def test_every_recipe_builds(recipe, conditioning, parts, prediction):
   assert config.diffusion.prediction == prediction
   # A network that predicts eps says nothing where no signal is left.
   assert config.diffusion.zero_terminal_snr == (prediction != 'eps')
+  # One that learned to start from noise alone is sampled from there.
+  starts_from_noise = config.diffusion.spacing == 'trailing'
+  assert starts_from_noise or not config.diffusion.zero_terminal_snr
   assert config.log_every == 10
 
 
@@ -301,6 +305,26 @@ def test_unknown_recipe_or_argument_is_an_error(argument):
     recipes.get_config(argument)
 
 
+def test_the_conditioning_learns_ten_times_as_fast():
+  config = checkpoint.plain(recipes.get_config('odin').to_dict())
+  config['optimizer']['warmup_steps'] = 0
+  rate = step.learning_rate(config)
+  assert float(rate(1)) == float(rate(10**6)) == pytest.approx(1e-4)
+  params = {
+    name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    for name in ('conditioning', 'unet')
+  }
+  optimizer = step.optimizer(config)
+  state = optimizer.init(params)
+  for _ in range(2):  # The first rate is 0.
+    updates, state = optimizer.update(params, state, params)
+  for name in ('kernel', 'bias'):
+    np.testing.assert_allclose(
+      updates['conditioning'][name], 10 * updates['unet'][name], rtol=1e-5
+    )
+    assert (updates['unet'][name] < -0.9e-4).all()
+
+
 def test_differences_name_what_changes_the_mathematics():
   saved = checkpoint.plain(recipes.get_config().to_dict())
   given = checkpoint.plain(recipes.get_config().to_dict())
@@ -316,8 +340,8 @@ def test_differences_name_what_changes_the_mathematics():
 
 def test_journal_is_cut_back_to_the_restored_step(tmp_path):
   rows = journal.Journal(tmp_path, 0)
-  for step in (10, 20, 30):
-    rows.write(step, {'loss': 1.0 / step})
+  for done in (10, 20, 30):
+    rows.write(done, {'loss': 1.0 / done})
   rows.close()
   rows = journal.Journal(tmp_path, 20)
   rows.write(30, {'loss': 7.0})

@@ -14,8 +14,16 @@ import pytest
 import torch
 
 from configs import train as recipes
+from odin_jax import predictors
+from odin_jax.models import conditioning, odin
 from odin_jax.shared import binary
-from odin_jax.training import checkpoint, sharding, step, warm_start
+from odin_jax.training import (
+  checkpoint,
+  settings,
+  sharding,
+  step,
+  warm_start,
+)
 
 # The recipe `odin` at the sizes of the checkpoint.
 SIZES = {
@@ -31,6 +39,7 @@ SIZES = {
     if key not in ('in_channels', 'out_channels')
   },
 }
+LEAVES = ('bias', 'kernel')
 OVERRIDES = [
   f'--config.{section}.{key}={value}'
   for section, values in SIZES.items()
@@ -82,22 +91,24 @@ def mesh():
 @pytest.fixture(scope='module')
 def saved(ported, mesh):
   """The ported parameters by path."""
-  given, _, fresh = warm_start.load(ported, narrow_config('zero123'), mesh)
-  assert fresh == []
+  given, frozen, notes = warm_start.load(ported, narrow_config('zero123'), mesh)
+  assert notes == []
+  # The arithmetic is the config's, as after a resume.
+  assert frozen.autoencoder.dtype == frozen.image.dtype == 'bfloat16'
   return flat(given)
 
 
 def adopted(config, where, mesh):
-  given, _, fresh = warm_start.load(where, config, mesh)
+  given, _, notes = warm_start.load(where, config, mesh)
   shapes = jax.eval_shape(lambda: step.init_params(config))
   # Numbers that no checkpoint has.
   marked = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.5), shapes)
-  return flat(warm_start.adopt(marked, given)), fresh
+  return flat(warm_start.adopt(marked, given)), notes
 
 
 def test_the_same_model_starts_with_all_parameters(ported, saved, mesh):
-  params, fresh = adopted(narrow_config('zero123'), ported, mesh)
-  assert fresh == []
+  params, notes = adopted(narrow_config('zero123'), ported, mesh)
+  assert notes == []
   assert params.keys() == saved.keys()
   for name, value in saved.items():
     np.testing.assert_array_equal(params[name], value, err_msg=name)
@@ -106,14 +117,22 @@ def test_the_same_model_starts_with_all_parameters(ported, saved, mesh):
 def test_more_channels_start_from_zero_and_another_pose_afresh(
   ported, saved, mesh
 ):
-  params, fresh = adopted(narrow_config('clip+se3+plucker'), ported, mesh)
+  config = narrow_config('clip+se3+plucker')
+  config['diffusion']['prediction'] = 'v'
+  params, notes = adopted(config, ported, mesh)
   kernel = params['unet/conv_in/kernel']
   assert kernel.shape[2] == 8 + 12
   np.testing.assert_array_equal(kernel[:, :, :8], saved['unet/conv_in/kernel'])
   assert not kernel[:, :, 8:].any()
-  assert fresh == [
+  fresh = [
     f'conditioning/parts/se3/{name}'
     for name in ('pose1/bias', 'pose1/kernel', 'pose2/bias', 'pose2/kernel')
+  ]
+  left = [f'conditioning/parts/zero123/projection/{x}' for x in LEAVES]
+  assert notes == [
+    "diffusion.prediction: 'eps' there, 'v' here",
+    f'has no {", ".join(fresh)}: these start fresh',
+    f'{", ".join(left)} are not used',
   ]
   for name, value in params.items():
     if name in fresh:
@@ -153,6 +172,25 @@ def test_another_unet_is_refused(ported, mesh, change, words):
     warm_start.load(ported, config, mesh)
 
 
+@pytest.mark.parametrize(
+  'before, after, fits',
+  [
+    ('clip+se3', 'clip+se3+plucker', True),
+    ('clip+plucker', 'clip+plucker+rays', True),
+    ('clip+plucker', 'clip+sweep', False),
+    ('clip+plucker+rays', 'clip+rays+plucker', False),
+    ('clip+plucker', 'clip', False),
+  ],
+)
+def test_channels_keep_their_meaning(tmp_path, before, after, fits):
+  saved, config = narrow_config(before), narrow_config(after)
+  if fits:
+    warm_start._check(tmp_path, config, saved)
+  else:
+    with pytest.raises(binary.UserError, match='channels of model.cond'):
+      warm_start._check(tmp_path, config, saved)
+
+
 def test_pretrained_encoders_are_asked_for(tmp_path):
   posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
   results = commands.run_all(
@@ -180,6 +218,80 @@ def test_pretrained_encoders_are_asked_for(tmp_path):
   # Before the one line of the error JAX may say which devices it looked for.
   results = [(status, errors.splitlines()[-1]) for status, errors in results]
   commands.assert_refused(results, [['--init'], ['clip'], ['eps', 'SNR']])
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('dtype', 'bf16', 'bfloat16'),
+    ('diffusion.schedule', 'linear', 'cosine'),
+    ('diffusion.mask_auxiliary', 'cube', 'square'),
+    ('diffusion.spacing', 'even', 'trailing'),
+    ('diffusion.condition_dropout', 0.5, '0.333'),
+    ('optimizer.schedule', 'linear', 'constant'),
+    ('autoencoder.kind', 'vq', 'kl'),
+    ('steps', 0, 'at least 1'),
+  ],
+)
+def test_a_field_of_few_values_says_which(field, value, words):
+  config = narrow_config('zero123')
+  settings.check(config)
+  section = config
+  *parents, name = field.split('.')
+  for parent in parents:
+    section = section[parent]
+  section[name] = value
+  with pytest.raises(binary.UserError, match=rf'config\.{field}.*{words}'):
+    settings.check(config)
+
+
+def _check_guidance(workdir):
+  """A guided sample of the trained model is what two calls a step give."""
+  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  shapes = jax.eval_shape(lambda: step.init_params(config))
+  where = sharding.replicated(
+    sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  )
+  params = checkpoints.restore_params(
+    newest, 'ema', shapes, jax.tree.map(lambda _: where, shapes)
+  )
+  frozen = checkpoints.restore_encoders(newest, config, where)
+  generator = np.random.default_rng(4)
+  pair = (
+    generator.integers(0, 256, (1, 32, 32, 3), np.uint8),
+    np.eye(3, 4)[None] + generator.normal(0, 0.1, (1, 3, 4)),
+    np.array([90.0]),
+  )
+  seeds, scale = np.array([5]), np.array([1.0])
+  sampling = predictors.Sampling(num_steps=2, guidance=3.0)
+  model = predictors.load_model(workdir, sampling=sampling)
+  image = model.predict(*pair, seeds, scale)
+
+  alpha_bar = step.alpha_bars(config)
+  graph = step.graph(config)
+
+  @jax.jit
+  def by_hand(params, frozen, *given):
+    model = nnx.merge(graph, params)
+    kept = conditioning.Drop(jnp.zeros(1, bool), jnp.zeros(1, bool))
+    told = model.conditioning(odin.condition(frozen, config, *given), kept)
+    untold = jax.tree.map(jnp.zeros_like, told)
+    x = jax.random.normal(jax.random.key(5), (1, 16, 16, 4))
+    for now, then in ((501, 1), (1, 0)):
+      t = jnp.full(1, float(now))
+      with_it, without = (
+        model.denoise(x, t, given)[0] for given in (told, untold)
+      )
+      eps = without + 3 * (with_it - without)
+      a, b = alpha_bar[now], alpha_bar[then]
+      x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+      x = np.sqrt(b) * x0 + np.sqrt(1 - b) * eps
+    return frozen.autoencoder.decode(x)
+
+  given = [jnp.asarray(x, jnp.float32) for x in (*pair[1:], scale)]
+  expected = by_hand(params, frozen, jnp.asarray(pair[0]), *given)
+  np.testing.assert_allclose(image, expected, atol=1e-3)
+  assert image.std() > 0.01
 
 
 def test_training_goes_on_from_it_and_diffusers_loads_the_result(
@@ -210,6 +322,7 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   assert not any(loading.values()), loading
 
   params, _, config = checkpoint.read_exportable(tmp_path / 'workdir', True)
+  params = jax.tree.map(lambda leaf: leaf.read(), params)
   # It went on from there: a little, everywhere where a gradient is.
   moved = flat(params)
   assert moved.keys() == saved.keys()
@@ -237,5 +350,6 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
       torch.from_numpy(context),
     ).sample.permute(0, 2, 3, 1)
   np.testing.assert_allclose(denoise(params), expected.numpy(), atol=1e-4)
+  _check_guidance(tmp_path / 'workdir')
   facts = json.loads((tmp_path / 'exported' / 'port_weights.json').read_text())
   assert facts['moving_average'] and facts['conditioning'] == 'zero123'

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 PREDICTIONS = ('eps', 'v', 'x0')
+SCHEDULES = ('scaled_linear', 'cosine')
 Latent = Float[Array, 'b *shape']
 _NO_SIGNAL = (
   'eps says nothing about x0 where alpha_bar is 0 (zero terminal SNR); '
@@ -55,7 +56,7 @@ def betas(kind: str, num_timesteps: int) -> Float[np.ndarray, 't']:
     steps = np.arange(num_timesteps + 1) / num_timesteps
     alpha_bar = np.cos((steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-  raise ValueError(f'schedule {kind!r} is neither scaled_linear nor cosine')
+  raise ValueError(f'schedule {kind!r} is none of {SCHEDULES}')
 
 
 def alpha_bars(

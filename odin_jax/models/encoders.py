@@ -39,17 +39,6 @@ def _settings(section: Config) -> dict[str, Any]:
   return {name: value for name, value in section.items() if name != 'kind'}
 
 
-def check(config: Config) -> None:
-  """Raises ValueError unless there is an autoencoder and both are known."""
-  for section, kinds in (
-    ('autoencoder', AUTOENCODERS),
-    ('image_encoder', IMAGE_ENCODERS),
-  ):
-    kind = config[section]['kind']
-    if kind not in kinds:
-      raise ValueError(f'config.{section}.kind={kind!r} is none of {kinds}')
-
-
 def are_pretrained(config: Config) -> bool:
   """Whether the encoders come from a checkpoint; else they can be fitted."""
   return (

@@ -40,7 +40,7 @@ class Model(NamedTuple):
   """What is exported.
 
   Attributes:
-    params: nested dicts of arrays: `unet` and `conditioning`.
+    params: nested dicts of lazy arrays: `unet` and `conditioning`.
     encoders: `autoencoder` and `image`; None or other kinds are left out.
     config: a whole training config.
   """
@@ -97,14 +97,14 @@ def _settings(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def _theirs(
-  rows: list[tensors.Entry], params: list[Any], dtype: np.dtype
+  rows: list[tensors.Entry], params: list[LazyArray], dtype: np.dtype
 ) -> LazyArray:
   """The tensor that the rows, which share its name, make up."""
   shapes = [np.broadcast_to(np.zeros((), dtype), p.shape) for p in params]
   shape = tensors.to_theirs(rows, shapes).shape
 
   def read() -> np.ndarray:
-    arrays = [np.asarray(param) for param in params]
+    arrays = [param.read() for param in params]
     return tensors.to_theirs(rows, arrays).astype(dtype, copy=False)
 
   return LazyArray(shape, dtype, read)
@@ -127,8 +127,9 @@ def _networks(
     if name == 'unet':
       for path, leaf, layout in importing.MASK:
         entry = tensors.Entry(path, formats.MOTION_MASK + leaf, layout)
-        found[entry.name] = _theirs([entry], [params[path][..., -1:]], dtype)
-        params[path] = params[path][..., :-1]
+        last = params[path].map(lambda layer: layer[..., -1:])
+        found[entry.name] = _theirs([entry], [last], dtype)
+        params[path] = params[path].map(lambda layer: layer[..., :-1])
     prefix, layout = row.networks[name]
     entries = sorted(
       naming.entries(settings[name], layout), key=lambda entry: entry.name
@@ -170,15 +171,17 @@ def _facts(model: Model, written: Tensors, settings: Any) -> dict[str, Any]:
 def _write_ldm(
   model: Model, output: pathlib.Path, dtype: np.dtype
 ) -> dict[str, Any]:
-  written, settings = _networks(model, _LDM, dtype)
+  networks, settings = _networks(model, _LDM, dtype)
   params = lazy_array.flattened(model.params['conditioning'])
   pose = _pose(model.config)
+  written = {}
   if pose:
     for leaf, name, layout in importing.PROJECTION:
       array = params.pop(f'parts/{pose}/projection/{leaf}')
       entry = tensors.Entry(leaf, _LDM.projection + name, layout)
       written[entry.name] = _theirs([entry], [array], dtype)
-  written |= _conditioning(params, dtype)
+  # The encoders come last: lazy arrays are cheapest one tree after the other.
+  written |= _conditioning(params, dtype) | networks
   facts = _facts(model, written, settings)
   text = json.dumps(model.config).encode()
   written[formats.CONFIG] = lazy_array.of(np.frombuffer(text, np.uint8))
@@ -193,13 +196,14 @@ def _pose(config: Mapping[str, Any]) -> str | None:
   return poses[0] if poses else None
 
 
-# Prefix of the tensors -> file.
+# Prefix of the tensors -> file. The encoders come last: lazy arrays are
+# cheapest one tree after the other.
 _FILES = {
   'unet.': 'unet/diffusion_pytorch_model.safetensors',
-  'vae.': 'vae/diffusion_pytorch_model.safetensors',
-  'image_encoder.': 'image_encoder/model.safetensors',
   formats.MOTION_MASK: 'odin/motion_mask.safetensors',
   formats.CONDITIONING: 'odin/conditioning.safetensors',
+  'vae.': 'vae/diffusion_pytorch_model.safetensors',
+  'image_encoder.': 'image_encoder/model.safetensors',
 }
 
 

@@ -9,11 +9,12 @@ without moving averages or an optimiser: models are sampled from it as from any
 other, and training starts from it.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from odin_jax.models import encoders
 from odin_jax.shared import binary
+from odin_jax.shared.lazy_array import LazyArray
 from odin_jax.training import sharding, streaming
 from odin_jax.training import step as train_step
 
@@ -176,43 +178,42 @@ class Checkpoints:
       item: ocp.args.StandardRestore({name: abstract[name] for name in names})
       for item, names in _ITEMS.items()
     }
-    frozen = _abstract_encoders(config, sharding.replicated(where))
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        **items, encoders=ocp.args.StandardRestore(frozen)
-      ),
-    )
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
-    return state, restored['encoders']
+    return state, self.restore_encoders(
+      step, config, sharding.replicated(where)
+    )
 
   def restore_params(
-    self,
-    step: int,
-    name: str,
-    abstract_params: Any,
-    params_shardings: Any,
-    config: Config,
-  ) -> tuple[Any, encoders.Encoders]:
-    """One set of parameters and the encoders.
+    self, step: int, name: str, abstract_params: Any, params_shardings: Any
+  ) -> Any:
+    """One set of parameters, straight into its shards.
 
     Args:
       step: which checkpoint.
       name: `params` or `ema`; a ported checkpoint has `params` alone.
       abstract_params: their shapes.
-      params_shardings: where each goes; the encoders are replicated there.
-      config: the checkpoint's.
+      params_shardings: where each goes.
     """
     params = _abstract(abstract_params, params_shardings)
-    where = sharding.replicated(jax.tree.leaves(params_shardings)[0].mesh)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        **{name: ocp.args.StandardRestore({name: params})},
-        encoders=ocp.args.StandardRestore(_abstract_encoders(config, where)),
+        **{name: ocp.args.StandardRestore({name: params})}
       ),
     )
-    return restored[name][name], restored['encoders']
+    return restored[name][name]
+
+  def restore_encoders(
+    self, step: int, config: Config, where: jax.sharding.NamedSharding
+  ) -> encoders.Encoders:
+    """The encoders of a step, all of them in one sharding."""
+    frozen = _abstract_encoders(config, where)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(encoders=ocp.args.StandardRestore(frozen)),
+    )
+    return restored['encoders']
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -325,10 +326,44 @@ def write_ported(
   manager.close()
 
 
+class _OneAtATime:
+  """Trees of lazy arrays; of the trees, the one read last is in memory."""
+
+  def __init__(self) -> None:
+    self._owner: Any = None
+    self._arrays: dict[str, Any] = {}
+
+  def lazy(self, shapes: Any, load: Callable[[], Any]) -> Any:
+    """Lazy arrays of a tree.
+
+    Args:
+      shapes: of its leaves.
+      load: gives the tree.
+    """
+
+    def read(name: str) -> np.ndarray:
+      if self._owner is not load:
+        # The old one goes before the new one comes.
+        self._arrays, self._owner = {}, None
+        leaves = jax.tree_util.tree_leaves_with_path(load())
+        self._arrays = {sharding.path_name(path): x for path, x in leaves}
+        self._owner = load
+      return np.asarray(self._arrays[name])
+
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: LazyArray(
+        leaf.shape,
+        np.dtype(leaf.dtype),
+        functools.partial(read, sharding.path_name(path)),
+      ),
+      shapes,
+    )
+
+
 def read_exportable(
   workdir: str | os.PathLike[str], ema: bool
 ) -> tuple[Any, dict[str, Any], Config]:
-  """Parameters of the newest checkpoint in memory, as `write_ported` has them.
+  """The newest checkpoint as lazy arrays, in the form of `write_ported`.
 
   Args:
     workdir: of training or of port_weights.
@@ -342,19 +377,28 @@ def read_exportable(
   """
   checkpoints, newest, config = open_latest(workdir)
   mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-  abstract = jax.eval_shape(lambda: train_step.init_params(config))
-  params, frozen = checkpoints.restore_params(
-    newest,
-    'ema' if ema and not is_ported(config) else 'params',
-    abstract,
-    jax.tree.map(lambda _: sharding.replicated(mesh), abstract),
-    config,
+  where = sharding.replicated(mesh)
+  shapes = jax.eval_shape(lambda: train_step.init_params(config))
+  memory = _OneAtATime()
+  params = memory.lazy(
+    shapes,
+    lambda: checkpoints.restore_params(
+      newest,
+      'ema' if ema and not is_ported(config) else 'params',
+      shapes,
+      jax.tree.map(lambda _: where, shapes),
+    ),
   )
-  checkpoints.close()
+
   # A fitted autoencoder has no `params`, and no counterpart elsewhere.
-  encoder_params = {
-    name: getattr(getattr(frozen, name), 'params', None)
-    for name in ('autoencoder', 'image')
-  }
-  params, encoder_params = jax.tree.map(np.asarray, (params, encoder_params))
-  return params, encoder_params, config
+  def params_of(frozen: encoders.Encoders) -> dict[str, Any]:
+    return {
+      name: getattr(getattr(frozen, name), 'params', None)
+      for name in ('autoencoder', 'image')
+    }
+
+  frozen = memory.lazy(
+    params_of(encoders.abstract(config)),
+    lambda: params_of(checkpoints.restore_encoders(newest, config, where)),
+  )
+  return params, frozen, config

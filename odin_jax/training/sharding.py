@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r'project_out/kernel', PartitionSpec('tensor', 'fsdp')),
   (r'conv1/kernel', PartitionSpec(None, None, 'fsdp', 'tensor')),
   (r'conv2/kernel', PartitionSpec(None, None, 'tensor', 'fsdp')),
+  (r'skip/kernel', PartitionSpec(None, None, 'fsdp', 'tensor')),
   (r'(downsample|upsample)/\d+/kernel', PartitionSpec(None, None, 'fsdp')),
 )
 

@@ -23,8 +23,8 @@ def learning_rate(config: Config) -> optax.Schedule:
   """Linear warm-up, then constant or half a cosine down to zero at `steps`."""
   optimizer = config['optimizer']
   if optimizer['schedule'] == 'constant':
-    return optax.linear_schedule(
-      0.0, optimizer['learning_rate'], optimizer['warmup_steps']
+    return optax.warmup_constant_schedule(
+      0.0, optimizer['learning_rate'], max(optimizer['warmup_steps'], 1)
     )
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,

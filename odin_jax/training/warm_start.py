@@ -12,7 +12,7 @@ from typing import Any, Mapping
 import jax
 import jax.numpy as jnp
 
-from odin_jax.models import encoders
+from odin_jax.models import conditioning, encoders
 from odin_jax.shared import binary
 from odin_jax.training import checkpoint, sharding, step
 
@@ -22,6 +22,14 @@ _MAY_BE_FRESH = 'conditioning/'
 # What of two configs must agree where the parameters' shapes do not show it.
 _MUST_AGREE = ('autoencoder', 'image_encoder')
 _OF_UNET = ('num_heads', 'num_groups')
+# Parts of the conditioning that give channels, and what their number means.
+_CHANNELS = {
+  'plucker': 'fourier_bands',
+  'rays': 'fourier_bands',
+  'sweep': 'sweep_distances',
+}
+# What may change, and is worth a word.
+_NOTED = ('prediction', 'schedule', 'zero_terminal_snr')
 
 
 def _by_path(params: Any) -> dict[str, Any]:
@@ -51,14 +59,29 @@ def _misfits(ours: Any, theirs: Any) -> list[str]:
   )
 
 
-def fresh(ours: Any, theirs: Any) -> list[str]:
-  """Paths of parameters that the checkpoint does not give."""
-  theirs = {name: leaf.shape for name, leaf in _by_path(theirs).items()}
-  return sorted(
-    name
-    for name, leaf in _by_path(ours).items()
-    if name.startswith(_MAY_BE_FRESH) and theirs.get(name) != leaf.shape
+def _notes(config: Config, saved: Config, ours: Any, theirs: Any) -> list[str]:
+  """What a user may not expect."""
+  ours, theirs = (
+    {
+      name: leaf.shape
+      for name, leaf in _by_path(params).items()
+      if name.startswith(_MAY_BE_FRESH)
+    }
+    for params in (ours, theirs)
   )
+  fresh = sorted(name for name in ours if theirs.get(name) != ours[name])
+  unused = sorted(name for name in theirs if theirs[name] != ours.get(name))
+  notes = [
+    f'diffusion.{name}: {saved["diffusion"][name]!r} there, '
+    f'{config["diffusion"][name]!r} here'
+    for name in _NOTED
+    if saved['diffusion'][name] != config['diffusion'][name]
+  ]
+  if fresh:
+    notes.append(f'has no {", ".join(fresh)}: these start fresh')
+  if unused:
+    notes.append(f'{", ".join(unused)} are not used')
+  return notes
 
 
 def adopt(params: Any, given: Any) -> Any:
@@ -82,6 +105,16 @@ def adopt(params: Any, given: Any) -> Any:
   return jax.tree_util.tree_map_with_path(pick, params)
 
 
+def _channels(config: Config) -> list[tuple[str, Any]]:
+  """The parts that give channels, in order, with their settings."""
+  model = config['model']
+  return [
+    (part, model[_CHANNELS[part]])
+    for part in conditioning.parse(model['conditioning'])
+    if part in _CHANNELS
+  ]
+
+
 def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
   """Raises binary.UserError where the configs name other networks."""
   if saved['autoencoder']['kind'] == 'none':
@@ -95,6 +128,9 @@ def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
   ]
   name = 'unscaled_source'
   pairs.append((f'model.{name}', config['model'][name], saved['model'][name]))
+  # Channels keep their places; further ones may follow.
+  ours, theirs = _channels(config), _channels(saved)
+  pairs.append(('channels of model.conditioning', ours[: len(theirs)], theirs))
   changed = [
     f'{name}: {theirs!r} there, {ours!r} here'
     for name, ours, theirs in pairs
@@ -118,8 +154,8 @@ def load(
     mesh: its mesh.
 
   Returns:
-    the parameters in their shards, for `adopt`; the encoders; the names of
-    parameters that will start fresh.
+    the parameters in their shards, for `adopt`; the encoders; notes for the
+    user, such as which parameters start fresh.
 
   Raises:
     binary.UserError: no checkpoint there, or one of another network.
@@ -134,12 +170,14 @@ def load(
       f'--init={where}: {len(misfits)} parameters do not fit this config, '
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
-  params, frozen = checkpoints.restore_params(
+  params = checkpoints.restore_params(
     newest,
     'params' if checkpoint.is_ported(saved) else 'ema',
     theirs,
     sharding.shardings(theirs, mesh),
-    saved,
+  )
+  frozen = checkpoints.restore_encoders(
+    newest, config, sharding.replicated(mesh)
   )
   checkpoints.close()
-  return params, frozen, fresh(ours, theirs)
+  return params, frozen, _notes(config, saved, ours, theirs)

@@ -1,0 +1,70 @@
+"""What the fields of a training config may be."""
+
+import math
+from typing import Any, Mapping
+
+from odin_jax.diffusion import loss, sampler, schedule
+from odin_jax.models import encoders
+from odin_jax.shared import binary
+
+Config = Mapping[str, Any]
+
+CHOICES = {
+  'dtype': ('float32', 'bfloat16'),
+  'autoencoder.kind': encoders.AUTOENCODERS,
+  'image_encoder.kind': encoders.IMAGE_ENCODERS,
+  'diffusion.schedule': schedule.SCHEDULES,
+  'diffusion.prediction': schedule.PREDICTIONS,
+  'diffusion.mask_auxiliary': loss.AUXILIARIES,
+  'diffusion.spacing': tuple(sampler.SPACINGS),
+  'optimizer.schedule': ('constant', 'cosine'),
+}
+# The least and the most.
+RANGES = {
+  'steps': (1, math.inf),
+  'batch_size': (1, math.inf),
+  'checkpoint_every': (1, math.inf),
+  'log_every': (1, math.inf),
+  'diffusion.num_timesteps': (1, math.inf),
+  'diffusion.timestep_power': (1e-3, math.inf),
+  'diffusion.min_snr_gamma': (0, math.inf),
+  'diffusion.mask_lambda': (0, math.inf),
+  # Three times the rate of the examples lose something.
+  'diffusion.condition_dropout': (0, 1 / 3),
+  'optimizer.warmup_steps': (0, math.inf),
+  'ema_decay': (0, 1),
+}
+
+
+def _field(config: Config, name: str) -> Any:
+  for part in name.split('.'):
+    config = config[part]
+  return config
+
+
+def check(config: Config) -> None:
+  """Checks every field that has few values or a range, and what must agree.
+
+  Raises:
+    binary.UserError: names the field and what it may be.
+  """
+  for name, allowed in CHOICES.items():
+    value = _field(config, name)
+    if value not in allowed:
+      raise binary.UserError(
+        f'config.{name}={value}: must be one of {", ".join(allowed)}'
+      )
+  for name, (least, most) in RANGES.items():
+    value = _field(config, name)
+    if not least <= value <= most:
+      raise binary.UserError(
+        f'config.{name}={value}: must be at least {least:g}'
+        + (f' and at most {most:.3g}' if most < math.inf else '')
+      )
+  diffusion = config['diffusion']
+  try:
+    schedule.check(
+      diffusion['prediction'], zero_terminal_snr=diffusion['zero_terminal_snr']
+    )
+  except ValueError as error:
+    raise binary.UserError(f'config.diffusion: {error}') from error
