@@ -51,6 +51,13 @@ _KINDS = flags.DEFINE_list(
   list(scenes.KINDS),
   f'Kinds of worlds, taken in turn; of {", ".join(scenes.KINDS)}.',
 )
+_MOVERS = flags.DEFINE_integer(
+  'movers',
+  None,
+  'Things that move in a world, as far as there is room for them; for the '
+  f'kinds {", ".join(scenes.WITH_MOVERS)}; default: a few.',
+  0,
+)
 _WIDTH = flags.DEFINE_integer('width', 768, 'Width of the videos.', 64, 4096)
 _HEIGHT = flags.DEFINE_integer('height', 384, 'Height of the videos.', 32, 2048)
 _NUM_WORKERS = flags.DEFINE_integer(
@@ -94,6 +101,7 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     'kinds': kinds,
     'width': _WIDTH.value,
     'height': _HEIGHT.value,
+    'movers': _MOVERS.value,
   }
   note = output / 'worlds.json'
   if note.is_file():
@@ -141,6 +149,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     ),
     split_by=_SPLIT_BY.value,
     test_fraction=_TEST_FRACTION.value,
+    movers=_MOVERS.value,
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -174,6 +183,11 @@ def main() -> None:
   if not kinds or set(kinds) - set(scenes.KINDS):
     raise binary.UserError(
       f'--kinds={",".join(kinds)}: give some of {", ".join(scenes.KINDS)}'
+    )
+  if _MOVERS.value is not None and set(kinds) - set(scenes.WITH_MOVERS):
+    raise binary.UserError(
+      f'--movers={_MOVERS.value}: only some kinds have room for movers; give '
+      f'--kinds={",".join(scenes.WITH_MOVERS)}'
     )
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
     raise binary.UserError('--width and --height: must be even for H.264')

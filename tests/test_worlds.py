@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import av
+import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -417,6 +418,76 @@ def test_pairs_do_not_go_among_videos(videos, command):
   _, done = command('videos', '--num_worlds=1', '--pairs=2', *_SMALL)
   assert done.returncode == 2
   assert 'holds videos' in done.stderr
+
+
+def crowded(kind, movers, *, seconds=1.0, px_per_rad=64 / np.pi):
+  return footage.make_world(
+    [kind],
+    0,
+    seed=5,
+    seconds=seconds,
+    px_per_rad=px_per_rad,
+    movers=movers,
+  )
+
+
+def count_movers(place):
+  return sum(body.moves for body in place.scene.bodies)
+
+
+def test_as_many_things_move_as_were_asked_for():
+  assert count_movers(crowded('unique_room', 0)) == 0
+  assert count_movers(crowded('unique_outdoor', 5)) == 5
+  # As far as there is room for them.
+  assert 3 < count_movers(crowded('unique_room', 200)) < 200
+  with pytest.raises(ValueError, match='unique_room, unique_outdoor'):
+    crowded('repeated_corridor', 1)
+
+
+_CROWDED = ('--num_worlds=1', '--kinds=unique_room', '--movers=20', '--seed=5')
+
+
+def test_videos_have_the_movers(command):
+  folder, done = command('crowd', *_CROWDED, *_SMALL)
+  assert done.returncode == 0, done.stderr
+  found = np.load(folder / '000_unique_room.truth.npz')['moving']
+  times_s = footage.picture_times_s(1.0)
+  few, true = (
+    footage.truth(crowded('unique_room', movers), times_s)['moving']
+    for movers in (None, 20)
+  )
+  assert np.array_equal(found, true)
+  assert not np.array_equal(few, true)
+
+
+def test_pairs_have_the_movers(command):
+  folder, done = command(
+    'crowded_pairs',
+    *(*_CROWDED, '--seconds=4', '--pairs=1'),
+    *('--view_px=48', '--test_fraction=1'),
+  )
+  assert done.returncode == 0, done.stderr
+  record = record_folder.RecordFolder(folder, 'test')[0]
+  jpeg = np.frombuffer(record['target/image'], np.uint8)
+  shown = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]
+  few, true = (
+    true_pairs.render_view(
+      crowded('unique_room', movers, seconds=4.0, px_per_rad=48.0),
+      record['target/time_s'],
+      alignment.Angles(record['target/yaw_deg'], record['target/pitch_deg']),
+      fov_deg=90.0,
+      size_px=48,
+    )
+    for movers in (None, 20)
+  )
+  assert psnr(shown, true) > 28 > psnr(shown, few)
+
+
+def test_movers_in_a_corridor_are_refused(command):
+  _, done = command('corridor', '--movers=3', *_SMALL)
+  assert done.returncode == 2
+  assert '--kinds=unique_room,unique_outdoor' in done.stderr
+  assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_stranger_folder_is_refused(command, tmp_path):

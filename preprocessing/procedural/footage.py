@@ -26,13 +26,18 @@ def make_world(
   seed: int,
   seconds: float,
   px_per_rad: float,
+  movers: int | None = None,
 ) -> scenes.World:
-  """World `index` of a seed, with textures that suit a resolution."""
+  """World `index` of a seed, with textures that suit a resolution.
+
+  `movers` is as for `scenes.build_world`.
+  """
   return scenes.build_world(
     kinds[index % len(kinds)],
     np.random.default_rng([seed, index]),
     seconds=seconds,
     texel_per_m=min(px_per_rad / _NEAR_M, 160.0),
+    movers=movers,
   )
 
 
@@ -129,6 +134,7 @@ class VideoJob:
     seconds: length of the video.
     width: of the video.
     height: of the video.
+    movers: see `scenes.build_world`.
   """
 
   output: pathlib.Path
@@ -138,6 +144,7 @@ class VideoJob:
   seconds: float
   width: int
   height: int
+  movers: int | None = None
 
   @property
   def name(self) -> str:
@@ -161,6 +168,7 @@ def make_video(job: VideoJob) -> str:
     seed=job.seed,
     seconds=job.seconds,
     px_per_rad=job.height / np.pi,
+    movers=job.movers,
   )
   times_s = picture_times_s(job.seconds)
   with binary.atomic_path(truth_path) as temporary:

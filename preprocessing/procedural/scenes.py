@@ -20,6 +20,8 @@ KINDS = (
   'unique_outdoor',
   'unique_corridor',
 )
+# Those of which one can say how many things move.
+WITH_MOVERS = ('unique_room', 'unique_outdoor')
 _CLEARANCE_M = 0.55
 
 
@@ -44,7 +46,12 @@ class World:
 
 
 def build_world(
-  name: str, rng: np.random.Generator, *, seconds: float, texel_per_m: float
+  name: str,
+  rng: np.random.Generator,
+  *,
+  seconds: float,
+  texel_per_m: float,
+  movers: int | None = None,
 ) -> World:
   """A random world of a kind.
 
@@ -53,8 +60,15 @@ def build_world(
     rng: the only source of randomness.
     seconds: length of the walk; corridors are made long enough for it.
     texel_per_m: resolution of the textures.
+    movers: how many bodies move in the kinds WITH_MOVERS, as far as there is
+      room for them; None draws a few.
+
+  Raises:
+    ValueError: `movers` for another kind.
   """
-  builder = _Builder(rng, texel_per_m)
+  if movers is not None and name not in WITH_MOVERS:
+    raise ValueError(f'{name}: movers are for {", ".join(WITH_MOVERS)}')
+  builder = _Builder(rng, texel_per_m, movers)
   walk = _LAYOUTS[name](builder, seconds)
   light = np.array([rng.normal(), -1.2, rng.normal()])
   scene = raycaster.Scene(
@@ -69,9 +83,12 @@ def build_world(
 class _Builder:
   """Collects bodies and their textures."""
 
-  def __init__(self, rng: np.random.Generator, texel_per_m: float):
+  def __init__(
+    self, rng: np.random.Generator, texel_per_m: float, movers: int | None
+  ):
     self.rng = rng
     self.texel_per_m = texel_per_m
+    self._movers = movers
     self.bodies: list[raycaster.Body] = []
     self.textures: list[textures.Image] = []
     # (x, z, radius) of what stands on the floor.
@@ -219,9 +236,13 @@ class _Builder:
     moving: int,
     size_m: tuple[float, float] = (0.2, 0.55),
   ) -> None:
-    """Boxes and spheres on the floor, the first `moving` of them moving."""
+    """Boxes and spheres on the floor, the first `moving` of them moving.
+
+    The number of movers that the world was asked for goes before `moving`.
+    """
     rng = self.rng
-    for index in range(count):
+    moving = moving if self._movers is None else self._movers
+    for index in range(max(count, moving)):
       half = rng.uniform(*size_m, 3) * (1, 1.4, 1)
       reach = rng.uniform(0.5, 1.0) if index < moving else 0.0
       radius = float(np.hypot(half[0], half[2]) + reach)

@@ -37,6 +37,7 @@ class PairRules:
     views: how views are chosen.
     split_by: see `splits.split_frames`.
     test_fraction: see `splits.split_frames`.
+    movers: see `scenes.build_world`.
   """
 
   num_records: int
@@ -46,6 +47,7 @@ class PairRules:
   views: alignment.ViewRules
   split_by: str
   test_fraction: float
+  movers: int | None = None
 
 
 def supersampling(size_px: int) -> int:
@@ -331,6 +333,7 @@ def make_part(job: PairsJob) -> str:
     seed=job.seed,
     seconds=job.rules.seconds,
     px_per_rad=float(focal_px),
+    movers=job.rules.movers,
   )
   made, summary, dropped = make_records(
     world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
