@@ -5,6 +5,9 @@ import pathlib
 
 import pytest
 
+# Compiling is most of the time of tests: tiny networks need no fast code.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
