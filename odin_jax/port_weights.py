@@ -18,13 +18,15 @@ a workdir: `odin_jax.train --init` starts from it, `odin_jax.evaluate` and
 Out: `--export` writes the newest checkpoint of a workdir as folders that
 `diffusers` loads, or as one `.ckpt` with the names of Zero-1-to-3.
 
+A model that an earlier run left in the output folder is removed first.
 Weights pass through one at a time. `port_weights.json` in the output says what
 was done.
 """
 
 import functools
 import pathlib
-from typing import Any, Mapping
+import shutil
+from typing import Any, Iterable, Mapping
 
 from absl import flags, logging
 from flax import nnx
@@ -34,7 +36,7 @@ import numpy as np
 import tqdm
 
 from odin_jax.diffusion import schedule
-from odin_jax.models import image_encoder, unet, vae
+from odin_jax.models import conditioning, image_encoder, unet, vae
 from odin_jax.porting import (
   checkpoint_files,
   exporting,
@@ -42,11 +44,11 @@ from odin_jax.porting import (
   importing,
   lpips,
 )
-from odin_jax.shared import binary, lazy_array
+from odin_jax.shared import binary, lazy_array, lpips_files
 from odin_jax.training import checkpoint
 
 _TOOL = 'odin_jax.port_weights'
-_LPIPS = {f'lpips-{net}': net for net in lpips.PUBLISHED}
+_LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
 _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
@@ -87,8 +89,16 @@ def _unet_params(settings: Mapping[str, Any]) -> Any:
   return nnx.to_pure_dict(nnx.state(network, nnx.Param))
 
 
+def _conditioning_params(settings: Mapping[str, Any]) -> Any:
+  parts = nnx.eval_shape(
+    lambda: conditioning.Conditioning(**settings, rngs=nnx.Rngs(0))
+  )
+  return nnx.to_pure_dict(nnx.state(parts, nnx.Param))
+
+
 _PARAMS = {
   'unet': _unet_params,
+  'conditioning': _conditioning_params,
   'autoencoder': lambda settings: vae.abstract(settings).params,
   'image': lambda settings: image_encoder.abstract(settings).params,
 }
@@ -130,7 +140,7 @@ def _import() -> dict[str, Any]:
   # Before anything is written, all is read once: damage is found here.
   for leaf in tqdm.tqdm(leaves, desc='check', unit='tensor'):
     leaf.read()
-  output = _claim_output()
+  output = _claim_empty(source.paths)
   checkpoint.write_ported(output, model.params, model.encoders, model.config)
   return {
     'format': _FORMAT.value,
@@ -167,13 +177,12 @@ def _export() -> dict[str, Any]:
   workdir = binary.require_folder(_SOURCE.value[0], 'a training run')
   ema = _EMA.value is not False
   model = exporting.Model(*checkpoint.read_exportable(workdir, ema))
+  claim = functools.partial(_claim_empty, [workdir])
   return {
     'export': _EXPORT.value,
     'source': str(workdir),
     'moving_average': ema and not checkpoint.is_ported(model.config),
-    **exporting.write(
-      _EXPORT.value, model, _claim_output(), _DTYPES[_DTYPE.value]
-    ),
+    **exporting.write(_EXPORT.value, model, claim, _DTYPES[_DTYPE.value]),
   }
 
 
@@ -184,6 +193,35 @@ def _claim_output() -> pathlib.Path:
   """The output folder, without the report of an earlier run."""
   output = binary.claim_output(_OUTPUT.value, _TOOL)
   (output / 'port_weights.json').unlink(missing_ok=True)
+  return output
+
+
+# What a run leaves there of a model.
+_PARTS = (checkpoint.FOLDER, *exporting.PARTS)
+
+
+def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
+  """The output folder, without the model of an earlier run.
+
+  Raises:
+    binary.UserError: a source lies there.
+  """
+  output = pathlib.Path(_OUTPUT.value)
+  for source in sources:
+    # As it is named, and where it is if that is a link.
+    named = source.parent.resolve() / source.name
+    for path in (named, source.resolve()):
+      if output.resolve() in (path, *path.parents):
+        raise binary.UserError(
+          f'--output={output}: {source}, which is to be read, is there; give '
+          'another folder'
+        )
+  output = _claim_output()
+  for path in (output / name for name in _PARTS):
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
   return output
 
 

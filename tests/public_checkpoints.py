@@ -4,10 +4,14 @@ The networks are those of diffusers and transformers, every parameter random
 and none zero. Files have the names, nesting and extras of the public ones.
 """
 
+import argparse
 import collections
+import datetime
 import json
+import pathlib
 import sys
 import types
+import typing
 
 import diffusers
 import numpy as np
@@ -200,29 +204,73 @@ def to_torch(state, dtype=None):
   }
 
 
+# What a file of PyTorch Lightning needs beside tensors, and bases of classes.
+_NEEDED = {
+  'pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint': object,
+  'pytorch_lightning.utilities.parsing.AttributeDict': dict,
+  'omegaconf.base.ContainerMetadata': object,
+  'omegaconf.base.Metadata': object,
+  'omegaconf.dictconfig.DictConfig': object,
+  'omegaconf.listconfig.ListConfig': object,
+  'omegaconf.nodes.AnyNode': object,
+}
+
+
+def _pretend():
+  """Modules with the classes above, and the classes by their last name."""
+  modules, classes = {}, {}
+  for full_name, base in _NEEDED.items():
+    module, _, name = full_name.rpartition('.')
+    parts = module.split('.')
+    for count in range(1, len(parts) + 1):
+      parent = '.'.join(parts[:count])
+      modules.setdefault(parent, types.ModuleType(parent))
+    classes[name] = type(name, (base,), {'__module__': module})
+    setattr(modules[module], name, classes[name])
+  return modules, classes
+
+
+def _with_state(cls, **state):
+  made = cls()
+  made.__dict__.update(state)
+  return made
+
+
+def _hyperparameters(classes):
+  node = _with_state(
+    classes['AnyNode'], _metadata=classes['Metadata'](), _val=1.0
+  )
+  metadata = _with_state(
+    classes['ContainerMetadata'],
+    ref_type=typing.Any,
+    object_type=dict,
+    key_type=str,
+    resolver_cache=collections.defaultdict(dict),
+  )
+  items = _with_state(classes['ListConfig'], _content=[node])
+  now = datetime.datetime(2023, 3, 20, tzinfo=datetime.timezone.utc)
+  return classes['AttributeDict'](
+    config=_with_state(
+      classes['DictConfig'], _metadata=metadata, _content={'items': items}
+    ),
+    arguments=argparse.Namespace(logdir=pathlib.Path('logs'), started=now),
+    array=np.ones((2, 3)),
+    recent=collections.deque([1, 2], 5),
+    counts=collections.Counter('aab'),
+  )
+
+
 def write_ckpt(path, state, dtype=None):
   """A file of PyTorch Lightning, objects and optimiser included."""
-  module = types.ModuleType('pytorch_lightning.callbacks.model_checkpoint')
-
-  class ModelCheckpoint:
-    pass
-
-  ModelCheckpoint.__module__ = module.__name__
-  ModelCheckpoint.__qualname__ = 'ModelCheckpoint'
-  module.ModelCheckpoint = ModelCheckpoint
-  stand_ins = {
-    'pytorch_lightning': types.ModuleType('pytorch_lightning'),
-    'pytorch_lightning.callbacks': types.ModuleType('callbacks'),
-    module.__name__: module,
-  }
-  sys.modules.update(stand_ins)
+  modules, classes = _pretend()
+  sys.modules.update(modules)
   torch.save(
     {
       'epoch': 3,
       'global_step': 105000,
       'pytorch-lightning_version': '1.4.2',
       'callbacks': {
-        ModelCheckpoint: {
+        classes['ModelCheckpoint']: {
           'best_model_score': np.float64(0.1),
           'monitor': 'val/loss_simple_ema',
           'current_score': torch.tensor(0.1),
@@ -230,11 +278,12 @@ def write_ckpt(path, state, dtype=None):
       },
       'optimizer_states': [{'state': {0: {'exp_avg': torch.ones(8)}}}],
       'lr_schedulers': [{'last_epoch': 1, 'lr_lambdas': [None]}],
+      'hyper_parameters': _hyperparameters(classes),
       'state_dict': collections.OrderedDict(to_torch(state, dtype)),
     },
     path,
   )
-  for name in stand_ins:
+  for name in modules:
     del sys.modules[name]
 
 

@@ -340,6 +340,18 @@ def test_settings_are_read_from_shapes(tiny, full, layout):
   assert clip.settings_from_shapes(shapes, layout) == VIT_L_14
 
 
+@pytest.mark.parametrize('width, heads', [(32, 1), (63, 1), (130, 2)])
+def test_heads_of_a_narrow_encoder_are_at_least_one(tiny, width, heads):
+  state = export(by_path(tiny.params), TINY, 'openai')
+  shapes = {name: tensor.shape for name, tensor in state.items()}
+  shapes['conv1.weight'] = (width, 3, 4, 4)
+  found = clip.settings_from_shapes(shapes, 'openai')
+  assert found['num_heads'] == heads
+  shapes['conv1.weight'] = (200, 3, 4, 4)
+  with pytest.raises(ValueError, match='3 heads do not divide the width 200'):
+    clip.settings_from_shapes(shapes, 'openai')
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_settings_of_another_network_are_refused(layout):
   with pytest.raises(ValueError, match='no tensor .* of a CLIP image encoder'):
@@ -356,12 +368,3 @@ def test_config_of_transformers_is_read_back():
   del config['patch_size']
   with pytest.raises(ValueError, match='patch_size'):
     clip.settings_from_transformers(config)
-
-
-def test_what_old_files_hold_beside_is_named():
-  # What `register_buffer` of transformers 4.30 and older wrote.
-  assert clip.IGNORED['transformers'] == (
-    'vision_model.embeddings.position_ids',
-  )
-  names = {entry.name for entry in clip.entries(TINY, 'transformers')}
-  assert names.isdisjoint(clip.IGNORED['transformers'])

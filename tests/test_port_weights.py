@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 from absl import flags
 from absl.testing import flagsaver
@@ -23,8 +24,8 @@ import torch
 
 from odin_jax import port_weights, predictors
 from odin_jax.models import unet
-from odin_jax.porting import lpips, torch_files, widen
-from odin_jax.shared import binary, lazy_array
+from odin_jax.porting import checkpoint_files, lpips, torch_files, widen
+from odin_jax.shared import binary, lazy_array, lpips_files
 from odin_jax.training import checkpoint
 
 
@@ -37,6 +38,7 @@ class Model(dict):
     return {
       path: np.asarray(leaf.read())
       for path, leaf in lazy_array.flattened(trees).items()
+      if leaf is not None
     }
 
 
@@ -166,6 +168,7 @@ def test_imported_unet_computes_what_torch_does(
   np.testing.assert_array_equal(mask_logit, 0)
   assert model['config'] == {
     'ported_from': 'zero123',
+    'ported_average': False,
     'model': {
       'conditioning': 'zero123',
       'unscaled_source': True,
@@ -211,6 +214,18 @@ def test_every_file_kind_gives_the_same(port, modules, state, tmp_path):
   public.write_pipeline(
     tmp_path / 'bin', modules, pose=pose, safe_serialization=False
   )
+  for name, options in (
+    ('variant', dict(max_shard_size='200KB')),
+    ('variant_bin', dict(safe_serialization=False)),
+  ):
+    public.write_pipeline(
+      tmp_path / name, modules, pose=pose, variant='fp16', **options
+    )
+  assert list(tmp_path.glob('variant/unet/*.safetensors.index.fp16.json'))
+  # Of a variant and a file that is none, the latter counts.
+  public.write_pipeline(
+    tmp_path / 'bin', public.networks(1), variant='fp16', max_shard_size='200KB'
+  )
   assert len(list(tmp_path.glob('shards/unet/*.safetensors'))) > 3
   first, _ = port(tmp_path / 'nested.ckpt', format='zero123')
   expected = first.flat()
@@ -221,6 +236,8 @@ def test_every_file_kind_gives_the_same(port, modules, state, tmp_path):
     ('whole', pipeline),
     ('shards', pipeline),
     ('bin', pipeline),
+    ('variant', pipeline),
+    ('variant_bin', pipeline),
   ):
     model, _ = port(tmp_path / name, output=f'from_{name}', **kind)
     assert_same(model.flat(), expected)
@@ -248,9 +265,28 @@ def test_a_unet_alone_comes_and_goes(port, modules, tmp_path):
   model, report = port(tmp_path / 'unet', format='diffusers')
   assert report['absent'] == ['autoencoder', 'image']
   assert model['encoders'] == {'autoencoder': None, 'image': None}
+  expected, config = model.flat(), checkpoint.plain(model['config'])
   _write_ported(tmp_path / 'workdir', *model.values())
-  port(tmp_path / 'workdir', export='diffusers', output='exported')
-  assert not (tmp_path / 'exported' / 'vae').exists()
+  # What an earlier export left in the folder is not mixed with the new one.
+  for export, left, row, source in (
+    ('ldm', 'unet', 'zero123', 'exported/model.ckpt'),
+    ('diffusers', 'model.ckpt', 'diffusers', 'exported'),
+  ):
+    for name in ('vae', 'unet'):
+      (tmp_path / 'exported' / name).mkdir(parents=True, exist_ok=True)
+    binary.write_json(
+      tmp_path / 'exported' / '.odin_output.json', {'tool': port_weights._TOOL}
+    )
+    port(tmp_path / 'workdir', export=export, output='exported')
+    assert not (tmp_path / 'exported' / 'vae').exists()
+    assert not (tmp_path / 'exported' / left).exists()
+    again, _ = port(tmp_path / source, format=row, output='back')
+    assert_same(again.flat(), expected)
+    back_config = checkpoint.plain(again['config'])
+    for section in ('autoencoder', 'image_encoder'):
+      assert back_config[section] == config[section]
+    with pytest.raises(binary.UserError, match='which is to be read, is there'):
+      port(tmp_path / source, format=row, output='exported')
   back = diffusers.UNet2DConditionModel.from_pretrained(
     tmp_path / 'exported' / 'unet'
   )
@@ -307,8 +343,10 @@ def test_half_precision_in_and_out(port, state, tmp_path, dtype):
 
 def test_zeronvs_has_a_longer_pose(port, state, tmp_path):
   longer = public.projection(19)
-  public.write_ckpt(tmp_path / 'zeronvs.ckpt', state | longer)
+  scale = {'scale_factor': np.float32(0.5)}
+  public.write_ckpt(tmp_path / 'zeronvs.ckpt', state | longer | scale)
   model, _ = port(tmp_path / 'zeronvs.ckpt', format='zeronvs')
+  assert model['config']['autoencoder']['scale'] == 0.5
   assert model['config']['model']['conditioning'] == 'zeronvs'
   projection = model['params']['conditioning']['parts']['zeronvs']['projection']
   kernel, bias = projection['kernel'].read(), projection['bias'].read()
@@ -393,6 +431,9 @@ def test_the_moving_average_is_a_choice(port, modules, state, tmp_path):
     model, report = port(path, format='zero123', ema=ema)
     np.testing.assert_array_equal(model.flat()[key], kernels[expected])
     assert report['moving_average'] == (expected == 'average')
+    assert model['config']['ported_average'] == report['moving_average']
+    # Of two sets of parameters one is left out, beside the averages' buffers.
+    assert sum(report['left_out'].values()) > len(average)
   public.write_ckpt(path, state)
   with pytest.raises(binary.UserError, match='no moving average'):
     port(path, format='zero123', ema=True)
@@ -434,16 +475,19 @@ def trained(port, state, tmp_path, monkeypatch):
       is_leaf=lambda node: isinstance(node, tuple),
     )
     config = checkpoint.plain(model['config'])
-    del config['ported_from']
+    del config['ported_from'], config['ported_average']
     config['model']['conditioning'] = conditioning
     config['diffusion'].update(
       prediction='v', zero_terminal_snr=True, spacing='trailing'
     )
+    # What the shapes of tensors do not tell, or tell otherwise.
+    config['autoencoder'].update(num_groups=16, scale=0.5)
+    config['image_encoder'].update(num_heads=4, image_size_px=30)
     calls = []
 
     def read_exportable(workdir, ema):
       calls.append(ema)
-      return params, encoders, config
+      return *jax.tree.map(lazy_array.of, (params, encoders)), config
 
     monkeypatch.setattr(
       checkpoint, 'read_exportable', read_exportable, raising=False
@@ -464,12 +508,33 @@ def test_what_is_exported_comes_back(
   port, trained, tmp_path, export, name, conditioning, inputs
 ):
   params, encoders, config, _ = trained(conditioning, inputs)
+  config['model']['unet'].update(num_heads=4, num_groups=16)
   port(tmp_path / 'workdir', output='exported', export=export)
   row = 'diffusers' if export == 'diffusers' else conditioning.split('+')[0]
   back, report = port(tmp_path / 'exported' / name, format=row, output='back')
   assert_same(back.flat(), lazy_array.flattened({**params, **encoders}))
-  assert checkpoint.plain(back['config']) == {**config, 'ported_from': row}
+  assert checkpoint.plain(back['config']) == {
+    **config,
+    'ported_from': row,
+    'ported_average': False,
+  }
   assert not report['new']
+
+
+def test_conditioning_of_another_shape_is_refused(port, trained, tmp_path):
+  trained('zeronvs+se3')
+  port(tmp_path / 'workdir', output='exported', export='ldm')
+  path = tmp_path / 'exported' / 'model.ckpt'
+  state = torch.load(path)['state_dict']
+  name = 'odin.conditioning.parts.se3.pose1.bias'
+  torch.save(state | {name: torch.ones(7)}, path)
+  with pytest.raises(binary.UserError, match=f'{name} has shape .7'):
+    port(path, format='zeronvs')
+  del state[name]
+  torch.save(state, path)
+  with pytest.raises(binary.UserError, match=f'1 tensors .{name}. are missing'):
+    port(path, format='zeronvs')
+  assert not (tmp_path / 'imported').exists()
 
 
 def test_diffusers_loads_what_is_exported_and_computes_the_same(
@@ -524,6 +589,10 @@ def test_export_of_last_parameters_and_bfloat16(port, trained, tmp_path):
       dtype='bfloat16',
     )
   assert calls == [False, False]
+  # An archive as torch writes it, checksums included.
+  with zipfile.ZipFile(tmp_path / 'ldm/model.ckpt') as archive:
+    assert archive.testzip() is None
+    assert {name.split('/')[0] for name in archive.namelist()} == {'archive'}
   state = torch.load(tmp_path / 'ldm/model.ckpt')['state_dict']
   name = 'model.diffusion_model.out.2.bias'
   assert state[name].dtype == torch.bfloat16
@@ -551,10 +620,15 @@ def test_what_has_no_counterpart_is_left_out_or_refused(
   assert not (tmp_path / 'some' / 'vae').exists()
   config['model']['unet']['feedforward_factor'] = 2
   with pytest.raises(binary.UserError, match='feed-forward'):
-    port(tmp_path / 'workdir', output='other', export='diffusers')
+    port(tmp_path / 'workdir', output='some', export='diffusers')
+  # What cannot be exported replaces nothing.
+  assert (tmp_path / 'some' / 'unet').is_dir()
 
 
 # -- Faults --------------------------------------------------------------------
+
+_UNET = 'model.diffusion_model'
+_EMA = 'model_ema.diffusion_model'
 
 
 def _without(*names):
@@ -568,14 +642,31 @@ def _with(**extra):
   }
 
 
+def _config(text):
+  content = np.frombuffer(text.encode(), np.uint8)
+  return lambda state: state | {'odin.config': content}
+
+
+_SECTIONS = ('model', 'autoencoder', 'image_encoder', 'diffusion')
+
+
+def _averaged(state):
+  """With averages of the same values."""
+  prefix = f'{_UNET}.'
+  network = {
+    name.removeprefix(prefix): x
+    for name, x in state.items()
+    if name.startswith(prefix)
+  }
+  return state | public.averages(network)
+
+
 def _nan(state):
   bias = state[f'{_UNET}.out.2.bias'].copy()
   bias[1] = np.nan
   return state | {f'{_UNET}.out.2.bias': bias}
 
 
-_UNET = 'model.diffusion_model'
-_EMA = 'model_ema.diffusion_model'
 FAULTS = {
   'missing': (
     _without(f'{_UNET}.time_embed.0.bias', 'cc_projection.bias'),
@@ -587,8 +678,42 @@ FAULTS = {
   ),
   'many left over': (
     _with(**{f'x{i}': 0 for i in range(12)}),
-    '12 tensors .*, ...',
+    f'12 tensors .{", ".join(sorted(f"x{i}" for i in range(12)))}. are left',
   ),
+  'missing and left over': (
+    lambda state: _with(lora=[1])(_without('cc_projection.bias')(state)),
+    '1 tensors .cc_projection.bias. are missing; 1 tensors .lora. are left',
+  ),
+  'part of what is not taken': (
+    lambda state: _without(f'{_UNET}.out.2.bias')(_averaged(state)),
+    f'1 tensors .{_UNET}.out.2.bias. are missing',
+  ),
+  'more than what is not taken': (
+    lambda state: _averaged(state) | {f'{_UNET}.lora': np.ones(1)},
+    f'1 tensors .{_UNET}.lora. are left over',
+  ),
+  'outputs of the pose projection': (
+    _with(cc_projection__bias=np.ones(7)),
+    'cc_projection.bias has shape .7,.',
+  ),
+  'pose projection': (
+    _with(cc_projection__weight=np.ones((33, 36))),
+    'cc_projection.weight has shape .33, 36.',
+  ),
+  'rows of the mask': (
+    _with(
+      odin__motion_mask__weight=np.ones((2, 32, 3, 3)),
+      odin__motion_mask__bias=[1],
+    ),
+    'odin.motion_mask.weight has shape',
+  ),
+  'config that is not JSON': (_config('{'), 'config of ours .* is damaged'),
+  'config of something': (_config('[1]'), 'config of ours .* is damaged'),
+  'config of nothing': (
+    _config(json.dumps(dict.fromkeys(_SECTIONS, {}))),
+    "the U-Net: 'unet'",
+  ),
+  'scales': (_with(scale_factor=[1, 2]), 'scale_factor is .*not a positive'),
   'part of an average': (
     _with(**{f'{_EMA}out2bias': np.ones(4)}),
     'tensors .* are missing',
@@ -609,7 +734,7 @@ FAULTS = {
   'pose': (_with(**public.projection(5)), '5 numbers .* no known pose'),
   'no pose': (
     _without('cc_projection.weight', 'cc_projection.bias'),
-    '2 tensors .cc_projection.weight, cc_projection.bias. are missing',
+    '2 tensors .cc_projection.bias, cc_projection.weight. are missing',
   ),
   'schedule': (_with(betas=np.linspace(0.1, 0.2, 1000)), 'its betas'),
   'no autoencoder': (
@@ -647,6 +772,55 @@ def test_truncated_files_are_refused(port, state, tmp_path, suffix, kept):
   path.write_bytes(whole[: kept if kept >= 1 else int(kept * len(whole))])
   with pytest.raises(binary.UserError, match=f'model.{suffix}'):
     port(path, format='zero123')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda x: x.to_sparse(),
+    lambda x: x.to('meta'),
+    lambda x: x.to(torch.complex64),
+    lambda x: torch._neg_view(x),
+  ],
+)
+def test_tensors_of_other_kinds_are_refused(tmp_path, make, zipped):
+  path = tmp_path / 'model.pt'
+  torch.save(
+    {'x': make(torch.eye(2))}, path, _use_new_zipfile_serialization=zipped
+  )
+  with pytest.raises(binary.UserError, match='no array of real'):
+    torch_files.read(path)
+
+
+def test_a_file_of_old_torch_may_end_like_an_archive(tmp_path):
+  path = tmp_path / 'model.pth'
+  torch.save({'x': torch.eye(2)}, path, _use_new_zipfile_serialization=False)
+  path.write_bytes(path.read_bytes() + b'PK\x05\x06' + bytes(18))
+  assert zipfile.is_zipfile(path)
+  np.testing.assert_array_equal(torch_files.read(path)['x'].read(), np.eye(2))
+
+
+@pytest.mark.parametrize(
+  'shards, message',
+  [
+    ({'x': '../model.safetensors'}, 'in another folder'),
+    ({'x': 'model.safetensors.index.json'}, 'is no shard'),
+    ({'x': 3}, 'is no shard'),
+    ({'x': 'model'}, 'is no shard'),
+    (['x'], 'names no tensors'),
+    ({}, 'names no tensors'),
+    ({'x': 'absent.safetensors'}, 'no such file'),
+  ],
+)
+def test_index_that_names_no_shards_is_refused(tmp_path, shards, message):
+  path = tmp_path / 'folder' / 'model.safetensors.index.json'
+  public.write_json(path, {'weight_map': shards})
+  safetensors.torch.save_file(
+    {'x': torch.eye(2)}, tmp_path / 'model.safetensors'
+  )
+  with pytest.raises(binary.UserError, match=message):
+    checkpoint_files.read(path)
 
 
 class Malicious:
@@ -731,6 +905,10 @@ FOLDER_FAULTS = {
   'a shard is gone': (
     lambda folder: next(folder.glob('unet/*-00002-*')).unlink(),
     'no such file',
+  ),
+  'no index of the shards': (
+    lambda folder: next(folder.glob('unet/*.index.json')).unlink(),
+    'no weights here',
   ),
   'an index that lies': (_spoil_index, 'not.there is not in'),
   'no config': (
@@ -837,7 +1015,9 @@ def test_lpips_of_published_files_only(port, tmp_path, monkeypatch):
   monkeypatch.setattr(
     lpips,
     'require_published',
-    lambda path, net, part: lpips.PUBLISHED[net][part].sha256.ljust(64, '0'),
+    lambda path, net, part: lpips_files.PUBLISHED[net][part].sha256.ljust(
+      64, '0'
+    ),
   )
   port(*files, format='lpips-alex')
   written = safetensors.torch.load_file(

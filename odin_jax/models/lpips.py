@@ -14,7 +14,6 @@ The features and weights are those of torchvision and of the package `lpips`:
 `load` refuses a file of any others, because a score of theirs is no LPIPS.
 """
 
-import hashlib
 import os
 import pathlib
 from typing import Any, Mapping, NamedTuple
@@ -27,7 +26,7 @@ import numpy as np
 import safetensors
 
 from odin_jax.models import ops
-from odin_jax.shared import binary
+from odin_jax.shared import binary, lpips_files
 
 Images = Float[Array, 'b h w 3']
 
@@ -35,7 +34,6 @@ Images = Float[Array, 'b h w 3']
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
-FORMAT = 'odin-lpips'
 
 
 class Conv(NamedTuple):
@@ -55,15 +53,12 @@ class Net(NamedTuple):
     pooled: stages that start with a max-pooling of stride 2.
     pool_px: side of the pooling's window.
     min_px: side of the smallest image of which every stage sees something.
-    digests: SHA-256 of torchvision's file, of which its name holds the first 8
-      digits, and of the one in the wheel of lpips 0.1.4, as they start.
   """
 
   stages: tuple[tuple[Conv, ...], ...]
   pooled: tuple[int, ...]
   pool_px: int
   min_px: int
-  digests: Mapping[str, str]
 
 
 NETS = {
@@ -78,7 +73,6 @@ NETS = {
     pooled=(1, 2),
     pool_px=3,
     min_px=31,
-    digests={'backbone_sha256': '7be5be79', 'heads_sha256': 'df73285e'},
   ),
   'vgg': Net(
     stages=(
@@ -91,7 +85,6 @@ NETS = {
     pooled=(1, 2, 3, 4),
     pool_px=2,
     min_px=16,
-    digests={'backbone_sha256': '397923af', 'heads_sha256': 'a78928a0'},
   ),
 }
 
@@ -198,17 +191,15 @@ def _fault(
 ) -> str | None:
   """What is wrong with a file, if anything is."""
   net = metadata.get('net')
-  if metadata.get('format') != FORMAT or net not in NETS:
-    return f'no {FORMAT} file of a known network'
-  for name, start in NETS[net].digests.items():
-    if not metadata.get(name, '').startswith(start):
+  if metadata.get('format') != lpips_files.FORMAT or net not in NETS:
+    return f'no {lpips_files.FORMAT} file of a known network'
+  for part, published in lpips_files.PUBLISHED[net].items():
+    name = f'{part}_sha256'
+    if not metadata.get(name, '').startswith(published.sha256):
       return f'its {name} is not that of the published {net} weights'
   if {name: param.shape for name, param in params.items()} != shapes(net):
     return f'its arrays are not those of {net}'
-  digest = hashlib.sha256()
-  for name in sorted(params):
-    digest.update(params[name].tobytes())
-  if digest.hexdigest() != metadata.get('content_sha256'):
+  if lpips_files.content_sha256(params) != metadata.get('content_sha256'):
     return 'its arrays are not those that were written'
   return None
 

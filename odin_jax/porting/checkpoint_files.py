@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from typing import Any, Iterable, Mapping, NamedTuple
 
 import ml_dtypes
@@ -53,7 +54,7 @@ def read(path: pathlib.Path) -> Files:
     binary.UserError: no such file, not a checkpoint, or a damaged one.
   """
   path = binary.require_file(path, 'a checkpoint')
-  if path.name.endswith('.index.json'):
+  if _INDEX.search(path.name):
     return _read_shards(path)
   if path.suffix not in _READERS:
     raise binary.UserError(
@@ -63,30 +64,40 @@ def read(path: pathlib.Path) -> Files:
   return Files(_READERS[path.suffix](path), [path])
 
 
+# A variant, such as fp16, is named after the kind of file in an index's name,
+# before it elsewhere.
+_INDEX = re.compile(r'\.index(\.\w+)?\.json$')
+_SHARD = re.compile(r'-\d{5}-of-\d{5}\.')
 # Of the files of a folder, the first pattern that one of them matches counts.
 _PATTERNS = (
-  '*.safetensors.index.json',
-  '*.safetensors',
-  '*.bin.index.json',
-  '*.bin',
+  r'[^.]+\.safetensors\.index\.json',
+  r'[^.]+\.safetensors',
+  r'[^.]+\.bin\.index\.json',
+  r'[^.]+\.bin',
+  r'[^.]+\.safetensors\.index\.\w+\.json',
+  r'[^.]+\.\w+\.safetensors',
+  r'[^.]+\.bin\.index\.\w+\.json',
+  r'[^.]+\.\w+\.bin',
 )
 
 
 def read_folder(folder: pathlib.Path) -> Files:
   """The tensors of a folder of diffusers or transformers.
 
-  Of several variants of one kind of file, such as `model.fp16.safetensors`
-  beside `model.safetensors`, it is the one with the shortest name.
+  A variant, such as `model.fp16.safetensors`, counts only where there is no
+  file without one; of several it is the one with the shortest name.
 
   Raises:
     binary.UserError: no weights there, or damaged ones.
   """
+  paths = sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name))
   for pattern in _PATTERNS:
-    found = sorted(folder.glob(pattern), key=lambda path: len(path.name))
-    if found:
-      return read(found[0])
+    for path in paths:
+      if re.fullmatch(pattern, path.name) and not _SHARD.search(path.name):
+        return read(path)
   raise binary.UserError(
-    f'{folder}: no weights here: none of {", ".join(_PATTERNS)}'
+    f'{folder}: no weights here: no *.safetensors, *.bin or index of shards '
+    'of these'
   )
 
 
@@ -103,8 +114,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_shards(index: pathlib.Path) -> Files:
   where = read_json(index).get('weight_map')
-  if not where:
+  if not isinstance(where, dict) or not where:
     raise binary.UserError(f'{index}: names no tensors; {_AGAIN}')
+  for name in where.values():
+    if not isinstance(name, str) or pathlib.Path(name).suffix not in _READERS:
+      raise binary.UserError(f'{index}: {name!r} is no shard; {_AGAIN}')
+    if pathlib.Path(name).name != name:
+      raise binary.UserError(
+        f'{index}: {name!r} is in another folder; {_AGAIN}'
+      )
   paths = [index.with_name(name) for name in sorted(set(where.values()))]
   shards = {path.name: read(path).tensors for path in paths}
   absent = [name for name, shard in where.items() if name not in shards[shard]]

@@ -21,12 +21,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Every head of every published CLIP is this wide.
 _HEAD_WIDTH = 64
-# Tensors that hold nothing learnt: old versions of transformers wrote the
-# numbers 0, 1, 2, ... of the tokens.
-IGNORED = {
-  'transformers': ('vision_model.embeddings.position_ids',),
-  'openai': (),
-}
 
 # Name there of what is the same in both layouts but for its name; our path is
 # the key. Layers of a block come in `_BLOCK`.
@@ -147,7 +141,8 @@ def settings_from_shapes(shapes: Shapes, layout: str) -> Settings:
     layout: 'transformers' or 'openai'.
 
   Raises:
-    ValueError: a tensor that tells a setting is absent.
+    ValueError: a tensor that tells a setting is absent, or the heads, which
+      no tensor tells, cannot be those of a published CLIP.
   """
   stems, block = _STEMS[layout], _BLOCK[layout]
   stem = re.escape(stems['blocks'])
@@ -163,10 +158,13 @@ def settings_from_shapes(shapes: Shapes, layout: str) -> Settings:
     raise ValueError(
       f'no tensor {error} of a CLIP image encoder in the {layout} layout'
     ) from error
+  num_heads = max(1, width // _HEAD_WIDTH)
+  if width % num_heads:
+    raise ValueError(f'{num_heads} heads do not divide the width {width}')
   return dict(
     width=width,
     num_layers=num_layers,
-    num_heads=width // _HEAD_WIDTH,
+    num_heads=num_heads,
     patch_px=patch_px,
     # One token is the class's; the rest are a square of patches.
     image_size_px=round((tokens - 1) ** 0.5) * patch_px,

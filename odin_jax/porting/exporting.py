@@ -12,7 +12,7 @@ Both come back bit for bit through `odin_jax.porting.importing`.
 import itertools
 import json
 import pathlib
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,10 @@ from odin_jax.shared.lazy_array import LazyArray
 
 Tree = Mapping[Any, Any]
 Tensors = dict[str, LazyArray]
+Claim = Callable[[], pathlib.Path]
 EXPORTS = ('diffusers', 'ldm')
+# Files and folders that they may consist of.
+PARTS = ('unet', 'vae', 'image_encoder', 'scheduler', 'odin', 'model.ckpt')
 _LDM = formats.FORMATS['zero123']
 _DIFFUSERS = formats.FORMATS['diffusers']
 
@@ -51,14 +54,14 @@ class Model(NamedTuple):
 
 
 def write(
-  kind: str, model: Model, output: pathlib.Path, dtype: np.dtype
+  kind: str, model: Model, claim: Claim, dtype: np.dtype
 ) -> dict[str, Any]:
   """Writes a model in a public layout.
 
   Args:
     kind: one of `EXPORTS`.
     model: to write.
-    output: a folder.
+    claim: gives the output folder; called when nothing can be refused anymore.
     dtype: of the tensors.
 
   Returns:
@@ -68,7 +71,7 @@ def write(
     binary.UserError: the layout has no such network.
   """
   try:
-    return _WRITERS[kind](model, output, dtype)
+    return _WRITERS[kind](model, claim, dtype)
   except ValueError as error:
     raise binary.UserError(f'--export={kind}: {error}') from error
 
@@ -86,10 +89,7 @@ def _settings(model: Model) -> dict[str, dict[str, Any]]:
       'out_channels': network['conv_out/kernel'].shape[3] - 1,
     }
   }
-  for name, section, kind in (
-    ('autoencoder', 'autoencoder', 'kl'),
-    ('image', 'image_encoder', 'clip'),
-  ):
+  for name, (section, kind) in importing.SECTIONS.items():
     values = dict(model.config[section])
     if values.pop('kind') == kind:
       settings[name] = values
@@ -168,9 +168,7 @@ def _facts(model: Model, written: Tensors, settings: Any) -> dict[str, Any]:
 # -- Layouts -------------------------------------------------------------------
 
 
-def _write_ldm(
-  model: Model, output: pathlib.Path, dtype: np.dtype
-) -> dict[str, Any]:
+def _write_ldm(model: Model, claim: Claim, dtype: np.dtype) -> dict[str, Any]:
   networks, settings = _networks(model, _LDM, dtype)
   params = lazy_array.flattened(model.params['conditioning'])
   pose = _pose(model.config)
@@ -185,7 +183,7 @@ def _write_ldm(
   facts = _facts(model, written, settings)
   text = json.dumps(model.config).encode()
   written[formats.CONFIG] = lazy_array.of(np.frombuffer(text, np.uint8))
-  torch_files.write(output / 'model.ckpt', written.items())
+  torch_files.write(claim() / 'model.ckpt', written.items())
   return facts
 
 
@@ -208,12 +206,14 @@ _FILES = {
 
 
 def _write_diffusers(
-  model: Model, output: pathlib.Path, dtype: np.dtype
+  model: Model, claim: Claim, dtype: np.dtype
 ) -> dict[str, Any]:
   written, settings = _networks(model, _DIFFUSERS, dtype)
   params = lazy_array.flattened(model.params['conditioning'])
   written |= _conditioning(params, dtype)
-  for name, config in _configs(model.config, settings).items():
+  configs = _configs(model.config, settings)
+  output = claim()
+  for name, config in configs.items():
     checkpoint_files.write_json(output / name, config)
   for prefix, name in _FILES.items():
     part = {

@@ -33,6 +33,8 @@ class Format(NamedTuple):
     averages: prefix of the moving average of the U-Net, or None.
     ignored: see `Ignored`.
     optional: those of `networks` that need not be there.
+    scale: name of the tensor with the autoencoder's `scale`, in files whose
+      training measured it.
   """
 
   networks: Mapping[str, tuple[str, str]]
@@ -41,6 +43,7 @@ class Format(NamedTuple):
   averages: str | None
   ignored: Ignored
   optional: tuple[str, ...] = ()
+  scale: str = 'scale_factor'
 
 
 # Ours, beside the tensors of any format.

@@ -6,10 +6,11 @@ of: the parameters are lazy arrays.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import re
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
@@ -30,10 +31,19 @@ _ROLES = {
   'unet': 'the U-Net',
   'autoencoder': 'the KL autoencoder',
   'image': 'the CLIP image encoder',
+  'conditioning': 'the conditioning',
 }
-_LISTED = 10
-_NOT_AVERAGED = 'the last parameters: the moving average is used'
-_AVERAGED = 'the moving average: the last parameters are used'
+# Encoder -> section of our config, and the kind of it that is known elsewhere.
+SECTIONS = {
+  'autoencoder': ('autoencoder', 'kl'),
+  'image': ('image_encoder', 'clip'),
+}
+# Why the one set of the U-Net's parameters is left out, by whether the other,
+# the moving average, is taken.
+_LEFT = {
+  True: 'the last parameters: the moving average is used',
+  False: 'the moving average: the last parameters are used',
+}
 
 
 class Imported(NamedTuple):
@@ -43,7 +53,8 @@ class Imported(NamedTuple):
     params: nested dicts of lazy arrays, as `nnx.to_pure_dict` nests them:
       `unet` and `conditioning`.
     encoders: likewise: `autoencoder` and `image`; None of what is absent.
-    config: its part of a training config, with `ported_from`.
+    config: its part of a training config, with `ported_from`, the format, and
+      `ported_average`, whether the U-Net's moving average was taken.
     facts: what was done, for a report.
   """
 
@@ -60,52 +71,51 @@ class _Ledger:
     self.where = where
     self.tensors = all_tensors
     self._taken: set[str] = set()
-    self._missing: list[str] = []
+    self._missing: set[str] = set()
+    self._left_out: dict[str, str] = {}
 
   def take(self, name: str) -> LazyArray | None:
     """The tensor, or None where it is missing, which `close` tells."""
     if name not in self.tensors:
-      self._missing.append(name)
+      self._missing.add(name)
       return None
     self._taken.add(name)
     return self.tensors[name]
 
+  def leave(self, name: str, why: str) -> None:
+    """Leaves out a tensor that must be there all the same."""
+    if self.take(name) is not None:
+      self._left_out[name] = why
+
   def names(self, prefix: str) -> list[str]:
     return [name for name in self.tensors if name.startswith(prefix)]
-
-  def require_all(self) -> None:
-    """Raises binary.UserError unless all that was to be taken was there."""
-    if self._missing:
-      raise binary.UserError(
-        f'{self.where}: {_listed(self._missing)} missing; is --format right?'
-      )
 
   def close(self, ignored: formats.Ignored) -> dict[str, int]:
     """Counts what is left out, by reason.
 
     Raises:
-      binary.UserError: tensors are missing, or left over.
+      binary.UserError: tensors are missing, or left over: names all of them.
     """
-    self.require_all()
-    counts: dict[str, int] = collections.Counter()
-    left_over = []
+    left_over = set()
     for name in self.tensors.keys() - self._taken:
       why = next((w for p, w in ignored if re.fullmatch(p, name)), None)
       if why is None:
-        left_over.append(name)
+        left_over.add(name)
       else:
-        counts[why] += 1
-    if left_over:
-      raise binary.UserError(
-        f'{self.where}: {_listed(sorted(left_over))} left over, which this '
-        'format does not know; is --format right?'
+        self._left_out[name] = why
+    faults = [
+      f'{len(names)} tensors ({", ".join(sorted(names))}) are {what}'
+      for names, what in (
+        (self._missing, 'missing'),
+        (left_over, 'left over, which this format does not know'),
       )
-    return dict(counts)
-
-
-def _listed(names: list[str]) -> str:
-  more = ', ...' if len(names) > _LISTED else ''
-  return f'{len(names)} tensors ({", ".join(names[:_LISTED])}{more}) are'
+      if names
+    ]
+    if faults:
+      raise binary.UserError(
+        f'{self.where}: {"; ".join(faults)}; is --format right?'
+      )
+    return dict(collections.Counter(self._left_out.values()))
 
 
 def _read_finite(
@@ -141,25 +151,48 @@ class _Job:
     self.where = str(source.paths[0])
     self.ledger = _Ledger(self.where, source.tensors)
     self.own = self._own_config()
-    self.ignored = list(self.row.ignored)
-    self.averaged = self._choose(average)
+    self.has_average = self._finds_average()
+    if average and not self.has_average:
+      raise binary.UserError(
+        f'{self.where}: no moving average here; give --noema'
+      )
+    self.averaged = self.has_average and average is not False
 
   # -- Settings ----------------------------------------------------------------
 
   def _own_config(self) -> dict[str, Any] | None:
     """The config of a model that was exported from here, or None."""
-    if formats.CONFIG in self.ledger.tensors:
-      return json.loads(self.ledger.take(formats.CONFIG).read().tobytes())
-    return self.configs.get('odin')
+    if formats.CONFIG not in self.ledger.tensors:
+      own = self.configs.get('odin')
+    else:
+      text = self.ledger.take(formats.CONFIG).read().tobytes()
+      try:
+        own = json.loads(text)
+      except ValueError as error:
+        raise self._not_ours() from error
+    if own is None:
+      return None
+    if not isinstance(own, dict) or not all(
+      isinstance(own.get(name), dict)
+      for name in ('model', 'autoencoder', 'image_encoder', 'diffusion')
+    ):
+      raise self._not_ours()
+    return own
+
+  def _not_ours(self) -> binary.UserError:
+    return binary.UserError(
+      f'{self.where}: the config of ours that comes with it is damaged; export '
+      'the model again'
+    )
 
   def settings(self, network: str) -> dict[str, Any] | None:
-    """Sizes of a network; None for a folder that diffusers was not given."""
+    """Sizes of a network; None of one that may be absent and is."""
     prefix, layout = self.row.networks[network]
     shapes = {
       name.removeprefix(prefix): self.ledger.tensors[name].shape
       for name in self.ledger.names(prefix)
     }
-    if not shapes and network in self.row.optional:
+    if not shapes and self._may_lack(network):
       return None
     if not shapes:
       raise binary.UserError(
@@ -167,53 +200,102 @@ class _Job:
         f'--format={self.name}; give a checkpoint that has it'
       )
     config = self.configs.get(prefix.removesuffix('.'))
-    # What no shape tells, such as the number of heads.
-    own = {}
-    if self.own and network == 'unet':
-      unet_config = self.own['model']['unet']
-      own = {key: unet_config[key] for key in ('num_heads', 'num_groups')}
-    try:
+    with self._explained(network):
       if config is not None:
-        return _FROM_CONFIG[network](config)
-      return NAMING[network].settings_from_shapes(shapes, layout, **own)
-    except (ValueError, IndexError) as error:
+        settings = _FROM_CONFIG[network](config)
+      elif self.own is not None:
+        settings = _from_own(network, self.own, shapes, layout)
+      else:
+        settings = NAMING[network].settings_from_shapes(shapes, layout)
+    if network == 'autoencoder' and self.row.scale in self.ledger.tensors:
+      settings['scale'] = self._scale()
+    return settings
+
+  @contextlib.contextmanager
+  def _explained(self, network: str) -> Iterator[None]:
+    """Settings that no network can have become a clear line."""
+    try:
+      yield
+    except (ValueError, TypeError, LookupError) as error:
       raise binary.UserError(
         f'{self.where}: {_ROLES[network]}: {error}; is --format right?'
       ) from error
+
+  def _may_lack(self, network: str) -> bool:
+    if self.own is not None and network in SECTIONS:
+      section, kind = SECTIONS[network]
+      if self.own[section].get('kind') != kind:
+        return True
+    return network in self.row.optional
+
+  def _scale(self) -> float:
+    """What ldm made the latents' standard deviation 1 with."""
+    values = self.ledger.take(self.row.scale).read()
+    if values.size != 1 or not 0 < float(values.flat[0]) < np.inf:
+      raise binary.UserError(
+        f'{self.where}: {self.row.scale} is {values}, not a positive number; '
+        'the file is damaged'
+      )
+    return float(values.flat[0])
 
   # -- Networks ----------------------------------------------------------------
 
   def network(self, network: str, settings: Mapping[str, Any]) -> Flat:
     """The parameters of a network by path."""
     prefix, layout = self.row.networks[network]
-    expected = self.shapes(network, settings)
-    params = {}
-    for entry in NAMING[network].entries(settings, layout):
+    with self._explained(network):
+      expected = self.shapes(network, settings)
+      entries = NAMING[network].entries(settings, layout)
+    rows = []
+    for entry in entries:
       name = prefix + entry.name
-      if network == 'unet' and self.averaged:
-        name = formats.average_name(name, self.row.averages)
-      tensor = self.ledger.take(name)
-      if tensor is not None:
-        params[entry.path] = self._parameter(
-          name, tensor, entry, expected[entry.path]
-        )
-    return params
+      if network == 'unet' and self.has_average:
+        name = self._of_two(name)
+      rows.append((entry._replace(name=name), expected.get(entry.path)))
+    return self._take(rows)
+
+  def _of_two(self, name: str) -> str:
+    both = (formats.average_name(name, self.row.averages), name)
+    taken, left = both if self.averaged else both[::-1]
+    self.ledger.leave(left, _LEFT[self.averaged])
+    return taken
+
+  def _finds_average(self) -> bool:
+    averages = self.row.averages
+    plain = self.ledger.names(self.row.networks['unet'][0])
+    return averages is not None and any(
+      formats.average_name(name, averages) in self.ledger.tensors
+      for name in plain
+    )
+
+  def _take(
+    self, rows: Iterable[tuple[tensors.Entry, tuple[int, ...] | None]]
+  ) -> Flat:
+    """Parameters, each of the shape expected, without those missing."""
+    found = {
+      entry.path: (self.ledger.take(entry.name), entry, expected)
+      for entry, expected in rows
+    }
+    return {
+      path: self._parameter(*row)
+      for path, row in found.items()
+      if row[0] is not None
+    }
 
   def _parameter(
     self,
-    name: str,
     tensor: LazyArray,
     entry: tensors.Entry,
     expected: tuple[int, ...] | None,
   ) -> LazyArray:
     """Our parameter: in our layout, of the dtype asked for, finite."""
-    where = f'{self.where}: {name}'
+    where = f'{self.where}: {entry.name}'
     convert = functools.partial(tensors.to_ours, entry)
     try:
       shape = tensor.map(convert).shape
     except (ValueError, IndexError):
       shape = None
-    if shape is None or expected not in (None, shape):
+    if shape is None or shape != expected:
       raise binary.UserError(
         f'{where} has shape {tensor.shape}, which does not fit the other '
         'tensors; the file is damaged, or --format is wrong'
@@ -221,29 +303,22 @@ class _Job:
     read = functools.partial(_read_finite, where, tensor, convert, self.dtype)
     return LazyArray(shape, self.dtype, read)
 
-  def _choose(self, average: bool | None) -> bool:
-    """Whether the moving average is taken; the other set is left out."""
-    averages, present = self.row.averages, False
-    prefix, _ = self.row.networks['unet']
-    plain = self.ledger.names(prefix)
-    if averages is not None:
-      averaged = [formats.average_name(name, averages) for name in plain]
-      present = any(name in self.ledger.tensors for name in averaged)
-    if average and not present:
-      raise binary.UserError(
-        f'{self.where}: no moving average here; give --noema'
-      )
-    if not present:
-      return False
-    taken = present if average is None else average
-    names, why = (plain, _NOT_AVERAGED) if taken else (averaged, _AVERAGED)
-    self.ignored += [(re.escape(name), why) for name in names]
-    return taken
-
   # -- What is ours ------------------------------------------------------------
 
+  def mask(self, params: Flat) -> Flat:
+    """What of the last layer is the motion mask's; {} if nothing is."""
+    if not self.ledger.names(formats.MOTION_MASK):
+      return {}
+    rows = []
+    for path, name, layout in MASK:
+      entry = tensors.Entry(path, formats.MOTION_MASK + name, layout)
+      # One output beside those of the layer, which `close` tells if missing.
+      if path in params:
+        rows.append((entry, (*params[path].shape[:-1], 1)))
+    return self._take(rows)
+
   def widened(
-    self, params: Flat, settings: Mapping[str, Any], latent: int
+    self, params: Flat, mask: Flat, settings: Mapping[str, Any], latent: int
   ) -> tuple[Flat, list[str]]:
     """The U-Net with our inputs and the mask; and what of it is new."""
     inputs, new = settings['in_channels'], []
@@ -263,60 +338,72 @@ class _Job:
       params['conv_in/kernel'] = params['conv_in/kernel'].map(
         lambda kernel: widen.first_convolution(kernel, 2 * latent)
       )
-    if not self.ledger.names(formats.MOTION_MASK):
+    if not mask:
       new.append('output of the motion mask: zeros')
-      for path in ('conv_out/kernel', 'conv_out/bias'):
-        params[path] = params[path].map(widen.last_layer)
-      return params, new
-    for path, name, layout in MASK:
-      mask = self._own(formats.MOTION_MASK + name, path, layout)
-      if mask is not None:
-        params[path] = _joined(params[path], mask)
+    for path, _, _ in MASK:
+      params[path] = (
+        _joined(params[path], mask[path])
+        if mask
+        else params[path].map(widen.last_layer)
+      )
     return params, new
 
-  def _own(self, name: str, path: str, layout: str) -> LazyArray | None:
-    tensor = self.ledger.take(name)
-    if tensor is None:
-      return None
-    entry = tensors.Entry(path, name, layout)
-    return self._parameter(name, tensor, entry, None)
-
   def conditioning(
-    self, image_width: int, context_dim: int
+    self, sizes: Mapping[str, int]
   ) -> tuple[str, Flat, list[str]]:
-    """Names of the parts, their parameters, and what of it is new."""
-    params = {
-      name.removeprefix(formats.CONDITIONING).replace('.', '/'): self._own(
-        name, name, 'same'
-      )
-      for name in self.ledger.names(formats.CONDITIONING)
-    }
-    given = self.ledger.names(self.row.projection)
-    pose, new = self.row.pose or 'zero123', []
-    if given or (self.row.pose and not self.own):
-      pose, projection = self._projection(image_width)
-      params |= {f'parts/{pose}/projection/{k}': v for k, v in projection}
-    elif not self.own:
-      new.append(f'pose projection of {pose}: as Zero-1-to-3 started')
-      for leaf, array in widen.pose_projection(
-        image_width, formats.WIDTHS[pose], context_dim
-      ).items():
-        array = array.astype(self.dtype)
-        params[f'parts/{pose}/projection/{leaf}'] = lazy_array.of(array)
-    return pose, params, new
+    """Names of the parts, their parameters, and what of it is new.
 
-  def _projection(
-    self, image_width: int
-  ) -> tuple[str, list[tuple[str, LazyArray]]]:
-    """The part that the pose projection is of, and its parameters."""
-    found = [
-      (leaf, self._own(self.row.projection + name, leaf, layout))
+    Args:
+      sizes: `latent_channels`, `context_dim` and `image_width`.
+    """
+    own = self.own['model'] if self.own else {}
+    given = self.ledger.names(self.row.projection)
+    pose = self._pose(sizes['image_width'])
+    path = f'parts/{pose}/projection/'
+    if not (given or self.own or self.row.pose):
+      start = widen.pose_projection(
+        sizes['image_width'], formats.WIDTHS[pose], sizes['context_dim']
+      )
+      params = {
+        path + leaf: lazy_array.of(array.astype(self.dtype))
+        for leaf, array in start.items()
+      }
+      return (
+        pose,
+        params,
+        [f'pose projection of {pose}: as Zero-1-to-3 started'],
+      )
+    names = own.get('conditioning', pose)
+    with self._explained('conditioning'):
+      expected = self.shapes(
+        'conditioning',
+        dict(
+          sizes,
+          names=names,
+          fourier_bands=own.get('fourier_bands', 0),
+          sweep_distances=len(own.get('sweep_distances', ())),
+        ),
+      )
+    # Their projection has a name of its own, the rest is as it is here.
+    theirs = {
+      path + leaf: (self.row.projection + name, layout)
       for leaf, name, layout in PROJECTION
-    ]
-    kernel = found[0][1]
-    if kernel is None or found[1][1] is None:
-      return self.row.pose or 'zero123', []
-    width = kernel.shape[0] - image_width
+      if given or not self.own
+    }
+    rows = []
+    for path, shape in expected.items():
+      own_name = formats.CONDITIONING + path.replace('/', '.')
+      name, layout = theirs.get(path, (own_name, 'same'))
+      rows.append((tensors.Entry(path, name, layout), shape))
+    return names, self._take(rows), []
+
+  def _pose(self, image_width: int) -> str:
+    """The part that the pose projection is of, as its size says."""
+    expected = self.row.pose or 'zero123'
+    weight = self.ledger.tensors.get(self.row.projection + 'weight')
+    if weight is None or len(weight.shape) != 2:
+      return expected
+    width = weight.shape[1] - image_width
     pose = formats.POSES.get(width)
     if pose is None or self.row.pose not in (None, pose):
       raise binary.UserError(
@@ -324,7 +411,7 @@ class _Job:
         f'the pose, which is {pose or "no known pose"}; '
         f'{"give --format=" + pose if pose else "it cannot be imported"}'
       )
-    return pose, found
+    return pose
 
 
 # Path of ours, name, layout.
@@ -333,6 +420,33 @@ MASK = (
   ('conv_out/bias', 'bias', 'same'),
 )
 PROJECTION = (('kernel', 'weight', 'linear'), ('bias', 'bias', 'same'))
+
+
+def _from_own(
+  network: str,
+  own: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  layout: str,
+) -> dict[str, Any]:
+  """Settings of a network of ours: shapes do not tell all of them."""
+  if network == 'unet':
+    values = own['model']['unet']
+    found = unet.settings_from_shapes(
+      shapes,
+      layout,
+      num_heads=values['num_heads'],
+      num_groups=values['num_groups'],
+    )
+  else:
+    section, known = SECTIONS[network]
+    found, values = {}, dict(own[section])
+    kind = values.pop('kind')
+    if kind != known:
+      raise ValueError(f'its config says that it is of the kind {kind}')
+  return found | {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in values.items()
+  }
 
 
 def _joined(first: LazyArray, second: LazyArray) -> LazyArray:
@@ -382,7 +496,9 @@ def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def _sections(settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _sections(
+  settings: Mapping[str, dict[str, Any]], own: Mapping[str, Any]
+) -> dict[str, Any]:
   """`config.autoencoder` and `config.image_encoder`.
 
   Of a network that is not there only what the U-Net tells: it can be exported,
@@ -398,10 +514,9 @@ def _sections(settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     ),
     'image_encoder': dict(kind='none', projection=network['context_dim']),
   }
-  for network, section, kind in (
-    ('autoencoder', 'autoencoder', 'kl'),
-    ('image', 'image_encoder', 'clip'),
-  ):
+  for network, (section, kind) in SECTIONS.items():
+    if own.get(section, {}).get('kind') == 'none':
+      sections[section] = own[section]
     if network in settings:
       sections[section] = dict(kind=kind, **settings[network])
   return sections
@@ -443,17 +558,21 @@ def convert(
   params = {
     network: job.network(network, sizes) for network, sizes in settings.items()
   }
-  sections = _sections(settings)
+  sections = _sections(settings, job.own or {})
   latent = sections['autoencoder']['latent_channels']
-  pose, conditioning, new_parts = job.conditioning(
-    sections['image_encoder']['projection'], settings['unet']['context_dim']
+  names, conditioning, new_parts = job.conditioning(
+    dict(
+      latent_channels=latent,
+      context_dim=settings['unet']['context_dim'],
+      image_width=sections['image_encoder'].get('projection', 0),
+    )
   )
-  job.ledger.require_all()
-  network, new = job.widened(params['unet'], settings['unet'], latent)
-  left_out = job.ledger.close(tuple(job.ignored))
+  mask = job.mask(params['unet'])
+  left_out = job.ledger.close(job.row.ignored)
+  network, new = job.widened(params['unet'], mask, settings['unet'], latent)
   own = job.own or dict(
     model=dict(
-      conditioning=pose,
+      conditioning=names,
       unscaled_source=True,
       unet={
         key: value
@@ -473,11 +592,16 @@ def convert(
       key: lazy_array.nested(params[key]) if key in params else None
       for key in ('autoencoder', 'image')
     },
-    config={**own, 'ported_from': name, **sections},
+    config={
+      **own,
+      'ported_from': name,
+      'ported_average': job.averaged,
+      **sections,
+    },
     facts=dict(
       files=[str(path) for path in source.paths],
       moving_average=job.averaged,
-      conditioning=own['model']['conditioning'],
+      conditioning=names,
       new=new + new_parts,
       absent=[network for network in NAMING if network not in settings],
       left_out=left_out,

@@ -8,15 +8,13 @@ which reads what `write` writes.
 
 import hashlib
 import os
-from typing import Iterable, Mapping, NamedTuple
+from typing import Iterable, Mapping
 
 import numpy as np
 import safetensors.numpy
 
 from odin_jax.porting import tensors
-from odin_jax.shared import binary
-
-FORMAT = 'odin-lpips'
+from odin_jax.shared import binary, lpips_files
 
 # Number of every convolution in `features` of torchvision's network.
 _CONVS = {
@@ -38,40 +36,6 @@ def _parameters(layers: Iterable[int]) -> tuple[str, ...]:
 IGNORED = {'alex': _parameters((1, 4, 6)), 'vgg': _parameters((0, 3, 6))}
 
 
-class Published(NamedTuple):
-  """A file that everybody's LPIPS scores are made with.
-
-  Attributes:
-    name: of the file.
-    sha256: how its digest starts; torchvision puts 8 digits into the name.
-    source: where it can be had.
-  """
-
-  name: str
-  sha256: str
-  source: str
-
-
-_TORCHVISION = 'https://download.pytorch.org/models/'
-_LPIPS = 'lpips/weights/v0.1/ of the wheel lpips==0.1.4, as '
-PUBLISHED = {
-  'alex': {
-    'backbone': Published(
-      'alexnet-owt-7be5be79.pth',
-      '7be5be79',
-      f'{_TORCHVISION}alexnet-owt-7be5be79.pth',
-    ),
-    'heads': Published('alex.pth', 'df73285e', f'{_LPIPS}alex.pth'),
-  },
-  'vgg': {
-    'backbone': Published(
-      'vgg16-397923af.pth', '397923af', f'{_TORCHVISION}vgg16-397923af.pth'
-    ),
-    'heads': Published('vgg.pth', 'a78928a0', f'{_LPIPS}vgg.pth'),
-  },
-}
-
-
 def require_published(
   path: str | os.PathLike[str], net: str, part: str = 'backbone'
 ) -> str:
@@ -87,7 +51,7 @@ def require_published(
   Raises:
     binary.UserError: there is no such file, or it is another.
   """
-  published = PUBLISHED[net][part]
+  published = lpips_files.PUBLISHED[net][part]
   what = f'the {part} of LPIPS with {net} ({published.source})'
   path = binary.require_file(path, what)
   with open(path, 'rb') as file:
@@ -177,17 +141,14 @@ def write(
   """
   digests = {'backbone': backbone_sha256, 'heads': heads_sha256}
   for part, digest in digests.items():
-    if not digest.startswith(PUBLISHED[net][part].sha256):
+    if not digest.startswith(lpips_files.PUBLISHED[net][part].sha256):
       raise ValueError(f'{digest} is not the SHA-256 of the published {part}')
-  content = hashlib.sha256()
-  for name in sorted(params):
-    content.update(params[name].tobytes())
   metadata = {
-    'format': FORMAT,
+    'format': lpips_files.FORMAT,
     'net': net,
     'backbone_sha256': backbone_sha256,
     'heads_sha256': heads_sha256,
-    'content_sha256': content.hexdigest(),
+    'content_sha256': lpips_files.content_sha256(params),
   }
   with binary.atomic_path(path) as temporary:
     safetensors.numpy.save_file(dict(params), temporary, metadata)

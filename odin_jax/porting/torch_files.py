@@ -6,14 +6,17 @@ frameworks leave beside the tensors; even of that nothing is imported or made:
 an inert object stands in for each.
 """
 
+import collections
 import contextlib
 import functools
 import os
 import pathlib
 import pickle
 import re
-from typing import Any, Iterable, Mapping
+import struct
+from typing import Any, BinaryIO, Iterable, Mapping
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -33,42 +36,88 @@ class _Inert:
     del state
 
 
-def _empty(*args: Any) -> dict[Any, Any]:
+class _Mapping:
   """Stands for a class of mappings, whose items then come one by one."""
-  del args
-  return {}
+
+  def __new__(cls, *args: Any) -> dict[Any, Any]:
+    del args
+    return collections.OrderedDict()
+
+
+class _Sequence:
+  """Stands for a class of sequences, whose items then come one by one."""
+
+  def __new__(cls, *args: Any) -> list[Any]:
+    del args
+    return []
+
+
+def _named(names: Mapping[str, str], stand_in: type) -> dict[str, type]:
+  """The stand-in by full name, of names separated by blanks by module."""
+  return {
+    f'{module}.{name}': stand_in
+    for module, listed in names.items()
+    for name in listed.split()
+  }
 
 
 _LIGHTNING = ('pytorch_lightning', 'lightning.pytorch', 'lightning_fabric')
-# Key of `callbacks` in files of PyTorch Lightning before 2.0, hyperparameters,
-# scores and counters of its callbacks.
+_NUMPY = ('numpy.core', 'numpy._core')
+# What Lightning keeps: the key of `callbacks` before 2.0, hyperparameters, as
+# argparse or omegaconf has them, scores and counters.
 ALLOWED = {
-  **{
-    f'{package}.callbacks.{name}': _Inert
-    for package in _LIGHTNING
-    for name in (
-      'model_checkpoint.ModelCheckpoint',
-      'early_stopping.EarlyStopping',
-    )
-  },
-  **{
-    f'{package}.utilities.{name}.AttributeDict': _empty
-    for package in _LIGHTNING
-    for name in ('parsing', 'data')
-  },
-  'numpy.core.multiarray.scalar': _Inert,
-  'numpy._core.multiarray.scalar': _Inert,
-  'numpy.dtype': _Inert,
-  'numpy.dtypes.Float32DType': _Inert,
-  'numpy.dtypes.Float64DType': _Inert,
-  'numpy.dtypes.Int64DType': _Inert,
-  '_codecs.encode': _Inert,
-  'collections.defaultdict': _empty,
-  'builtins.list': _Inert,
-  'builtins.dict': _Inert,
-  'builtins.int': _Inert,
-  'pathlib.PosixPath': _Inert,
+  **_named(
+    {
+      **{
+        f'{package}.callbacks.model_checkpoint': 'ModelCheckpoint'
+        for package in _LIGHTNING
+      },
+      **{
+        f'{package}.callbacks.early_stopping': 'EarlyStopping'
+        for package in _LIGHTNING
+      },
+      **{f'{package}.multiarray': 'scalar _reconstruct' for package in _NUMPY},
+      'numpy': 'dtype ndarray',
+      'numpy.dtypes': 'Float32DType Float64DType Int64DType',
+      '_codecs': 'encode',
+      'builtins': 'bool dict float frozenset int list range slice str tuple',
+      'argparse': 'Namespace',
+      'datetime': 'date datetime timedelta timezone',
+      'omegaconf.base': 'ContainerMetadata Metadata',
+      'omegaconf.dictconfig': 'DictConfig',
+      'omegaconf.listconfig': 'ListConfig',
+      'omegaconf.nodes': 'AnyNode BooleanNode FloatNode IntegerNode StringNode',
+      'pathlib': 'PosixPath PurePosixPath WindowsPath',
+      'typing': 'Any',
+    },
+    _Inert,
+  ),
+  **_named(
+    {
+      'collections': 'defaultdict',
+      **{
+        f'{package}.utilities.{module}': 'AttributeDict'
+        for package in _LIGHTNING
+        for module in ('parsing', 'data')
+      },
+    },
+    _Mapping,
+  ),
+  **_named({'collections': 'deque'}, _Sequence),
 }
+# What the unpickler raises, by chance, where a file is damaged.
+_DAMAGE = (
+  OSError,
+  EOFError,
+  RuntimeError,
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  AssertionError,
+  struct.error,
+)
+_ZIP = b'PK\x03\x04'
 
 
 def read_span(
@@ -104,20 +153,32 @@ def read(path: pathlib.Path) -> dict[str, LazyArray]:
     binary.UserError: it holds something that is neither a tensor nor on the
       allow-list, or no state dict, or it is damaged.
   """
-  content = _load(path, lazy=zipfile.is_zipfile(path))
+  content = _load(path, lazy=_is_zip(path))
   state = content.get('state_dict', content) if _is_dict(content) else None
   if not _is_dict(state) or not state:
     raise binary.UserError(
       f'{path}: not a state dict; a mapping of names to tensors is needed, or '
       'one under the key state_dict'
     )
-  others = [name for name, tensor in state.items() if not _is_tensor(tensor)]
-  if others:
-    raise binary.UserError(
-      f'{path}: {others[0]!r} is not a tensor; a mapping of names to tensors '
-      'is needed, or one under the key state_dict'
-    )
+  for name, tensor in state.items():
+    if not isinstance(name, str) or not _is_tensor(tensor):
+      raise binary.UserError(
+        f'{path}: {name!r} is not a tensor; a mapping of names to tensors is '
+        'needed, or one under the key state_dict'
+      )
+    if not _is_plain(tensor):
+      raise binary.UserError(
+        f'{path}: {name} is no array of real numbers ({tensor.dtype}, '
+        f'{tensor.layout}, on {tensor.device}); such a checkpoint cannot be '
+        'imported'
+      )
   return {name: _lazy(path, tensor) for name, tensor in state.items()}
+
+
+def _is_zip(path: pathlib.Path) -> bool:
+  """Whether torch.load takes a file for a zip archive."""
+  with open(path, 'rb') as file:
+    return file.read(len(_ZIP)) == _ZIP
 
 
 def _is_dict(value: Any) -> bool:
@@ -128,6 +189,20 @@ def _is_tensor(value: Any) -> bool:
   import torch
 
   return isinstance(value, torch.Tensor)
+
+
+def _is_plain(tensor: Any) -> bool:
+  """Whether the memory of a tensor holds its values."""
+  import torch
+
+  return (
+    tensor.layout is torch.strided
+    and tensor.device.type != 'meta'
+    and not tensor.is_nested
+    and not tensor.is_quantized
+    and not tensor.is_complex()
+    and not tensor.is_neg()
+  )
 
 
 def _load(path: pathlib.Path, *, lazy: bool) -> Any:
@@ -143,7 +218,7 @@ def _load(path: pathlib.Path, *, lazy: bool) -> Any:
       return torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     raise binary.UserError(f'{path}: {_refusal(str(error))}') from error
-  except (OSError, EOFError, RuntimeError, ValueError, LookupError) as error:
+  except _DAMAGE as error:
     why = str(error).partition('. ')[0] or 'it ends too early'
     raise binary.UserError(
       f'{path}: torch cannot read it ({why}); is it whole? Download it again'
@@ -198,8 +273,7 @@ def _read_strided(
 def write(path: pathlib.Path, tensors: Iterable[tuple[str, LazyArray]]) -> None:
   """Writes `{'state_dict': ...}` tensor by tensor.
 
-  The checksums in the archive are not of the tensors; torch.load, which never
-  looks at them, reads the file as any other.
+  What torch.save to an open file makes of it, but for when the numbers come.
   """
   import torch
   from torch._subclasses.fake_tensor import FakeTensorMode
@@ -212,16 +286,50 @@ def write(path: pathlib.Path, tensors: Iterable[tuple[str, LazyArray]]) -> None:
     }
   with binary.atomic_path(path) as temporary:
     # Room is left for the numbers, which are filled in where torch.load
-    # says that they start.
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
-      torch.save({'state_dict': state}, temporary)
+    # says that they start. To a name, torch.save would put it into the file.
+    with (
+      open(temporary, 'wb') as file,
+      torch.serialization.skip_data(materialize_fake_tensors=True),
+    ):
+      torch.save({'state_dict': state}, file)
     offsets = _offsets(temporary)
+    checksums = {}
     with open(temporary, 'r+b') as file:
       for name, tensor in tensors.items():
         file.seek(offsets[name])
-        np.ascontiguousarray(tensor.read()).tofile(file)
+        array = np.ascontiguousarray(tensor.read())
+        array.tofile(file)
+        checksums[offsets[name]] = zlib.crc32(array.reshape(-1).view(np.uint8))
+      _write_checksums(temporary, file, checksums)
       file.flush()
       os.fsync(file.fileno())
+
+
+# Of the zip format's headers, in the archive's directory and before each
+# member: where the checksum is, and the lengths of what follows.
+_CENTRAL, _CENTRAL_CRC, _CENTRAL_LENGTHS = 46, 16, struct.Struct('<28x3H')
+_LOCAL, _LOCAL_CRC, _LOCAL_LENGTHS = 30, 14, struct.Struct('<26x2H')
+
+
+def _write_checksums(
+  path: pathlib.Path, file: BinaryIO, checksums: Mapping[int, int]
+) -> None:
+  """Writes the CRC of the members that start at the offsets given."""
+
+  def header(at: int, lengths: struct.Struct) -> tuple[int, ...]:
+    file.seek(at)
+    return lengths.unpack(file.read(lengths.size))
+
+  with zipfile.ZipFile(path) as archive:
+    members, central = archive.infolist(), archive.start_dir
+  for member in members:
+    local = member.header_offset
+    start = local + _LOCAL + sum(header(local, _LOCAL_LENGTHS))
+    for at in (local + _LOCAL_CRC, central + _CENTRAL_CRC):
+      if start in checksums:
+        file.seek(at)
+        file.write(checksums[start].to_bytes(4, 'little'))
+    central += _CENTRAL + sum(header(central, _CENTRAL_LENGTHS))
 
 
 def _offsets(path: pathlib.Path) -> dict[str, int]:

@@ -35,6 +35,8 @@ def pose_projection(
   The identity on the image's embedding; for the pose what torch gives a linear
   layer, uniform in +-1 / sqrt(inputs), here from a fixed seed.
   """
+  # As `odin_jax.models.conditioning.zero123_init`, which needs jax; porting
+  # does not.
   bound = (image_width + pose_width) ** -0.5
   pose = np.random.default_rng(_SEED).uniform(
     -bound, bound, (pose_width, outputs)

@@ -8,7 +8,7 @@ memory of one of them. What is on disk is the same.
 from typing import Any, Sequence
 
 import orbax.checkpoint as ocp
-from orbax.checkpoint import type_handlers
+from orbax.checkpoint import future, type_handlers
 
 from odin_jax.shared.lazy_array import LazyArray
 
@@ -16,14 +16,28 @@ from odin_jax.shared.lazy_array import LazyArray
 class _LazyHandler(type_handlers.NumpyHandler):
   """Saves `LazyArray`s as NumPy arrays are saved."""
 
-  async def _background_serialize(
+  async def serialize(
+    self,
+    values: Sequence[LazyArray],
+    infos: Sequence[Any],
+    args: Sequence[Any] | None = None,
+  ) -> Sequence[future.Future]:
+    args = args or [ocp.SaveArgs()] * len(values)
+    return [
+      future.CommitFutureAwaitingContractedSignals(
+        self._write_in_turn(values, infos, args), name='lazy_arrays'
+      )
+    ]
+
+  async def _write_in_turn(
     self,
     values: Sequence[LazyArray],
     infos: Sequence[Any],
     args: Sequence[Any],
   ) -> None:
     for value, info, arg in zip(values, infos, args, strict=True):
-      await super()._background_serialize([value.read()], [info], [arg])
+      for written in await super().serialize([value.read()], [info], [arg]):
+        written.result()
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
