@@ -191,6 +191,16 @@ def test_channels_keep_their_meaning(tmp_path, before, after, fits):
       warm_start._check(tmp_path, config, saved)
 
 
+def test_a_model_without_an_image_encoder_needs_none(tmp_path):
+  """As Stable Diffusion, of which the text encoder is not taken."""
+  saved, config = narrow_config('se3'), narrow_config('se3+plucker')
+  saved['image_encoder'] = {'kind': 'none', 'projection': 32}
+  with pytest.raises(binary.UserError, match='image_encoder'):
+    warm_start._check(tmp_path, config, saved)
+  config['image_encoder']['kind'] = 'none'
+  warm_start._check(tmp_path, config, saved)
+
+
 def test_pretrained_encoders_are_asked_for(tmp_path):
   posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
   results = commands.run_all(

@@ -105,6 +105,11 @@ def adopt(params: Any, given: Any) -> Any:
   return jax.tree_util.tree_map_with_path(pick, params)
 
 
+def _sizes(section: Config) -> Config:
+  """What matters of an encoder's settings: nothing, where there is none."""
+  return {'kind': 'none'} if section['kind'] == 'none' else section
+
+
 def _channels(config: Config) -> list[tuple[str, Any]]:
   """The parts that give channels, in order, with their settings."""
   model = config['model']
@@ -122,7 +127,9 @@ def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
       f'--init={where}: a U-Net that was ported without its autoencoder; port '
       'their folders together'
     )
-  pairs = [(name, config[name], saved[name]) for name in _MUST_AGREE] + [
+  pairs = [
+    (name, _sizes(config[name]), _sizes(saved[name])) for name in _MUST_AGREE
+  ] + [
     (f'model.unet.{name}', *(c['model']['unet'][name] for c in (config, saved)))
     for name in _OF_UNET
   ]
