@@ -99,9 +99,7 @@ class Sampling:
 
 def _timesteps(sampling: Sampling, diffusion: Any) -> Int[np.ndarray, 'n']:
   return sampler.timesteps(
-    sampling.num_steps,
-    diffusion['num_timesteps'],
-    spacing=sampling.spacing or diffusion['spacing'],
+    sampling.num_steps, diffusion['num_timesteps'], spacing=sampling.spacing
   )
 
 
@@ -129,7 +127,7 @@ def sample(
     seeds: of each example's noise, so that a sample does not depend on the
       batch it is drawn in.
     scale: median depth of each source view, scene units; 0 where not known.
-    sampling: how.
+    sampling: how; its spacing is given.
   """
   diffusion = config['diffusion']
   condition = odin.condition(
@@ -143,7 +141,7 @@ def sample(
     )
   )(seeds)
   alpha_bar = step.alpha_bars(config)
-  spacing = sampling.spacing or diffusion['spacing']
+  ends_with_noise = sampling.spacing in _SD_SPACINGS
   latents = sampler.sample(
     sampling.sampler,
     sampler.guided(
@@ -158,7 +156,7 @@ def sample(
     steps=_timesteps(sampling, diffusion),
     prediction=diffusion['prediction'],
     # Stable Diffusion's DDIM ends at the first timestep's noise level.
-    final_alpha_bar=float(alpha_bar[0]) if spacing in _SD_SPACINGS else 1.0,
+    final_alpha_bar=float(alpha_bar[0]) if ends_with_noise else 1.0,
   )
   return frozen.autoencoder.decode(latents)
 
@@ -171,7 +169,7 @@ class Model:
     frozen: the encoders that it was trained with, on `mesh`.
     config: the training config.
     mesh: its axis `data` splits every batch.
-    sampling: how samples are drawn.
+    sampling: how samples are drawn; its spacing is given.
     batch_size: of one call of the network; smaller requests are padded to
       powers of two, so that few shapes are compiled.
     protocol: further facts for the protocol.
@@ -209,7 +207,6 @@ class Model:
       'predictor': 'model',
       'image_size_px': self.image_size_px,
       **dataclasses.asdict(sampling),
-      'spacing': sampling.spacing or config['diffusion']['spacing'],
       'timesteps': _timesteps(sampling, config['diffusion']).tolist(),
       'eta': 0.0,
       'samples_per_pair': 1,
@@ -290,6 +287,8 @@ def load_model(
       trained without dropping its condition; too many steps.
   """
   checkpoints, newest, config = checkpoint.open_latest(workdir)
+  spacing = sampling.spacing or config['diffusion']['spacing']
+  sampling = dataclasses.replace(sampling, spacing=spacing)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})

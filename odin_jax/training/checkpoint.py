@@ -288,17 +288,17 @@ def write_ported(
     ValueError: parameters other than the config's.
   """
   config = plain(_completed(config, _PORTED))
-  frozen = encoders.abstract(config)
-  frozen = frozen.replace(
+  shapes = encoders.abstract(config)
+  frozen = shapes.replace(
     **{
-      name: getattr(frozen, name).replace(params=params)
+      name: getattr(shapes, name).replace(params=params)
       for name, params in encoder_params.items()
       if params is not None
     }
   )
   expected = {
     'params': jax.eval_shape(lambda: train_step.init_params(config)),
-    'encoders': encoders.abstract(config),
+    'encoders': shapes,
   }
   given = {'params': params, 'encoders': frozen}
   if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, given):
