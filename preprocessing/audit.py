@@ -60,25 +60,25 @@ def main() -> None:
   if _TRUTH.value:
     binary.require_folder(_TRUTH.value, 'the truth of the videos')
   excluded = ids.read_excluded(_EXCLUDE_IDS.value)
-  records = finished.Records(_RECORDS.value, excluded)
-  if not records.manifest['videos']:
+  audited = finished.Records(_RECORDS.value, excluded)
+  if not audited.manifest['videos']:
     raise binary.UserError(
       f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
     )
   output = binary.claim_output(_OUTPUT.value, TOOL)
-  report, rows = figures.judge(records, _TRUTH.value, _MAX_MATCHED.value)
-  sample = [
-    consistency.judge(records[row['place']])
+  report, rows = figures.judge(audited, _TRUTH.value, _MAX_MATCHED.value)
+  judged = [
+    consistency.judge(audited[row['place']])
     for row in consistency.draw(rows, _SAMPLE.value, _SEED)
   ]
   report = {
     **report,
-    'sample': consistency.figures(sample),
-    'rejected': rejections.by_reason(records.ledger),
+    'sample': consistency.figures(judged),
+    'rejected': rejections.by_reason(audited.ledger),
   }
-  drawings = figures.draw_pairs(records, rows, output)
+  drawings = figures.draw_pairs(audited, rows, output)
   html = audit_page.render(
-    report, quality.gather_components(rows), sample, records.path
+    report, quality.gather_components(rows), judged, audited.path
   )
   with binary.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)

@@ -145,9 +145,9 @@ class Solver:
     progress('chain')
     mask = self._mask()
     matches = self._match_neighbours()
-    tracks = self._tracks(matches)
-    start = self._chain(matches, tracks)
-    state = self._refine(start.component, start.frame2scene, tracks)
+    point_tracks = self._tracks(matches)
+    start = self._chain(matches, point_tracks)
+    state = self._refine(start.component, start.frame2scene, point_tracks)
     found: Verdicts = {}
     for left in reversed(range(self._rules.rounds)):
       if not left:
@@ -159,8 +159,8 @@ class Solver:
         self._features, state.frame2scene, matches, self._said
       )
       progress('refinement')
-      tracks = self._tracks(self._ties(matches, found))
-      state = self._refine(state.component, state.frame2scene, tracks)
+      point_tracks = self._tracks(self._ties(matches, found))
+      state = self._refine(state.component, state.frame2scene, point_tracks)
     found |= {
       pair: self._judge.verify(
         self._features,
@@ -333,10 +333,10 @@ class Solver:
   def _tracks(self, matches: pairs.Matches) -> pairs.Tracks:
     return pairs.Tracks(matches, [len(frame) for frame in self._features])
 
-  def _ids(self, tracks: pairs.Tracks) -> list[Int[np.ndarray, 'n']]:
+  def _ids(self, point_tracks: pairs.Tracks) -> list[Int[np.ndarray, 'n']]:
     """The point of each feature of each frame, -1 where it has none."""
     return [
-      tracks.by_feature(frame, len(features))
+      point_tracks.by_feature(frame, len(features))
       for frame, features in enumerate(self._features)
     ]
 
@@ -375,8 +375,10 @@ class Solver:
         self._arrivals[frame] = self._arrivals[frame][keep]
     return mask
 
-  def _chain(self, matches: pairs.Matches, tracks: pairs.Tracks) -> chain.Chain:
-    points = self._ids(tracks)
+  def _chain(
+    self, matches: pairs.Matches, point_tracks: pairs.Tracks
+  ) -> chain.Chain:
+    points = self._ids(point_tracks)
     fits: Fits = {}
     ids = {}
     for pair in pairs.candidates(len(points), self._rules.chain_gap):
@@ -423,14 +425,14 @@ class Solver:
         {'stage': 'graph', 'reason': reason, 'frames': list(pair)}
       )
 
-  def _observations(self, tracks: pairs.Tracks) -> bundle.Observations:
+  def _observations(self, point_tracks: pairs.Tracks) -> bundle.Observations:
     starts = np.concatenate(
       [[0], np.cumsum([len(frame) for frame in self._features])]
     )
-    index = starts[tracks.frame] + tracks.feature
+    index = starts[point_tracks.frame] + point_tracks.feature
     return bundle.Observations(
-      frame=tracks.frame,
-      point=tracks.point,
+      frame=point_tracks.frame,
+      point=point_tracks.point,
       ray=np.concatenate([frame.rays for frame in self._features])[index],
       noise_rad=np.concatenate([frame.noise_rad for frame in self._features])[
         index
@@ -438,16 +440,16 @@ class Solver:
     )
 
   def _refine(
-    self, component: np.ndarray, poses: np.ndarray, tracks: pairs.Tracks
+    self, component: np.ndarray, poses: np.ndarray, point_tracks: pairs.Tracks
   ) -> _State:
     poses, points, observations = joint.refine(
       component,
       poses,
-      self._observations(tracks),
-      tracks.num_points,
+      self._observations(point_tracks),
+      point_tracks.num_points,
       max_iterations=self._rules.max_iterations,
     )
-    return _State(component, poses, tracks, points, observations)
+    return _State(component, poses, point_tracks, points, observations)
 
   def _candidates(self) -> list[pairs.FramePair]:
     """All pairs of the window, and closures."""

@@ -276,15 +276,15 @@ def test_a_sample_has_no_record_twice_and_repeats():
 
 
 def test_consistent_share_tells_true_poses_from_turned_ones(run):
-  records = list(finished.Records(run / 'records'))
-  found = consistency.figures([consistency.judge(one) for one in records])
+  audited = list(finished.Records(run / 'records'))
+  found = consistency.figures([consistency.judge(one) for one in audited])
   assert found['size'] == 20 and found['decided'] >= 10
   assert found['share'] > 0.9
   low, high = found['interval_95']
   assert low < found['share'] <= high + 1e-9
   assert found['chance_share'] < 0.5
   wrong = []
-  for record in records:
+  for record in audited:
     pose = record['target2source'].copy()
     # A turn about the axis across the view moves points off their lines.
     tilt = camera.rotation_x(np.deg2rad(8.0)).astype(np.float32)

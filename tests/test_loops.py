@@ -514,10 +514,10 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
   # A degree and a half a percent per step too much.
   drifted, _ = spiral(count, 2 * np.pi / 48 + np.deg2rad(1.0), 0.005)
   # Each step is measured in its frame's own unit.
-  chain = step_constraints(
+  steps = step_constraints(
     *spiral(count, 2 * np.pi / 48 + np.deg2rad(1), 0.005)
   )
-  chain = [dataclasses.replace(one, log_scale=0.0) for one in chain]
+  steps = [dataclasses.replace(one, log_scale=0.0) for one in steps]
   closure = relaxation.Constraint(
     source=0,
     target=48,
@@ -527,7 +527,7 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
     shift=1e-3,
     stretch=1e-4,
   )
-  found, scale = relaxation.relax(drifted, np.zeros(count), [*chain, closure])
+  found, scale = relaxation.relax(drifted, np.zeros(count), [*steps, closure])
   np.testing.assert_array_equal(found[0], drifted[0])
   rms_before, end_before = point_worlds.drift(drifted, truth)
   rms, end = point_worlds.drift(found, truth)

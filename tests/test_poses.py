@@ -508,20 +508,20 @@ def test_tracks_join_matches_and_refuse_contradictions():
     # Would join both points, and give frame 2 two features of one.
     (0, 2): np.array([[0, 1], [1, 1]]),
   }
-  tracks = pairs.Tracks(matches, [3, 3, 3])
-  assert tracks.num_points == 2 and tracks.num_refused == 1
+  joined = pairs.Tracks(matches, [3, 3, 3])
+  assert joined.num_points == 2 and joined.num_refused == 1
   members = [
     set(
       zip(
-        tracks.frame[tracks.point == point].tolist(),
-        tracks.feature[tracks.point == point].tolist(),
+        joined.frame[joined.point == point].tolist(),
+        joined.feature[joined.point == point].tolist(),
       )
     )
     for point in range(2)
   ]
   assert {(0, 0), (1, 0), (2, 0)} in members
   assert {(0, 1), (1, 1), (2, 1)} in members
-  assert tracks.by_feature(1, 3)[2] == -1
+  assert joined.by_feature(1, 3)[2] == -1
 
 
 def test_candidates_are_all_pairs_of_the_window():
