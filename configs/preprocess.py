@@ -54,7 +54,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     argument, recipes=['default'], defaults=fields
   )
   config = ml_collections.ConfigDict(values)
-  # Explained in preprocessing/reading/frame_quality.py.
+  # Explained in preprocessing/keyframes/frame_quality.py.
   config.frames = ml_collections.ConfigDict(
     dict(
       min_bright_level=24.0,
@@ -100,7 +100,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       cached_pairs=20000,
     )
   )
-  # Explained in preprocessing/solving/verdicts.py.
+  # Explained in preprocessing/solving/verification.py.
   config.poses = ml_collections.ConfigDict(
     dict(
       gate_deg=2.0,
@@ -118,7 +118,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       mask_min_persistence=0.4,
     )
   )
-  # Explained in preprocessing/motion.py.
+  # Explained in preprocessing/keyframes/static_weights.py.
   config.motion = ml_collections.ConfigDict(
     dict(
       chart_width_px=288,
@@ -131,7 +131,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       still_share=0.9,
     )
   )
-  # Explained in preprocessing/graph.py.
+  # Explained in preprocessing/solving/pair_graph.py.
   config.graph = ml_collections.ConfigDict(
     dict(
       max_cycle_turn_deg=2.0,
@@ -152,7 +152,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       min_agreeing_beyond=4,
     )
   )
-  # Explained in preprocessing/alignment.py.
+  # Explained in preprocessing/views/alignment.py.
   config.views = ml_collections.ConfigDict(
     dict(
       num_tries=48,

@@ -23,11 +23,11 @@ from odin_jax.shared import binary
 from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
-  consistency,
   figures,
-  finished,
   quality,
+  records,
   rejections,
+  sample,
 )
 
 TOOL = 'preprocessing.audit'
@@ -60,7 +60,7 @@ def main() -> None:
   if _TRUTH.value:
     binary.require_folder(_TRUTH.value, 'the truth of the videos')
   excluded = ids.read_excluded(_EXCLUDE_IDS.value)
-  audited = finished.Records(_RECORDS.value, excluded)
+  audited = records.Records(_RECORDS.value, excluded)
   if not audited.manifest['videos']:
     raise binary.UserError(
       f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
@@ -68,12 +68,12 @@ def main() -> None:
   output = binary.claim_output(_OUTPUT.value, TOOL)
   report, rows = figures.judge(audited, _TRUTH.value, _MAX_MATCHED.value)
   judged = [
-    consistency.judge(audited[row['place']])
-    for row in consistency.draw(rows, _SAMPLE.value, _SEED)
+    sample.judge(audited[row['place']])
+    for row in sample.draw(rows, _SAMPLE.value, _SEED)
   ]
   report = {
     **report,
-    'sample': consistency.figures(judged),
+    'sample': sample.figures(judged),
     'rejected': rejections.by_reason(audited.ledger),
   }
   drawings = figures.draw_pairs(audited, rows, output)

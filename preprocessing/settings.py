@@ -10,11 +10,13 @@ from typing import Any, Callable
 import ml_collections
 
 from odin_jax.shared import binary
-from preprocessing import alignment, graph, matchers, motion
+from preprocessing import matchers
 from preprocessing.exporting import exports
+from preprocessing.keyframes import frame_quality, static_weights
 from preprocessing.matchers import dust3r
-from preprocessing.reading import frame_quality, projections
-from preprocessing.solving import masks, verdicts
+from preprocessing.reading import projections
+from preprocessing.solving import masks, pair_graph, verification
+from preprocessing.views import alignment
 from preprocessing.writing import splits
 
 _MIN_WIDTH_PX = 64
@@ -50,9 +52,9 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
 # Table -> what is made of it, and the fields that it gets from elsewhere.
 _RULES = {
   'frames': (frame_quality.FrameRules, ()),
-  'motion': (motion.MotionRules, ()),
-  'poses': (verdicts.PoseRules, ()),
-  'graph': (graph.GraphRules, ()),
+  'motion': (static_weights.MotionRules, ()),
+  'poses': (verification.PoseRules, ()),
+  'graph': (pair_graph.GraphRules, ()),
   'views': (alignment.ViewRules, ('num_views', 'fov_deg')),
   'export': (exports.Rules, ()),
 }

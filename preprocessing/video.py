@@ -10,22 +10,13 @@ import ml_collections
 import numpy as np
 
 from odin_jax.shared import binary, schema
-from preprocessing import (
-  candidates,
-  cutting,
-  frames,
-  graph,
-  matchers,
-  observation,
-  pairs,
-  poses,
-  rejected,
-  visibility,
-)
+from preprocessing import matchers
 from preprocessing.exporting import cameras, exports
-from preprocessing.reading import detection
-from preprocessing.solving import verdicts
-from preprocessing.writing import parts, splits
+from preprocessing.keyframes import keyframes
+from preprocessing.reading import detection, frames
+from preprocessing.solving import pair_graph, solver, tracks, verification
+from preprocessing.views import cutting, frame_pairs, visibility
+from preprocessing.writing import parts, rejected_pictures, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +77,7 @@ class Result:
 def process(
   path: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
-  progress: observation.Progress = lambda stage, share: None,
+  progress: keyframes.Progress = lambda stage, share: None,
   matcher: matchers.Matcher | None = None,
 ) -> Result:
   """Does all that is to be done with one video.
@@ -105,19 +96,19 @@ def process(
   if matcher is None:
     matcher = matchers.make(config.matcher, dict(config[config.matcher]))
   decision = detection.decide(path, config.projection)
-  seen = observation.observe(path, config, matcher, decision.layout, progress)
+  seen = keyframes.observe(path, config, matcher, decision.layout, progress)
   if not seen.slots:
     reasons = sorted({row['reason'] for row in seen.dropped})
     raise frames.VideoError(
       f'{path}: no usable frame in it ({", ".join(reasons)}); give another video'
     )
   window = int(config.window_s * config.fps + 1e-6)
-  solution = poses.Solver(
+  solution = solver.Solver(
     seen.features,
     seen.arrivals,
     matcher,
-    rules=verdicts.PoseRules(**config.poses),
-    graph_rules=graph.GraphRules(**config.graph),
+    rules=verification.PoseRules(**config.poses),
+    graph_rules=pair_graph.GraphRules(**config.graph),
     max_gap=window,
     pixel_rad=2 * np.pi / seen.width_px,
     mask=visibility.known_mask(config.mask, decision.layout),
@@ -135,11 +126,11 @@ def process(
     split_by=config.split_by,
     test_fraction=config.test_fraction,
   )
-  found = candidates.Candidates(seen, solution, split_of, window)
+  found = frame_pairs.Candidates(seen, solution, split_of, window)
   chosen, refused = cutter.choose(found.frame_pairs)
   dropped = [*seen.dropped, *found.dropped, *solution.dropped, *refused]
-  dropped = [rejected.with_times(row, seen.times_s) for row in dropped]
-  examples = rejected.pictures(
+  dropped = [rejected_pictures.with_times(row, seen.times_s) for row in dropped]
+  examples = rejected_pictures.pictures(
     video_id, dropped, seen, config.examples_per_reason
   )
   return Result(
@@ -163,9 +154,9 @@ def process(
 
 
 def _summary(
-  solution: poses.Solution,
+  solution: solver.Solution,
   chosen: Sequence[cutting.Chosen],
-  found: candidates.Candidates,
+  found: frame_pairs.Candidates,
   fps: float,
 ) -> dict[str, Any]:
   """The video's figures for the manifest; gaps are named in seconds."""
@@ -173,7 +164,7 @@ def _summary(
   def per_gap(counts: Mapping[int, int]) -> dict[str, int]:
     return {f'{gap / fps:g}': counts[gap] for gap in sorted(counts)}
 
-  def gaps(frame_pairs: Iterable[pairs.FramePair]) -> dict[str, int]:
+  def gaps(frame_pairs: Iterable[tracks.FramePair]) -> dict[str, int]:
     return per_gap(collections.Counter(map(found.gap, frame_pairs)))
 
   counts = found.counts

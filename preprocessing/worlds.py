@@ -29,9 +29,9 @@ from typing import Any
 from absl import flags
 
 from odin_jax.shared import binary
-from preprocessing import alignment
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
+from preprocessing.views import alignment
 from preprocessing.writing import shards, splits
 
 TOOL = 'preprocessing.worlds'

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import alignment
+from preprocessing.views import alignment
 
 
 def room_points(rng, count=4000):

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera
-from preprocessing import alignment
 from preprocessing.auditing import (
-  consistency,
   epipolar,
   figures,
-  finished,
   quality,
+  records,
   rejections,
+  sample,
 )
 from preprocessing.procedural import footage, true_pairs
+from preprocessing.views import alignment
 from preprocessing.writing import parts, shards
 
 
@@ -212,7 +212,7 @@ def run(tmp_path_factory):
 
 def test_true_records_pass_the_audit(run):
   report, rows = figures.judge(
-    finished.Records(run / 'records'), str(run / 'truth'), 100
+    records.Records(run / 'records'), str(run / 'truth'), 100
   )
   assert report['records'] == len(rows) == 20
   for kind in ('unique', 'repeated'):
@@ -234,7 +234,7 @@ def test_true_records_pass_the_audit(run):
 def test_wrong_poses_are_caught(run):
   rng = np.random.default_rng(0)
   clean, noisy = [], []
-  for record in finished.Records(run / 'records'):
+  for record in records.Records(run / 'records'):
     error = epipolar.median_error_px(record)
     axis = rng.normal(size=3)
     rotation, _ = cv2.Rodrigues(axis / np.linalg.norm(axis) * np.deg2rad(2.0))
@@ -262,22 +262,22 @@ def test_wrong_poses_are_caught(run):
   ],
 )
 def test_wilson_interval_against_published_values(successes, trials, expected):
-  found = consistency.wilson_interval(successes, trials)
+  found = sample.wilson_interval(successes, trials)
   assert found == pytest.approx(expected, abs=6e-5)
 
 
 def test_a_sample_has_no_record_twice_and_repeats():
   rows = [{'index': index} for index in range(1000)]
-  chosen = [row['index'] for row in consistency.draw(rows, 100, 0)]
+  chosen = [row['index'] for row in sample.draw(rows, 100, 0)]
   assert len(set(chosen)) == 100 and chosen == sorted(chosen)
-  assert chosen == [row['index'] for row in consistency.draw(rows, 100, 0)]
-  assert chosen != [row['index'] for row in consistency.draw(rows, 100, 1)]
-  assert consistency.draw(rows[:7], 100, 0) == rows[:7]
+  assert chosen == [row['index'] for row in sample.draw(rows, 100, 0)]
+  assert chosen != [row['index'] for row in sample.draw(rows, 100, 1)]
+  assert sample.draw(rows[:7], 100, 0) == rows[:7]
 
 
 def test_consistent_share_tells_true_poses_from_turned_ones(run):
-  audited = list(finished.Records(run / 'records'))
-  found = consistency.figures([consistency.judge(one) for one in audited])
+  audited = list(records.Records(run / 'records'))
+  found = sample.figures([sample.judge(one) for one in audited])
   assert found['size'] == 20 and found['decided'] >= 10
   assert found['share'] > 0.9
   low, high = found['interval_95']
@@ -289,8 +289,8 @@ def test_consistent_share_tells_true_poses_from_turned_ones(run):
     # A turn about the axis across the view moves points off their lines.
     tilt = camera.rotation_x(np.deg2rad(8.0)).astype(np.float32)
     pose[:, :3] = tilt @ pose[:, :3]
-    wrong.append(consistency.judge({**record, 'target2source': pose}))
-  assert consistency.figures(wrong)['share'] < 0.5
+    wrong.append(sample.judge({**record, 'target2source': pose}))
+  assert sample.figures(wrong)['share'] < 0.5
 
 
 def test_rejections_are_counted_with_examples():
@@ -306,7 +306,7 @@ def test_rejections_are_counted_with_examples():
 
 
 def test_histograms_count_every_record(run):
-  rows, _ = figures.scan(finished.Records(run / 'records'))
+  rows, _ = figures.scan(records.Records(run / 'records'))
   for histogram in figures.histograms(rows).values():
     assert sum(histogram['counts']) == len(rows)
     assert len(histogram['edges']) == len(histogram['counts']) + 1

@@ -22,7 +22,7 @@ import torch
 
 from configs import preprocess
 from odin_jax.shared import binary, camera
-from preprocessing import matchers, pairs, poses
+from preprocessing import matchers
 from preprocessing.matchers import (
   dust3r,
   dust3r_checkout,
@@ -30,7 +30,7 @@ from preprocessing.matchers import (
   pointmaps,
 )
 from preprocessing.procedural import footage, raycaster
-from preprocessing.solving import two_view, verdicts
+from preprocessing.solving import relative_pose, solver, tracks, verification
 
 _WIDTH, _HEIGHT = 1024, 512
 _PIXEL_RAD = 2 * np.pi / _WIDTH
@@ -132,7 +132,7 @@ def test_matches_are_one_to_one_and_true(filmed, described, pair):
   assert len(found) > 100
   for side in found.T:
     assert len(np.unique(side)) == len(side)
-  error = two_view.epipolar_error_rad(
+  error = relative_pose.epipolar_error_rad(
     filmed.true_pose(pair), source.rays[found[:, 0]], target.rays[found[:, 1]]
   )
   assert np.mean(error < 1.5 * _PIXEL_RAD) > 0.95
@@ -144,11 +144,11 @@ def test_matches_are_one_to_one_and_true(filmed, described, pair):
 
 def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   matcher, oracle, features, arrivals = described
-  rules = verdicts.PoseRules(**dict(preprocess.get_config().poses))
+  rules = verification.PoseRules(**dict(preprocess.get_config().poses))
   before, encoded = matcher.calls, oracle.encoded
 
   def solve():
-    return poses.Solver(
+    return solver.Solver(
       features,
       arrivals,
       matcher,
@@ -190,7 +190,7 @@ def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
   assert rotation_deg < 0.05 and direction_deg < 0.1
   assert pose.confidence > 0.95
   assert pose.depths.shape == (2, len(matched)) and len(matched) > 50
-  wanted = two_view.pair_depths(
+  wanted = relative_pose.pair_depths(
     camera.make_pose(true[:, :3], true[:, 3] / np.linalg.norm(true[:, 3])),
     features[pair[0]].rays[matched[:, 0]],
     features[pair[1]].rays[matched[:, 1]],
@@ -202,7 +202,7 @@ def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
 def test_the_solver_uses_what_the_matcher_says(filmed, described):
   """A matcher whose own word is wrong is outvoted; its confidence shows."""
   matcher, _, features, arrivals = described
-  rules = verdicts.PoseRules(**dict(preprocess.get_config().poses))
+  rules = verification.PoseRules(**dict(preprocess.get_config().poses))
 
   class Doubting:
     name = matcher.name
@@ -217,7 +217,7 @@ def test_the_solver_uses_what_the_matcher_says(filmed, described):
         pose, confidence=0.25, target2source=camera.inverse(pose.target2source)
       )
 
-  found = poses.Solver(
+  found = solver.Solver(
     features,
     arrivals,
     Doubting(),
@@ -331,13 +331,13 @@ def test_matching_is_deterministic(filmed, described):
 @pytest.mark.parametrize('num_views', [1, 4, 7, 8])
 def test_unguided_candidates_take_turns(num_views):
   shown = np.ones((4, num_views), bool)
-  every = pairs.yaw_candidates(shown, max_pairs=100)
+  every = tracks.yaw_candidates(shown, max_pairs=100)
   assert len(set(every)) == len(every) == num_views**2
   for start in range(0, len(every), num_views):
     batch = every[start : start + num_views]
     assert len({(b - a) % num_views for a, b in batch}) == num_views
     assert len({a for a, _ in batch}) == num_views
-  assert pairs.yaw_candidates(shown, max_pairs=3) == every[:3]
+  assert tracks.yaw_candidates(shown, max_pairs=3) == every[:3]
 
 
 @settings(max_examples=50, deadline=None)
@@ -345,7 +345,7 @@ def test_unguided_candidates_take_turns(num_views):
 def test_guided_candidates_are_greedy(seed, max_pairs):
   rng = np.random.default_rng(seed)
   one, two = (rng.uniform(size=(40, 5)) < 0.3 for _ in range(2))
-  chosen = pairs.yaw_candidates(one, two, max_pairs=max_pairs, min_gain=2)
+  chosen = tracks.yaw_candidates(one, two, max_pairs=max_pairs, min_gain=2)
   assert len(chosen) <= max_pairs
   left = set(range(40))
 
@@ -367,7 +367,7 @@ def test_guided_candidates_look_where_the_camera_turned_to():
     yaw = np.deg2rad(45 * np.arange(8))
     return np.cos(ring[:, None] + turn_rad - yaw) > np.cos(np.deg2rad(45))
 
-  chosen = pairs.yaw_candidates(shown(0.0), shown(np.deg2rad(90)), max_pairs=8)
+  chosen = tracks.yaw_candidates(shown(0.0), shown(np.deg2rad(90)), max_pairs=8)
   assert len(chosen) >= 4
   assert {(b - a) % 8 for a, b in chosen[:4]} == {2}
 

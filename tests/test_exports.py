@@ -16,9 +16,8 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from odin_jax.shared import camera
-from preprocessing import poses
 from preprocessing.exporting import cameras, exports, sensors
-from preprocessing.solving import bundle, masks
+from preprocessing.solving import bundle_adjustment, masks, solver
 
 pycolmap = pytest.importorskip('pycolmap')
 
@@ -127,7 +126,7 @@ def path():
     frame2scene=frame2scene,
     # One point more, which nothing saw.
     points=np.vstack([points, np.full((1, 3), np.nan)]),
-    observations=bundle.Observations(
+    observations=bundle_adjustment.Observations(
       frame=np.array([row[0] for row in rows]),
       point=np.array([row[1] for row in rows]),
       ray=np.array([row[2] for row in rows]),
@@ -243,7 +242,9 @@ def test_colmap_errors_are_our_own(exported, path, number):
   model = model_of(exported, '.', number)
   seen = path.seen_in(number)
   error_px = (
-    bundle.errors_rad(path.frame2scene, path.points, seen) * WIDTH / (2 * np.pi)
+    bundle_adjustment.errors_rad(path.frame2scene, path.points, seen)
+    * WIDTH
+    / (2 * np.pi)
   )
   for identity, point in model.points3D.items():
     mine = error_px[seen.point == identity - 1]
@@ -533,7 +534,7 @@ def test_unknown_formats_and_senseless_rules_are_refused(
 
 
 def test_a_path_is_in_the_units_of_the_records(path):
-  solution = poses.Solution(
+  solution = solver.Solution(
     component=path.component,
     frame2scene=np.nan_to_num(path.frame2scene),
     points=path.points,
@@ -557,7 +558,11 @@ def test_a_path_is_in_the_units_of_the_records(path):
     )
   # A similarity changes no direction.
   np.testing.assert_allclose(
-    bundle.errors_rad(found.frame2scene, found.points, found.observations),
-    bundle.errors_rad(path.frame2scene, path.points, path.observations),
+    bundle_adjustment.errors_rad(
+      found.frame2scene, found.points, found.observations
+    ),
+    bundle_adjustment.errors_rad(
+      path.frame2scene, path.points, path.observations
+    ),
     atol=1e-12,
   )

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from preprocessing import frames
+from preprocessing.keyframes import frame_quality
 from preprocessing.procedural import footage, scenes
-from preprocessing.reading import frame_quality
+from preprocessing.reading import frames
 
 _RULES = frame_quality.FrameRules()
 

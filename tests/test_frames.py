@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import frames
-from preprocessing.reading import decoding, projections
+from preprocessing.reading import decoding, frames, projections
 
 
 @functools.cache

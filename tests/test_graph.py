@@ -10,10 +10,15 @@ import point_worlds
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import graph, pairs
-from preprocessing.solving import bundle, two_view, verdicts
+from preprocessing.solving import (
+  bundle_adjustment,
+  pair_graph,
+  relative_pose,
+  tracks,
+  verification,
+)
 
-_RULES = graph.GraphRules()
+_RULES = pair_graph.GraphRules()
 
 
 def exact_fit(truth, pair, inliers=100, still=False):
@@ -21,7 +26,7 @@ def exact_fit(truth, pair, inliers=100, still=False):
   pose = camera.compose(camera.inverse(truth[pair[0]]), truth[pair[1]])
   length = np.linalg.norm(pose[:, 3])
   pose = camera.rescale(pose, 0.0 if still else float(1 / length))
-  return two_view.PairFit(
+  return relative_pose.PairFit(
     target2source=pose,
     inliers=np.ones(inliers, bool),
     parallax_rad=0.1,
@@ -32,7 +37,7 @@ def exact_fit(truth, pair, inliers=100, still=False):
 def exact_fits(truth, max_gap=3):
   return {
     pair: exact_fit(truth, pair)
-    for pair in pairs.candidates(len(truth), max_gap)
+    for pair in tracks.candidates(len(truth), max_gap)
   }
 
 
@@ -75,10 +80,10 @@ def test_cycles_vote_out_the_wrong_edges_whatever_their_order(seed, wrong):
     for pair in spoilt
     if pair[0] <= 2 or pair[1] >= 10
   }
-  assert graph.inconsistent(fits, _RULES) == sorted(spoilt)
+  assert pair_graph.inconsistent(fits, _RULES) == sorted(spoilt)
   order = rng.permutation(len(fits))
   shuffled = {list(fits)[index]: fits[list(fits)[index]] for index in order}
-  assert graph.inconsistent(shuffled, _RULES) == sorted(spoilt)
+  assert pair_graph.inconsistent(shuffled, _RULES) == sorted(spoilt)
 
 
 def test_of_a_lone_cycle_the_weakest_edge_goes():
@@ -86,10 +91,10 @@ def test_of_a_lone_cycle_the_weakest_edge_goes():
   fits = exact_fits(truth)
   fits[0, 2] = spoil(fits[0, 2], 'turned')
   fits[1, 2] = dataclasses.replace(fits[1, 2], inliers=np.arange(100) < 40)
-  assert graph.inconsistent(fits, _RULES) == [(1, 2)]
+  assert pair_graph.inconsistent(fits, _RULES) == [(1, 2)]
   # An edge in no cycle cannot be judged.
   del fits[0, 1]
-  assert graph.inconsistent(fits, _RULES) == []
+  assert pair_graph.inconsistent(fits, _RULES) == []
 
 
 @pytest.mark.parametrize(
@@ -108,21 +113,21 @@ def test_cycles_with_frames_that_only_turned(places, still):
   with np.errstate(invalid='ignore', divide='ignore'):
     fits = {
       pair: exact_fit(truth, pair, still=pair in still)
-      for pair in pairs.candidates(3, 2)
+      for pair in tracks.candidates(3, 2)
     }
   for pair in still:
     fits[pair].target2source[:, 3] = 0
-  assert graph.inconsistent(fits, _RULES) == []
+  assert pair_graph.inconsistent(fits, _RULES) == []
   moving = [pair for pair in fits if pair not in still]
   for pair in moving:
     wrong = fits | {pair: spoil(fits[pair], 'reversed')}
-    assert graph.inconsistent(wrong, _RULES)
+    assert pair_graph.inconsistent(wrong, _RULES)
 
 
 def test_components_are_numbered_by_first_frame():
   ties = [(4, 5), (1, 3), (3, 6)]
-  assert graph.components(8, ties).tolist() == [-1, 0, -1, 0, 1, 1, 0, -1]
-  assert graph.components(2, []).tolist() == [-1, -1]
+  assert pair_graph.components(8, ties).tolist() == [-1, 0, -1, 0, 1, 1, 0, -1]
+  assert pair_graph.components(2, []).tolist() == [-1, -1]
 
 
 @dataclasses.dataclass
@@ -132,7 +137,7 @@ class Solved:
   component: np.ndarray
   frame2scene: np.ndarray
   points: np.ndarray
-  observations: bundle.Observations
+  observations: bundle_adjustment.Observations
   verdicts: dict
 
 
@@ -147,17 +152,17 @@ def solved_world(num_frames=24, window=3, seed=0):
     component=np.zeros(num_frames, np.int64),
     frame2scene=truth,
     points=points,
-    observations=bundle.Observations(
+    observations=bundle_adjustment.Observations(
       frame=frame,
       point=np.concatenate(world.point),
       ray=np.concatenate([seen.rays for seen in world.features]),
       noise_rad=np.full(len(frame), 1e-3),
     ),
     verdicts={
-      pair: verdicts.Verdict(
+      pair: verification.Verdict(
         reason='', confidence=float(rng.uniform(0.7, 1.0)), matches=100
       )
-      for pair in pairs.candidates(num_frames, window)
+      for pair in tracks.candidates(num_frames, window)
     },
   )
 
@@ -168,7 +173,7 @@ def world():
 
 
 def test_frame_depths_are_medians(world):
-  found = graph.frame_depths(
+  found = pair_graph.frame_depths(
     world.frame2scene, world.points, world.observations
   )
   for frame in (0, 7, 23):
@@ -177,7 +182,9 @@ def test_frame_depths_are_medians(world):
     expected = np.sort(np.linalg.norm(away, axis=1))[len(mine) // 2]
     assert found[frame] == pytest.approx(expected)
   none = world.observations.subset(world.observations.frame > 0)
-  assert np.isnan(graph.frame_depths(world.frame2scene, world.points, none)[0])
+  assert np.isnan(
+    pair_graph.frame_depths(world.frame2scene, world.points, none)[0]
+  )
 
 
 def best_products(world):
@@ -193,7 +200,7 @@ def best_products(world):
 
 
 def test_long_pairs_have_the_confidence_of_their_best_path(world):
-  found = graph.long_range_pairs(world, _RULES)
+  found = pair_graph.long_range_pairs(world, _RULES)
   best = best_products(world)
   assert len(found) > 20
   for pair in found:
@@ -203,19 +210,19 @@ def test_long_pairs_have_the_confidence_of_their_best_path(world):
     assert pair.confidence >= _RULES.min_path_confidence
   ends = [(pair.source, pair.target) for pair in found]
   assert ends == sorted(set(ends))
-  assert found == graph.long_range_pairs(world, _RULES)
+  assert found == pair_graph.long_range_pairs(world, _RULES)
 
 
 def test_long_pairs_are_near_and_share_points(world):
   centres = world.frame2scene[:, :, 3]
-  depths = graph.frame_depths(
+  depths = pair_graph.frame_depths(
     world.frame2scene, world.points, world.observations
   )
   seen = [
     set(world.observations.point[world.observations.frame == frame].tolist())
     for frame in range(24)
   ]
-  for pair in graph.long_range_pairs(world, _RULES):
+  for pair in pair_graph.long_range_pairs(world, _RULES):
     apart = np.linalg.norm(centres[pair.source] - centres[pair.target])
     ends = [pair.source, pair.target]
     assert apart <= _RULES.max_baseline * depths[ends].max()
@@ -225,10 +232,10 @@ def test_long_pairs_are_near_and_share_points(world):
       common = seen[one] & set().union(*(seen[frame] for frame in around))
       assert len(common) >= _RULES.min_shared * len(seen[one])
   # Nothing is in sight of both.
-  assert not graph.long_range_pairs(
+  assert not pair_graph.long_range_pairs(
     world, dataclasses.replace(_RULES, min_shared=1.01)
   )
-  assert not graph.long_range_pairs(
+  assert not pair_graph.long_range_pairs(
     world, dataclasses.replace(_RULES, max_baseline=0.1)
   )
 
@@ -236,12 +243,12 @@ def test_long_pairs_are_near_and_share_points(world):
 @pytest.mark.parametrize('limit', [0, 1, 3])
 def test_long_pairs_are_bounded_and_spread_over_gaps(world, limit):
   rules = dataclasses.replace(_RULES, max_long_pairs_per_frame=limit)
-  found = graph.long_range_pairs(world, rules)
+  found = pair_graph.long_range_pairs(world, rules)
   counts = np.bincount([pair.source for pair in found], minlength=24)
   assert counts.max(initial=0) == limit
   if limit:
     gaps = np.bincount([pair.target - pair.source for pair in found])[4:]
-    every = graph.long_range_pairs(
+    every = pair_graph.long_range_pairs(
       world, dataclasses.replace(_RULES, max_long_pairs_per_frame=99)
     )
     possible = np.bincount([pair.target - pair.source for pair in every])[4:]
@@ -253,16 +260,16 @@ def test_no_long_pair_over_a_cut(world):
   kept = {
     pair: verdict
     if not pair[0] <= 11 < pair[1]
-    else verdicts.dropped('too few matches agree')
+    else verification.dropped('too few matches agree')
     for pair, verdict in world.verdicts.items()
   }
-  found = graph.long_range_pairs(
+  found = pair_graph.long_range_pairs(
     dataclasses.replace(world, verdicts=kept), _RULES
   )
   assert found
   assert not any(pair.source <= 11 < pair.target for pair in found)
   parts = dataclasses.replace(world, component=np.repeat([0, 1], 12))
-  found = graph.long_range_pairs(parts, _RULES)
+  found = pair_graph.long_range_pairs(parts, _RULES)
   assert found
   assert not any(pair.source <= 11 < pair.target for pair in found)
 
@@ -272,6 +279,6 @@ def test_gaps_take_turns_where_all_pairs_share_everything(world):
   still[:, :, 3] *= 1e-3
   points = world.points * 10
   room = dataclasses.replace(world, frame2scene=still, points=points)
-  found = graph.long_range_pairs(room, _RULES)
+  found = pair_graph.long_range_pairs(room, _RULES)
   gaps = np.array([pair.target - pair.source for pair in found])
   assert len(np.unique(gaps)) > 8

@@ -9,20 +9,22 @@ from scipy.spatial.transform import Rotation
 
 from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import graph, matchers, poses
+from preprocessing import matchers
 from preprocessing.procedural import footage
 from preprocessing.solving import (
-  appearance,
-  bundle,
-  chain,
-  closing,
-  loops,
-  relaxation,
-  verdicts,
+  bundle_adjustment,
+  initialization,
+  loop_closing,
+  loop_detection,
+  pair_graph,
+  pose_graph,
+  retrieval,
+  solver,
+  verification,
 )
 
 _PIXEL_RAD = 2 * np.pi / 768
-_RULES = graph.GraphRules()
+_RULES = pair_graph.GraphRules()
 
 
 def make_matcher():
@@ -30,11 +32,13 @@ def make_matcher():
 
 
 def pose_rules(**changes):
-  return verdicts.PoseRules(**(dict(preprocess.get_config().poses) | changes))
+  return verification.PoseRules(
+    **(dict(preprocess.get_config().poses) | changes)
+  )
 
 
 def solve(world, max_gap=3, **changes):
-  solution = poses.Solver(
+  solution = solver.Solver(
     world.features,
     world.arrivals,
     make_matcher(),
@@ -106,11 +110,11 @@ def true_scene(world, points, frame2scene=None):
   ids = np.concatenate(world.point)
   rays = np.concatenate([seen.rays for seen in world.features])
   shown = ids >= 0
-  return loops.Scene(
+  return loop_detection.Scene(
     component=np.zeros(len(frame2scene), np.int64),
     frame2scene=frame2scene,
     points=points,
-    observations=bundle.Observations(
+    observations=bundle_adjustment.Observations(
       frame=frame[shown],
       point=ids[shown],
       ray=rays[shown],
@@ -121,11 +125,11 @@ def true_scene(world, points, frame2scene=None):
 
 
 def finder(world, scene, rules=_RULES, max_gap=3):
-  return loops.Finder(
+  return loop_detection.Finder(
     world.features,
     scene,
     make_matcher().match,
-    verdicts.Judge(pose_rules(), _PIXEL_RAD),
+    verification.Judge(pose_rules(), _PIXEL_RAD),
     rules,
     max_gap,
   )
@@ -142,8 +146,8 @@ def test_a_returning_path_loses_its_drift(monkeypatch):
     before.append(scene.frame2scene)
     return original(scene, *args)
 
-  original = closing.close
-  monkeypatch.setattr(closing, 'close', close)
+  original = loop_closing.close
+  monkeypatch.setattr(loop_closing, 'close', close)
   solution = solve(world)
   assert np.all(solution.component == 0)
   rms_before, end_before = point_worlds.drift(before[0], world.frame2world)
@@ -206,7 +210,7 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
   monkeypatch.setattr(search, '_candidates', lambda: every)
   found = search.find()
   assert found.tried == len(every) and not found.closures
-  judge = verdicts.Judge(pose_rules(), _PIXEL_RAD)
+  judge = verification.Judge(pose_rules(), _PIXEL_RAD)
   wrong = 0
   for a, b in every:
     one, two = make_matcher().match(world.features[a], world.features[b]).T
@@ -255,8 +259,8 @@ def test_a_rendered_repeated_corridor_has_no_closure_and_no_flip(monkeypatch):
   """Again all frame pairs are forced on it."""
   world = rendered('repeated_corridor', 6)
   every = [(a, b) for a in range(6) for b in range(a + 2, 6)]
-  monkeypatch.setattr(loops.Finder, '_candidates', lambda self: every)
-  monkeypatch.setattr(loops, 'max_tries', lambda *_: len(every))
+  monkeypatch.setattr(loop_detection.Finder, '_candidates', lambda self: every)
+  monkeypatch.setattr(loop_detection, 'max_tries', lambda *_: len(every))
   solution = solve(world)
   assert solution.figures['loops_tried'] == len(every)
   assert not solution.closures
@@ -300,9 +304,9 @@ def test_a_cut_edge_is_told_and_left_out_of_the_start(monkeypatch):
     started.extend(fits)
     return original(num_frames, fits, *args, **kwargs)
 
-  original = chain.chain
-  monkeypatch.setattr(chain, 'chain', start)
-  monkeypatch.setattr(graph, 'inconsistent', lambda *_: [(1, 3)])
+  original = initialization.chain
+  monkeypatch.setattr(initialization, 'chain', start)
+  monkeypatch.setattr(pair_graph, 'inconsistent', lambda *_: [(1, 3)])
   solution = solve(world)
   assert sorted(started) == [(0, 1), (0, 2), (0, 3), (1, 2), (2, 3)]
   assert solution.dropped == [
@@ -325,7 +329,7 @@ def closures_of(truth, ends, shift=0.0, turn_deg=0.0):
     pose[:, :3] = pose[:, :3] @ camera.rotation_y(np.deg2rad(turn_deg))
     pose[:, 3] += truth[pair[0], :, :3].T @ [0, 0, shift]
     made.append(
-      loops.Closure(
+      loop_detection.Closure(
         source=pair[0],
         target=pair[1],
         target2source=pose,
@@ -365,11 +369,11 @@ def test_components_are_joined_in_the_gauge_of_the_first():
     )
     for closure in closures_of(truth, [(2, 12), (7, 13), (6, 11)])
   ]
-  joined, pose = closing.close(scene, closures, _RULES)
+  joined, pose = loop_closing.close(scene, closures, _RULES)
   assert not joined.any()
   np.testing.assert_allclose(pose, truth, atol=1e-6)
   # Without the tie of the second, it keeps its place and its number.
-  joined, pose = closing.close(scene, closures[:1], _RULES)
+  joined, pose = loop_closing.close(scene, closures[:1], _RULES)
   assert joined.tolist() == [0] * 5 + [1] * 5 + [0] * 5
   np.testing.assert_array_equal(pose[5:10], parts[5:10])
 
@@ -436,11 +440,11 @@ def test_tries_are_bounded(returned):
   scene = true_scene(world, points)
   assert finder(world, scene, tight).find().tried == 4
   off = dataclasses.replace(_RULES, tries_per_frame=0)
-  assert finder(world, scene, off).find() == loops.Search(
+  assert finder(world, scene, off).find() == loop_detection.Search(
     closures=[], tried=0, dropped=[]
   )
-  assert loops.max_tries(600, _RULES) == 400
-  assert loops.max_tries(24, _RULES) == 48
+  assert loop_detection.max_tries(600, _RULES) == 400
+  assert loop_detection.max_tries(24, _RULES) == 48
 
 
 def test_of_too_many_candidates_runs_are_tried():
@@ -458,9 +462,11 @@ def test_location_is_exact_and_robust():
   for centre in (np.zeros(3), np.array([0.5, -0.2, 1.0])):
     away = points - centre
     rays = away / np.linalg.norm(away, axis=1, keepdims=True)
-    np.testing.assert_allclose(loops.locate(points, rays), centre, atol=1e-9)
+    np.testing.assert_allclose(
+      loop_detection.locate(points, rays), centre, atol=1e-9
+    )
     rays[:40] = point_worlds.shaken(rng, rays[:40], 0.5)
-    found = loops.locate(points, rays)
+    found = loop_detection.locate(points, rays)
     assert np.linalg.norm(found - centre) < 0.02
 
 
@@ -468,14 +474,14 @@ def test_looks_are_alike_where_the_place_is_the_same():
   rng = np.random.default_rng(10)
   truth = there_and_back(rng, 8)
   world, _ = unique_world(rng, truth)
-  alike = appearance.similarities(world.features)
+  alike = retrieval.similarities(world.features)
   np.testing.assert_allclose(np.diag(alike), 1, atol=1e-5)
   # Frame k comes back as frame 18 - k, and between lies another place.
   for frame in range(4):
     assert alike[frame, 18 - frame] > alike[frame, 9] + 0.02
   empty = world.features[0].subset(np.zeros(0, np.int64))
-  assert np.all(appearance.similarities([empty, empty]) == 0)
-  mixed = appearance.similarities([world.features[0], empty])
+  assert np.all(retrieval.similarities([empty, empty]) == 0)
+  mixed = retrieval.similarities([world.features[0], empty])
   np.testing.assert_allclose(mixed, [[1, 0], [0, 0]], atol=1e-5)
 
 
@@ -493,7 +499,7 @@ def spiral(count, turn, growth):
 
 def step_constraints(pose, scale, sigma=0.05):
   return [
-    relaxation.Constraint(
+    pose_graph.Constraint(
       source=index,
       target=index + 1,
       target2source=camera.rescale(
@@ -518,7 +524,7 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
     *spiral(count, 2 * np.pi / 48 + np.deg2rad(1), 0.005)
   )
   steps = [dataclasses.replace(one, log_scale=0.0) for one in steps]
-  closure = relaxation.Constraint(
+  closure = pose_graph.Constraint(
     source=0,
     target=48,
     target2source=relative(truth, (0, 48)),
@@ -527,7 +533,7 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
     shift=1e-3,
     stretch=1e-4,
   )
-  found, scale = relaxation.relax(drifted, np.zeros(count), [*steps, closure])
+  found, scale = pose_graph.relax(drifted, np.zeros(count), [*steps, closure])
   np.testing.assert_array_equal(found[0], drifted[0])
   rms_before, end_before = point_worlds.drift(drifted, truth)
   rms, end = point_worlds.drift(found, truth)
@@ -554,6 +560,6 @@ def test_relaxation_solves_what_can_be_solved_exactly():
     pose[:, :, :3] @ Rotation.from_rotvec(noise).as_matrix(),
     pose[:, :, 3] + 3 * noise,
   )
-  found, stretch = relaxation.relax(start, np.zeros(12), exact)
+  found, stretch = pose_graph.relax(start, np.zeros(12), exact)
   np.testing.assert_allclose(found, pose, atol=1e-5)
   np.testing.assert_allclose(stretch, scale, atol=1e-5)

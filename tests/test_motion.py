@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing import motion, panorama
+from preprocessing import panorama
+from preprocessing.keyframes import ego_motion, static_weights
 from preprocessing.procedural import footage, walks
-from preprocessing.solving import ego_motion
 
 # A weight below it says that something moves.
 _THRESHOLD = 96
-_RULES = motion.MotionRules()
+_RULES = static_weights.MotionRules()
 _AREA = np.repeat(
   np.cos((np.arange(96) + 0.5) / 96 * np.pi - np.pi / 2)[:, None], 192, axis=1
 )
@@ -48,7 +48,7 @@ def in_place(world, start_s, turn_rad_per_s=(0.0, 0.0, 0.0)):
 
 def weigh(world, times_s, *, width=512, every=5):
   """Weights and truth of the key frames among some moments."""
-  estimator = motion.MotionEstimator(_RULES)
+  estimator = static_weights.MotionEstimator(_RULES)
   for index, time_s in enumerate(times_s):
     image = footage.render_panorama(
       world, time_s, width=width, height=width // 2
@@ -89,7 +89,7 @@ def test_nothing_is_found_in_a_static_world():
   assert not moving.any()
   assert shares(weights, moving)[2] < 0.002
   # And most of what can be judged is called static.
-  judged = weights != motion.UNKNOWN
+  judged = weights != static_weights.UNKNOWN
   assert judged[:, 16:80].mean() > 0.6
   assert np.median(weights[judged]) > 240
 
@@ -126,18 +126,18 @@ def test_the_same_frames_give_the_same_weights():
 
 def test_short_videos_say_nothing_they_cannot_know():
   grey = np.full((64, 128, 3), 90, np.uint8)
-  estimator = motion.MotionEstimator(_RULES)
+  estimator = static_weights.MotionEstimator(_RULES)
   assert estimator.weights() == []
   estimator.keyframe(grey)
   (alone,) = estimator.weights()
-  assert (alone == motion.UNKNOWN).all()
+  assert (alone == static_weights.UNKNOWN).all()
   # Frames without texture are no evidence either.
-  estimator = motion.MotionEstimator(_RULES)
+  estimator = static_weights.MotionEstimator(_RULES)
   for _ in range(3):
     estimator.keyframe(grey)
   for weight in estimator.weights():
     assert weight.shape == (96, 192)
-    assert (weight == motion.UNKNOWN).all()
+    assert (weight == static_weights.UNKNOWN).all()
 
 
 def test_a_view_of_the_weight_shows_its_directions():
@@ -145,7 +145,7 @@ def test_a_view_of_the_weight_shows_its_directions():
   rays = camera.equirect_to_direction(u, v, 192, 96)
   weight = np.where(rays[..., 0] > 0, 255, 0).astype(np.uint8)
   angles = dict(yaw_deg=20.0, pitch_deg=-10.0, fov_deg=90.0, size_px=64)
-  view = motion.cut(weight, **angles)
+  view = static_weights.cut(weight, **angles)
   seen = panorama.view_directions(**angles)
   clear = np.abs(seen[..., 0]) > 0.05
   np.testing.assert_array_equal(
@@ -156,10 +156,10 @@ def test_a_view_of_the_weight_shows_its_directions():
 def test_png_keeps_every_level_and_refuses_others():
   view = np.arange(256, dtype=np.uint8).reshape(16, 16)
   np.testing.assert_array_equal(
-    motion.decode_png(motion.encode_png(view)), view
+    static_weights.decode_png(static_weights.encode_png(view)), view
   )
   with pytest.raises(ValueError, match='no PNG'):
-    motion.decode_png(b'jpeg')
+    static_weights.decode_png(b'jpeg')
 
 
 @settings(max_examples=20, deadline=None)

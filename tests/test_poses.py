@@ -11,8 +11,16 @@ from scipy.spatial.transform import Rotation
 
 from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import matchers, pairs, poses
-from preprocessing.solving import bundle, gauge, masks, two_view, verdicts
+from preprocessing import matchers
+from preprocessing.solving import (
+  bundle_adjustment,
+  masks,
+  relative_pose,
+  scene_scale,
+  solver,
+  tracks,
+  verification,
+)
 
 _PIXEL_RAD = 2 * np.pi / 768
 
@@ -23,11 +31,11 @@ def make_matcher():
 
 def solve(world, max_gap=5, mask=None, **changes):
   rules = dict(preprocess.get_config().poses) | changes
-  return poses.Solver(
+  return solver.Solver(
     world.features,
     world.arrivals,
     make_matcher(),
-    rules=verdicts.PoseRules(**rules),
+    rules=verification.PoseRules(**rules),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
     mask=mask,
@@ -90,7 +98,7 @@ def test_points_are_where_they_are(unique, solved):
     solved.points[solved.observations.point]
     - (solved.frame2scene[solved.observations.frame][:, :, 3])
   )
-  assert gauge.median_depth(
+  assert scene_scale.median_depth(
     solved.frame2scene, solved.points, solved.observations
   ) == pytest.approx(1.0)
   # The corridor is about 2 m to the walls, and is seen up to 7 m away.
@@ -115,7 +123,7 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
   for first in range(8):
     pair = first, first + 2
     one, two = matcher.match(*(world.features[frame] for frame in pair)).T
-    fit = two_view.fit_pair(
+    fit = relative_pose.fit_pair(
       world.features[pair[0]].rays[one],
       world.features[pair[1]].rays[two],
       max_error_rad=1.5 * _PIXEL_RAD,
@@ -139,8 +147,8 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
 
 
 def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
-  judge = verdicts.Judge(
-    verdicts.PoseRules(**preprocess.get_config().poses), _PIXEL_RAD
+  judge = verification.Judge(
+    verification.PoseRules(**preprocess.get_config().poses), _PIXEL_RAD
   )
   pair = 3, 6
   shown = [unique.point[frame] for frame in pair]
@@ -251,14 +259,14 @@ def test_a_broken_track_splits_the_component():
 
 def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
   """Pairs over one gap all fail the last check: two gauges, not one."""
-  verify = verdicts.Judge.verify
+  verify = verification.Judge.verify
 
   def fail_over_the_gap(self, features, frame2scene, pair, *args):
     if pair[0] <= 5 < pair[1] or 11 in pair:
-      return verdicts.dropped('fails')
+      return verification.dropped('fails')
     return verify(self, features, frame2scene, pair, *args)
 
-  monkeypatch.setattr(verdicts.Judge, 'verify', fail_over_the_gap)
+  monkeypatch.setattr(verification.Judge, 'verify', fail_over_the_gap)
   solution = solve(unique)
   assert solution.component.tolist() == [0] * 6 + [1] * 5 + [-1]
   for part in range(2):
@@ -266,7 +274,9 @@ def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
     mine = solution.observations.subset(
       np.isin(solution.observations.frame, frames)
     )
-    depth = gauge.median_depth(solution.frame2scene, solution.points, mine)
+    depth = scene_scale.median_depth(
+      solution.frame2scene, solution.points, mine
+    )
     assert depth == pytest.approx(1.0)
     inside = {
       pair: verdict
@@ -331,7 +341,7 @@ def test_fit_and_depths_are_exact_without_noise(seed):
   wrong = rng.uniform(size=len(source)) < 0.33
   rays = unit(target)
   rays[wrong] = unit(rng.normal(size=(wrong.sum(), 3)))
-  fit = two_view.fit_pair(
+  fit = relative_pose.fit_pair(
     unit(source),
     rays,
     max_error_rad=1e-3,
@@ -345,7 +355,7 @@ def test_fit_and_depths_are_exact_without_noise(seed):
   np.testing.assert_allclose(fit.target2source, pose, atol=tolerance)
   assert np.mean(fit.inliers[~wrong]) > 0.98
   assert np.mean(fit.inliers[wrong]) < 0.05
-  depths = two_view.pair_depths(pose, unit(source), unit(target))
+  depths = relative_pose.pair_depths(pose, unit(source), unit(target))
   np.testing.assert_allclose(
     depths,
     [np.linalg.norm(source, axis=1), np.linalg.norm(target, axis=1)],
@@ -357,7 +367,7 @@ def test_a_mere_rotation_has_no_direction():
   _, _, target, rng = random_pair(1)
   rotation = Rotation.from_rotvec([0.1, 0.4, 0.0]).as_matrix()
   source = point_worlds.shaken(rng, unit(target) @ rotation.T, 5e-4)
-  fit = two_view.fit_pair(
+  fit = relative_pose.fit_pair(
     source,
     unit(target),
     max_error_rad=5e-3,
@@ -377,7 +387,7 @@ def test_a_proposed_pose_wins_where_more_matches_obey_it():
   target[:260] = unit(rng.normal(size=(260, 3)))
 
   def fit(proposed, first=0):
-    return two_view.fit_pair(
+    return relative_pose.fit_pair(
       source[first:],
       target[first:],
       max_error_rad=1e-3,
@@ -399,7 +409,7 @@ def test_a_proposed_pose_wins_where_more_matches_obey_it():
 
 def test_too_few_matches_make_no_fit():
   _, source, target, _ = random_pair(2, count=12)
-  fit = two_view.fit_pair(
+  fit = relative_pose.fit_pair(
     unit(source),
     unit(target),
     max_error_rad=1e-3,
@@ -413,7 +423,7 @@ def test_too_few_matches_make_no_fit():
 def test_epipolar_error_is_the_smallest_turn_that_mends_a_match():
   pose, source, target, rng = random_pair(3, count=6)
   one, two = point_worlds.shaken(rng, unit(source), 4e-3), unit(target)
-  found = two_view.epipolar_error_rad(pose, one, two)
+  found = relative_pose.epipolar_error_rad(pose, one, two)
   essential = camera.essential_matrix(pose)
   # Oracle: both rays may turn; to first order the cheapest turn shares the
   # error as a pseudo-inverse does. Minimised here by many small trials.
@@ -440,7 +450,7 @@ def bundle_problem(rng, noise_rad):
   local = np.concatenate(
     [camera.transform(camera.inverse(pose), points) for pose in truth]
   )
-  observations = bundle.Observations(
+  observations = bundle_adjustment.Observations(
     frame=frame,
     point=point,
     ray=point_worlds.shaken(rng, unit(local), noise_rad),
@@ -459,12 +469,12 @@ def test_bundle_adjustment_recovers_exact_geometry():
     start[1:, :, :3]
     @ Rotation.from_rotvec(0.03 * rng.normal(size=(4, 3))).as_matrix()
   )
-  first = bundle.triangulate(start, observations, len(points))
-  found, moved = bundle.adjust(
+  first = bundle_adjustment.triangulate(start, observations, len(points))
+  found, moved = bundle_adjustment.adjust(
     start, first, observations, max_iterations=50, tolerance=0.0
   )
   np.testing.assert_array_equal(found[0], truth[0])
-  errors = bundle.errors_rad(found, moved, observations)
+  errors = bundle_adjustment.errors_rad(found, moved, observations)
   assert np.max(errors) < 1e-6
   scale = np.linalg.norm(found[4, :, 3] - found[0, :, 3]) / np.linalg.norm(
     truth[4, :, 3] - truth[0, :, 3]
@@ -484,7 +494,7 @@ def test_bundle_adjustment_shrugs_off_outliers():
   wrong = rng.uniform(size=len(ray)) < 0.1
   ray[wrong] = unit(ray[wrong] + 0.2 * rng.normal(size=(wrong.sum(), 3)))
   spoilt = dataclasses.replace(observations, ray=ray)
-  found, _ = bundle.adjust(truth, points, spoilt, max_iterations=20)
+  found, _ = bundle_adjustment.adjust(truth, points, spoilt, max_iterations=20)
   apart = camera.rotation_angle_deg(
     found[:, :, :3] @ np.swapaxes(truth[:, :, :3], 1, 2)
   )
@@ -494,11 +504,13 @@ def test_bundle_adjustment_shrugs_off_outliers():
 def test_triangulation_is_exact_and_knows_what_it_cannot_do():
   rng = np.random.default_rng(10)
   truth, points, observations = bundle_problem(rng, 0.0)
-  found = bundle.triangulate(truth, observations, len(points) + 1)
+  found = bundle_adjustment.triangulate(truth, observations, len(points) + 1)
   np.testing.assert_allclose(found[:-1], points, atol=1e-6)
   assert np.all(np.isnan(found[-1]))
   alone = observations.subset(observations.frame == 0)
-  assert np.all(np.isnan(bundle.triangulate(truth, alone, len(points))))
+  assert np.all(
+    np.isnan(bundle_adjustment.triangulate(truth, alone, len(points)))
+  )
 
 
 def test_tracks_join_matches_and_refuse_contradictions():
@@ -508,7 +520,7 @@ def test_tracks_join_matches_and_refuse_contradictions():
     # Would join both points, and give frame 2 two features of one.
     (0, 2): np.array([[0, 1], [1, 1]]),
   }
-  joined = pairs.Tracks(matches, [3, 3, 3])
+  joined = tracks.Tracks(matches, [3, 3, 3])
   assert joined.num_points == 2 and joined.num_refused == 1
   members = [
     set(
@@ -525,10 +537,10 @@ def test_tracks_join_matches_and_refuse_contradictions():
 
 
 def test_candidates_are_all_pairs_of_the_window():
-  found = pairs.candidates(6, 2)
+  found = tracks.candidates(6, 2)
   assert len(found) == len(set(found)) == 5 + 4
   assert all(0 < target - source <= 2 for source, target in found)
-  assert pairs.candidates(1, 5) == []
+  assert tracks.candidates(1, 5) == []
 
 
 def test_latitude_mask_covers_the_cap_below():

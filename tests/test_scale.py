@@ -9,8 +9,7 @@ import pytest
 from scipy import optimize
 
 from odin_jax.shared import camera
-from preprocessing import scale
-from preprocessing.solving import chain, two_view
+from preprocessing.solving import initialization, relative_pose, scale_averaging
 
 
 def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
@@ -26,7 +25,9 @@ def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
       ends = (first, first + gap)
       depths = distance[list(ends)][:, seen] / length
       depths *= np.exp(noise * rng.normal(size=depths.shape))
-      pairs.append(scale.PairDepths(places=ends, points=seen, depths=depths))
+      pairs.append(
+        scale_averaging.PairDepths(places=ends, points=seen, depths=depths)
+      )
       true.append(np.log(length))
   return pairs, np.array(true)
 
@@ -39,7 +40,9 @@ def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
 )
 def test_exact_depths_give_exact_scales(seed, num_frames, gaps):
   pairs, true = make_pairs(np.random.default_rng(seed), num_frames, gaps)
-  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  found = scale_averaging.resolve(
+    len(pairs), scale_averaging.links(pairs, min_shared=10)
+  )
   assert np.all(found.component == 0) and not found.outliers
   np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
 
@@ -51,20 +54,22 @@ def test_noise_and_moving_points_cost_little():
     # A third of the points moved: their depths say nothing.
     moved = rng.uniform(size=len(pair.points)) < 0.33
     pair.depths[:, moved] *= np.exp(rng.uniform(-1, 1, (2, moved.sum())))
-  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  found = scale_averaging.resolve(
+    len(pairs), scale_averaging.links(pairs, min_shared=10)
+  )
   assert np.max(np.abs(found.log_scale - (true - true[0]))) < 0.06
 
 
 def test_a_wrong_equation_is_outvoted():
   pairs, true = make_pairs(np.random.default_rng(5), 8, (1, 2))
-  links = scale.links(pairs, min_shared=10)
-  wrong = scale.Link(
+  links = scale_averaging.links(pairs, min_shared=10)
+  wrong = scale_averaging.Link(
     first=links[3].first,
     second=links[3].second,
     log_ratio=links[3].log_ratio + 2.0,
     error=links[3].error,
   )
-  found = scale.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
+  found = scale_averaging.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
   np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
   (outlier,) = found.outliers
   assert outlier[:2] == (wrong.first, wrong.second)
@@ -77,7 +82,7 @@ def test_pairs_that_share_no_points_are_components_of_their_own():
   one, true_one = make_pairs(rng, 4, (1, 2))
   two, true_two = make_pairs(rng, 3, (1, 2))
   apart = [
-    scale.PairDepths(
+    scale_averaging.PairDepths(
       places=(pair.places[0] + 3, pair.places[1] + 3),
       points=pair.points + 1000,
       depths=pair.depths,
@@ -85,22 +90,24 @@ def test_pairs_that_share_no_points_are_components_of_their_own():
     for pair in two
   ]
   pairs = one + apart
-  found = scale.resolve(len(pairs), scale.links(pairs, min_shared=10))
+  found = scale_averaging.resolve(
+    len(pairs), scale_averaging.links(pairs, min_shared=10)
+  )
   assert found.component.tolist() == [0] * len(one) + [1] * len(two)
   true = np.concatenate([true_one - true_one[0], true_two - true_two[0]])
   np.testing.assert_allclose(found.log_scale, true, atol=1e-4)
 
 
 def test_nothing_shared_resolves_to_nothing():
-  found = scale.resolve(2, [])
+  found = scale_averaging.resolve(2, [])
   assert found.log_scale.tolist() == [0, 0]
   assert found.component.tolist() == [0, 1] and not found.outliers
-  assert scale.resolve(0, []).log_scale.shape == (0,)
+  assert scale_averaging.resolve(0, []).log_scale.shape == (0,)
 
 
 def test_too_few_shared_points_make_no_equation():
   pairs, _ = make_pairs(np.random.default_rng(7), 3, (1,), num_points=9)
-  assert scale.links(pairs, min_shared=10) == []
+  assert scale_averaging.links(pairs, min_shared=10) == []
 
 
 def chain_graph(rng, count, window, loops):
@@ -174,7 +181,9 @@ def problem(seed, kind, window, count=40, loops=10):
   )
   ratio[bad] += OFFSETS[kind](rng, bad.sum())
   equations = [
-    scale.Link(first=int(a), second=int(b), log_ratio=float(r), error=float(e))
+    scale_averaging.Link(
+      first=int(a), second=int(b), log_ratio=float(r), error=float(e)
+    )
     for (a, b), r, e in zip(ends, ratio, error)
   ]
   return equations, true, bad
@@ -196,7 +205,7 @@ def test_a_third_of_wrong_equations_is_found_and_does_no_harm(kind, window):
   for seed in range(8):
     equations, true, bad = problem(seed, kind, window)
     assert 0.2 < bad.mean() < 0.31
-    found = scale.resolve(len(true), equations)
+    found = scale_averaging.resolve(len(true), equations)
     off.append(np.max(np.abs(found.log_scale - true)))
     told = {(outlier.first, outlier.second) for outlier in found.outliers}
     flags = np.array([(link.first, link.second) in told for link in equations])
@@ -223,7 +232,7 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
   rng = np.random.default_rng(3)
   for seed in range(3):
     equations, true, _ = problem(seed, kind, 3, count=10, loops=4)
-    found = scale.resolve(len(true), equations).log_scale
+    found = scale_averaging.resolve(len(true), equations).log_scale
 
     def residuals(free):
       log_scale = np.append(0.0, free)
@@ -251,9 +260,9 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
 def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
   rng = np.random.default_rng(seed)
   equations, true, _ = problem(seed, 'mixed', window + 1, count=12, loops=3)
-  found = scale.resolve(len(true), equations)
+  found = scale_averaging.resolve(len(true), equations)
   turned = [
-    scale.Link(
+    scale_averaging.Link(
       first=link.second,
       second=link.first,
       log_ratio=-link.log_ratio,
@@ -264,7 +273,7 @@ def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
     for link in equations
   ]
   turned = [turned[index] for index in rng.permutation(len(turned))]
-  again = scale.resolve(len(true), turned)
+  again = scale_averaging.resolve(len(true), turned)
   np.testing.assert_allclose(again.log_scale, found.log_scale, atol=1e-6)
   ends = [
     sorted(sorted(outlier[:2]) for outlier in one.outliers)
@@ -277,7 +286,7 @@ def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
 @given(seed=st.integers(0, 10_000), unit=st.floats(-3, 3))
 def test_scales_follow_the_units_of_the_pairs(seed, unit):
   equations, true, _ = problem(seed, 'large', 4, count=12, loops=3)
-  found = scale.resolve(len(true), equations)
+  found = scale_averaging.resolve(len(true), equations)
   rng = np.random.default_rng(seed)
   units = unit * rng.normal(size=len(true))
   changed = [
@@ -287,7 +296,7 @@ def test_scales_follow_the_units_of_the_pairs(seed, unit):
     )
     for link in equations
   ]
-  again = scale.resolve(len(true), changed)
+  again = scale_averaging.resolve(len(true), changed)
   np.testing.assert_allclose(
     again.log_scale, found.log_scale + units - units[0], atol=1e-6
   )
@@ -307,7 +316,7 @@ def chain_fits(rng, num_frames, wrong=None):
       length = np.linalg.norm(step)
       depths = distance[list(pair)] / length
       depths[1] *= 1.5 if pair == wrong else 1.0
-      fits[pair] = two_view.PairFit(
+      fits[pair] = relative_pose.PairFit(
         target2source=camera.make_pose(np.eye(3), step / length),
         inliers=np.ones(len(points), bool),
         parallax_rad=0.1,
@@ -318,7 +327,7 @@ def chain_fits(rng, num_frames, wrong=None):
 
 def chained(rng, num_frames, wrong=None):
   places, fits, ids = chain_fits(rng, num_frames, wrong)
-  return places, chain.chain(num_frames, fits, ids, min_shared=10)
+  return places, initialization.chain(num_frames, fits, ids, min_shared=10)
 
 
 def test_a_chain_tells_which_pairs_contradict_the_others():
@@ -352,8 +361,8 @@ def test_depths_that_the_matcher_says_tie_pairs_without_their_own():
     )
     for pair, fit in fits.items()
   }
-  alone = chain.chain(8, bare, ids, min_shared=15)
-  tied = chain.chain(8, bare, ids, min_shared=15, said=said)
+  alone = initialization.chain(8, bare, ids, min_shared=15)
+  tied = initialization.chain(8, bare, ids, min_shared=15, said=said)
   assert np.any(alone.component != 0) and np.all(tied.component == 0)
   true = np.linalg.norm(places - places[0], axis=1)
   length = np.linalg.norm(tied.frame2scene[:, :, 3], axis=1)

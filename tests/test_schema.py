@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
-from preprocessing import motion
+from preprocessing.keyframes import static_weights
 from preprocessing.writing import tfds_metadata
 
 
@@ -49,7 +49,7 @@ def test_metadata_lists_an_optional_feature_only_where_records_have_it():
   assert connector.shape == (None, None, 1)
   # TFDS itself reads what the record holds.
   view = np.arange(64, dtype=np.uint8).reshape(8, 8)
-  png = connector.decode_example_np(motion.encode_png(view))
+  png = connector.decode_example_np(static_weights.encode_png(view))
   np.testing.assert_array_equal(png[..., 0], view)
 
 

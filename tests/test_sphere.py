@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from odin_jax.shared import camera
 from preprocessing import matchers
-from preprocessing.solving import tracking
+from preprocessing.keyframes import flow_tracker
 
 _OPTIONS = dict(
   features_per_face=400,
@@ -196,7 +196,7 @@ def test_flow_follows_a_turn_across_the_seam():
   matcher = make_matcher()
   image = paint(np.eye(3))
   features = matcher.describe(image)
-  tracker = tracking.FlowTracker(image, features.rays)
+  tracker = flow_tracker.FlowTracker(image, features.rays)
   shift_px = 6
   for step in range(1, 4):
     tracker.step(np.roll(image, step * shift_px, axis=1))
@@ -218,6 +218,6 @@ def test_flow_follows_a_turn_across_the_seam():
 def test_flow_loses_what_is_gone():
   image = paint(np.eye(3))
   features = make_matcher().describe(image)
-  tracker = tracking.FlowTracker(image, features.rays)
+  tracker = flow_tracker.FlowTracker(image, features.rays)
   tracker.step(cv2.GaussianBlur(paint(-np.eye(3)), (0, 0), 2))
   assert np.isnan(tracker.rays()[:, 0]).mean() > 0.7

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from preprocessing import alignment, panorama, visibility
+from preprocessing import panorama
 from preprocessing.reading import projections
+from preprocessing.views import alignment, visibility
 
 
 @pytest.mark.parametrize('width_px', [512, 1024])

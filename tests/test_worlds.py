@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera, record_folder
-from preprocessing import alignment, panorama
+from preprocessing import panorama
 from preprocessing.auditing import quality
 from preprocessing.procedural import (
   footage,
@@ -25,6 +25,7 @@ from preprocessing.procedural import (
   walks,
 )
 from preprocessing.running import pool
+from preprocessing.views import alignment
 
 _WIDTH, _HEIGHT = 256, 128
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from odin_jax.shared import page
-from preprocessing.auditing import consistency, epipolar, figures, quality
+from preprocessing.auditing import epipolar, figures, quality, sample
 
 _TEMPLATE = pathlib.Path(__file__).with_name('audit_page.html')
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
@@ -19,7 +19,7 @@ _MAX_VIDEOS = 200
 def render(
   report: dict[str, Any],
   components: Sequence[quality.Component],
-  sample: Sequence[consistency.Judged],
+  sample: Sequence[sample.Judged],
   records: pathlib.Path,
 ) -> str:
   """The page as HTML.
@@ -45,7 +45,7 @@ def render(
   )
 
 
-def _sampled(one: consistency.Judged) -> dict[str, Any]:
+def _sampled(one: sample.Judged) -> dict[str, Any]:
   drawing = epipolar.draw(one.record)[..., ::-1]
   _, data = cv2.imencode('.jpg', drawing, _JPEG)
   return {

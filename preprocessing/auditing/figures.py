@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odin_jax.shared import binary
-from preprocessing.auditing import epipolar, finished, quality
+from preprocessing.auditing import epipolar, quality, records
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
 _EPIPOLAR_MAX_GAP_S = 2
@@ -135,7 +135,7 @@ def by_kind(
 
 
 def epipolar_figures(
-  records: finished.Records, rows: Sequence[Mapping[str, Any]], limit: int
+  records: records.Records, rows: Sequence[Mapping[str, Any]], limit: int
 ) -> dict[str, Any]:
   """Sampson distances of close pairs, in all, per gap and per video."""
   close = [
@@ -210,7 +210,7 @@ def _edges_around(gaps: Sequence[float]) -> np.ndarray:
 
 
 def scan(
-  records: finished.Records,
+  records: records.Records,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
   """Reads every record once.
 
@@ -237,7 +237,7 @@ def scan(
 
 
 def draw_pairs(
-  records: finished.Records,
+  records: records.Records,
   rows: Sequence[Mapping[str, Any]],
   output: pathlib.Path,
 ) -> int:
@@ -277,7 +277,7 @@ def _by_video(
 
 
 def judge(
-  records: finished.Records, truth_folder: str | None, limit: int
+  records: records.Records, truth_folder: str | None, limit: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """All figures of audit.json, and the records without their pictures.
 

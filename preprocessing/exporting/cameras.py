@@ -6,8 +6,7 @@ from typing import Any, Mapping, Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from preprocessing import poses
-from preprocessing.solving import bundle, masks
+from preprocessing.solving import bundle_adjustment, masks, solver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class Path:
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
-  observations: bundle.Observations
+  observations: bundle_adjustment.Observations
   mask: masks.Mask
 
   @property
@@ -45,7 +44,7 @@ class Path:
     """The keyframes of a component."""
     return np.flatnonzero(self.component == component).tolist()
 
-  def seen_in(self, component: int) -> bundle.Observations:
+  def seen_in(self, component: int) -> bundle_adjustment.Observations:
     """The observations of a component."""
     seen = self.observations
     return seen.subset(self.component[seen.frame] == component)
@@ -71,7 +70,7 @@ class Path:
 def of_solution(
   video_id: str,
   times_s: Sequence[float],
-  solution: poses.Solution,
+  solution: solver.Solution,
   units_per_gauge: Mapping[int, float],
 ) -> Path:
   """The path of a solved video, in the units of its records.

@@ -125,8 +125,8 @@ class PairPose:
 class GivesPoses(Protocol):
   """A matcher that says where the frames stand, too.
 
-  Its pose competes with those that the matches give (`two_view.fit_pair`), its
-  depths tie the scales of pairs together (`chain`), and its confidence limits
+  Its pose competes with those that the matches give (`relative_pose.fit_pair`), its
+  depths tie the scales of pairs together (`initialization`), and its confidence limits
   that of the pair.
   """
 

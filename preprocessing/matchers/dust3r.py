@@ -25,7 +25,7 @@ import numpy as np
 from scipy import spatial
 
 from odin_jax.shared import camera
-from preprocessing import matchers, pairs
+from preprocessing import matchers
 from preprocessing import panorama as panoramas
 from preprocessing.matchers import (
   dust3r_checkout,
@@ -33,6 +33,7 @@ from preprocessing.matchers import (
   pointmaps,
   sphere,
 )
+from preprocessing.solving import tracks
 
 _CHECKPOINT = 'checkpoints/DUSt3R_ViTLarge_BaseDecoder_512_dpt.pth'
 # So many points of the target are tried for each of the source.
@@ -361,7 +362,7 @@ class Dust3rMatcher:
     should = None
     if expected is not None:
       should = np.isfinite(self._project(expected)[..., 0]).T
-    return pairs.yaw_candidates(
+    return tracks.yaw_candidates(
       source.frame.shown()[source.index],
       should,
       max_pairs=rules.max_calls_per_pair,

@@ -4,7 +4,7 @@ A pointmap holds the scene point of every pixel of a view. A network that gives
 those of two views in the axes of the first (DUSt3R, MASt3R, VGGT) says with
 that where the second camera stands: PnP between its pixels and their points,
 since the views' field of view is known. In units of the second camera's
-distance its points are as far away as `scale` needs them.
+distance its points are as far away as `scale_averaging` needs them.
 
 PnP: X.-S. Gao et al., "Complete solution classification for the
 perspective-three-point problem", PAMI 2003; RANSAC and Levenberg-Marquardt as

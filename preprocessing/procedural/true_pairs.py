@@ -12,9 +12,10 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from odin_jax.shared import camera, schema
-from preprocessing import alignment, panorama
+from preprocessing import panorama
 from preprocessing.procedural import footage, raycaster, scenes
 from preprocessing.running import pool
+from preprocessing.views import alignment
 from preprocessing.writing import jpeg, parts, splits
 
 _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96

@@ -13,7 +13,9 @@ from absl import logging
 import ml_collections
 
 from odin_jax.shared import binary, schema
-from preprocessing import frames, matchers, observation, video
+from preprocessing import matchers, video
+from preprocessing.keyframes import keyframes
+from preprocessing.reading import frames
 from preprocessing.running import pool
 from preprocessing.writing import parts
 
@@ -156,7 +158,7 @@ def make_part(
 
 def _make_part(
   job: Job,
-  progress: observation.Progress,
+  progress: keyframes.Progress,
   matcher: matchers.Matcher | None,
   folder: pathlib.Path | None,
 ) -> bool:

@@ -1,1 +1,1 @@
-"""Matched points -> poses: the parts that `poses` puts together."""
+"""Matched points -> poses: the parts that `solver` puts together."""

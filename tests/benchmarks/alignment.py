@@ -22,10 +22,11 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import alignment, panorama
+from preprocessing import panorama
 from preprocessing.auditing import epipolar
 from preprocessing.procedural import footage, scenes, true_pairs
-from preprocessing.solving import two_view
+from preprocessing.solving import relative_pose
+from preprocessing.views import alignment
 
 _NUM_WORLDS = 3
 # Per world, a second apart.
@@ -254,7 +255,7 @@ def pose_error_deg(
     np.column_stack([side, np.ones(len(side))]) @ np.linalg.inv(matrix).T
     for side in pixels
   ]
-  fit = two_view.fit_pair(
+  fit = relative_pose.fit_pair(
     *(side / np.linalg.norm(side, axis=1, keepdims=True) for side in rays),
     max_error_rad=1.5 / matrix[0, 0],
     min_inliers=12,

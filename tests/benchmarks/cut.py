@@ -27,7 +27,8 @@ import cv2
 import numpy as np
 import py360convert
 
-from preprocessing import frames, panorama
+from preprocessing import panorama
+from preprocessing.reading import frames
 from tests import exact_views
 
 _SIZE_PX, _FOV_DEG = 512, 90.0

@@ -22,11 +22,12 @@ import time
 import cv2
 import numpy as np
 
-from preprocessing import frames, motion
+from preprocessing.keyframes import static_weights
+from preprocessing.reading import frames
 
 _THRESHOLD = 96
 _STEPS = 5
-_SIZE = (motion.GRID_WIDTH_PX, motion.GRID_HEIGHT_PX)
+_SIZE = (static_weights.GRID_WIDTH_PX, static_weights.GRID_HEIGHT_PX)
 _LATITUDE = (np.arange(_SIZE[1]) + 0.5) / _SIZE[1] * np.pi - np.pi / 2
 _AREA = np.repeat(np.cos(_LATITUDE)[:, None], _SIZE[0], axis=1)
 
@@ -87,7 +88,7 @@ def trivial(key, after):
 def weigh(images):
   """Weights of the keyframes and the CPU seconds they took."""
   start = time.process_time()
-  estimator = motion.MotionEstimator(motion.MotionRules())
+  estimator = static_weights.MotionEstimator(static_weights.MotionRules())
   for index, image in enumerate(images):
     (estimator.step if index % _STEPS else estimator.keyframe)(image)
   return estimator.weights(), time.process_time() - start
@@ -122,7 +123,7 @@ def main():
   figures = {
     'fixed': counts['static weight'].at(_THRESHOLD),
     # From 128 on nothing is said to move.
-    'best': best(counts['static weight'], motion.UNKNOWN),
+    'best': best(counts['static weight'], static_weights.UNKNOWN),
     **{
       name: best(counts[name])
       for name in ('flow difference', 'frame difference')

@@ -26,8 +26,8 @@ import numpy as np
 
 from odin_jax.benchmarks.pairs import PosedPair
 from odin_jax.shared import binary, camera
-from preprocessing import alignment
 from preprocessing.procedural import footage, raycaster, scenes, true_pairs
+from preprocessing.views import alignment
 
 KINDS = ('seen', 'unseen', 'uncovered', 'mover')
 _WORLDS, _SEED, _KIND, _MOVERS = 4, 7, 'unique_outdoor', 24

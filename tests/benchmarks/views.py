@@ -26,7 +26,8 @@ import moviepy
 import numpy as np
 from PIL import Image
 
-from preprocessing import frames, panorama
+from preprocessing import panorama
+from preprocessing.reading import frames
 from preprocessing.writing import jpeg
 
 _FRAMES, _YAWS, _SIZE_PX, _FOV_DEG = 40, 5, 512, 72.0

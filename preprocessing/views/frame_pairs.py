@@ -5,8 +5,9 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from preprocessing import cutting, observation, pairs, poses
-from preprocessing.solving import verdicts
+from preprocessing.keyframes import keyframes
+from preprocessing.solving import solver, tracks, verification
+from preprocessing.views import cutting
 
 
 class Candidates:
@@ -26,8 +27,8 @@ class Candidates:
 
   def __init__(
     self,
-    seen: observation.Observed,
-    solution: poses.Solution,
+    seen: keyframes.Observed,
+    solution: solver.Solution,
     split_of: Sequence[str],
     window: int,
   ):
@@ -56,18 +57,18 @@ class Candidates:
           )
         )
 
-  def gap(self, pair: pairs.FramePair) -> int:
+  def gap(self, pair: tracks.FramePair) -> int:
     """Slots between the frames of a pair."""
     return self._slots[pair[1]] - self._slots[pair[0]]
 
-  def is_beyond(self, pair: pairs.FramePair) -> bool:
+  def is_beyond(self, pair: tracks.FramePair) -> bool:
     """Whether the frames are further apart than the window."""
     return self.gap(pair) > self._window
 
   def _judge(
     self,
-    pair: pairs.FramePair,
-    verdict: verdicts.Verdict,
+    pair: tracks.FramePair,
+    verdict: verification.Verdict,
     split_of: Sequence[str],
   ) -> str:
     if split_of[pair[0]] != split_of[pair[1]]:

@@ -1,7 +1,7 @@
 """What closures do: components become one, and poses are relaxed.
 
 A bundle adjustment does not get over an error of metres by itself. So what
-closures say is first shared out along the path (`relaxation`), as far as each
+closures say is first shared out along the path (`pose_graph`), as far as each
 step may be wrong; from there it converges.
 """
 
@@ -13,8 +13,7 @@ import networkx as nx
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import graph
-from preprocessing.solving import loops, relaxation
+from preprocessing.solving import loop_detection, pair_graph, pose_graph
 
 # Limits of what closures may differ by, in standard errors.
 _SIGMAS = 4.0
@@ -24,7 +23,9 @@ _STILL = 0.1
 
 
 def close(
-  scene: loops.Scene, closures: Sequence[loops.Closure], rules: graph.GraphRules
+  scene: loop_detection.Scene,
+  closures: Sequence[loop_detection.Closure],
+  rules: pair_graph.GraphRules,
 ) -> tuple[Int[np.ndarray, 'f'], Float[np.ndarray, 'f 3 4']]:
   """Joins what closures tie and relaxes the poses.
 
@@ -54,16 +55,16 @@ def close(
       for one in constraints
       if component[one.source] == index
     ]
-    pose[frames], _ = relaxation.relax(pose[frames], log_scale[frames], inside)
+    pose[frames], _ = pose_graph.relax(pose[frames], log_scale[frames], inside)
   return component, pose
 
 
 def _joined(
-  scene: loops.Scene, closures: Sequence[loops.Closure]
+  scene: loop_detection.Scene, closures: Sequence[loop_detection.Closure]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Components that closures tie become one, in the gauge of the first."""
   component = scene.component
-  strongest: dict[tuple[int, int], loops.Closure] = {}
+  strongest: dict[tuple[int, int], loop_detection.Closure] = {}
   for one in sorted(closures, key=lambda one: one.inliers):
     a, b = component[one.source], component[one.target]
     if a != b:
@@ -85,7 +86,7 @@ def _joined(
 def _moved(
   pose: np.ndarray,
   log_scale: np.ndarray,
-  closure: loops.Closure,
+  closure: loop_detection.Closure,
   component: np.ndarray,
   new: int,
 ) -> tuple[np.ndarray, float]:
@@ -111,10 +112,12 @@ def _moved(
 
 
 def _steps(
-  scene: loops.Scene, closures: Sequence[loops.Closure], rules: graph.GraphRules
-) -> Iterable[relaxation.Constraint]:
+  scene: loop_detection.Scene,
+  closures: Sequence[loop_detection.Closure],
+  rules: pair_graph.GraphRules,
+) -> Iterable[pose_graph.Constraint]:
   """From frame to frame along the path, as exact as drift allows."""
-  depths = graph.frame_depths(
+  depths = pair_graph.frame_depths(
     scene.frame2scene, scene.points, scene.observations
   )
   ends = [frame for closure in closures for frame in closure.pair]
@@ -126,8 +129,8 @@ def _steps(
         camera.inverse(scene.frame2scene[a]), scene.frame2scene[b]
       )
       way = float(np.linalg.norm(step[:, 3])) + _STILL * depth
-      tens = way / (loops.PER_DEPTHS * depth)
-      yield relaxation.Constraint(
+      tens = way / (loop_detection.PER_DEPTHS * depth)
+      yield pose_graph.Constraint(
         source=a,
         target=b,
         target2source=step,
@@ -139,16 +142,16 @@ def _steps(
 
 
 def _constraint(
-  closure: loops.Closure, scene: loops.Scene
-) -> relaxation.Constraint:
+  closure: loop_detection.Closure, scene: loop_detection.Scene
+) -> pose_graph.Constraint:
   mine = scene.observations.subset(scene.observations.frame == closure.source)
-  depth = graph.frame_depths(scene.frame2scene, scene.points, mine)
-  return relaxation.Constraint(
+  depth = pair_graph.frame_depths(scene.frame2scene, scene.points, mine)
+  return pose_graph.Constraint(
     source=closure.source,
     target=closure.target,
     target2source=closure.target2source,
     log_scale=closure.log_scale,
-    turn_rad=float(np.deg2rad(loops.OFF_DEG)) / _SIGMAS,
-    shift=loops.OFF * float(depth[closure.source]) / _SIGMAS,
-    stretch=loops.OFF_LOG_SCALE / _SIGMAS,
+    turn_rad=float(np.deg2rad(loop_detection.OFF_DEG)) / _SIGMAS,
+    shift=loop_detection.OFF * float(depth[closure.source]) / _SIGMAS,
+    stretch=loop_detection.OFF_LOG_SCALE / _SIGMAS,
   )

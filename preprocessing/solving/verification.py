@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import matchers, pairs
-from preprocessing.solving import two_view
+from preprocessing import matchers
+from preprocessing.solving import relative_pose, tracks
 
 # The camera did not move: no direction of translation, but all else is known.
 NO_PARALLAX = 'too little parallax'
@@ -17,7 +17,7 @@ NO_PARALLAX = 'too little parallax'
 _SEED = 0
 
 Frames = Sequence[matchers.Features]
-Said = Mapping[pairs.FramePair, matchers.PairPose]
+Said = Mapping[tracks.FramePair, matchers.PairPose]
 _NOTHING: Said = types.MappingProxyType({})
 
 
@@ -98,9 +98,9 @@ class Judge:
     source_rays: Float[np.ndarray, 'm 3'],
     target_rays: Float[np.ndarray, 'm 3'],
     said: matchers.PairPose | None = None,
-  ) -> two_view.PairFit | None:
+  ) -> relative_pose.PairFit | None:
     """The robust solution of a pair alone, and of what the matcher says."""
-    return two_view.fit_pair(
+    return relative_pose.fit_pair(
       source_rays,
       target_rays,
       max_error_rad=self._max_error_rad,
@@ -111,7 +111,9 @@ class Judge:
     )
 
   def weakness_alone(
-    self, fit: two_view.PairFit | None, source_rays: Float[np.ndarray, 'm 3']
+    self,
+    fit: relative_pose.PairFit | None,
+    source_rays: Float[np.ndarray, 'm 3'],
   ) -> str:
     """Why a pair that nothing else is known of is not to be trusted, or ''."""
     if fit is None:
@@ -126,9 +128,9 @@ class Judge:
     self,
     features: Frames,
     frame2scene: Float[np.ndarray, 'f 3 4'],
-    matches: pairs.Matches,
+    matches: tracks.Matches,
     said: Said = _NOTHING,
-  ) -> dict[pairs.FramePair, Verdict]:
+  ) -> dict[tracks.FramePair, Verdict]:
     """Fits each pair by itself and compares it with the composed pose."""
     return {
       pair: Verdict(
@@ -143,7 +145,7 @@ class Judge:
     }
 
   def _disagreement(
-    self, fit: two_view.PairFit | None, composed: np.ndarray
+    self, fit: relative_pose.PairFit | None, composed: np.ndarray
   ) -> str:
     if fit is None:
       return 'too few matches agree'
@@ -161,15 +163,15 @@ class Judge:
     self,
     features: Frames,
     frame2scene: Float[np.ndarray, 'f 3 4'],
-    pair: pairs.FramePair,
+    pair: tracks.FramePair,
     matched: Int[np.ndarray, 'm 2'],
     said: matchers.PairPose | None = None,
   ) -> Verdict:
     """Checks a pair's matches against the joint solution."""
     source, target = _rays(features, pair, matched)
     relative = _relative(frame2scene, pair)
-    error = two_view.epipolar_error_rad(relative, source, target)
-    depths = two_view.pair_depths(relative, source, target)
+    error = relative_pose.epipolar_error_rad(relative, source, target)
+    depths = relative_pose.pair_depths(relative, source, target)
     good = (error < self._max_error_rad) & np.all(depths > 0, axis=0)
     share = float(good.mean()) if len(good) else 0.0
     return Verdict(
@@ -205,14 +207,14 @@ def _spread(rays: Float[np.ndarray, 'm 3']) -> float:
 
 
 def _rays(
-  features: Frames, pair: pairs.FramePair, matched: Int[np.ndarray, 'm 2']
+  features: Frames, pair: tracks.FramePair, matched: Int[np.ndarray, 'm 2']
 ) -> tuple[Float[np.ndarray, 'm 3'], Float[np.ndarray, 'm 3']]:
   source, target = (features[frame].rays for frame in pair)
   return source[matched[:, 0]], target[matched[:, 1]]
 
 
 def _relative(
-  poses: Float[np.ndarray, 'f 3 4'], pair: pairs.FramePair
+  poses: Float[np.ndarray, 'f 3 4'], pair: tracks.FramePair
 ) -> Float[np.ndarray, '3 4']:
   """target2source of a (source, target) pair."""
   return camera.compose(camera.inverse(poses[pair[0]]), poses[pair[1]])

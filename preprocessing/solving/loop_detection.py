@@ -19,8 +19,15 @@ import numpy as np
 from scipy import sparse, spatial
 
 from odin_jax.shared import camera
-from preprocessing import graph, matchers, pairs
-from preprocessing.solving import appearance, bundle, two_view, verdicts
+from preprocessing import matchers
+from preprocessing.solving import (
+  bundle_adjustment,
+  pair_graph,
+  relative_pose,
+  retrieval,
+  tracks,
+  verification,
+)
 
 # A path that is no longer than this times the way back has not returned.
 _DETOUR = 2.0
@@ -60,7 +67,7 @@ class Scene:
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
-  observations: bundle.Observations
+  observations: bundle_adjustment.Observations
   ids: Sequence[np.ndarray]
 
 
@@ -83,7 +90,7 @@ class Closure:
   inliers: int
 
   @property
-  def pair(self) -> pairs.FramePair:
+  def pair(self) -> tracks.FramePair:
     """(source, target)."""
     return self.source, self.target
 
@@ -103,7 +110,7 @@ class Search:
   dropped: list[dict[str, Any]]
 
 
-def max_tries(num_frames: int, rules: graph.GraphRules) -> int:
+def max_tries(num_frames: int, rules: pair_graph.GraphRules) -> int:
   """At most so many frame pairs are matched to find closures."""
   return min(rules.max_tries, rules.tries_per_frame * num_frames)
 
@@ -125,8 +132,8 @@ class Finder:
     features: Sequence[matchers.Features],
     scene: Scene,
     match: Match,
-    judge: verdicts.Judge,
-    rules: graph.GraphRules,
+    judge: verification.Judge,
+    rules: pair_graph.GraphRules,
     max_gap: int,
   ):
     self._features = features
@@ -135,7 +142,7 @@ class Finder:
     self._judge = judge
     self._rules = rules
     self._max_gap = max_gap
-    self._depths = graph.frame_depths(
+    self._depths = pair_graph.frame_depths(
       scene.frame2scene, scene.points, scene.observations
     )
     self._path = path_lengths(scene.component, scene.frame2scene)
@@ -161,7 +168,7 @@ class Finder:
       ],
     )
 
-  def _candidates(self) -> list[pairs.FramePair]:
+  def _candidates(self) -> list[tracks.FramePair]:
     """Frame pairs worth a try, sorted; see `max_tries`."""
     returns = collections.defaultdict(list)
     for pair in dict.fromkeys([*self._near(), *self._alike()]):
@@ -178,7 +185,7 @@ class Finder:
     posed = np.isfinite(self._depths)
     return np.triu(posed[:, None] & posed, self._max_gap + 1)
 
-  def _breaks(self) -> list[pairs.FramePair]:
+  def _breaks(self) -> list[tracks.FramePair]:
     """Frames of two components that follow each other in time.
 
     The gap is such that enough of the pairs have no frame in common.
@@ -187,11 +194,11 @@ class Finder:
     gap = self._rules.min_agreeing_beyond
     return [
       (a, b)
-      for a, b in pairs.candidates(len(component), gap)
+      for a, b in tracks.candidates(len(component), gap)
       if component[a] != component[b] and min(component[[a, b]]) >= 0
     ]
 
-  def _near(self) -> list[pairs.FramePair]:
+  def _near(self) -> list[tracks.FramePair]:
     """Where composed poses say that the path has returned."""
     component = self._scene.component
     centres = self._scene.frame2scene[:, :, 3]
@@ -208,9 +215,9 @@ class Finder:
     )
     return _best_of_rows(good, apart)
 
-  def _alike(self) -> list[pairs.FramePair]:
+  def _alike(self) -> list[tracks.FramePair]:
     """Frames that look alike again after others between them did not."""
-    alike = appearance.similarities(self._features)
+    alike = retrieval.similarities(self._features)
     beside = np.concatenate([[0.0], np.diagonal(alike, 1), [0.0]])
     usual = np.maximum(beside[1:], beside[:-1])
     later = np.where(np.triu(np.ones(alike.shape, bool)), alike, np.inf)
@@ -291,7 +298,7 @@ class Finder:
     one: np.ndarray,
     target: int,
     two: np.ndarray,
-    fit: two_view.PairFit,
+    fit: relative_pose.PairFit,
   ) -> Closure | str:
     """Translation and scale from the points of both sides."""
     scene = self._scene
@@ -321,7 +328,9 @@ class Finder:
       inliers=len(one),
     )
 
-  def outvoted(self, closures: Sequence[Closure]) -> dict[pairs.FramePair, str]:
+  def outvoted(
+    self, closures: Sequence[Closure]
+  ) -> dict[tracks.FramePair, str]:
     """Why closures fall that too few others agree with."""
     reasons = {}
     for one in closures:
@@ -417,8 +426,8 @@ def _looks(
 
 
 def _thinned(
-  every: Sequence[pairs.FramePair], count: int
-) -> list[pairs.FramePair]:
+  every: Sequence[tracks.FramePair], count: int
+) -> list[tracks.FramePair]:
   """At most `count` of them: runs of neighbours, evenly spread.
 
   Candidates alone would have none beside them to agree with.
@@ -442,7 +451,7 @@ def _row_minima(values: Float[np.ndarray, 'f f']) -> Bool[np.ndarray, 'f f']:
 
 def _best_of_rows(
   good: Bool[np.ndarray, 'f f'], values: Float[np.ndarray, 'f f']
-) -> list[pairs.FramePair]:
+) -> list[tracks.FramePair]:
   """The good entries, the lowest of each row first."""
   rows, columns = np.nonzero(good)
   order = np.lexsort((columns, values[rows, columns], rows))

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing.solving import descent
+from preprocessing.views import descent
 
 # How far views that look along the path look past it.
 _PATH_SPREAD_DEG = 15.0

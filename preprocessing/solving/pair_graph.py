@@ -20,8 +20,12 @@ import numpy as np
 from scipy import sparse, spatial
 
 from odin_jax.shared import camera
-from preprocessing import pairs
-from preprocessing.solving import bundle, two_view, verdicts
+from preprocessing.solving import (
+  bundle_adjustment,
+  relative_pose,
+  tracks,
+  verification,
+)
 
 # Frames no further apart than this many depths see about the same points.
 _NEAR = 0.5
@@ -105,18 +109,18 @@ class LongPair:
 
 @runtime_checkable
 class Solved(Protocol):
-  """What long-range pairs are made from: a `poses.Solution`."""
+  """What long-range pairs are made from: a `solver.Solution`."""
 
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
-  observations: bundle.Observations
-  verdicts: Mapping[pairs.FramePair, verdicts.Verdict]
+  observations: bundle_adjustment.Observations
+  verdicts: Mapping[tracks.FramePair, verification.Verdict]
 
 
 def inconsistent(
-  fits: Mapping[pairs.FramePair, two_view.PairFit], rules: GraphRules
-) -> list[pairs.FramePair]:
+  fits: Mapping[tracks.FramePair, relative_pose.PairFit], rules: GraphRules
+) -> list[tracks.FramePair]:
   """The edges that cycles of three vote out.
 
   As long as some cycle does not close, the edge goes that has the largest
@@ -157,8 +161,8 @@ def inconsistent(
 
 
 def _triangles(
-  edges: Iterable[pairs.FramePair],
-) -> list[tuple[pairs.FramePair, pairs.FramePair, pairs.FramePair]]:
+  edges: Iterable[tracks.FramePair],
+) -> list[tuple[tracks.FramePair, tracks.FramePair, tracks.FramePair]]:
   """All (a, b), (b, c), (a, c) with a < b < c."""
   graph = nx.Graph(sorted(edges))
   return [
@@ -170,9 +174,9 @@ def _triangles(
 
 
 def _closes(
-  first: two_view.PairFit,
-  second: two_view.PairFit,
-  bridge: two_view.PairFit,
+  first: relative_pose.PairFit,
+  second: relative_pose.PairFit,
+  bridge: relative_pose.PairFit,
   rules: GraphRules,
 ) -> bool:
   """Whether two pairs compose to the one that bridges them.
@@ -214,7 +218,7 @@ def _off_the_steps_deg(
 
 
 def components(
-  num_frames: int, ties: Iterable[pairs.FramePair]
+  num_frames: int, ties: Iterable[tracks.FramePair]
 ) -> Int[np.ndarray, 'f']:
   """The component of each frame, numbered by first frame; -1 where alone."""
   label = np.full(num_frames, -1)
@@ -229,7 +233,7 @@ def components(
 def frame_depths(
   frame2scene: Float[np.ndarray, 'f 3 4'],
   points: Float[np.ndarray, 'p 3'],
-  observations: bundle.Observations,
+  observations: bundle_adjustment.Observations,
 ) -> Float[np.ndarray, 'f']:
   """Median distance of the points that each frame sees; NaN without any."""
   away = np.linalg.norm(
@@ -283,7 +287,7 @@ def long_range_pairs(solution: Solved, rules: GraphRules) -> list[LongPair]:
 
 def _shares(
   solution: Solved, rules: GraphRules
-) -> dict[pairs.FramePair, float]:
+) -> dict[tracks.FramePair, float]:
   """Expected overlap of the frame pairs that lie near each other.
 
   The least share of either frame's points that is also seen around the other:
@@ -322,8 +326,8 @@ def _shares(
 
 
 def _paths(
-  solution: Solved, wanted: Iterable[pairs.FramePair], rules: GraphRules
-) -> dict[pairs.FramePair, LongPair]:
+  solution: Solved, wanted: Iterable[tracks.FramePair], rules: GraphRules
+) -> dict[tracks.FramePair, LongPair]:
   """The most reliable path of each pair that is wanted and in reach."""
   graph = nx.Graph()
   for (first, second), verdict in sorted(solution.verdicts.items()):

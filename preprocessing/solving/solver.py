@@ -1,17 +1,17 @@
 """Features of all frames -> one joint solution per component.
 
 1. Neighbours are matched near the places where their points arrived by small
-   steps (`tracking`), and fitted pair by pair. What contradicts the cycles that
-   it is in (`graph`) is left out.
-2. `chain` makes starting poses of them, `bundle` refines these: composed poses
+   steps (`flow_tracker`), and fitted pair by pair. What contradicts the cycles that
+   it is in (`pair_graph`) is left out.
+2. `initialization` makes starting poses, `bundle_adjustment` refines these: composed poses
    that no repeated texture can have turned round.
 3. Every frame pair of the window is matched near the places where the composed
    poses and the triangulated points put them. A robust fit of the pair alone
    that disagrees with the composed pose rejects the pair.
 4. All matches of the pairs that agree are joined into points, and everything
    is refined together.
-5. Before the last round of 3 and 4, `loops` finds where the path returns, and
-   `closing` joins components and relaxes the poses; closures are then matched
+5. Before the last round of 3 and 4, `loop_detection` finds where the path returns, and
+   `loop_closing` joins components and relaxes the poses; closures are then matched
    like all pairs.
 6. Each pair is checked against the result. Composed long-range pairs follow.
 """
@@ -24,22 +24,24 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import graph, matchers, pairs
+from preprocessing import matchers
 from preprocessing.solving import (
-  bundle,
-  chain,
-  closing,
-  gauge,
-  joint,
-  loops,
+  bundle_adjustment,
+  initialization,
+  loop_closing,
+  loop_detection,
   masks,
-  two_view,
-  verdicts,
+  pair_graph,
+  refinement,
+  relative_pose,
+  scene_scale,
+  tracks,
+  verification,
 )
 
 Frames = Sequence[matchers.Features]
-Fits = dict[pairs.FramePair, two_view.PairFit]
-Verdicts = dict[pairs.FramePair, verdicts.Verdict]
+Fits = dict[tracks.FramePair, relative_pose.PairFit]
+Verdicts = dict[tracks.FramePair, verification.Verdict]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,12 @@ class Solution:
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
-  observations: bundle.Observations
-  verdicts: Mapping[pairs.FramePair, verdicts.Verdict]
+  observations: bundle_adjustment.Observations
+  verdicts: Mapping[tracks.FramePair, verification.Verdict]
   mask: masks.Mask
   figures: Mapping[str, int | float]
-  closures: Sequence[loops.Closure] = ()
-  long_pairs: Sequence[graph.LongPair] = ()
+  closures: Sequence[loop_detection.Closure] = ()
+  long_pairs: Sequence[pair_graph.LongPair] = ()
   dropped: Sequence[dict[str, Any]] = ()
 
   def points_of_pair(
@@ -93,9 +95,9 @@ class _State:
 
   component: np.ndarray
   frame2scene: np.ndarray
-  tracks: pairs.Tracks
+  tracks: tracks.Tracks
   points: np.ndarray
-  observations: bundle.Observations
+  observations: bundle_adjustment.Observations
 
 
 class Solver:
@@ -119,10 +121,10 @@ class Solver:
     arrivals: Sequence[Float[np.ndarray, 'n 3']],
     matcher: matchers.Matcher,
     *,
-    rules: verdicts.PoseRules,
+    rules: verification.PoseRules,
     max_gap: int,
     pixel_rad: float,
-    graph_rules: graph.GraphRules | None = None,
+    graph_rules: pair_graph.GraphRules | None = None,
     mask: masks.Mask | None = None,
   ):
     self._features = list(features)
@@ -131,13 +133,13 @@ class Solver:
     self._rules = rules
     self._max_gap = max_gap
     self._pixel_rad = pixel_rad
-    self._judge = verdicts.Judge(rules, pixel_rad)
+    self._judge = verification.Judge(rules, pixel_rad)
     self._graph_rules = graph_rules
     self._known_mask = mask
     self._requests = 0
-    self._said: dict[pairs.FramePair, matchers.PairPose] = {}
+    self._said: dict[tracks.FramePair, matchers.PairPose] = {}
     self._calls_before = _calls(matcher)
-    self._search = loops.Search(closures=[], tried=0, dropped=[])
+    self._search = loop_detection.Search(closures=[], tried=0, dropped=[])
     self._dropped: list[dict[str, Any]] = []
 
   def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
@@ -176,11 +178,11 @@ class Solver:
     return self._with_long_pairs(self._solution(state, found, mask))
 
   def _fall_apart(
-    self, state: _State, matches: pairs.Matches, found: Verdicts
+    self, state: _State, matches: tracks.Matches, found: Verdicts
   ) -> _State:
     """What no kept pair ties has no common scale: it is solved by itself."""
     ties = self._ties(matches, found)
-    component = graph.components(len(self._features), ties)
+    component = pair_graph.components(len(self._features), ties)
     if np.array_equal(component, state.component):
       return state
     return self._refine(component, state.frame2scene, self._tracks(ties))
@@ -188,7 +190,7 @@ class Solver:
   def _solution(
     self, state: _State, found: Verdicts, mask: masks.Mask
   ) -> Solution:
-    poses, points = gauge.normalise(
+    poses, points = scene_scale.normalise(
       state.component, state.frame2scene, state.points, state.observations
     )
     return Solution(
@@ -221,7 +223,7 @@ class Solver:
   def _with_long_pairs(self, solution: Solution) -> Solution:
     if self._graph_rules is None:
       return solution
-    found = graph.long_range_pairs(solution, self._graph_rules)
+    found = pair_graph.long_range_pairs(solution, self._graph_rules)
     return dataclasses.replace(
       solution,
       long_pairs=found,
@@ -235,10 +237,10 @@ class Solver:
     closure twice: to find it and, with the last round, to use it.
     """
     count = len(self._features)
-    window = len(pairs.candidates(count, self._max_gap))
+    window = len(tracks.candidates(count, self._max_gap))
     tries = 0
     if self._graph_rules is not None:
-      tries = loops.max_tries(count, self._graph_rules)
+      tries = loop_detection.max_tries(count, self._graph_rules)
     requests = max(count - 1, 0) + self._rules.rounds * window + 2 * tries
     if not isinstance(self._matcher, matchers.CountsCalls):
       return {
@@ -256,14 +258,14 @@ class Solver:
     """Finds closures and brings the poses near them."""
     if self._graph_rules is None:
       return
-    scene = loops.Scene(
+    scene = loop_detection.Scene(
       component=state.component,
       frame2scene=state.frame2scene,
       points=state.points,
       observations=state.observations,
       ids=self._ids(state.tracks),
     )
-    self._search = loops.Finder(
+    self._search = loop_detection.Finder(
       self._features,
       scene,
       self._match,
@@ -273,10 +275,10 @@ class Solver:
     ).find()
     self._dropped += self._search.dropped
     if self._search.closures:
-      state.component, state.frame2scene = closing.close(
+      state.component, state.frame2scene = loop_closing.close(
         scene, self._search.closures, self._graph_rules
       )
-      state.points = bundle.triangulate(
+      state.points = bundle_adjustment.triangulate(
         state.frame2scene, state.observations, len(state.points)
       )
 
@@ -284,11 +286,11 @@ class Solver:
     self,
     poses: np.ndarray,
     points: np.ndarray,
-    observations: bundle.Observations,
+    observations: bundle_adjustment.Observations,
   ) -> float:
     if not len(observations.frame):
       return 0.0
-    errors = bundle.errors_rad(poses, points, observations)
+    errors = bundle_adjustment.errors_rad(poses, points, observations)
     return round(float(np.median(errors)) / self._pixel_rad, 4)
 
   def _match(
@@ -306,7 +308,7 @@ class Solver:
     )
 
   def _match_pair(
-    self, pair: pairs.FramePair, expected: np.ndarray
+    self, pair: tracks.FramePair, expected: np.ndarray
   ) -> Int[np.ndarray, 'm 2']:
     """Matches a pair; keeps what the matcher says of its pose."""
     source, target = (self._features[frame] for frame in pair)
@@ -324,23 +326,23 @@ class Solver:
       self._said[pair] = said
     return matched
 
-  def _match_neighbours(self) -> dict[pairs.FramePair, np.ndarray]:
+  def _match_neighbours(self) -> dict[tracks.FramePair, np.ndarray]:
     return {
       (frame, frame + 1): self._match_pair((frame, frame + 1), arrived)
       for frame, arrived in enumerate(self._arrivals)
     }
 
-  def _tracks(self, matches: pairs.Matches) -> pairs.Tracks:
-    return pairs.Tracks(matches, [len(frame) for frame in self._features])
+  def _tracks(self, matches: tracks.Matches) -> tracks.Tracks:
+    return tracks.Tracks(matches, [len(frame) for frame in self._features])
 
-  def _ids(self, point_tracks: pairs.Tracks) -> list[Int[np.ndarray, 'n']]:
+  def _ids(self, point_tracks: tracks.Tracks) -> list[Int[np.ndarray, 'n']]:
     """The point of each feature of each frame, -1 where it has none."""
     return [
       point_tracks.by_feature(frame, len(features))
       for frame, features in enumerate(self._features)
     ]
 
-  def _ties(self, matches: pairs.Matches, found: Verdicts) -> pairs.Matches:
+  def _ties(self, matches: tracks.Matches, found: Verdicts) -> tracks.Matches:
     """The matches of the pairs that are good so far.
 
     A closure without parallax is no pair for the records, but a tie.
@@ -350,7 +352,7 @@ class Solver:
       pair: matched
       for pair, matched in matches.items()
       if not found[pair].reason
-      or (pair in closed and found[pair].reason == verdicts.NO_PARALLAX)
+      or (pair in closed and found[pair].reason == verification.NO_PARALLAX)
     }
 
   def _mask(self) -> masks.Mask:
@@ -376,12 +378,12 @@ class Solver:
     return mask
 
   def _chain(
-    self, matches: pairs.Matches, point_tracks: pairs.Tracks
-  ) -> chain.Chain:
+    self, matches: tracks.Matches, point_tracks: tracks.Tracks
+  ) -> initialization.Chain:
     points = self._ids(point_tracks)
     fits: Fits = {}
     ids = {}
-    for pair in pairs.candidates(len(points), self._rules.chain_gap):
+    for pair in tracks.candidates(len(points), self._rules.chain_gap):
       shared, one, other = _shared(*(points[frame] for frame in pair))
       fit = self._judge.fit(
         self._features[pair[0]].rays[one],
@@ -391,7 +393,7 @@ class Solver:
       if fit is not None:
         fits[pair], ids[pair] = fit, shared
     self._cut_edges(fits)
-    found = chain.chain(
+    found = initialization.chain(
       len(points),
       fits,
       ids,
@@ -418,19 +420,21 @@ class Solver:
     """Takes out what contradicts the cycles that it is in."""
     if self._graph_rules is None:
       return
-    for pair in graph.inconsistent(fits, self._graph_rules):
+    for pair in pair_graph.inconsistent(fits, self._graph_rules):
       del fits[pair]
       reason = 'pair contradicts the cycles through it'
       self._dropped.append(
         {'stage': 'graph', 'reason': reason, 'frames': list(pair)}
       )
 
-  def _observations(self, point_tracks: pairs.Tracks) -> bundle.Observations:
+  def _observations(
+    self, point_tracks: tracks.Tracks
+  ) -> bundle_adjustment.Observations:
     starts = np.concatenate(
       [[0], np.cumsum([len(frame) for frame in self._features])]
     )
     index = starts[point_tracks.frame] + point_tracks.feature
-    return bundle.Observations(
+    return bundle_adjustment.Observations(
       frame=point_tracks.frame,
       point=point_tracks.point,
       ray=np.concatenate([frame.rays for frame in self._features])[index],
@@ -440,9 +444,9 @@ class Solver:
     )
 
   def _refine(
-    self, component: np.ndarray, poses: np.ndarray, point_tracks: pairs.Tracks
+    self, component: np.ndarray, poses: np.ndarray, point_tracks: tracks.Tracks
   ) -> _State:
-    poses, points, observations = joint.refine(
+    poses, points, observations = refinement.refine(
       component,
       poses,
       self._observations(point_tracks),
@@ -451,9 +455,9 @@ class Solver:
     )
     return _State(component, poses, point_tracks, points, observations)
 
-  def _candidates(self) -> list[pairs.FramePair]:
+  def _candidates(self) -> list[tracks.FramePair]:
     """All pairs of the window, and closures."""
-    window = pairs.candidates(len(self._features), self._max_gap)
+    window = tracks.candidates(len(self._features), self._max_gap)
     closed = sorted(one.pair for one in self._search.closures)
     return list(dict.fromkeys([*window, *closed]))
 
@@ -464,12 +468,12 @@ class Solver:
       if pair in found:
         complete[pair] = found[pair]
       elif min(component[list(pair)]) < 0:
-        complete[pair] = verdicts.dropped('frame without a pose')
+        complete[pair] = verification.dropped('frame without a pose')
       else:
-        complete[pair] = verdicts.dropped('different components')
+        complete[pair] = verification.dropped('different components')
     return complete
 
-  def _match_window(self, state: _State) -> dict[pairs.FramePair, np.ndarray]:
+  def _match_window(self, state: _State) -> dict[tracks.FramePair, np.ndarray]:
     """Matches all candidates, near where the poses put each point."""
     found = {}
     component, poses = state.component, state.frame2scene
@@ -499,7 +503,7 @@ class Solver:
     return found
 
   def _common(
-    self, pair: pairs.FramePair, ids: list[np.ndarray], expected: np.ndarray
+    self, pair: tracks.FramePair, ids: list[np.ndarray], expected: np.ndarray
   ) -> Int[np.ndarray, 'm 2']:
     """Matches by way of the frames between: points that both frames show.
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from preprocessing import alignment, panorama
+from preprocessing import panorama
 from preprocessing.reading import projections
 from preprocessing.solving import masks
+from preprocessing.views import alignment
 
 # A view is asked for on a grid of so many rays.
 _ASKED_PX = 32

@@ -6,7 +6,7 @@ from typing import Any, Sequence
 import cv2
 import numpy as np
 
-from preprocessing import observation
+from preprocessing.keyframes import keyframes
 
 # Of each panorama.
 _HEIGHT_PX = 160
@@ -23,7 +23,7 @@ def with_times(row: dict[str, Any], times_s: Sequence[float]) -> dict[str, Any]:
 def pictures(
   video_id: str,
   dropped: list[dict[str, Any]],
-  seen: observation.Observed,
+  seen: keyframes.Observed,
   limit: int,
 ) -> dict[str, bytes]:
   """Pictures of the first rejected pairs of every reason.

@@ -11,9 +11,11 @@ import ml_collections
 import numpy as np
 
 from odin_jax.shared import camera, schema
-from preprocessing import alignment, motion, panorama, poses
-from preprocessing.observation import Observed, Progress
-from preprocessing.solving import gauge
+from preprocessing import panorama
+from preprocessing.keyframes import static_weights
+from preprocessing.keyframes.keyframes import Observed, Progress
+from preprocessing.solving import scene_scale, solver
+from preprocessing.views import alignment
 from preprocessing.writing import jpeg
 
 # Panoramas that views are cut from; a large one takes 25 MB.
@@ -75,7 +77,7 @@ class Cutter:
     self,
     video_id: str,
     seen: Observed,
-    solution: poses.Solution,
+    solution: solver.Solution,
     config: ml_collections.ConfigDict,
     sees: alignment.Sees | None = None,
   ):
@@ -149,7 +151,7 @@ class Cutter:
       source_frame2scene=source_frame2scene,
       target_frame2scene=self._solution.frame2scene[one.target],
       points=points,
-      weights=gauge.direction_weights(points - source_frame2scene[:, 3]),
+      weights=scene_scale.direction_weights(points - source_frame2scene[:, 3]),
       num_views=one.num_views,
       rng=_generator(self._config.seed, self._video_id, one.source, one.target),
     )
@@ -241,10 +243,10 @@ class Cutter:
   def _static_weight(self, item: Chosen) -> dict[str, bytes]:
     if not self._seen.static_weights:
       return {}
-    weight = motion.cut(
+    weight = static_weights.cut(
       self._seen.static_weights[item.target], **self._view(item.views.target)
     )
-    return {'target/static_weight': motion.encode_png(weight)}
+    return {'target/static_weight': static_weights.encode_png(weight)}
 
 
 def _generator(seed: int, *names: object) -> np.random.Generator:

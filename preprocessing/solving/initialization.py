@@ -1,6 +1,6 @@
 """Pair poses -> starting poses of all frames of a component.
 
-Neighbouring frames are fitted one pair at a time; `scale` brings the pairs to
+Neighbouring frames are fitted one pair at a time; `scale_averaging` brings the pairs to
 one gauge; rotations are chained along the best pairs and positions solved for
 together. What comes out is only the start of the joint solution.
 """
@@ -14,8 +14,8 @@ from scipy import sparse
 from scipy.sparse import csgraph, linalg
 
 from odin_jax.shared import camera
-from preprocessing import scale as scales
-from preprocessing.solving.two_view import PairFit
+from preprocessing.solving import scale_averaging as scales
+from preprocessing.solving.relative_pose import PairFit
 
 _L1_ITERATIONS = 20
 _NO_IDS, _NO_DEPTHS = np.zeros(0, np.int64), np.zeros((2, 0))

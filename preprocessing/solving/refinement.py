@@ -6,7 +6,7 @@ from typing import Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from preprocessing.solving import bundle
+from preprocessing.solving import bundle_adjustment
 
 # An observation is kept within so many standard errors; before the first
 # refinement within more.
@@ -19,12 +19,14 @@ _MIN_PARALLAX_DEG = 0.3
 def refine(
   component: Int[np.ndarray, 'f'],
   frame2scene: Float[np.ndarray, 'f 3 4'],
-  observations: bundle.Observations,
+  observations: bundle_adjustment.Observations,
   num_points: int,
   *,
   max_iterations: int,
 ) -> tuple[
-  Float[np.ndarray, 'f 3 4'], Float[np.ndarray, 'p 3'], bundle.Observations
+  Float[np.ndarray, 'f 3 4'],
+  Float[np.ndarray, 'p 3'],
+  bundle_adjustment.Observations,
 ]:
   """Bundle adjustment of every component, twice, with outliers left out.
 
@@ -53,7 +55,7 @@ def refine(
       if not len(mine.frame):
         continue
       ids, point = np.unique(mine.point, return_inverse=True)
-      frame2scene[frames], points[ids] = bundle.adjust(
+      frame2scene[frames], points[ids] = bundle_adjustment.adjust(
         frame2scene[frames],
         start[ids],
         dataclasses.replace(
@@ -67,44 +69,46 @@ def refine(
 
 def _inliers(
   poses: np.ndarray,
-  observations: bundle.Observations,
+  observations: bundle_adjustment.Observations,
   num_points: int,
   sigma: float,
-) -> tuple[bundle.Observations, np.ndarray]:
+) -> tuple[bundle_adjustment.Observations, np.ndarray]:
   """Observations that agree on a point, and the points."""
   for _ in range(2):
-    points = bundle.triangulate(poses, observations, num_points)
-    errors = bundle.errors_rad(poses, points, observations)
+    points = bundle_adjustment.triangulate(poses, observations, num_points)
+    errors = bundle_adjustment.errors_rad(poses, points, observations)
     observations = observations.subset(errors < sigma * observations.noise_rad)
     observations = _seen_twice(poses, points, observations)
-  points = bundle.triangulate(poses, observations, num_points)
+  points = bundle_adjustment.triangulate(poses, observations, num_points)
   finite = np.isfinite(points[observations.point, 0])
   return observations.subset(finite), points
 
 
 def _seen_twice(
-  poses: np.ndarray, points: np.ndarray, observations: bundle.Observations
-) -> bundle.Observations:
-  parallax = bundle.parallax_rad(poses, points, observations)
+  poses: np.ndarray,
+  points: np.ndarray,
+  observations: bundle_adjustment.Observations,
+) -> bundle_adjustment.Observations:
+  parallax = bundle_adjustment.parallax_rad(poses, points, observations)
   counts = np.bincount(observations.point, minlength=len(points))
   good = (counts >= 2) & (parallax > np.deg2rad(_MIN_PARALLAX_DEG))
   return observations.subset(good[observations.point])
 
 
 def _concatenate(
-  parts: Sequence[bundle.Observations],
-) -> bundle.Observations:
-  empty = bundle.Observations(
+  parts: Sequence[bundle_adjustment.Observations],
+) -> bundle_adjustment.Observations:
+  empty = bundle_adjustment.Observations(
     frame=np.zeros(0, np.int64),
     point=np.zeros(0, np.int64),
     ray=np.zeros((0, 3)),
     noise_rad=np.zeros(0),
   )
-  return bundle.Observations(
+  return bundle_adjustment.Observations(
     **{
       field.name: np.concatenate(
         [getattr(part, field.name) for part in [empty, *parts]]
       )
-      for field in dataclasses.fields(bundle.Observations)
+      for field in dataclasses.fields(bundle_adjustment.Observations)
     }
   )

@@ -4,8 +4,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import alignment
-from preprocessing.solving import bundle
+from preprocessing.solving import bundle_adjustment
+from preprocessing.views import alignment
 
 # Cells of 10 degrees.
 _GRID = (36, 18)
@@ -15,7 +15,7 @@ def normalise(
   component: Int[np.ndarray, 'f'],
   frame2scene: Float[np.ndarray, 'f 3 4'],
   points: Float[np.ndarray, 'p 3'],
-  observations: bundle.Observations,
+  observations: bundle_adjustment.Observations,
 ) -> tuple[Float[np.ndarray, 'f 3 4'], Float[np.ndarray, 'p 3']]:
   """Scales every component so that the median depth of its points is 1.
 
@@ -39,7 +39,7 @@ def normalise(
 def median_depth(
   frame2scene: Float[np.ndarray, 'f 3 4'],
   points: Float[np.ndarray, 'p 3'],
-  observations: bundle.Observations,
+  observations: bundle_adjustment.Observations,
 ) -> float:
   """Median distance of what the frames see, over directions."""
   order = np.argsort(observations.frame, kind='stable')

@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing import frames, matchers, motion
-from preprocessing.reading import frame_quality, projections
-from preprocessing.reading.pictures import Pictures
-from preprocessing.solving import tracking
+from preprocessing import matchers
+from preprocessing.keyframes import flow_tracker, frame_quality, static_weights
+from preprocessing.keyframes.panorama_store import Pictures
+from preprocessing.reading import frames, projections
 
 Progress = Callable[[str, float], None]
 # Points are not followed into such frames: nothing of the scene is in them.
@@ -30,7 +30,7 @@ class Observed:
     pictures: the keyframes.
     features: of the keyframes.
     arrivals: where the points of each keyframe but the last are in the next.
-    static_weights: of the keyframes, see `motion`; empty where not asked for.
+    static_weights: of the keyframes, see `static_weights`; empty where not asked for.
     width_px: of the panoramas.
     dropped: ledger rows of slots without a usable frame.
   """
@@ -114,12 +114,14 @@ class _Reader:
       frame_quality.FrameRules(**config.frames)
     )
     self._motion = (
-      motion.MotionEstimator(motion.MotionRules(**config.motion))
+      static_weights.MotionEstimator(
+        static_weights.MotionRules(**config.motion)
+      )
       if config.static_weights
       else None
     )
     self._seen = Observed()
-    self._tracker: tracking.FlowTracker | None = None
+    self._tracker: flow_tracker.FlowTracker | None = None
     # First reason and time of the slots that have no keyframe so far.
     self._refused: dict[int, tuple[str, float]] = {}
 
@@ -167,7 +169,7 @@ class _Reader:
     features = self._matcher.describe(frame.image)
     if self._tracker is not None:
       seen.arrivals.append(self._tracker.rays())
-    self._tracker = tracking.FlowTracker(frame.image, features.rays)
+    self._tracker = flow_tracker.FlowTracker(frame.image, features.rays)
     seen.times_s.append(frame.time_s)
     seen.slots.append(slot)
     seen.features.append(features)

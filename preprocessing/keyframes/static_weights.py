@@ -30,7 +30,7 @@ import numpy as np
 
 from odin_jax.shared import camera
 from preprocessing import panorama
-from preprocessing.solving import ego_motion
+from preprocessing.keyframes import ego_motion
 
 GRID_WIDTH_PX, GRID_HEIGHT_PX = 192, 96
 # Weights: 0 moves, 255 stands still.

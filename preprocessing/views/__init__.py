@@ -1,0 +1,1 @@
+"""Posed panoramas -> pairs of perspective views that share enough."""
