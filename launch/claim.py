@@ -5,14 +5,14 @@ python -m launch.claim RUN_FOLDER INPUT
 
 import sys
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 
 
 def main() -> int:
   run_folder, source = sys.argv[1:]
   try:
-    binary.claim_output(run_folder, f'launch/demo.sh on {source}')
-  except binary.UserError as error:
+    files.claim_output(run_folder, f'launch/demo.sh on {source}')
+  except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   return 0

@@ -17,7 +17,7 @@ import grain
 from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.shared import binary, camera, record_folder, schema
+from odin_jax.shared import camera, errors, record_folder, schema
 
 
 class Pair(TypedDict):
@@ -96,7 +96,7 @@ class PairSource:
     cache: keep decoded pairs in memory; 6 KiB each at 32 px.
 
   Raises:
-    binary.UserError: see `RecordFolder`; an image that cannot be decoded.
+    errors.UserError: see `RecordFolder`; an image that cannot be decoded.
   """
 
   def __init__(
@@ -128,7 +128,7 @@ class PairSource:
       source = self._image(record['source/image'])
       target = self._image(record['target/image'])
     except ValueError as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self._records.path}: {self._records.split} record {index} of '
         f'{record["video_id"]}: {error}; make the records again'
       ) from error

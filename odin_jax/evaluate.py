@@ -29,10 +29,10 @@ from odin_jax import metrics, predictors
 from odin_jax.benchmarks import BENCHMARKS
 from odin_jax.benchmarks.pairs import PairSet, PosedPair
 from odin_jax.models import lpips
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 
 _TOOL = 'odin_jax.evaluate'
-_CONFIG = binary.define_config('configs/evaluate.py')
+_CONFIG = command.define_config('configs/evaluate.py')
 _BENCHMARK = flags.DEFINE_enum(
   'benchmark', 'records', sorted(BENCHMARKS), 'Layout of --data.'
 )
@@ -100,11 +100,11 @@ def _load_predictor(config: Any) -> predictors.Predictor:
   if _PREDICTOR.value != 'model':
     return _BASELINES[_PREDICTOR.value]()
   if not _WORKDIR.value:
-    raise binary.UserError(
+    raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
     )
   predictor = predictors.load_model(
-    binary.require_folder(_WORKDIR.value, 'a training run'),
+    files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
       sampler=config.sampler,
       num_steps=config.num_steps,
@@ -116,7 +116,7 @@ def _load_predictor(config: Any) -> predictors.Predictor:
     ema=config.ema,
   )
   if predictor.image_size_px != config.image_size_px:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_WORKDIR.value}: its model makes {predictor.image_size_px} px images '
       f'and the protocol asks for {config.image_size_px} px; give '
       f'--config.image_size_px={predictor.image_size_px}'
@@ -143,7 +143,7 @@ def _write_images(
   for name, image in views.items():
     names[name] = f'pairs/{index}_{name}.png'
     path = output / names[name]
-    with binary.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
       if not cv2.imwrite(str(temporary), image[..., ::-1]):
         raise OSError(None, 'cannot be written', str(path))
   return names
@@ -151,7 +151,7 @@ def _write_images(
 
 def _fresh_output() -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   (output / 'metrics.json').unlink(missing_ok=True)
   (output / 'pairs').mkdir(exist_ok=True)
   for image in (output / 'pairs').glob('*.png'):
@@ -165,7 +165,7 @@ def _load_lpips(config: Any) -> lpips.Lpips | None:
   perceptual = lpips.load(config.lpips)
   smallest = lpips.NETS[perceptual.net].min_px
   if config.image_size_px < smallest:
-    raise binary.UserError(
+    raise errors.UserError(
       f'image_size_px={config.image_size_px}: LPIPS with {perceptual.net} '
       f'needs at least {smallest} px'
     )
@@ -174,9 +174,9 @@ def _load_lpips(config: Any) -> lpips.Lpips | None:
 
 def _check(config: Any) -> None:
   if min(config.num_pairs, config.batch_size) < 1:
-    raise binary.UserError('num_pairs and batch_size must be at least 1')
+    raise errors.UserError('num_pairs and batch_size must be at least 1')
   if config.image_size_px < metrics.SSIM_WINDOW_PX:
-    raise binary.UserError(
+    raise errors.UserError(
       f'image_size_px={config.image_size_px}: SSIM needs at least '
       f'{metrics.SSIM_WINDOW_PX} px'
     )
@@ -187,7 +187,7 @@ def _pose_order(count: int, seed: int) -> Int[np.ndarray, 'n']:
   if not _SHUFFLE_POSES.value:
     return np.arange(count)
   if count < 2:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_DATA.value}: {count} held-out pair; shuffling poses needs two'
     )
   return derangement(count, seed)
@@ -232,7 +232,7 @@ def _log(mean: dict[str, float | None], count: int) -> None:
 
 
 def main() -> None:
-  watch = binary.Stopwatch()
+  watch = command.Stopwatch()
   config = _CONFIG.value
   _check(config)
   perceptual = _load_lpips(config)
@@ -279,7 +279,7 @@ def main() -> None:
         'files': _write_images(output, f'{index:0{digits}d}', views),
       }
     )
-  binary.write_json(
+  files.write_json(
     output / 'metrics.json',
     {
       'protocol': _protocol(config, pair_set, predictor, perceptual),
@@ -287,9 +287,9 @@ def main() -> None:
       'pairs': rows,
     },
   )
-  binary.write_json(output / 'evaluate.json', watch.figures())
+  files.write_json(output / 'evaluate.json', watch.figures())
   _log(mean, len(pairs))
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

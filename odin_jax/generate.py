@@ -38,7 +38,7 @@ import tqdm
 from odin_jax import predictors
 from odin_jax.diffusion import sampler
 from odin_jax.geometry import trajectory
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, command, errors, files
 
 _TOOL = 'odin_jax.generate'
 _WORKDIR = flags.DEFINE_string(
@@ -128,11 +128,11 @@ def read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
   """The square middle of an image file, area-averaged to `size_px`.
 
   Raises:
-    binary.UserError: no such file, or no image in it.
+    errors.UserError: no such file, or no image in it.
   """
-  image = cv2.imread(str(binary.require_file(path, 'the image to start from')))
+  image = cv2.imread(str(files.require_file(path, 'the image to start from')))
   if image is None:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: cannot be read as an image; give a JPEG or PNG file'
     )
   height, width = image.shape[:2]
@@ -236,16 +236,16 @@ def _write_frames(
   digits = max(3, len(str(len(frames) - 1)))
   names = [f'frames/{index:0{digits}d}.png' for index in range(len(frames))]
   for name, frame in zip(names, frames):
-    with binary.atomic_path(output / name) as temporary:
+    with files.atomic_path(output / name) as temporary:
       if not cv2.imwrite(str(temporary), frame[..., ::-1]):
         raise OSError(None, 'cannot be written', str(output / name))
   return names
 
 
 def main() -> None:
-  watch = binary.Stopwatch()
+  watch = command.Stopwatch()
   predictor = predictors.load_model(
-    binary.require_folder(_WORKDIR.value, 'a training run'),
+    files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
       sampler=_SAMPLER.value,
       num_steps=_NUM_STEPS.value,
@@ -258,7 +258,7 @@ def main() -> None:
   )
   size = predictor.image_size_px
   image = read_image(pathlib.Path(_IMAGE.value), size)
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   # Readers take poses.json for a finished run; it is written last but one.
   (output / 'poses.json').unlink(missing_ok=True)
   camera2scene = trajectory.camera_path(
@@ -270,9 +270,9 @@ def main() -> None:
     predictor, image, camera2scene, _FOV_DEG.value, conditioned_on, seeds
   )
   names = _write_frames(output, frames)
-  with binary.atomic_path(output / 'video.mp4') as temporary:
+  with files.atomic_path(output / 'video.mp4') as temporary:
     write_video(temporary, frames, _FRAMES_PER_S.value)
-  binary.write_json(
+  files.write_json(
     output / 'poses.json',
     {
       'fov_deg': _FOV_DEG.value,
@@ -284,7 +284,7 @@ def main() -> None:
       ],
     },
   )
-  binary.write_json(
+  files.write_json(
     output / 'generate.json',
     {
       'image': str(_IMAGE.value),
@@ -309,4 +309,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -35,8 +35,9 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
+from odin_jax.checkpoints import checkpoint, ported
 from odin_jax.diffusion import schedule
-from odin_jax.models import conditioning, image_encoder, unet, vae
+from odin_jax.models import conditioning, image_encoder, lpips_files, unet, vae
 from odin_jax.porting import (
   checkpoint_files,
   exporting,
@@ -44,8 +45,7 @@ from odin_jax.porting import (
   importing,
   lpips,
 )
-from odin_jax.shared import binary, lazy_array, lpips_files
-from odin_jax.training import checkpoint
+from odin_jax.shared import command, errors, files, lazy_array
 
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
@@ -113,14 +113,14 @@ def _shapes(
 
 
 def _check_schedule(source: formats.Source) -> None:
-  """Raises binary.UserError if the file tells of a noise schedule not ours."""
+  """Raises errors.UserError if the file tells of a noise schedule not ours."""
   if 'betas' not in source.tensors:
     return
   theirs = source.tensors['betas'].read()
   ours = schedule.betas('scaled_linear', theirs.size)
   # The file may be in bfloat16, which has three digits.
   if not np.allclose(theirs.ravel().astype(np.float32), ours, rtol=1e-2):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{source.paths[0]}: its betas are not those of Stable Diffusion, linear '
       'in sqrt(beta) from 0.00085 to 0.012; it cannot be imported'
     )
@@ -141,7 +141,7 @@ def _import() -> dict[str, Any]:
   for leaf in tqdm.tqdm(leaves, desc='check', unit='tensor'):
     leaf.read()
   output = _claim_empty(source.paths)
-  checkpoint.write_ported(output, model.params, model.encoders, model.config)
+  ported.write_ported(output, model.params, model.encoders, model.config)
   return {
     'format': _FORMAT.value,
     **model.facts,
@@ -156,7 +156,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
 
 def _import_lpips(net: str) -> dict[str, Any]:
   if len(_SOURCE.value) != 2:
-    raise binary.UserError(
+    raise errors.UserError(
       f'--source={",".join(_SOURCE.value)}: two files are needed: the backbone '
       'of torchvision, a comma, the heads of lpips'
     )
@@ -174,9 +174,9 @@ def _import_lpips(net: str) -> dict[str, Any]:
 
 
 def _export() -> dict[str, Any]:
-  workdir = binary.require_folder(_SOURCE.value[0], 'a training run')
+  workdir = files.require_folder(_SOURCE.value[0], 'a training run')
   ema = _EMA.value is not False
-  model = exporting.Model(*checkpoint.read_exportable(workdir, ema))
+  model = exporting.Model(*ported.read_exportable(workdir, ema))
   claim = functools.partial(_claim_empty, [workdir])
   return {
     'export': _EXPORT.value,
@@ -191,7 +191,7 @@ def _export() -> dict[str, Any]:
 
 def _claim_output() -> pathlib.Path:
   """The output folder, without the report of an earlier run."""
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   (output / 'port_weights.json').unlink(missing_ok=True)
   return output
 
@@ -204,7 +204,7 @@ def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
   """The output folder, without the model of an earlier run.
 
   Raises:
-    binary.UserError: a source lies there.
+    errors.UserError: a source lies there.
   """
   output = pathlib.Path(_OUTPUT.value)
   for source in sources:
@@ -212,7 +212,7 @@ def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
     named = source.parent.resolve() / source.name
     for path in (named, source.resolve()):
       if output.resolve() in (path, *path.parents):
-        raise binary.UserError(
+        raise errors.UserError(
           f'--output={output}: {source}, which is to be read, is there; give '
           'another folder'
         )
@@ -226,9 +226,9 @@ def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
 
 
 def main() -> None:
-  watch = binary.Stopwatch()
+  watch = command.Stopwatch()
   if (_FORMAT.value is None) == (_EXPORT.value is None):
-    raise binary.UserError(
+    raise errors.UserError(
       'give --format to import --source, or --export to export it'
     )
   if _EXPORT.value:
@@ -239,7 +239,7 @@ def main() -> None:
     work = _import
   facts = work()
   output = pathlib.Path(_OUTPUT.value)
-  binary.write_json(
+  files.write_json(
     output / 'port_weights.json',
     {**facts, 'dtype': _DTYPE.value, **watch.figures()},
   )
@@ -247,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 import numpy as np
 
-from odin_jax.diffusion import sampler
+from odin_jax import sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import binary
-from odin_jax.training import checkpoint, sharding, step
+from odin_jax.shared import errors
 
 NAMES = ('model', 'copy', 'mean')
 Source = UInt8[np.ndarray, 'b s s 3']
@@ -140,7 +141,11 @@ def sample(
       jax.random.key(seed), condition['source'].shape[1:]
     )
   )(seeds)
-  alpha_bar = step.alpha_bars(config)
+  alpha_bar = schedule.alpha_bars(
+    diffusion['schedule'],
+    diffusion['num_timesteps'],
+    zero_terminal_snr=diffusion['zero_terminal_snr'],
+  )
   ends_with_noise = sampling.spacing in _SD_SPACINGS
   latents = sampler.sample(
     sampling.sampler,
@@ -186,7 +191,7 @@ class Model:
     batch_size: int,
     protocol: dict[str, Any],
   ):
-    graphdef = step.graph(config)
+    graphdef = odin.graph(config)
     batch = jax.sharding.NamedSharding(mesh, sharding.BATCH)
     everywhere = sharding.replicated(mesh)
 
@@ -247,23 +252,23 @@ class Model:
 def _check(where: str, sampling: Sampling, config: Any) -> None:
   diffusion = config['diffusion']
   if config['autoencoder']['kind'] == 'none':
-    raise binary.UserError(
+    raise errors.UserError(
       f'{where}: a U-Net that was ported without its autoencoder; port their '
       'folders together'
     )
   if sampling.guidance != 1.0 and not diffusion['condition_dropout']:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{where}: trained without condition_dropout, so guidance='
       f'{sampling.guidance} has nothing to guide from; use 1.0'
     )
   if sampling.sampler not in sampler.SAMPLERS:
-    raise binary.UserError(
+    raise errors.UserError(
       f'sampler {sampling.sampler!r} is none of {", ".join(sampler.SAMPLERS)}'
     )
   try:
     _timesteps(sampling, diffusion)
   except ValueError as error:
-    raise binary.UserError(f'{where}: {error}') from error
+    raise errors.UserError(f'{where}: {error}') from error
 
 
 def load_model(
@@ -283,7 +288,7 @@ def load_model(
       set of parameters only.
 
   Raises:
-    binary.UserError: no checkpoint there; guidance for a model that was
+    errors.UserError: no checkpoint there; guidance for a model that was
       trained without dropping its condition; too many steps.
   """
   checkpoints, newest, config = checkpoint.open_latest(workdir)
@@ -292,7 +297,7 @@ def load_model(
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  abstract = jax.eval_shape(lambda: step.init_params(config))
+  abstract = jax.eval_shape(lambda: odin.init_params(config))
   everywhere = sharding.replicated(mesh)
   params = checkpoints.restore_params(
     newest,

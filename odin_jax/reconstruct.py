@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 
 from odin_jax.geometry import fusion, stereo
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = flags.DEFINE_string(
@@ -62,11 +62,11 @@ _MIN_WINDOW_PX = 5
 
 
 def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
-  image = cv2.imread(str(binary.require_file(path, 'a view of poses.json')))
+  image = cv2.imread(str(files.require_file(path, 'a view of poses.json')))
   if image is None:
-    raise binary.UserError(f'{path}: cannot be read as an image')
+    raise errors.UserError(f'{path}: cannot be read as an image')
   if image.shape[:2] != (size_px, size_px):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: {image.shape[1]}x{image.shape[0]} px, but poses.json says '
       f'{size_px}x{size_px}'
     )
@@ -77,7 +77,7 @@ def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:
   pose = np.array(frame['camera2scene'], np.float64).reshape(3, 4)
   rotation = pose[:, :3]
   if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: camera2scene of {frame["file"]} holds no rotation'
     )
   return pose
@@ -87,10 +87,10 @@ def read_views(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
   """The posed views of a folder and the names of their files.
 
   Raises:
-    binary.UserError: no or a damaged poses.json, a missing or unreadable
+    errors.UserError: no or a damaged poses.json, a missing or unreadable
       image, or views that are not square.
   """
-  path = binary.require_file(folder / 'poses.json', 'the poses of the views')
+  path = files.require_file(folder / 'poses.json', 'the poses of the views')
   try:
     content = json.loads(path.read_text())
     fov_deg = float(content['fov_deg'])
@@ -99,13 +99,13 @@ def read_views(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
     poses = [_pose(frame, path) for frame in content['frames']]
     square = size == int(content['height']) and 0 < fov_deg < 180
   except (KeyError, TypeError, ValueError) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: not the layout that odin_jax.generate writes ({error!r})'
     ) from error
   if not names:
-    raise binary.UserError(f'{path}: names no view')
+    raise errors.UserError(f'{path}: names no view')
   if not square:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: needs square views (width = height) and 0 < fov_deg < 180'
     )
   images = [_read_image(folder / name, size) for name in names]
@@ -159,7 +159,7 @@ def _write_depths(
     image = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO)
     image[inverse == 0] = 0
     names.append(f'{folder.name}/{index:0{digits}d}.png')
-    with binary.atomic_path(folder.parent / names[-1]) as temporary:
+    with files.atomic_path(folder.parent / names[-1]) as temporary:
       if not cv2.imwrite(str(temporary), image):
         raise OSError(None, 'cannot be written', str(temporary))
   return names
@@ -177,12 +177,12 @@ def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
 
 
 def main() -> None:
-  watch = binary.Stopwatch()
+  watch = command.Stopwatch()
   if _MIN_DEPTH.value >= _MAX_DEPTH.value:
-    raise binary.UserError('--min_depth must be smaller than --max_depth')
-  folder = binary.require_folder(_VIEWS.value, 'a folder of posed views')
+    raise errors.UserError('--min_depth must be smaller than --max_depth')
+  folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
   views, names = read_views(folder)
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   size = views.size_px
   working_px = min(max(size, _MIN_SIZE_PX.value), _MAX_SIZE_PX.value)
   sweep, rule = settings(size, working_px, len(names))
@@ -192,7 +192,7 @@ def main() -> None:
     rule,
     functools.partial(tqdm.tqdm, desc='depth', unit='view'),
   )
-  with binary.atomic_path(output / 'points.ply') as temporary:
+  with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
   depth_names = _write_depths(
     output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
@@ -203,7 +203,7 @@ def main() -> None:
   ]
   count = len(result.cloud.points)
   coverage = float(np.mean([row['coverage'] for row in per_view]))
-  binary.write_json(
+  files.write_json(
     output / 'reconstruction.json',
     {
       'views': str(_VIEWS.value),
@@ -229,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import trimesh
 
-from odin_jax.shared import binary, page, record_folder, schema
+from odin_jax.shared import command, errors, files, page, record_folder, schema
 
 _RUN = flags.DEFINE_string(
   'run', None, 'Folder that holds the folders of the stages.', required=True
@@ -36,12 +36,12 @@ _PANORAMA_WIDTH_PX = 1024
 
 
 def _read_json(path: pathlib.Path) -> Any:
-  binary.require_file(path, 'a finished stage of the run')
+  files.require_file(path, 'a finished stage of the run')
   return json.loads(path.read_text())
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  binary.require_file(path, 'a finished stage of the run')
+  files.require_file(path, 'a finished stage of the run')
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -218,21 +218,21 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
-  run = binary.require_folder(_RUN.value, 'the folder of a run')
+  run = files.require_folder(_RUN.value, 'the folder of a run')
   videos = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else None
   if videos and not videos.exists():
-    raise binary.UserError(f'{videos}: no such file or folder; see --videos')
+    raise errors.UserError(f'{videos}: no such file or folder; see --videos')
   target = run / 'index.html'
   if target.exists() and not (run / 'summary.json').exists():
-    raise binary.UserError(f'{target}: not made by {_TOOL}; move it away')
+    raise errors.UserError(f'{target}: not made by {_TOOL}; move it away')
   summary = summarise(run)
-  binary.write_json(run / 'summary.json', summary)
+  files.write_json(run / 'summary.json', summary)
   html = page.render(_TEMPLATE, page_data(run, videos, summary))
-  with binary.atomic_path(target) as temporary:
+  with files.atomic_path(target) as temporary:
     temporary.write_text(html)
   print(_table(summary))  # noqa: T201 - the result of the command.
   print(f'page: {target}')  # noqa: T201
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

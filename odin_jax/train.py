@@ -26,19 +26,13 @@ import jax
 import numpy as np
 import tqdm
 
-from odin_jax import batches
-from odin_jax.models import encoders
-from odin_jax.shared import binary
-from odin_jax.training import (
-  checkpoint,
-  journal,
-  settings,
-  sharding,
-  step,
-  warm_start,
-)
+from odin_jax import batches, sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import encoders, odin
+from odin_jax.shared import command, errors, files
+from odin_jax.training import journal, settings, step, warm_start
 
-_CONFIG = binary.define_config('configs/train.py')
+_CONFIG = command.define_config('configs/train.py')
 _RECORDS = flags.DEFINE_string(
   'records', None, 'Folder of records to train on.', required=True
 )
@@ -75,7 +69,7 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
   try:
     return jax.eval_shape(functools.partial(step.init, config))
   except (ValueError, KeyError) as error:
-    raise binary.UserError(f'--config: {error}') from error
+    raise errors.UserError(f'--config: {error}') from error
 
 
 def _make_encoders(
@@ -84,7 +78,7 @@ def _make_encoders(
   """The encoders of a run that starts from no checkpoint."""
   if encoders.are_pretrained(config):
     if not config['random_encoders']:
-      raise binary.UserError(
+      raise errors.UserError(
         '--init: not given, and config.autoencoder or config.image_encoder is '
         'a pretrained network; give the output of odin_jax.port_weights'
       )
@@ -111,7 +105,7 @@ def _start(
     tqdm.tqdm.write(f'{config["init"]}: {note}', file=sys.stderr)
 
   def init_from(given: Any) -> step.State:
-    params = warm_start.adopt(step.init_params(config), given)
+    params = warm_start.adopt(odin.init_params(config), given)
     return step.state_of(config, params)
 
   state = jax.jit(init_from, donate_argnums=0, out_shardings=state_shardings)
@@ -131,7 +125,7 @@ def _summary(
     for name in fetched[0]
   }
   if not math.isfinite(means['loss']):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_WORKDIR.value}: the loss is not finite at step {last_step}; lower '
       'config.optimizer.learning_rate and start in a new --workdir'
     )
@@ -144,7 +138,7 @@ def _summary(
 
 
 def main() -> None:
-  stopwatch = binary.Stopwatch()
+  stopwatch = command.Stopwatch()
   interrupt = Interrupt()
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
@@ -158,7 +152,7 @@ def main() -> None:
     cache=config['cache_records'],
   )
   config['records'] = source.fingerprint()
-  workdir = binary.claim_output(_WORKDIR.value, _TOOL)
+  workdir = files.claim_output(_WORKDIR.value, _TOOL)
 
   # -- Mesh and state ---------------------------------------------------------
   mesh = sharding.make_mesh(config['mesh'])
@@ -177,7 +171,7 @@ def main() -> None:
         file=sys.stderr,
       )
     if restored_step > config['steps']:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{workdir}: trained for {restored_step} steps already, more than '
         f'config.steps={config["steps"]}; give more, or a new --workdir'
       )
@@ -196,7 +190,7 @@ def main() -> None:
 
   train_step = jax.jit(
     functools.partial(
-      step.train_step, config=config, graphdef=step.graph(config)
+      step.train_step, config=config, graphdef=odin.graph(config)
     ),
     donate_argnums=0,
     in_shardings=(state_shardings, batch_sharding, sharding.replicated(mesh)),
@@ -252,7 +246,7 @@ def main() -> None:
       file=sys.stderr,
     )
     return
-  binary.write_json(
+  files.write_json(
     pathlib.Path(workdir) / 'final.json',
     {
       'step': done,
@@ -264,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -19,7 +19,7 @@ and pairs/*.jpg, some records with their epipolar lines.
 
 from absl import flags
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
@@ -56,16 +56,16 @@ flags.mark_flags_as_required(['records', 'output'])
 
 def main() -> None:
   """Reads the flags and judges the records."""
-  stopwatch = binary.Stopwatch()
+  stopwatch = command.Stopwatch()
   if _TRUTH.value:
-    binary.require_folder(_TRUTH.value, 'the truth of the videos')
+    files.require_folder(_TRUTH.value, 'the truth of the videos')
   excluded = ids.read_excluded(_EXCLUDE_IDS.value)
   audited = records.Records(_RECORDS.value, excluded)
   if not audited.manifest['videos']:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
     )
-  output = binary.claim_output(_OUTPUT.value, TOOL)
+  output = files.claim_output(_OUTPUT.value, TOOL)
   report, rows = figures.judge(audited, _TRUTH.value, _MAX_MATCHED.value)
   judged = [
     sample.judge(audited[row['place']])
@@ -80,13 +80,13 @@ def main() -> None:
   html = audit_page.render(
     report, quality.gather_components(rows), judged, audited.path
   )
-  with binary.atomic_path(output / 'index.html') as temporary:
+  with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)
-  binary.write_json(
+  files.write_json(
     output / 'audit.json',
     {**report, 'drawings': drawings, **stopwatch.figures()},
   )
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -35,7 +35,7 @@ from absl import flags, logging
 from tqdm import tqdm
 from yt_dlp.cookies import YoutubeDLCookieJar
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing import ids
 from preprocessing.downloading import (
   failures,
@@ -136,7 +136,7 @@ def get_all(
 def _read_settings() -> fetching.Settings:
   url = _URL.value
   if '{id}' not in url or not url.startswith(('https://', 'http://')):
-    raise binary.UserError(
+    raise errors.UserError(
       f'--url={url}: give an address of http or https with {{id}} in it'
     )
   rate = _RATE_LIMIT_MB_S.value * 1e6 / _NUM_WORKERS.value
@@ -154,10 +154,10 @@ def _read_settings() -> fetching.Settings:
 
 def _read_cookies(path: str) -> str:
   try:
-    text = binary.require_file(path, 'cookies').read_text()
+    text = files.require_file(path, 'cookies').read_text()
     YoutubeDLCookieJar(io.StringIO(text)).load()
   except (OSError, UnicodeDecodeError) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f"{path}: no cookies in Netscape's format; export them again"
     ) from error
   return text
@@ -221,8 +221,8 @@ def main() -> None:
   """Reads the flags and gets the videos."""
   for name, flag in (('ids', _IDS), ('output', _OUTPUT)):
     if not flag.value:
-      raise binary.UserError(f'--{name} is missing; see --help')
-  stopwatch = binary.Stopwatch()
+      raise errors.UserError(f'--{name} is missing; see --help')
+  stopwatch = command.Stopwatch()
   settings = _read_settings()
   listed = ids.read_ids(_IDS.value)
   excluded = ids.read_excluded(_EXCLUDE_IDS.value)
@@ -261,11 +261,11 @@ def main() -> None:
   }
   target.write('download.json', json.dumps(figures, indent=2) + '\n')
   if not (figures['there_before'] or book.downloaded):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_IDS.value}: none of its videos could be had ({figures}); '
       f'the reasons are in {_OUTPUT.value}/{ledger.NAME}'
     )
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import binary, page
+from odin_jax.shared import command, errors, files, page
 
 _TOOL = 'preprocessing.fps_experiment'
 _TEMPLATE = pathlib.Path(__file__).with_name('fps_experiment.html')
@@ -53,26 +53,26 @@ def _rates() -> list[float]:
   try:
     rates = sorted({float(text) for text in _FPS.value})
   except ValueError as error:
-    raise binary.UserError(f'--fps: {error}; give numbers') from error
+    raise errors.UserError(f'--fps: {error}; give numbers') from error
   if not rates or not all(0 < rate < math.inf for rate in rates):
-    raise binary.UserError(f'--fps={",".join(_FPS.value)}: must be above 0')
+    raise errors.UserError(f'--fps={",".join(_FPS.value)}: must be above 0')
   return rates
 
 
-def _call(command: str, *arguments: str) -> None:
+def _call(name: str, *arguments: str) -> None:
   """Runs a command of this package.
 
   Raises:
-    binary.UserError: it failed; it has told why.
+    errors.UserError: it failed; it has told why.
   """
   done = subprocess.run(
-    [sys.executable, '-m', f'preprocessing.{command}', *arguments],
-    cwd=binary.REPOSITORY,
+    [sys.executable, '-m', f'preprocessing.{name}', *arguments],
+    cwd=command.REPOSITORY,
     check=False,
   )
   if done.returncode:
-    raise binary.UserError(
-      f'preprocessing.{command} ended with status {done.returncode}'
+    raise errors.UserError(
+      f'preprocessing.{name} ended with status {done.returncode}'
     )
 
 
@@ -143,15 +143,15 @@ def main() -> None:
   """Measures every rate and writes table and page."""
   rates = _rates()
   if not pathlib.Path(_INPUT.value).exists():
-    raise binary.UserError(f'{_INPUT.value}: no such file or folder')
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+    raise errors.UserError(f'{_INPUT.value}: no such file or folder')
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   rows = [measure(rate, output) for rate in rates]
   title = f'Frame rates: {pathlib.Path(_INPUT.value).name}'
   html = page.render(_TEMPLATE, {'title': title, 'rows': rows})
-  with binary.atomic_path(output / 'index.html') as temporary:
+  with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)
-  binary.write_json(output / 'fps.json', {'rates': rows})
+  files.write_json(output / 'fps.json', {'rates': rows})
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -12,7 +12,7 @@ from typing import Iterable, Iterator, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 
 # 64 bits in base64url (RFC 4648, section 5): ten characters of six bits, and
 # one of which only the upper four bits are used.
@@ -67,7 +67,7 @@ def read_ids(path: Path) -> IdList:
     path: a list of ids or of addresses.
 
   Raises:
-    binary.UserError: the file is missing or damaged, or has no such column.
+    errors.UserError: the file is missing or damaged, or has no such column.
   """
   # Dictionaries, unlike sets, keep the order.
   valid: dict[str, None] = {}
@@ -88,7 +88,7 @@ def read_excluded(path: Path | None) -> frozenset[str]:
       YouTube addresses; None: nothing is excluded.
 
   Raises:
-    binary.UserError: the file is missing or damaged, or has no such column,
+    errors.UserError: the file is missing or damaged, or has no such column,
       or an entry has several lines.
   """
   if path is None:
@@ -96,7 +96,7 @@ def read_excluded(path: Path | None) -> frozenset[str]:
   entries = frozenset(_reduced(entry) for entry in _entries(path) if entry)
   for entry in entries:
     if '\n' in entry:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: {entry!r} has several lines; give one id per entry'
       )
   return entries
@@ -106,7 +106,7 @@ def read_dropped(output: Path) -> frozenset[str]:
   """Ids of the videos that were taken out of a folder of records.
 
   Raises:
-    binary.UserError: their list is damaged.
+    errors.UserError: their list is damaged.
   """
   path = pathlib.Path(output) / _DROPPED
   if not path.is_file():
@@ -116,13 +116,13 @@ def read_dropped(output: Path) -> frozenset[str]:
 
 def write_dropped(output: Path, video_ids: Iterable[str]) -> None:
   """Writes the list that `read_dropped` reads."""
-  with binary.atomic_path(pathlib.Path(output) / _DROPPED) as temporary:
+  with files.atomic_path(pathlib.Path(output) / _DROPPED) as temporary:
     text = ''.join(f'{name}\n' for name in sorted(video_ids))
     temporary.write_text(text, encoding='utf-8')
 
 
 def _entries(path: Path) -> Iterator[str]:
-  path = binary.require_file(path, 'a list of video ids')
+  path = files.require_file(path, 'a list of video ids')
   with open(path, 'rb') as file:
     is_parquet = file.read(len(_MAGIC)) == _MAGIC
   if is_parquet or path.suffix == '.parquet':
@@ -139,7 +139,7 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
     with open(path, encoding='utf-8-sig', newline='\n') as file:
       yield from file
   except UnicodeDecodeError as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: no text ({error}); give a parquet file or a text file in '
       'UTF-8 with one id per line'
     ) from error
@@ -151,7 +151,7 @@ def _column(path: pathlib.Path) -> Iterator[str]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
       names = file.schema_arrow.names
       if _COLUMN not in names:
-        raise binary.UserError(
+        raise errors.UserError(
           f'{path}: no column {_COLUMN!r} in it, only {", ".join(names)}; '
           'give one whose ids have this name'
         )
@@ -159,6 +159,6 @@ def _column(path: pathlib.Path) -> Iterator[str]:
         for value in batch.column(0).cast(pa.string()).to_pylist():
           yield value or ''
   except (pa.ArrowException, OSError) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: no parquet file, or damaged ({error}); get the file again'
     ) from error

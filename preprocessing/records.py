@@ -11,7 +11,7 @@ runs into the same folder. A run that was stopped is finished by the next one.
 
 from absl import flags, logging
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing import ids
 from preprocessing.writing import shards
 
@@ -32,19 +32,19 @@ def main() -> None:
   """Reads the flags and takes the videos out."""
   for name, flag in (('records', _RECORDS), ('drop_ids', _DROP_IDS)):
     if not flag.value:
-      raise binary.UserError(f'--{name} is missing; see --help')
+      raise errors.UserError(f'--{name} is missing; see --help')
   asked = ids.read_excluded(_DROP_IDS.value)
   if not asked:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{_DROP_IDS.value}: no id in it; give the ids of the videos to drop'
     )
-  folder = binary.require_folder(_RECORDS.value, 'a folder of records')
+  folder = files.require_folder(_RECORDS.value, 'a folder of records')
   tool = shards.read_manifest(folder)['tool']
   if tool not in _TOOLS:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{folder}: records of {tool}; give a folder of {" or ".join(_TOOLS)}'
     )
-  binary.claim_output(folder, tool)
+  files.claim_output(folder, tool)
   manifest = shards.drop(folder, asked)
   logging.info('dropped so far: %s', manifest['dropped_on_request'])
   if manifest['absent_on_request']:
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -24,7 +24,7 @@ from typing import Any, Iterable, Iterator
 from absl import flags
 from tqdm import tqdm
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import projections
@@ -38,7 +38,7 @@ _VIDEO_SUFFIXES = frozenset(
 # What preprocessing.download leaves beside its videos.
 _NO_VIDEOS = frozenset(['ledger.jsonl', 'download.json'])
 
-_CONFIG = binary.define_config('configs/preprocess.py')
+_CONFIG = command.define_config('configs/preprocess.py')
 _INPUT = flags.DEFINE_string(
   'input', None, 'A 360-degree video, or a folder of them.'
 )
@@ -104,11 +104,11 @@ def find_videos(
   """Videos of a file or folder, by name; ledger rows for everything else.
 
   Raises:
-    binary.UserError: there is nothing, or no video in the folder.
+    errors.UserError: there is nothing, or no video in the folder.
   """
   if path.is_file():
     return [path], []
-  binary.require_folder(path, 'a video or a folder of videos')
+  files.require_folder(path, 'a video or a folder of videos')
   videos: dict[str, pathlib.Path] = {}
   others = []
   for entry in sorted(path.iterdir()):
@@ -121,7 +121,7 @@ def find_videos(
     else:
       videos[entry.stem] = entry
   if not videos:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: no video in this folder; give 360-degree videos '
       f'({" ".join(sorted(_VIDEO_SUFFIXES))})'
     )
@@ -141,7 +141,7 @@ def job_config() -> dict[str, Any]:
   """The config with what flags set in it, checked.
 
   Raises:
-    binary.UserError: a value that cannot be used.
+    errors.UserError: a value that cannot be used.
   """
   config = _CONFIG.value
   if _PROJECTION.value:
@@ -152,11 +152,11 @@ def job_config() -> dict[str, Any]:
     config.mask = _MASK.value
   for flag in (_RAY_ADDRESS, _MATCHER_ACTORS, _GPUS_PER_ACTOR):
     if flag.value and _ENGINE.value != 'ray':
-      raise binary.UserError(f'--{flag.name}: only with --engine=ray')
+      raise errors.UserError(f'--{flag.name}: only with --engine=ray')
   if _GPUS_PER_ACTOR.value and not _MATCHER_ACTORS.value:
-    raise binary.UserError('--gpus_per_actor: only with --matcher_actors')
+    raise errors.UserError('--gpus_per_actor: only with --matcher_actors')
   if _NUM_WORKERS.value and _RAY_ADDRESS.value:
-    raise binary.UserError(
+    raise errors.UserError(
       '--num_workers: not with --ray_address; the cluster has its size'
     )
   return settings.checked(config)
@@ -207,7 +207,7 @@ def process_all(
   """Follows the engine under a progress bar.
 
   Raises:
-    binary.UserError: more than `max_bad` videos cannot be used.
+    errors.UserError: more than `max_bad` videos cannot be used.
   """
   outcomes: dict[str, workers.Outcome] = {}
   shares: dict[str, float] = {}
@@ -228,7 +228,7 @@ def process_all(
       bar.update(share - shares.get(event.video_id, 0.0))
       shares[event.video_id] = share
       if bad > max_bad:
-        raise binary.UserError(_too_many(event.error, bad, max_bad))
+        raise errors.UserError(_too_many(event.error, bad, max_bad))
   return outcomes
 
 
@@ -253,17 +253,17 @@ def _nothing(
 
 def main() -> None:
   """Runs the pipeline and merges its parts."""
-  stopwatch = binary.Stopwatch()
+  stopwatch = command.Stopwatch()
   config = job_config()
   source = pathlib.Path(_INPUT.value)
   videos, dropped = find_videos(source)
-  output = binary.claim_output(_OUTPUT.value, _TOOL)
+  output = files.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
   shards.finish_drop(output)
   videos, rows = without_excluded(videos, output)
   dropped += rows
   if not videos:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{source}: every video in it is excluded; what {output} holds stays '
       '(preprocessing.records --drop_ids takes videos out)'
     )
@@ -284,7 +284,7 @@ def main() -> None:
     # Before the merge: records that are here already stay as they are.
     for video_id in usable:
       dropped += parts.read_note(output, video_id)['dropped']
-    raise binary.UserError(_nothing(source, usable, dropped))
+    raise errors.UserError(_nothing(source, usable, dropped))
   shards.merge(
     output,
     video_ids=usable,
@@ -297,7 +297,7 @@ def main() -> None:
 
 def _write_figures(
   output: pathlib.Path,
-  stopwatch: binary.Stopwatch,
+  stopwatch: command.Stopwatch,
   outcomes: list[workers.Outcome],
 ) -> None:
   """Writes run.json; videos that were done before keep their seconds."""
@@ -314,8 +314,8 @@ def _write_figures(
     outcome.video_id: outcome.seconds or seconds.get(outcome.video_id, 0.0)
     for outcome in outcomes
   }
-  binary.write_json(path, figures)
+  files.write_json(path, figures)
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

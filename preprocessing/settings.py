@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import ml_collections
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 from preprocessing import matchers
 from preprocessing.exporting import exports
 from preprocessing.keyframes import frame_quality, static_weights
@@ -64,13 +64,13 @@ def checked(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as a dictionary, with digests of the files that it names.
 
   Raises:
-    binary.UserError: a value or file that no video could be made records with.
+    errors.UserError: a value or file that no video could be made records with.
   """
   for name, (is_good, words) in _LIMITS.items():
     if not is_good(config[name]):
-      raise binary.UserError(f'config.{name}={config[name]!r}: {words}')
+      raise errors.UserError(f'config.{name}={config[name]!r}: {words}')
   if config.window_s * config.fps < 1 - 1e-6:
-    raise binary.UserError(
+    raise errors.UserError(
       f'config.window_s={config.window_s}: shorter than one frame at '
       f'config.fps={config.fps}; no two frames lie inside it'
     )
@@ -83,7 +83,7 @@ def checked(config: ml_collections.ConfigDict) -> dict[str, Any]:
     values['mask'], values['mask_sha256'] = _file(config.mask)
   if config.matcher == 'dust3r':
     home, checkpoint = dust3r.files(config.dust3r)
-    binary.require_file(checkpoint, 'the checkpoint of config.dust3r')
+    files.require_file(checkpoint, 'the checkpoint of config.dust3r')
     values['dust3r']['home'] = str(home.absolute())
     values['dust3r']['checkpoint'], values['checkpoint_sha256'] = _file(
       checkpoint
@@ -99,14 +99,14 @@ def _check_table(
 ) -> None:
   fields = {field.name for field in dataclasses.fields(rules)} - {*elsewhere}
   if set(table) != fields:
-    raise binary.UserError(
+    raise errors.UserError(
       f'config.{name}: has other fields than {rules.__name__}: '
       f'{sorted(set(table) ^ fields)}'
     )
   try:
     rules(**table)
   except (TypeError, ValueError) as error:
-    raise binary.UserError(f'config.{name}: {error}') from error
+    raise errors.UserError(f'config.{name}: {error}') from error
 
 
 def _file(path: str | os.PathLike[str]) -> tuple[str, str]:

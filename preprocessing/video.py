@@ -9,7 +9,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 import ml_collections
 import numpy as np
 
-from odin_jax.shared import binary, schema
+from odin_jax.shared import files, schema
 from preprocessing import matchers
 from preprocessing.exporting import cameras, exports
 from preprocessing.keyframes import keyframes
@@ -62,7 +62,7 @@ class Result:
     for name, data in self.examples.items():
       file = output / name
       file.parent.mkdir(parents=True, exist_ok=True)
-      with binary.atomic_path(file) as temporary:
+      with files.atomic_path(file) as temporary:
         temporary.write_bytes(data)
     parts.write(
       output,

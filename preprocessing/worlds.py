@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
 from preprocessing.views import alignment
@@ -93,7 +93,7 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   """Videos and truth of all worlds; what is there already stays.
 
   Raises:
-    binary.UserError: the folder holds videos made with other flags.
+    errors.UserError: the folder holds videos made with other flags.
   """
   settings = {
     'seed': _SEED.value,
@@ -107,12 +107,12 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   if note.is_file():
     earlier = json.loads(note.read_text()).get('settings')
     if earlier != settings:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{output}: made with {earlier}, now {settings}; '
         'give the same flags or another output folder'
       )
   # Written before the first video, so that a run with other flags is told.
-  binary.write_json(note, {'settings': settings})
+  files.write_json(note, {'settings': settings})
   settings_of_jobs = {**settings, 'kinds': tuple(kinds), 'output': output}
   jobs = [
     footage.VideoJob(index=index, **settings_of_jobs)
@@ -133,10 +133,10 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   """Records of all worlds, merged; worlds that are done are not made again.
 
   Raises:
-    binary.UserError: the folder holds videos.
+    errors.UserError: the folder holds videos.
   """
   if any(output.glob('*.mp4')):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{output}: holds videos; give another output folder with --pairs'
     )
   rules = true_pairs.PairRules(
@@ -178,25 +178,25 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
 def main() -> None:
   """Reads the flags and makes what they ask for."""
   if not _OUTPUT.value:
-    raise binary.UserError('--output is missing; give a folder to write')
+    raise errors.UserError('--output is missing; give a folder to write')
   kinds = _KINDS.value
   if not kinds or set(kinds) - set(scenes.KINDS):
-    raise binary.UserError(
+    raise errors.UserError(
       f'--kinds={",".join(kinds)}: give some of {", ".join(scenes.KINDS)}'
     )
   if _MOVERS.value is not None and set(kinds) - set(scenes.WITH_MOVERS):
-    raise binary.UserError(
+    raise errors.UserError(
       f'--movers={_MOVERS.value}: only some kinds have room for movers; give '
       f'--kinds={",".join(scenes.WITH_MOVERS)}'
     )
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
-    raise binary.UserError('--width and --height: must be even for H.264')
-  stopwatch = binary.Stopwatch()
-  output = binary.claim_output(_OUTPUT.value, TOOL)
+    raise errors.UserError('--width and --height: must be even for H.264')
+  stopwatch = command.Stopwatch()
+  output = files.claim_output(_OUTPUT.value, TOOL)
   write = write_pairs if _PAIRS.value else write_videos
   report = write(output, kinds)
-  binary.write_json(output / 'worlds.json', {**report, **stopwatch.figures()})
+  files.write_json(output / 'worlds.json', {**report, **stopwatch.figures()})
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -8,7 +8,7 @@ import sys
 # fork with its own exit status, without the slow tear-down of the interpreter.
 _DRIVER = """
 import importlib, json, os, sys, tempfile, traceback
-from odin_jax.shared import binary
+from odin_jax.shared import command
 
 module = importlib.import_module(sys.argv[1])
 results = []
@@ -19,7 +19,7 @@ for arguments in json.load(sys.stdin):
       os.dup2(stderr.fileno(), 2)
       sys.argv = [module.__file__, *arguments]
       try:
-        binary.run(module.main)
+        command.run(module.main)
       except SystemExit as stop:
         os._exit(stop.code or 0)
       except BaseException:

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import time
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing.running import pool
 
 
@@ -28,7 +28,7 @@ def work(task, tell):
   if task.fault == 'exit':
     os._exit(3)
   if task.fault == 'user':
-    raise binary.UserError('no room')
+    raise errors.UserError('no room')
   if task.fault == 'killed once' and not (task.folder / task.name).exists():
     (task.folder / task.name).touch()
     os.kill(os.getpid(), signal.SIGKILL)

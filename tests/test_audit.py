@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, files
 from preprocessing.auditing import (
   epipolar,
   figures,
@@ -177,7 +177,7 @@ def test_matches_are_mutual_and_exact_on_a_shifted_picture():
 def run(tmp_path_factory):
   """True records of two worlds, with their truth beside them."""
   folder = tmp_path_factory.mktemp('run')
-  output = binary.claim_output(folder / 'records', 'preprocessing.worlds')
+  output = files.claim_output(folder / 'records', 'preprocessing.worlds')
   (folder / 'truth').mkdir()
   rules = true_pairs.PairRules(
     num_records=10,

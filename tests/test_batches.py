@@ -8,7 +8,7 @@ from posed_records import jpeg, make_record, write_records
 import pytest
 
 from odin_jax import batches
-from odin_jax.shared import binary, camera, schema, tfrecord
+from odin_jax.shared import camera, errors, schema, tfrecord
 
 
 @pytest.fixture(scope='module')
@@ -154,5 +154,5 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path):
   tfrecord.write_file(
     tmp_path / schema.shard_name('train', 0, 1), map(schema.encode, records)
   )
-  with pytest.raises(binary.UserError, match='record 1'):
+  with pytest.raises(errors.UserError, match='record 1'):
     source(tmp_path)[1]

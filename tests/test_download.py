@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import yt_dlp
 
-from odin_jax.shared import binary
+from odin_jax.shared import files
 from preprocessing.downloading import failures, fetching, pacing, targets
 
 # Ten characters and one that ends a real id.
@@ -223,7 +223,7 @@ def figures(output):
   return json.loads((output / 'download.json').read_text())
 
 
-def files(output):
+def contents(output):
   """What is in the folder, but for its marker and the cache of yt-dlp."""
   return {
     str(path.relative_to(output))
@@ -255,7 +255,7 @@ def test_every_fault_is_mended_or_told(server, video, tmp_path):
   assert 'Traceback' not in stderr
 
   whole = {GOOD, DROPS, BUSY, LONG_ONCE}
-  assert files(output) == {
+  assert contents(output) == {
     'ledger.jsonl',
     'download.json',
     *(f'{name}.mp4' for name in whole),
@@ -352,7 +352,7 @@ def test_a_killed_run_goes_on_where_it_was(server, video, tmp_path, repository):
     (f'/v/{SLOW}.mp4', f'bytes={size}-'),
   ]
   assert f'/v/{GOOD}.mp4' not in {path for path, _ in server.log}
-  assert files(output) == {
+  assert contents(output) == {
     'ledger.jsonl',
     'download.json',
     *(f'{name}.mp4' for name in (GOOD, SLOW, DROPS)),
@@ -368,7 +368,7 @@ def test_bad_flags_and_folders_are_refused(server, tmp_path):
   taken = tmp_path / 'taken'
   taken.mkdir()
   (taken / 'precious').write_text('x')
-  other = binary.claim_output(tmp_path / 'other', 'preprocessing.run')
+  other = files.claim_output(tmp_path / 'other', 'preprocessing.run')
   new = tmp_path / 'new'
   good = [f'--ids={listed}', f'--output={new}', server.url, *FAST]
   lines = [
@@ -451,7 +451,7 @@ _REMOTE = """
 import json, sys
 from absl import flags
 import fsspec
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing import download
 
 memory = fsspec.filesystem('memory')
@@ -462,7 +462,7 @@ def run():
   flags.FLAGS(sys.argv)
   try:
     download.main()
-  except binary.UserError as error:
+  except errors.UserError as error:
     return str(error)
 
 

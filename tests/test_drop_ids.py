@@ -11,7 +11,7 @@ import commands
 import posed_records
 import pytest
 
-from odin_jax.shared import binary, record_folder, schema, tfrecord
+from odin_jax.shared import errors, files, record_folder, schema, tfrecord
 from preprocessing import ids
 from preprocessing.writing import parts, shards
 
@@ -52,7 +52,7 @@ def merge(output, names):
 def make(output, names, monkeypatch, shard_bytes=6000):
   """A finished folder with several shards per split."""
   monkeypatch.setattr(shards, '_SHARD_BYTES', shard_bytes)
-  binary.claim_output(output, 'preprocessing.run')
+  files.claim_output(output, 'preprocessing.run')
   for index, name in enumerate(NAMES):
     if name in names:
       make_part(output, index, name)
@@ -195,7 +195,7 @@ def test_ids_that_are_not_there_rewrite_no_shard(folder):
 
 def test_nothing_is_touched_when_nothing_would_be_left(folder):
   before = contents(folder)
-  with pytest.raises(binary.UserError, match='no record would be left'):
+  with pytest.raises(errors.UserError, match='no record would be left'):
     shards.drop(folder, NAMES[:4])
   assert contents(folder) == before
 
@@ -215,7 +215,7 @@ def test_nothing_is_touched_where_the_folder_is_damaged(folder, damage):
     path = folder / 'ledger.jsonl'
     path.write_text('{"video')
   before = contents(folder)
-  with pytest.raises(binary.UserError, match=path.name):
+  with pytest.raises(errors.UserError, match=path.name):
     shards.drop(folder, ASKED)
   assert contents(folder) == before
 
@@ -280,7 +280,7 @@ def test_a_kill_at_any_moment_is_mended_by_a_rerun(tmp_path, monkeypatch):
       try:
         # Never a mixture of old and new.
         assert records(copy) in (old, new)
-      except binary.UserError as error:
+      except errors.UserError as error:
         assert died, error
     if change % 2 and died:
       # A run into the same folder in place of the same command.

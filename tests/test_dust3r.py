@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from configs import preprocess
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, errors
 from preprocessing import matchers
 from preprocessing.matchers import (
   dust3r,
@@ -483,13 +483,13 @@ def test_one_item_that_does_not_fit_is_an_error():
   'option', [dict(device='tpu'), dict(precision='fp8'), dict(attention='no')]
 )
 def test_unknown_options_are_named(option):
-  with pytest.raises(binary.UserError, match=next(iter(option.values()))):
+  with pytest.raises(errors.UserError, match=next(iter(option.values()))):
     dust3r_network.Network(fake_dust3r.OracleNetwork(), **option)
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-  with pytest.raises(binary.UserError, match='finds no GPU'):
+  with pytest.raises(errors.UserError, match='finds no GPU'):
     dust3r_network.Network(fake_dust3r.OracleNetwork(), device='cuda')
 
 
@@ -535,20 +535,20 @@ def test_other_descriptions_are_refused(description):
 
 def test_no_checkout_is_one_clear_line(monkeypatch, tmp_path):
   monkeypatch.delenv('DUST3R_HOME', raising=False)
-  with pytest.raises(binary.UserError, match='DUST3R_HOME is not set'):
+  with pytest.raises(errors.UserError, match='DUST3R_HOME is not set'):
     dust3r_checkout.find_home()
-  with pytest.raises(binary.UserError, match='dust3r/model.py is missing'):
+  with pytest.raises(errors.UserError, match='dust3r/model.py is missing'):
     dust3r_checkout.find_home(str(tmp_path))
   (tmp_path / 'dust3r').mkdir()
   (tmp_path / 'dust3r/model.py').write_text('import no_such_package')
   monkeypatch.setenv('DUST3R_HOME', str(tmp_path))
-  with pytest.raises(binary.UserError, match='croco.*submodule'):
+  with pytest.raises(errors.UserError, match='croco.*submodule'):
     dust3r_checkout.find_home()
   (tmp_path / 'croco/models').mkdir(parents=True)
   (tmp_path / 'croco/models/croco.py').touch()
   home = dust3r_checkout.find_home()
   path = list(sys.path)
-  with pytest.raises(binary.UserError, match='no_such_package'):
+  with pytest.raises(errors.UserError, match='no_such_package'):
     dust3r_checkout.import_module(home, 'dust3r.model')
   assert sys.path == path and 'dust3r' not in sys.modules
 
@@ -578,12 +578,12 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path, contents):
     path.write_bytes(contents)
   else:
     torch.save(contents, path)
-  with pytest.raises(binary.UserError, match='net.pth'):
+  with pytest.raises(errors.UserError, match='net.pth'):
     dust3r_checkout.load_model(tmp_path, path)
 
 
 def test_an_absent_checkpoint_is_named(tmp_path):
-  with pytest.raises(binary.UserError, match='no such checkpoint'):
+  with pytest.raises(errors.UserError, match='no such checkpoint'):
     dust3r_checkout.load_model(tmp_path, tmp_path / 'absent.pth')
 
 
@@ -901,10 +901,10 @@ def test_a_damaged_official_checkpoint_is_named(home, tmp_path):
   whole = dict(contents['model'])
   del contents['model']['enc_norm.weight']
   torch.save(contents, path)
-  with pytest.raises(binary.UserError, match='enc_norm.weight'):
+  with pytest.raises(errors.UserError, match='enc_norm.weight'):
     dust3r_checkout.load_model(home, path)
   torch.save(contents | {'model': whole | {'mask_token': torch.ones(3)}}, path)
-  with pytest.raises(binary.UserError, match='mask_token'):
+  with pytest.raises(errors.UserError, match='mask_token'):
     dust3r_checkout.load_model(home, path)
 
 

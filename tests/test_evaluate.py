@@ -12,7 +12,7 @@ import pytest
 
 from odin_jax import metrics
 from odin_jax.benchmarks import records as records_benchmark
-from odin_jax.shared import binary, schema
+from odin_jax.shared import files, schema
 
 # A model that reads the target's colour off the pose: right with the right
 # pose only. Its noise depends on the seed.
@@ -74,7 +74,7 @@ def outputs(data):
     'again': ['--predictor=model'],
   }
   # What an earlier, larger run of the command left behind.
-  claimed = binary.claim_output(folder / 'again', 'odin_jax.evaluate')
+  claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
   (claimed / 'pairs' / '999_sample.png').write_bytes(b'old')
   for status, stderr in evaluate(

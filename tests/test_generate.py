@@ -215,7 +215,8 @@ import jax
 import numpy as np
 from configs import train
 from odin_jax.models import encoders
-from odin_jax.training import checkpoint, step
+from odin_jax.checkpoints import checkpoint
+from odin_jax.training import step
 
 config = checkpoint.plain(
   train.get_config('world,runlocal=True').to_dict()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing import ids
 
 ID = 'dQw4w9WgXcQ'
@@ -177,16 +177,16 @@ def test_files_that_are_no_lists_are_named(tmp_path, read):
   for name, content in bad.items():
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(binary.UserError, match=name):
+    with pytest.raises(errors.UserError, match=name):
       read(path)
-  with pytest.raises(binary.UserError, match='absent.txt'):
+  with pytest.raises(errors.UserError, match='absent.txt'):
     read(tmp_path / 'absent.txt')
   path = write_parquet(tmp_path / 'named.parquet', [ID], name='video')
-  with pytest.raises(binary.UserError, match='title, video'):
+  with pytest.raises(errors.UserError, match='title, video'):
     read(path)
 
 
 def test_an_excluded_entry_of_several_lines_is_refused(tmp_path):
   path = write_parquet(tmp_path / 'out.parquet', ['a\nb'])
-  with pytest.raises(binary.UserError, match='several lines'):
+  with pytest.raises(errors.UserError, match='several lines'):
     ids.read_excluded(path)

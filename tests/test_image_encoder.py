@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
+from odin_jax import sharding
 from odin_jax.models import image_encoder
 from odin_jax.porting import clip, tensors
-from odin_jax.training import sharding
 
 TINY = dict(
   width=128,

@@ -15,8 +15,9 @@ import safetensors.numpy
 import torch
 
 from odin_jax.models import lpips as ours
+from odin_jax.models import lpips_files
 from odin_jax.porting import lpips as porting
-from odin_jax.shared import binary, lpips_files
+from odin_jax.shared import errors
 
 NETS = ('alex', 'vgg')
 # Where torchvision's networks have poolings; as many convolutions of these
@@ -256,17 +257,17 @@ def test_heads_of_the_package_are_the_published_ones(theirs, net):
   assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
   # Version 0.0 has tensors of the same names and shapes.
   older = path.parents[1] / 'v0.0' / path.name
-  with pytest.raises(binary.UserError, match='this is not'):
+  with pytest.raises(errors.UserError, match='this is not'):
     porting.require_published(older, net, 'heads')
 
 
 @pytest.mark.parametrize('net', NETS)
 def test_another_backbone_is_refused(tmp_path, net):
   path = tmp_path / lpips_files.PUBLISHED[net]['backbone'].name
-  with pytest.raises(binary.UserError, match='no such file.*https://download'):
+  with pytest.raises(errors.UserError, match='no such file.*https://download'):
     porting.require_published(path, net)
   torch.save(random_backbone('alex'), path)
-  with pytest.raises(binary.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     porting.require_published(path, net)
   message = str(error.value)
   assert message.startswith(f'{path}: SHA-256 starts with ')
@@ -329,7 +330,7 @@ def test_file_without_verified_digests_is_refused(file, alex, changes, words):
   metadata = header(file) | changes
   metadata = {key: value for key, value in metadata.items() if value}
   safetensors.numpy.save_file(alex, file, metadata)
-  with pytest.raises(binary.UserError, match=words) as error:
+  with pytest.raises(errors.UserError, match=words) as error:
     ours.load(file)
   assert str(error.value).startswith(f'{file}: ')
 
@@ -337,7 +338,7 @@ def test_file_without_verified_digests_is_refused(file, alex, changes, words):
 def test_file_with_other_arrays_is_refused(file, alex):
   fewer = {name: alex[name] for name in list(alex)[1:]}
   safetensors.numpy.save_file(fewer, file, header(file))
-  with pytest.raises(binary.UserError, match='are not those of alex'):
+  with pytest.raises(errors.UserError, match='are not those of alex'):
     ours.load(file)
 
 
@@ -356,10 +357,10 @@ def flip_a_bit(content):
 )
 def test_damaged_file_is_refused(file, damage, words):
   file.write_bytes(damage(file.read_bytes()))
-  with pytest.raises(binary.UserError, match=words):
+  with pytest.raises(errors.UserError, match=words):
     ours.load(file)
 
 
 def test_absent_file_is_refused(tmp_path):
-  with pytest.raises(binary.UserError, match='no such file'):
+  with pytest.raises(errors.UserError, match='no such file'):
     ours.load(tmp_path / 'none.safetensors')

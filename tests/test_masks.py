@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, errors
 from preprocessing.solving import masks
 
 BELOW = np.array([0.0, 1.0, 0.0])
@@ -100,14 +100,14 @@ def png(picture):
 def test_what_is_no_mask_is_refused_by_name(tmp_path, data, message):
   path = tmp_path / 'mask.png'
   path.write_bytes(data)
-  with pytest.raises(binary.UserError, match=message) as error:
+  with pytest.raises(errors.UserError, match=message) as error:
     masks.read_mask(path)
   assert str(error.value).startswith(f'{path}: ')
   assert '\n' not in str(error.value)
 
 
 def test_a_mask_that_is_not_there_is_refused(tmp_path):
-  with pytest.raises(binary.UserError, match='no such file'):
+  with pytest.raises(errors.UserError, match='no such file'):
     masks.read_mask(tmp_path / 'mask.png')
 
 

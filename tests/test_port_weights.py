@@ -23,10 +23,10 @@ import safetensors.torch
 import torch
 
 from odin_jax import port_weights, predictors
-from odin_jax.models import unet
+from odin_jax.checkpoints import checkpoint, ported
+from odin_jax.models import lpips_files, unet
 from odin_jax.porting import checkpoint_files, lpips, torch_files, widen
-from odin_jax.shared import binary, lazy_array, lpips_files
-from odin_jax.training import checkpoint
+from odin_jax.shared import command, errors, files, lazy_array
 
 
 class Model(dict):
@@ -55,7 +55,7 @@ def state(modules):
 
 _known_shapes = {}
 _true_shapes = port_weights._shapes
-_write_ported = checkpoint.write_ported
+_write_ported = ported.write_ported
 
 
 def _shapes(network, settings):
@@ -74,7 +74,7 @@ def port(monkeypatch, tmp_path):
   handed_on = Model()
   monkeypatch.setattr(port_weights, '_shapes', _shapes)
   monkeypatch.setattr(
-    checkpoint,
+    ported,
     'write_ported',
     lambda workdir, params, encoders, config: handed_on.update(
       params=params, encoders=encoders, config=config
@@ -274,7 +274,7 @@ def test_a_unet_alone_comes_and_goes(port, modules, tmp_path):
   ):
     for name in ('vae', 'unet'):
       (tmp_path / 'exported' / name).mkdir(parents=True, exist_ok=True)
-    binary.write_json(
+    files.write_json(
       tmp_path / 'exported' / '.odin_output.json', {'tool': port_weights._TOOL}
     )
     port(tmp_path / 'workdir', export=export, output='exported')
@@ -285,7 +285,7 @@ def test_a_unet_alone_comes_and_goes(port, modules, tmp_path):
     back_config = checkpoint.plain(again['config'])
     for section in ('autoencoder', 'image_encoder'):
       assert back_config[section] == config[section]
-    with pytest.raises(binary.UserError, match='which is to be read, is there'):
+    with pytest.raises(errors.UserError, match='which is to be read, is there'):
       port(tmp_path / source, format=row, output='exported')
   back = diffusers.UNet2DConditionModel.from_pretrained(
     tmp_path / 'exported' / 'unet'
@@ -293,7 +293,7 @@ def test_a_unet_alone_comes_and_goes(port, modules, tmp_path):
   for name, tensor in modules['unet'].state_dict().items():
     torch.testing.assert_close(back.state_dict()[name], tensor, rtol=0, atol=0)
   sampling = predictors.Sampling()
-  with pytest.raises(binary.UserError, match='without its autoencoder'):
+  with pytest.raises(errors.UserError, match='without its autoencoder'):
     predictors.load_model(tmp_path / 'workdir', sampling=sampling)
 
 
@@ -352,7 +352,7 @@ def test_zeronvs_has_a_longer_pose(port, state, tmp_path):
   kernel, bias = projection['kernel'].read(), projection['bias'].read()
   np.testing.assert_array_equal(kernel, longer['cc_projection.weight'].T)
   np.testing.assert_array_equal(bias, longer['cc_projection.bias'])
-  with pytest.raises(binary.UserError, match='--format=zeronvs'):
+  with pytest.raises(errors.UserError, match='--format=zeronvs'):
     port(tmp_path / 'zeronvs.ckpt', format='zero123', output='other')
 
 
@@ -435,7 +435,7 @@ def test_the_moving_average_is_a_choice(port, modules, state, tmp_path):
     # Of two sets of parameters one is left out, beside the averages' buffers.
     assert sum(report['left_out'].values()) > len(average)
   public.write_ckpt(path, state)
-  with pytest.raises(binary.UserError, match='no moving average'):
+  with pytest.raises(errors.UserError, match='no moving average'):
     port(path, format='zero123', ema=True)
 
 
@@ -490,7 +490,7 @@ def trained(port, state, tmp_path, monkeypatch):
       return *jax.tree.map(lazy_array.of, (params, encoders)), config
 
     monkeypatch.setattr(
-      checkpoint, 'read_exportable', read_exportable, raising=False
+      ported, 'read_exportable', read_exportable, raising=False
     )
     return params, encoders, config, calls
 
@@ -528,11 +528,11 @@ def test_conditioning_of_another_shape_is_refused(port, trained, tmp_path):
   state = torch.load(path)['state_dict']
   name = 'odin.conditioning.parts.se3.pose1.bias'
   torch.save(state | {name: torch.ones(7)}, path)
-  with pytest.raises(binary.UserError, match=f'{name} has shape .7'):
+  with pytest.raises(errors.UserError, match=f'{name} has shape .7'):
     port(path, format='zeronvs')
   del state[name]
   torch.save(state, path)
-  with pytest.raises(binary.UserError, match=f'1 tensors .{name}. are missing'):
+  with pytest.raises(errors.UserError, match=f'1 tensors .{name}. are missing'):
     port(path, format='zeronvs')
   assert not (tmp_path / 'imported').exists()
 
@@ -619,7 +619,7 @@ def test_what_has_no_counterpart_is_left_out_or_refused(
   assert len(report['left_out']) == 2
   assert not (tmp_path / 'some' / 'vae').exists()
   config['model']['unet']['feedforward_factor'] = 2
-  with pytest.raises(binary.UserError, match='feed-forward'):
+  with pytest.raises(errors.UserError, match='feed-forward'):
     port(tmp_path / 'workdir', output='some', export='diffusers')
   # What cannot be exported replaces nothing.
   assert (tmp_path / 'some' / 'unet').is_dir()
@@ -754,7 +754,7 @@ def test_faults_of_tensors_are_one_clear_line(port, state, tmp_path, fault):
   alter, message = FAULTS[fault]
   path = tmp_path / 'faulty.ckpt'
   public.write_ckpt(path, alter(state))
-  with pytest.raises(binary.UserError, match=message) as error:
+  with pytest.raises(errors.UserError, match=message) as error:
     port(path, format='zero123')
   assert str(path) in str(error.value)
   assert not (tmp_path / 'imported').exists()
@@ -770,7 +770,7 @@ def test_truncated_files_are_refused(port, state, tmp_path, suffix, kept):
     safetensors.torch.save_file(public.to_torch(state), path)
   whole = path.read_bytes()
   path.write_bytes(whole[: kept if kept >= 1 else int(kept * len(whole))])
-  with pytest.raises(binary.UserError, match=f'model.{suffix}'):
+  with pytest.raises(errors.UserError, match=f'model.{suffix}'):
     port(path, format='zero123')
 
 
@@ -789,7 +789,7 @@ def test_tensors_of_other_kinds_are_refused(tmp_path, make, zipped):
   torch.save(
     {'x': make(torch.eye(2))}, path, _use_new_zipfile_serialization=zipped
   )
-  with pytest.raises(binary.UserError, match='no array of real'):
+  with pytest.raises(errors.UserError, match='no array of real'):
     torch_files.read(path)
 
 
@@ -819,7 +819,7 @@ def test_index_that_names_no_shards_is_refused(tmp_path, shards, message):
   safetensors.torch.save_file(
     {'x': torch.eye(2)}, tmp_path / 'model.safetensors'
   )
-  with pytest.raises(binary.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     checkpoint_files.read(path)
 
 
@@ -864,7 +864,7 @@ def test_a_pickle_that_would_run_something_is_refused(
   }[where]
   path = tmp_path / 'model.ckpt'
   torch.save(content, path, _use_new_zipfile_serialization=where != 'legacy')
-  with pytest.raises(binary.UserError, match='refused|more than tensors'):
+  with pytest.raises(errors.UserError, match='refused|more than tensors'):
     port(path, format='zero123')
   assert not target.exists()
   # The file is as dangerous as it looks.
@@ -948,7 +948,7 @@ def test_faults_of_folders_are_one_clear_line(port, modules, tmp_path, fault):
     max_shard_size='300KB',
   )
   alter(tmp_path / 'p')
-  with pytest.raises(binary.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     port(tmp_path / 'p', format='diffusers')
 
 
@@ -1010,7 +1010,7 @@ def test_lpips_of_published_files_only(port, tmp_path, monkeypatch):
     named = {key: np.float32(x) for key, x in tensors.items()}
     torch.save(public.to_torch(named), tmp_path / f'{name}.pth')
   files = [tmp_path / 'backbone.pth', tmp_path / 'heads.pth']
-  with pytest.raises(binary.UserError, match='alexnet-owt-7be5be79.pth'):
+  with pytest.raises(errors.UserError, match='alexnet-owt-7be5be79.pth'):
     port(*files, format='lpips-alex')
   monkeypatch.setattr(
     lpips,
@@ -1070,8 +1070,8 @@ def test_memory_is_at_most_that_of_the_checkpoint(state, tmp_path, monkeypatch):
   public.write_ckpt(tmp_path / 'large.ckpt', large)
   done = subprocess.run(
     [sys.executable, '-c', _MEMORY, str(tmp_path)],
-    env={**os.environ, 'PYTHONPATH': f'{binary.REPOSITORY / "tests"}'},
-    cwd=binary.REPOSITORY,
+    env={**os.environ, 'PYTHONPATH': f'{command.REPOSITORY / "tests"}'},
+    cwd=command.REPOSITORY,
     capture_output=True,
     text=True,
   )

@@ -14,7 +14,7 @@ import pytest
 import tiny_videos
 import yaml
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing import matchers
 from preprocessing.running import ray_engine, workers
 from preprocessing.writing import parts
@@ -132,7 +132,7 @@ def test_a_folder_that_a_node_does_not_see_is_named(cluster, videos, tmp_path):
   (job,) = tiny_videos.jobs(videos[:1], tmp_path)
   job = dataclasses.replace(job, path=tmp_path / 'elsewhere' / 'film.mp4')
   rules = ray_engine.Rules(address=cluster.address)
-  with pytest.raises(binary.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     list(ray_engine.run([job], rules))
   assert str(error.value).startswith(f'{tmp_path}/elsewhere: ')
   assert 'does not see this folder' in str(error.value)
@@ -210,7 +210,7 @@ def test_an_address_without_a_cluster_is_refused(
   videos, tmp_path, address, says
 ):
   jobs = tiny_videos.jobs(videos, tmp_path)
-  with pytest.raises(binary.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     list(ray_engine.run(jobs, ray_engine.Rules(address=address)))
   assert str(error.value).startswith(f'--ray_address={address}: {says}')
 
@@ -222,7 +222,7 @@ def test_gpus_that_are_not_there_are_not_waited_for(videos, tmp_path):
     gpus_per_actor=0.5,
     object_store_mb=100,
   )
-  with pytest.raises(binary.UserError, match='1000 matcher actors with 0.5'):
+  with pytest.raises(errors.UserError, match='1000 matcher actors with 0.5'):
     list(ray_engine.run(tiny_videos.jobs(videos, tmp_path), rules))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
+from odin_jax.shared import camera, errors, record_folder, schema, tfrecord
 from preprocessing.writing import jpeg, parts, shards, splits
 
 
@@ -228,7 +228,7 @@ def test_a_damaged_note_is_not_done_and_is_named(tmp_path):
 
 
 def test_merging_a_missing_part_names_it(tmp_path):
-  with pytest.raises(binary.UserError, match='ride.part'):
+  with pytest.raises(errors.UserError, match='ride.part'):
     merge(tmp_path, ['ride'])
 
 
@@ -361,5 +361,5 @@ def test_test_blocks_stand_at_different_places():
   ('split_by', 'fraction'), [('colour', 0.1), ('time', 1.5), ('video', -0.1)]
 )
 def test_an_unknown_split_is_refused(split_by, fraction):
-  with pytest.raises(binary.UserError, match='split_by'):
+  with pytest.raises(errors.UserError, match='split_by'):
     splits.split_frames('a', 5, split_by=split_by, test_fraction=fraction)

@@ -508,7 +508,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from odin_jax.diffusion import sampler, schedule
-from odin_jax.training import sharding
+from odin_jax import sharding
 
 weights = np.random.default_rng(0).normal(0, 0.3, (4, 4)).astype(np.float32)
 noise = jax.random.normal(jax.random.key(0), (16, 8, 8, 4))

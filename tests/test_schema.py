@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from odin_jax.shared import binary, camera, record_folder, schema, tfrecord
+from odin_jax.shared import camera, errors, record_folder, schema, tfrecord
 from preprocessing.keyframes import static_weights
 from preprocessing.writing import tfds_metadata
 
@@ -142,14 +142,14 @@ def test_a_folder_is_one_sequence_over_its_shards(tmp_path):
   write_shards(tmp_path, 3)
   folder = record_folder.RecordFolder(tmp_path, 'train')
   assert [record['scene_id'] for record in folder] == [0, 0, 1, 1, 2, 2]
-  with pytest.raises(binary.UserError, match='no test records'):
+  with pytest.raises(errors.UserError, match='no test records'):
     record_folder.RecordFolder(tmp_path, 'test')
 
 
 def test_a_missing_shard_is_refused(tmp_path):
   write_shards(tmp_path, 3)
   (tmp_path / schema.shard_name('train', 1, 3)).unlink()
-  with pytest.raises(binary.UserError, match='2 of 3 train shards'):
+  with pytest.raises(errors.UserError, match='2 of 3 train shards'):
     record_folder.RecordFolder(tmp_path, 'train')
 
 
@@ -165,5 +165,5 @@ def test_intact_records_of_another_schema_are_refused(tmp_path):
   path = tmp_path / schema.shard_name('train', 0, 1)
   tfrecord.write_file(path, [foreign])
   folder = record_folder.RecordFolder(tmp_path, 'train')
-  with pytest.raises(binary.UserError, match=f'{path.name}.*schema 1'):
+  with pytest.raises(errors.UserError, match=f'{path.name}.*schema 1'):
     folder[0]

@@ -12,16 +12,18 @@ import sys
 import jax
 import pytest
 
-from odin_jax.shared import binary
-from odin_jax.training import sharding
+from odin_jax import sharding
+from odin_jax.shared import errors
 
 SCRIPT = """
 import functools, json, pathlib, sys
 import jax
 import numpy as np
 from configs import train
-from odin_jax.models import encoders
-from odin_jax.training import checkpoint, sharding, step
+from odin_jax import sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import encoders, odin
+from odin_jax.training import step
 
 config = checkpoint.plain(train.get_config('world,runlocal=True').to_dict())
 config['steps'] = 3
@@ -34,7 +36,7 @@ batch = dict(
   fov_deg=np.full(8, 90, np.float32), scale=np.ones(8, np.float32),
 )
 frozen = encoders.fit(config, pixels[0])
-graph = step.graph(config)
+graph = odin.graph(config)
 init = functools.partial(step.init, config)
 abstract = jax.eval_shape(init)
 workdir = pathlib.Path(sys.argv[1])
@@ -130,9 +132,9 @@ def test_checkpoint_restores_onto_another_mesh(findings):
 
 
 def test_mesh_must_use_every_device():
-  with pytest.raises(binary.UserError, match='devices'):
+  with pytest.raises(errors.UserError, match='devices'):
     sharding.make_mesh(dict(data=jax.device_count() + 1, fsdp=1, tensor=1))
-  with pytest.raises(binary.UserError, match='devices'):
+  with pytest.raises(errors.UserError, match='devices'):
     sharding.make_mesh(dict(data=-1, fsdp=0, tensor=1))
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from configs import train as recipes
 from odin_jax import predictors
-from odin_jax.shared import binary, record_folder
-from odin_jax.training import checkpoint, journal, step
+from odin_jax.checkpoints import checkpoint
+from odin_jax.shared import errors, record_folder
+from odin_jax.training import journal, step
 
 STEPS = 24
 
@@ -246,11 +247,11 @@ def test_averaged_and_last_parameters_differ(finished):
 
 
 def test_model_that_is_not_there_is_one_clear_error(finished, tmp_path):
-  with pytest.raises(binary.UserError, match='checkpoint'):
+  with pytest.raises(errors.UserError, match='checkpoint'):
     load_model(tmp_path)
-  with pytest.raises(binary.UserError, match='guidance'):
+  with pytest.raises(errors.UserError, match='guidance'):
     load_model(finished, guidance=3.0)
-  with pytest.raises(binary.UserError, match='num_steps'):
+  with pytest.raises(errors.UserError, match='num_steps'):
     load_model(finished, num_steps=0)
 
 

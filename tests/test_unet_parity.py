@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from odin_jax import sharding
 from odin_jax.models import unet
 from odin_jax.porting import tensors
 from odin_jax.porting import unet as naming
-from odin_jax.training import sharding
 
 FULL = dict(
   in_channels=8,

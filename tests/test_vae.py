@@ -12,10 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 import torch
 
+from odin_jax import sharding
 from odin_jax.models import vae
 from odin_jax.porting import tensors
 from odin_jax.porting import vae as naming
-from odin_jax.training import sharding
 
 FULL = dict(
   base_channels=128,

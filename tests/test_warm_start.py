@@ -14,16 +14,12 @@ import pytest
 import torch
 
 from configs import train as recipes
-from odin_jax import predictors
+from odin_jax import predictors, sharding
+from odin_jax.checkpoints import checkpoint, ported
+from odin_jax.diffusion import schedule
 from odin_jax.models import conditioning, odin
-from odin_jax.shared import binary
-from odin_jax.training import (
-  checkpoint,
-  settings,
-  sharding,
-  step,
-  warm_start,
-)
+from odin_jax.shared import errors
+from odin_jax.training import settings, warm_start
 
 # The recipe `odin` at the sizes of the checkpoint.
 SIZES = {
@@ -68,7 +64,7 @@ def flat(params):
 
 
 @pytest.fixture(scope='module')
-def ported(tmp_path_factory):
+def zero123_workdir(tmp_path_factory):
   """Workdir of a checkpoint in Zero-1-to-3's layout."""
   folder = tmp_path_factory.mktemp('ported')
   state = public_checkpoints.ldm_state(public_checkpoints.networks())
@@ -89,9 +85,11 @@ def mesh():
 
 
 @pytest.fixture(scope='module')
-def saved(ported, mesh):
+def saved(zero123_workdir, mesh):
   """The ported parameters by path."""
-  given, frozen, notes = warm_start.load(ported, narrow_config('zero123'), mesh)
+  given, frozen, notes = warm_start.load(
+    zero123_workdir, narrow_config('zero123'), mesh
+  )
   assert notes == []
   # The arithmetic is the config's, as after a resume.
   assert frozen.autoencoder.dtype == frozen.image.dtype == 'bfloat16'
@@ -100,14 +98,16 @@ def saved(ported, mesh):
 
 def adopted(config, where, mesh):
   given, _, notes = warm_start.load(where, config, mesh)
-  shapes = jax.eval_shape(lambda: step.init_params(config))
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
   # Numbers that no checkpoint has.
   marked = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.5), shapes)
   return flat(warm_start.adopt(marked, given)), notes
 
 
-def test_the_same_model_starts_with_all_parameters(ported, saved, mesh):
-  params, notes = adopted(narrow_config('zero123'), ported, mesh)
+def test_the_same_model_starts_with_all_parameters(
+  zero123_workdir, saved, mesh
+):
+  params, notes = adopted(narrow_config('zero123'), zero123_workdir, mesh)
   assert notes == []
   assert params.keys() == saved.keys()
   for name, value in saved.items():
@@ -115,11 +115,11 @@ def test_the_same_model_starts_with_all_parameters(ported, saved, mesh):
 
 
 def test_more_channels_start_from_zero_and_another_pose_afresh(
-  ported, saved, mesh
+  zero123_workdir, saved, mesh
 ):
   config = narrow_config('clip+se3+plucker')
   config['diffusion']['prediction'] = 'v'
-  params, notes = adopted(config, ported, mesh)
+  params, notes = adopted(config, zero123_workdir, mesh)
   kernel = params['unet/conv_in/kernel']
   assert kernel.shape[2] == 8 + 12
   np.testing.assert_array_equal(kernel[:, :, :8], saved['unet/conv_in/kernel'])
@@ -149,12 +149,12 @@ def test_more_channels_start_from_zero_and_another_pose_afresh(
     (dict(model={'unscaled_source': False}), 'unscaled_source'),
   ],
 )
-def test_another_config_is_refused(ported, mesh, change, words):
+def test_another_config_is_refused(zero123_workdir, mesh, change, words):
   config = narrow_config('zero123')
   for section, values in change.items():
     config[section].update(values)
-  with pytest.raises(binary.UserError, match=words):
-    warm_start.load(ported, config, mesh)
+  with pytest.raises(errors.UserError, match=words):
+    warm_start.load(zero123_workdir, config, mesh)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ def test_another_config_is_refused(ported, mesh, change, words):
     ({'num_res_blocks': 2}, 'parameters do not fit'),
   ],
 )
-def test_another_unet_is_refused(ported, mesh, change, words):
+def test_another_unet_is_refused(zero123_workdir, mesh, change, words):
   config = narrow_config('zero123')
   config['model']['unet'].update(change)
-  with pytest.raises(binary.UserError, match=words):
-    warm_start.load(ported, config, mesh)
+  with pytest.raises(errors.UserError, match=words):
+    warm_start.load(zero123_workdir, config, mesh)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_channels_keep_their_meaning(tmp_path, before, after, fits):
   if fits:
     warm_start._check(tmp_path, config, saved)
   else:
-    with pytest.raises(binary.UserError, match='channels of model.cond'):
+    with pytest.raises(errors.UserError, match='channels of model.cond'):
       warm_start._check(tmp_path, config, saved)
 
 
@@ -195,7 +195,7 @@ def test_a_model_without_an_image_encoder_needs_none(tmp_path):
   """As Stable Diffusion, of which the text encoder is not taken."""
   saved, config = narrow_config('se3'), narrow_config('se3+plucker')
   saved['image_encoder'] = {'kind': 'none', 'projection': 32}
-  with pytest.raises(binary.UserError, match='image_encoder'):
+  with pytest.raises(errors.UserError, match='image_encoder'):
     warm_start._check(tmp_path, config, saved)
   config['image_encoder']['kind'] = 'none'
   warm_start._check(tmp_path, config, saved)
@@ -251,14 +251,14 @@ def test_a_field_of_few_values_says_which(field, value, words):
   for parent in parents:
     section = section[parent]
   section[name] = value
-  with pytest.raises(binary.UserError, match=rf'config\.{field}.*{words}'):
+  with pytest.raises(errors.UserError, match=rf'config\.{field}.*{words}'):
     settings.check(config)
 
 
 def _check_guidance(workdir):
   """A guided sample of the trained model is what two calls a step give."""
   checkpoints, newest, config = checkpoint.open_latest(workdir)
-  shapes = jax.eval_shape(lambda: step.init_params(config))
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
   where = sharding.replicated(
     sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   )
@@ -277,8 +277,12 @@ def _check_guidance(workdir):
   model = predictors.load_model(workdir, sampling=sampling)
   image = model.predict(*pair, seeds, scale)
 
-  alpha_bar = step.alpha_bars(config)
-  graph = step.graph(config)
+  alpha_bar = schedule.alpha_bars(
+    config['diffusion']['schedule'],
+    config['diffusion']['num_timesteps'],
+    zero_terminal_snr=config['diffusion']['zero_terminal_snr'],
+  )
+  graph = odin.graph(config)
 
   @jax.jit
   def by_hand(params, frozen, *given):
@@ -305,7 +309,7 @@ def _check_guidance(workdir):
 
 
 def test_training_goes_on_from_it_and_diffusers_loads_the_result(
-  ported, saved, tmp_path
+  zero123_workdir, saved, tmp_path
 ):
   posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
   run(
@@ -316,7 +320,7 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
     '--config.batch_size=2',
     '--config.steps=3',
     '--config.ema_decay=0.5',
-    f'--init={ported}',
+    f'--init={zero123_workdir}',
     f'--records={tmp_path / "records"}',
     f'--workdir={tmp_path / "workdir"}',
   )
@@ -331,7 +335,7 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   )
   assert not any(loading.values()), loading
 
-  params, _, config = checkpoint.read_exportable(tmp_path / 'workdir', True)
+  params, _, config = ported.read_exportable(tmp_path / 'workdir', True)
   params = jax.tree.map(lambda leaf: leaf.read(), params)
   # It went on from there: a little, everywhere where a gradient is.
   moved = flat(params)
@@ -344,7 +348,7 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   x = generator.normal(size=(2, 8, 8, 8)).astype(np.float32)
   context = generator.normal(size=(2, 1, 32)).astype(np.float32)
   timestep = np.array([10.0, 700.0], np.float32)
-  graph = step.graph(config)
+  graph = odin.graph(config)
 
   @jax.jit
   def denoise(params):

@@ -11,7 +11,7 @@ from faulty_tasks import Task, work
 import pytest
 import tiny_videos
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing.running import pool, workers
 from preprocessing.writing import parts
 
@@ -74,7 +74,7 @@ def test_jobs_are_taken_as_there_are_processes_for_them():
 def test_what_the_user_must_mend_ends_all_jobs(tmp_path):
   """Also those at work, which remove what they had not finished."""
   tasks = [Task('a', 'unfinished', tmp_path), Task('b', 'user'), Task('c')]
-  with pytest.raises(binary.UserError, match='no room'):
+  with pytest.raises(errors.UserError, match='no room'):
     for event in each(tasks):
       if event == ('begun', 'b', event[2]):
         wait_for(tmp_path / 'a')
@@ -167,7 +167,7 @@ def test_output_that_takes_no_more_is_named(videos, tmp_path, monkeypatch):
 
   monkeypatch.setattr(parts, 'write', write)
   job, *_ = tiny_videos.jobs(videos, tmp_path)
-  with pytest.raises(binary.UserError) as error:
+  with pytest.raises(errors.UserError) as error:
     workers.make_part(job, lambda report: None)
   assert str(tmp_path) in str(error.value)
   assert os.strerror(errno.ENOSPC) in str(error.value)

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.benchmarks import pairs
-from odin_jax.shared import binary, camera, record_folder, schema
+from odin_jax.shared import camera, errors, record_folder, schema
 
 SPLIT = 'test'
 _FACTS = (
@@ -57,9 +57,9 @@ def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
   """A JPEG as a square sRGB view, made smaller by area averaging."""
   image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
   if image is None or image.shape[0] != image.shape[1]:
-    raise binary.UserError(f'{where}: its image is no square JPEG')
+    raise errors.UserError(f'{where}: its image is no square JPEG')
   if image.shape[0] < size_px:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{where}: its views have {image.shape[0]} px, less than the '
       f'{size_px} px asked for; lower the image size'
     )
@@ -102,7 +102,7 @@ def held_out_pairs(
     seed: of the choice.
 
   Raises:
-    binary.UserError: no such folder, no test records, a damaged record, or
+    errors.UserError: no such folder, no test records, a damaged record, or
       views smaller than `image_size_px`.
   """
   records = record_folder.RecordFolder(folder, SPLIT)

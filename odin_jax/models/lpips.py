@@ -25,8 +25,8 @@ from jaxtyping import Array, Float
 import numpy as np
 import safetensors
 
-from odin_jax.models import ops
-from odin_jax.shared import binary, lpips_files
+from odin_jax.models import lpips_files, ops
+from odin_jax.shared import errors, files
 
 Images = Float[Array, 'b h w 3']
 
@@ -180,7 +180,7 @@ def _read(
       params = {name: file.get_tensor(name) for name in file.keys()}
       return file.metadata() or {}, params
   except safetensors.SafetensorError as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: cannot be read ({error}); write it again with '
       'odin_jax.port_weights'
     ) from error
@@ -208,16 +208,16 @@ def load(path: str | os.PathLike[str]) -> Lpips:
   """LPIPS with the weights in a file of `odin_jax.porting.lpips.write`.
 
   Raises:
-    binary.UserError: there is no such file, it cannot be read, or it does not
+    errors.UserError: there is no such file, it cannot be read, or it does not
       hold the published weights.
   """
-  path = binary.require_file(
+  path = files.require_file(
     path, 'a file of LPIPS weights, which odin_jax.port_weights writes,'
   )
   metadata, params = _read(path)
   fault = _fault(metadata, params)
   if fault is not None:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: {fault}; write it again with odin_jax.port_weights'
     )
   return Lpips(

@@ -123,3 +123,15 @@ class Odin(nnx.Module):
     return self.unet(
       jnp.concatenate([noisy, channels], axis=-1), timestep, context
     )
+
+
+def init_params(config: Config) -> Any:
+  """Fresh parameters, a function of the config's seed alone."""
+  model = Odin(config, rngs=nnx.Rngs(config['seed']))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def graph(config: Config) -> nnx.GraphDef:
+  """The model without its parameters; makes no arrays."""
+  model = nnx.eval_shape(lambda: Odin(config, rngs=nnx.Rngs(0)))
+  return nnx.split(model)[0]

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from odin_jax.porting import torch_files
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 from odin_jax.shared.lazy_array import LazyArray
 
 Tensors = dict[str, LazyArray]
@@ -51,13 +51,13 @@ def read(path: pathlib.Path) -> Files:
   """The tensors of a file, or of all shards that an index file lists.
 
   Raises:
-    binary.UserError: no such file, not a checkpoint, or a damaged one.
+    errors.UserError: no such file, not a checkpoint, or a damaged one.
   """
-  path = binary.require_file(path, 'a checkpoint')
+  path = files.require_file(path, 'a checkpoint')
   if _INDEX.search(path.name):
     return _read_shards(path)
   if path.suffix not in _READERS:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: not a checkpoint file; its name must end with one of '
       f'{", ".join([*_READERS, ".index.json"])}'
     )
@@ -88,14 +88,14 @@ def read_folder(folder: pathlib.Path) -> Files:
   file without one; of several it is the one with the shortest name.
 
   Raises:
-    binary.UserError: no weights there, or damaged ones.
+    errors.UserError: no weights there, or damaged ones.
   """
   paths = sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name))
   for pattern in _PATTERNS:
     for path in paths:
       if re.fullmatch(pattern, path.name) and not _SHARD.search(path.name):
         return read(path)
-  raise binary.UserError(
+  raise errors.UserError(
     f'{folder}: no weights here: no *.safetensors, *.bin or index of shards '
     'of these'
   )
@@ -106,28 +106,28 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     content = json.loads(path.read_text())
   except ValueError as error:
-    raise binary.UserError(f'{path}: not JSON ({error}); {_AGAIN}') from error
+    raise errors.UserError(f'{path}: not JSON ({error}); {_AGAIN}') from error
   if not isinstance(content, dict):
-    raise binary.UserError(f'{path}: not a JSON object; {_AGAIN}')
+    raise errors.UserError(f'{path}: not a JSON object; {_AGAIN}')
   return content
 
 
 def _read_shards(index: pathlib.Path) -> Files:
   where = read_json(index).get('weight_map')
   if not isinstance(where, dict) or not where:
-    raise binary.UserError(f'{index}: names no tensors; {_AGAIN}')
+    raise errors.UserError(f'{index}: names no tensors; {_AGAIN}')
   for name in where.values():
     if not isinstance(name, str) or pathlib.Path(name).suffix not in _READERS:
-      raise binary.UserError(f'{index}: {name!r} is no shard; {_AGAIN}')
+      raise errors.UserError(f'{index}: {name!r} is no shard; {_AGAIN}')
     if pathlib.Path(name).name != name:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{index}: {name!r} is in another folder; {_AGAIN}'
       )
   paths = [index.with_name(name) for name in sorted(set(where.values()))]
   shards = {path.name: read(path).tensors for path in paths}
   absent = [name for name, shard in where.items() if name not in shards[shard]]
   if absent:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{index}: {absent[0]} is not in {where[absent[0]]}; {_AGAIN}'
     )
   return Files(
@@ -147,7 +147,7 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
       name: _stored(path, start, **entry) for name, entry in header.items()
     }
   except (ValueError, LookupError, TypeError, AttributeError) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: not a safetensors file ({error}); {_AGAIN}'
     ) from error
 
@@ -206,7 +206,7 @@ def write_safetensors(
   text = json.dumps(header).encode()
   # The tensors start at a multiple of eight bytes.
   text += b' ' * (-len(text) % _LENGTH.itemsize)
-  with binary.atomic_path(path) as temporary, open(temporary, 'wb') as file:
+  with files.atomic_path(path) as temporary, open(temporary, 'wb') as file:
     file.write(np.array(len(text), _LENGTH).tobytes())
     file.write(text)
     for tensor in tensors.values():
@@ -218,4 +218,4 @@ def write_safetensors(
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes JSON into a folder that is made where it is absent."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  binary.write_json(path, content)
+  files.write_json(path, content)

@@ -26,7 +26,7 @@ from odin_jax.porting import (
   unet,
   vae,
 )
-from odin_jax.shared import binary, lazy_array
+from odin_jax.shared import errors, lazy_array
 from odin_jax.shared.lazy_array import LazyArray
 
 Tree = Mapping[Any, Any]
@@ -68,12 +68,12 @@ def write(
     what was done, for a report.
 
   Raises:
-    binary.UserError: the layout has no such network.
+    errors.UserError: the layout has no such network.
   """
   try:
     return _WRITERS[kind](model, claim, dtype)
   except ValueError as error:
-    raise binary.UserError(f'--export={kind}: {error}') from error
+    raise errors.UserError(f'--export={kind}: {error}') from error
 
 
 # -- Networks ------------------------------------------------------------------

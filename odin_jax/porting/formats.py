@@ -16,7 +16,7 @@ from typing import Any, Mapping, NamedTuple
 
 from odin_jax.porting import checkpoint_files
 from odin_jax.porting import vae as vae_names
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 
 # Pattern of whole names, and why tensors of these names are left out.
 Ignored = tuple[tuple[str, str], ...]
@@ -143,16 +143,16 @@ def read(name: str, paths: list[pathlib.Path]) -> Source:
     paths: one file; or one or more folders of diffusers.
 
   Raises:
-    binary.UserError: what is there is not of this format, or damaged.
+    errors.UserError: what is there is not of this format, or damaged.
   """
   if name == 'diffusers':
     return _read_folders(paths)
   if len(paths) > 1:
-    raise binary.UserError(
+    raise errors.UserError(
       f'--source={",".join(map(str, paths))}: one file is needed'
     )
-  files = checkpoint_files.read(paths[0])
-  return Source(files.tensors, {}, files.paths)
+  checkpoint = checkpoint_files.read(paths[0])
+  return Source(checkpoint.tensors, {}, checkpoint.paths)
 
 
 # -- Folders of diffusers ------------------------------------------------------
@@ -178,7 +178,7 @@ _SCHEDULER, _ODIN = 'scheduler', 'odin'
 def _read_folders(paths: list[pathlib.Path]) -> Source:
   source = Source({}, {}, [])
   for path in paths:
-    folder = binary.require_folder(path, 'a folder of diffusers')
+    folder = files.require_folder(path, 'a folder of diffusers')
     for part in _parts(folder):
       _READ_PART.get(part.name, _read_component)(part, source)
   return source
@@ -196,7 +196,7 @@ def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
     and not path.name.startswith('.')
   )
   if not parts:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{folder}: neither a component nor a pipeline of diffusers: '
       'config.json or folders such as unet/ and vae/ are needed'
     )
@@ -205,21 +205,21 @@ def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_component(folder: pathlib.Path, source: Source) -> None:
   config = checkpoint_files.read_json(
-    binary.require_file(folder / 'config.json', 'the config of a component')
+    files.require_file(folder / 'config.json', 'the config of a component')
   )
   names = [config.get('_class_name'), *config.get('architectures', [])]
   found = [_COMPONENTS[name] for name in names if name in _COMPONENTS]
   if not found:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{folder}: a component of class {names[-1] or names[0]}; known are '
       f'{", ".join(_COMPONENTS)}; take the folder out'
     )
   if found[0] in source.configs:
-    raise binary.UserError(f'{folder}: a second {found[0]}; give one')
+    raise errors.UserError(f'{folder}: a second {found[0]}; give one')
   source.configs[found[0]] = config
-  files = checkpoint_files.read_folder(folder)
-  source.paths.extend(files.paths)
-  for name, tensor in files.tensors.items():
+  checkpoint = checkpoint_files.read_folder(folder)
+  source.paths.extend(checkpoint.paths)
+  for name, tensor in checkpoint.tensors.items():
     source.tensors[f'{found[0]}.{_today(found[0], name)}'] = tensor
 
 
@@ -234,19 +234,19 @@ def _today(component: str, name: str) -> str:
 def _read_scheduler(folder: pathlib.Path, source: Source) -> None:
   path = folder / 'scheduler_config.json'
   source.configs[_SCHEDULER] = checkpoint_files.read_json(
-    binary.require_file(path, 'the config of the scheduler')
+    files.require_file(path, 'the config of the scheduler')
   )
 
 
 def _read_odin(folder: pathlib.Path, source: Source) -> None:
   source.configs[_ODIN] = checkpoint_files.read_json(
-    binary.require_file(folder / 'config.json', 'what port_weights wrote')
+    files.require_file(folder / 'config.json', 'what port_weights wrote')
   )
   for prefix in (MOTION_MASK, CONDITIONING):
     path = folder / f'{prefix.split(".")[1]}.safetensors'
-    files = checkpoint_files.read(path)
+    checkpoint = checkpoint_files.read(path)
     source.paths.append(path)
-    for name, tensor in files.tensors.items():
+    for name, tensor in checkpoint.tensors.items():
       source.tensors[prefix + name] = tensor
 
 

@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 import numpy as np
 
 from odin_jax.porting import clip, formats, tensors, unet, vae, widen
-from odin_jax.shared import binary, lazy_array
+from odin_jax.shared import errors, lazy_array
 from odin_jax.shared.lazy_array import LazyArray
 
 Flat = dict[str, LazyArray]
@@ -94,7 +94,7 @@ class _Ledger:
     """Counts what is left out, by reason.
 
     Raises:
-      binary.UserError: tensors are missing, or left over: names all of them.
+      errors.UserError: tensors are missing, or left over: names all of them.
     """
     left_over = set()
     for name in self.tensors.keys() - self._taken:
@@ -112,7 +112,7 @@ class _Ledger:
       if names
     ]
     if faults:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: {"; ".join(faults)}; is --format right?'
       )
     return dict(collections.Counter(self._left_out.values()))
@@ -126,7 +126,7 @@ def _read_finite(
 ) -> np.ndarray:
   array = np.ascontiguousarray(convert(tensor.read()), dtype)
   if not np.isfinite(array).all():
-    raise binary.UserError(
+    raise errors.UserError(
       f'{where} holds NaN or infinity; this checkpoint is of no use'
     )
   return array
@@ -153,7 +153,7 @@ class _Job:
     self.own = self._own_config()
     self.has_average = self._finds_average()
     if average and not self.has_average:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: no moving average here; give --noema'
       )
     self.averaged = self.has_average and average is not False
@@ -179,8 +179,8 @@ class _Job:
       raise self._not_ours()
     return own
 
-  def _not_ours(self) -> binary.UserError:
-    return binary.UserError(
+  def _not_ours(self) -> errors.UserError:
+    return errors.UserError(
       f'{self.where}: the config of ours that comes with it is damaged; export '
       'the model again'
     )
@@ -195,7 +195,7 @@ class _Job:
     if not shapes and self._may_lack(network):
       return None
     if not shapes:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: no tensor {prefix}*, which is {_ROLES[network]} of '
         f'--format={self.name}; give a checkpoint that has it'
       )
@@ -217,7 +217,7 @@ class _Job:
     try:
       yield
     except (ValueError, TypeError, LookupError) as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: {_ROLES[network]}: {error}; is --format right?'
       ) from error
 
@@ -232,7 +232,7 @@ class _Job:
     """What ldm made the latents' standard deviation 1 with."""
     values = self.ledger.take(self.row.scale).read()
     if values.size != 1 or not 0 < float(values.flat[0]) < np.inf:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: {self.row.scale} is {values}, not a positive number; '
         'the file is damaged'
       )
@@ -296,7 +296,7 @@ class _Job:
     except (ValueError, IndexError):
       shape = None
     if shape is None or shape != expected:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{where} has shape {tensor.shape}, which does not fit the other '
         'tensors; the file is damaged, or --format is wrong'
       )
@@ -323,12 +323,12 @@ class _Job:
     """The U-Net with our inputs and the mask; and what of it is new."""
     inputs, new = settings['in_channels'], []
     if settings['out_channels'] != latent:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: the U-Net has {settings["out_channels"]} outputs and '
         f'a latent {latent} channels; give the autoencoder of that U-Net'
       )
     if not self.own and inputs not in (latent, 2 * latent):
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: the U-Net has {inputs} inputs; {latent} and '
         f'{2 * latent}, with the source view, are known'
       )
@@ -406,7 +406,7 @@ class _Job:
     width = weight.shape[1] - image_width
     pose = formats.POSES.get(width)
     if pose is None or self.row.pose not in (None, pose):
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.where}: {self.row.projection}weight takes {width} numbers of '
         f'the pose, which is {pose or "no known pose"}; '
         f'{"give --format=" + pose if pose else "it cannot be imported"}'
@@ -481,7 +481,7 @@ def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     or prediction not in PREDICTIONS
     or (schedule == 'scaled_linear' and betas != BETAS)
   ):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{where}: a scheduler with beta_schedule={schedule}, {betas} and '
       f'prediction_type={prediction}; {", ".join(SCHEDULES)} with {BETAS} and '
       f'{", ".join(PREDICTIONS)} are known'
@@ -549,7 +549,7 @@ def convert(
     shapes: what the networks of given settings need.
 
   Raises:
-    binary.UserError: tensors are missing, left over, of a wrong shape, or
+    errors.UserError: tensors are missing, left over, of a wrong shape, or
       belong to another network.
   """
   job = _Job(name, source, average, dtype, shapes)

@@ -13,8 +13,9 @@ from typing import Iterable, Mapping
 import numpy as np
 import safetensors.numpy
 
+from odin_jax.models import lpips_files
 from odin_jax.porting import tensors
-from odin_jax.shared import binary, lpips_files
+from odin_jax.shared import errors, files
 
 # Number of every convolution in `features` of torchvision's network.
 _CONVS = {
@@ -49,15 +50,15 @@ def require_published(
     part: 'backbone' or 'heads'.
 
   Raises:
-    binary.UserError: there is no such file, or it is another.
+    errors.UserError: there is no such file, or it is another.
   """
   published = lpips_files.PUBLISHED[net][part]
   what = f'the {part} of LPIPS with {net} ({published.source})'
-  path = binary.require_file(path, what)
+  path = files.require_file(path, what)
   with open(path, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
   if not digest.startswith(published.sha256):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: SHA-256 starts with {digest[:8]}, not {published.sha256}: this '
       f'is not {published.name}; get {published.source}'
     )
@@ -150,5 +151,5 @@ def write(
     'heads_sha256': heads_sha256,
     'content_sha256': lpips_files.content_sha256(params),
   }
-  with binary.atomic_path(path) as temporary:
+  with files.atomic_path(path) as temporary:
     safetensors.numpy.save_file(dict(params), temporary, metadata)

@@ -16,7 +16,7 @@ class Entry(NamedTuple):
   """A parameter of ours and where a foreign checkpoint holds it.
 
   Attributes:
-    path: ours, slash-separated, as `odin_jax.training.sharding.path_name`
+    path: ours, slash-separated, as `odin_jax.sharding.path_name`
       writes it: `down/0/1/residual/conv1/kernel`.
     name: of the tensor in the checkpoint.
     layout: a key of `LAYOUTS`.

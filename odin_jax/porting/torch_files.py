@@ -21,7 +21,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 from odin_jax.shared.lazy_array import LazyArray
 
 
@@ -126,11 +126,11 @@ def read_span(
   """`count` numbers that start at byte `offset` of a file.
 
   Raises:
-    binary.UserError: the file ends before.
+    errors.UserError: the file ends before.
   """
   values = np.fromfile(path, np.uint8, count * dtype.itemsize, offset=offset)
   if values.size != count * dtype.itemsize:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: ends before byte {offset + count * dtype.itemsize}; is it '
       'whole? Download it again'
     )
@@ -150,24 +150,24 @@ def read(path: pathlib.Path) -> dict[str, LazyArray]:
   one of torch before 1.6 is read whole.
 
   Raises:
-    binary.UserError: it holds something that is neither a tensor nor on the
+    errors.UserError: it holds something that is neither a tensor nor on the
       allow-list, or no state dict, or it is damaged.
   """
   content = _load(path, lazy=_is_zip(path))
   state = content.get('state_dict', content) if _is_dict(content) else None
   if not _is_dict(state) or not state:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: not a state dict; a mapping of names to tensors is needed, or '
       'one under the key state_dict'
     )
   for name, tensor in state.items():
     if not isinstance(name, str) or not _is_tensor(tensor):
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: {name!r} is not a tensor; a mapping of names to tensors is '
         'needed, or one under the key state_dict'
       )
     if not _is_plain(tensor):
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: {name} is no array of real numbers ({tensor.dtype}, '
         f'{tensor.layout}, on {tensor.device}); such a checkpoint cannot be '
         'imported'
@@ -217,10 +217,10 @@ def _load(path: pathlib.Path, *, lazy: bool) -> Any:
     with torch.serialization.safe_globals(allowed), mode:
       return torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
-    raise binary.UserError(f'{path}: {_refusal(str(error))}') from error
+    raise errors.UserError(f'{path}: {_refusal(str(error))}') from error
   except _DAMAGE as error:
     why = str(error).partition('. ')[0] or 'it ends too early'
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: torch cannot read it ({why}); is it whole? Download it again'
     ) from error
 
@@ -284,7 +284,7 @@ def write(path: pathlib.Path, tensors: Iterable[tuple[str, LazyArray]]) -> None:
       name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype.name))
       for name, tensor in tensors.items()
     }
-  with binary.atomic_path(path) as temporary:
+  with files.atomic_path(path) as temporary:
     # Room is left for the numbers, which are filled in where torch.load
     # says that they start. To a name, torch.save would put it into the file.
     with (

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Iterator
 
-from odin_jax.shared import binary, schema, tfrecord
+from odin_jax.shared import errors, files, schema, tfrecord
 
 
 class RecordFolder:
@@ -18,12 +18,12 @@ class RecordFolder:
     split: `train` or `test`.
 
   Raises:
-    binary.UserError: no such folder, no shard of this split, a missing shard;
+    errors.UserError: no such folder, no shard of this split, a missing shard;
       its subclass `tfrecord.CorruptRecordError`: a damaged shard.
   """
 
   def __init__(self, path: str | os.PathLike[str], split: str):
-    self.path = binary.require_folder(path, 'a folder of records')
+    self.path = files.require_folder(path, 'a folder of records')
     self.split = split
     pattern = re.compile(
       rf'{schema.DATASET_NAME}-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})'
@@ -33,13 +33,13 @@ class RecordFolder:
       key=lambda entry: entry.name,
     )
     if not shards:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: no {split} records here; make them with preprocessing.run'
       )
     count = int(pattern.fullmatch(shards[0].name)[2])
     expected = [schema.shard_name(split, i, count) for i in range(count)]
     if [shard.name for shard in shards] != expected:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: {len(shards)} of {count} {split} shards are here; '
         'copy or make the folder again'
       )
@@ -58,7 +58,7 @@ class RecordFolder:
     try:
       return schema.decode(self._files[file][position])
     except schema.SchemaError as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self._files[file].path}: record {position} is not of schema '
         f'{schema.SCHEMA_VERSION} ({error}); make the records again with '
         'preprocessing.run'

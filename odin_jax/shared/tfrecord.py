@@ -14,14 +14,14 @@ from typing import Any, Iterable, Mapping, Sequence
 import google_crc32c
 from tensorflow_datasets.proto import tf_example_pb2
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 _HEADER = struct.Struct('<QI')
 _FOOTER = struct.Struct('<I')
 _MASK_DELTA = 0xA282EAD8
 
 
-class CorruptRecordError(binary.UserError):
+class CorruptRecordError(errors.UserError):
   """A TFRecord file with a broken frame; the message names file and offset."""
 
 

@@ -6,7 +6,7 @@ from typing import Mapping
 
 import tensorboardX
 
-from odin_jax.shared import binary
+from odin_jax.shared import files
 
 _NAME = 'metrics.jsonl'
 
@@ -18,7 +18,7 @@ def _cut_back(path: pathlib.Path, step: int) -> None:
     if not line.endswith('\n') or json.loads(line)['step'] > step:
       break
     kept.append(line)
-  with binary.atomic_path(path) as temporary:
+  with files.atomic_path(path) as temporary:
     temporary.write_text(''.join(kept))
 
 

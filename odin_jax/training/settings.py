@@ -5,7 +5,7 @@ from typing import Any, Mapping
 
 from odin_jax.diffusion import loss, sampler, schedule
 from odin_jax.models import encoders
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 Config = Mapping[str, Any]
 
@@ -46,18 +46,18 @@ def check(config: Config) -> None:
   """Checks every field that has few values or a range, and what must agree.
 
   Raises:
-    binary.UserError: names the field and what it may be.
+    errors.UserError: names the field and what it may be.
   """
   for name, allowed in CHOICES.items():
     value = _field(config, name)
     if value not in allowed:
-      raise binary.UserError(
+      raise errors.UserError(
         f'config.{name}={value}: must be one of {", ".join(allowed)}'
       )
   for name, (least, most) in RANGES.items():
     value = _field(config, name)
     if not least <= value <= most:
-      raise binary.UserError(
+      raise errors.UserError(
         f'config.{name}={value}: must be at least {least:g}'
         + (f' and at most {most:.3g}' if most < math.inf else '')
       )
@@ -67,4 +67,4 @@ def check(config: Config) -> None:
       diffusion['prediction'], zero_terminal_snr=diffusion['zero_terminal_snr']
     )
   except ValueError as error:
-    raise binary.UserError(f'config.diffusion: {error}') from error
+    raise errors.UserError(f'config.diffusion: {error}') from error

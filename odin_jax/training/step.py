@@ -6,7 +6,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import numpy as np
 import optax
 
 from odin_jax.diffusion import loss as diffusion_loss
@@ -60,15 +59,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
   )
 
 
-def init_params(config: Config) -> Any:
-  """Fresh parameters, a function of the config's seed alone."""
-  model = odin.Odin(config, rngs=nnx.Rngs(config['seed']))
-  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
 def init(config: Config) -> State:
   """The state of step 0, a function of the config's seed alone."""
-  return state_of(config, init_params(config))
+  return state_of(config, odin.init_params(config))
 
 
 def state_of(config: Config, params: Any) -> State:
@@ -79,22 +72,6 @@ def state_of(config: Config, params: Any) -> State:
     'optimizer': optimizer(config).init(params),
     'step': jnp.zeros((), jnp.int32),
   }
-
-
-def graph(config: Config) -> nnx.GraphDef:
-  """The model without its parameters; makes no arrays."""
-  model = nnx.eval_shape(lambda: odin.Odin(config, rngs=nnx.Rngs(0)))
-  return nnx.split(model)[0]
-
-
-def alpha_bars(config: Config) -> Float[np.ndarray, 't']:
-  """alpha_bar of every timestep of the config's schedule."""
-  diffusion = config['diffusion']
-  return schedule.alpha_bars(
-    diffusion['schedule'],
-    diffusion['num_timesteps'],
-    zero_terminal_snr=diffusion['zero_terminal_snr'],
-  )
 
 
 def ema_decay(config: Config, update: Array) -> Array:
@@ -136,7 +113,12 @@ def batch_loss(
   drop = conditioning.draw_drop(
     jax.random.uniform(keys[2], (x0.shape[0],)), settings['condition_dropout']
   )
-  alpha_bar = jnp.asarray(alpha_bars(config), jnp.float32)[timesteps]
+  alpha_bars = schedule.alpha_bars(
+    settings['schedule'],
+    settings['num_timesteps'],
+    zero_terminal_snr=settings['zero_terminal_snr'],
+  )
+  alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timesteps]
   output, mask_logit = model.denoise(
     schedule.diffuse(x0, noise, alpha_bar),
     timesteps.astype(jnp.float32),
@@ -173,7 +155,7 @@ def train_step(
     batch: fields of `batches.Pair`.
     frozen: the encoders.
     config: the training config; static.
-    graphdef: from `graph`; static.
+    graphdef: from `odin.graph`; static.
   """
   step = state['step']
   key = jax.random.fold_in(jax.random.key(config['seed']), step)

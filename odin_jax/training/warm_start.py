@@ -12,9 +12,10 @@ from typing import Any, Mapping
 import jax
 import jax.numpy as jnp
 
-from odin_jax.models import conditioning, encoders
-from odin_jax.shared import binary
-from odin_jax.training import checkpoint, sharding, step
+from odin_jax import sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import conditioning, encoders, odin
+from odin_jax.shared import errors
 
 Config = Mapping[str, Any]
 _WIDENED = 'unet/conv_in/kernel'
@@ -121,9 +122,9 @@ def _channels(config: Config) -> list[tuple[str, Any]]:
 
 
 def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
-  """Raises binary.UserError where the configs name other networks."""
+  """Raises errors.UserError where the configs name other networks."""
   if saved['autoencoder']['kind'] == 'none':
-    raise binary.UserError(
+    raise errors.UserError(
       f'--init={where}: a U-Net that was ported without its autoencoder; port '
       'their folders together'
     )
@@ -144,7 +145,7 @@ def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
     if ours != theirs
   ]
   if changed:
-    raise binary.UserError(
+    raise errors.UserError(
       f'--init={where}: a model of another config ({"; ".join(changed)})'
     )
 
@@ -165,15 +166,15 @@ def load(
     user, such as which parameters start fresh.
 
   Raises:
-    binary.UserError: no checkpoint there, or one of another network.
+    errors.UserError: no checkpoint there, or one of another network.
   """
   checkpoints, newest, saved = checkpoint.open_latest(where)
   _check(where, config, saved)
-  theirs = jax.eval_shape(lambda: step.init_params(saved))
-  ours = jax.eval_shape(lambda: step.init_params(config))
+  theirs = jax.eval_shape(lambda: odin.init_params(saved))
+  ours = jax.eval_shape(lambda: odin.init_params(config))
   misfits = _misfits(ours, theirs)
   if misfits:
-    raise binary.UserError(
+    raise errors.UserError(
       f'--init={where}: {len(misfits)} parameters do not fit this config, '
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from odin_jax.shared import binary
+from odin_jax.shared import files
 from preprocessing.auditing import epipolar, quality, records
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
@@ -24,9 +24,9 @@ def read_truth(folder: str, video_id: str) -> dict[str, np.ndarray]:
   """The true poses of one video.
 
   Raises:
-    binary.UserError: there are none.
+    errors.UserError: there are none.
   """
-  path = binary.require_file(
+  path = files.require_file(
     pathlib.Path(folder) / f'{video_id}.truth.npz', 'the truth of this video'
   )
   with np.load(path) as archive:
@@ -262,7 +262,7 @@ def draw_pairs(
   ]
   for number, row in enumerate(chosen):
     drawing = epipolar.draw(records[row['place']])[..., ::-1]
-    with binary.atomic_path(folder / f'{number:03d}.jpg') as temporary:
+    with files.atomic_path(folder / f'{number:03d}.jpg') as temporary:
       cv2.imwrite(str(temporary), drawing)
   return len(chosen)
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any, Collection, Iterable, Iterator, NamedTuple
 
-from odin_jax.shared import binary, record_folder, schema
+from odin_jax.shared import files, record_folder, schema
 from preprocessing.writing import shards
 
 
@@ -27,14 +27,14 @@ class Records:
     ledger: the rows of its ledger, likewise.
 
   Raises:
-    binary.UserError: no such folder, or its manifest or ledger is missing or
+    errors.UserError: no such folder, or its manifest or ledger is missing or
       damaged.
   """
 
   def __init__(
     self, path: str | os.PathLike[str], excluded: Collection[str] = ()
   ):
-    self.path = binary.require_folder(path, 'a folder of records')
+    self.path = files.require_folder(path, 'a folder of records')
     self._excluded = frozenset(excluded)
     self.manifest = shards.read_manifest(self.path)
     self.manifest['videos'] = self._kept(self.manifest['videos'])

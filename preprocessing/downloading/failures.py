@@ -5,7 +5,7 @@ from typing import Any
 
 import yt_dlp
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 STAGE = 'download'
 MAX_DETAIL = 300
@@ -69,11 +69,11 @@ def classify(video_id: str, message: str) -> Failure:
   """The failure that a message of yt-dlp tells of.
 
   Raises:
-    binary.UserError: it tells of the disk.
+    errors.UserError: it tells of the disk.
   """
   message = message.removeprefix('ERROR: ').partition('; please report')[0]
   if _DISK.search(message):
-    raise binary.UserError(f'{message}; free some space and run again')
+    raise errors.UserError(f'{message}; free some space and run again')
   # An id may have any word in it.
   text = message.replace(video_id, '').lower()
   reason = next(name for name, _, words in _REASONS if re.search(words, text))

@@ -107,7 +107,7 @@ class Fetcher:
     """Gets one video, in as many attempts as it takes.
 
     Raises:
-      binary.UserError: the disk or the target cannot be written.
+      errors.UserError: the disk or the target cannot be written.
       failures.Stopped: the run is being stopped.
     """
     folder = self._staging / ids.check(video_id)

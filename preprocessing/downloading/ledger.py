@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, Collection
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 from preprocessing.downloading import failures, targets
 
 NAME = 'ledger.jsonl'
@@ -60,7 +60,7 @@ class Ledger:
     """Notes what became of a video.
 
     Raises:
-      binary.UserError: too many in a row failed by the network.
+      errors.UserError: too many in a row failed by the network.
     """
     self.rows.pop(outcome.video_id, None)
     row = outcome.row
@@ -73,7 +73,7 @@ class Ledger:
     is_network = row is not None and row['reason'] in failures.TRANSIENT
     self._in_a_row = self._in_a_row + 1 if is_network else 0
     if self._in_a_row >= self._max_in_a_row:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self._in_a_row} videos in a row failed, the last one so: '
         f'{row["detail"]}; see to the network, --cookies, --proxy and '
         '--requests_per_minute, then run again'

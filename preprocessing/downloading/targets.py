@@ -11,11 +11,9 @@ from typing import Iterator, Protocol, runtime_checkable
 
 import fsspec
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 
 _TOOL = 'preprocessing.download'
-_MARKER = '.odin_output.json'
-_TEMPORARY = '.tmp-'
 _DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs'}
 
 
@@ -46,7 +44,7 @@ def open_target(output: str) -> Target:
   """The target of an address, or of the path of a folder.
 
   Raises:
-    binary.UserError: it is not of this command, or cannot be used.
+    errors.UserError: it is not of this command, or cannot be used.
   """
   output = output.removeprefix('file://')
   return Remote(output) if '://' in output else Folder(output)
@@ -56,13 +54,13 @@ def claim_staging(target: Target, path: str | None) -> pathlib.Path:
   """The folder for files that are not whole, by default the target's own.
 
   Raises:
-    binary.UserError: it is not of this command, or on another disk than a
+    errors.UserError: it is not of this command, or on another disk than a
       local target, so that files could not be moved in one piece.
   """
-  staging = binary.claim_output(path or target.staging, f'{_TOOL} --staging')
+  staging = files.claim_output(path or target.staging, f'{_TOOL} --staging')
   if isinstance(target, Folder):
     if staging.stat().st_dev != target.root.stat().st_dev:
-      raise binary.UserError(
+      raise errors.UserError(
         f'--staging={staging}: not on the disk of {target.root}; give another'
       )
   return staging.resolve()
@@ -72,11 +70,11 @@ class Folder:
   """A local folder, which also has the staging folder in it.
 
   Raises:
-    binary.UserError: the folder is not of this command.
+    errors.UserError: the folder is not of this command.
   """
 
   def __init__(self, path: str):
-    self.root = binary.claim_output(path, _TOOL)
+    self.root = files.claim_output(path, _TOOL)
     self.staging = self.root / '.staging'
 
   def names(self) -> list[str]:
@@ -86,7 +84,7 @@ class Folder:
     return (self.root / name).read_text()
 
   def write(self, name: str, text: str) -> None:
-    with binary.atomic_path(self.root / name) as temporary:
+    with files.atomic_path(self.root / name) as temporary:
       temporary.write_text(text)
 
   def move_in(self, path: pathlib.Path, name: str) -> None:
@@ -99,7 +97,7 @@ class Remote:
   """A folder of any file system that fsspec knows.
 
   Raises:
-    binary.UserError: no driver for it, or the folder is not of this command.
+    errors.UserError: no driver for it, or the folder is not of this command.
   """
 
   def __init__(self, url: str):
@@ -108,11 +106,11 @@ class Remote:
       self._files, self._root = fsspec.core.url_to_fs(url)
     except ImportError as error:
       driver = _DRIVERS.get(url.partition('://')[0], 'the driver it names')
-      raise binary.UserError(
+      raise errors.UserError(
         f'{url}: {error}; pip install {driver}=={fsspec.__version__}'
       ) from error
     except ValueError as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{url}: {error}; give a folder, gs://... or s3://...'
       ) from error
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -124,20 +122,20 @@ class Remote:
 
   def _claim(self) -> None:
     names = self.names()
-    if _MARKER not in names:
-      if strangers := set(names) - {_TEMPORARY + _MARKER}:
-        raise binary.UserError(
+    if files.MARKER not in names:
+      if strangers := set(names) - {files.TEMPORARY + files.MARKER}:
+        raise errors.UserError(
           f'{self.url}: not made by {_TOOL} (holds {min(strangers)!r}); '
           'give an empty or a new address'
         )
-      self.write(_MARKER, json.dumps({'tool': _TOOL}))
-    owner = json.loads(self.read(_MARKER)).get('tool')
+      self.write(files.MARKER, json.dumps({'tool': _TOOL}))
+    owner = json.loads(self.read(files.MARKER)).get('tool')
     if owner != _TOOL:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.url}: made by {owner}, not by {_TOOL}; give another address'
       )
     for name in names:
-      if name.startswith(_TEMPORARY):
+      if name.startswith(files.TEMPORARY):
         self._files.rm_file(self._path(name))
 
   @contextlib.contextmanager
@@ -146,7 +144,7 @@ class Remote:
     try:
       yield
     except (OSError, ValueError) as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{self.url}/{name}: cannot be used as output: {error}; mend it, or '
         'give another address, and run again'
       ) from error
@@ -167,13 +165,13 @@ class Remote:
     return self._files.cat_file(self._path(name)).decode()
 
   def write(self, name: str, text: str) -> None:
-    temporary = self._path(_TEMPORARY + name)
+    temporary = self._path(files.TEMPORARY + name)
     with self._told(name):
       self._files.pipe_file(temporary, text.encode())
       self._files.mv(temporary, self._path(name))
 
   def move_in(self, path: pathlib.Path, name: str) -> None:
-    temporary = self._path(_TEMPORARY + name)
+    temporary = self._path(files.TEMPORARY + name)
     size = path.stat().st_size
     with self._told(name):
       self._files.put_file(str(path), temporary)

@@ -21,7 +21,7 @@ from typing import Any, Sequence
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, files
 from preprocessing.exporting import cameras, export_colmap, sensors
 
 # x stays, y (down) becomes -z (up), z becomes y.
@@ -66,7 +66,7 @@ def write(
     camera.transform(_SCENE2WORLD, path.points[seen]),
     colours[seen],
   )
-  binary.write_json(
+  files.write_json(
     folder / f'transforms{suffix}.json',
     {
       **_intrinsics(rig[0]),

@@ -30,7 +30,7 @@ import cv2
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, files
 from preprocessing.exporting import (
   cameras,
   export_colmap,
@@ -118,7 +118,7 @@ def write(
     raise ValueError(f'unknown export {unknown}; there are {list(FORMATS)}')
   frames = np.flatnonzero(path.component >= 0).tolist()
   with _atomic_folder(pathlib.Path(folder)) as temporary:
-    binary.write_json(temporary / 'path.json', path.summary())
+    files.write_json(temporary / 'path.json', path.summary())
     if not frames:
       return {'models': 0, 'pictures': 0}
     height, width = panorama(frames[0]).shape[:2]

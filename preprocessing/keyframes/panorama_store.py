@@ -7,7 +7,7 @@ import cv2
 from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
@@ -27,7 +27,7 @@ class Pictures(Sequence[np.ndarray]):
     """Stores an RGB image.
 
     Raises:
-      binary.UserError: there is no room for it.
+      errors.UserError: there is no room for it.
     """
     data = cv2.imencode('.png', image[..., ::-1], _PNG)[1].tobytes()
     start = self._file.seek(0, 2)
@@ -35,7 +35,7 @@ class Pictures(Sequence[np.ndarray]):
       self._file.write(data)
       self._file.flush()
     except OSError as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{tempfile.gettempdir()}: {error.strerror}; keyframes are kept here '
         'while a video is worked on: make room, or set TMPDIR'
       ) from error

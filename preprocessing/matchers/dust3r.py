@@ -45,7 +45,7 @@ def files(options: Mapping[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
   """Checkout and checkpoint that the options name.
 
   Raises:
-    binary.UserError: there is no such checkout.
+    errors.UserError: there is no such checkout.
   """
   home = dust3r_checkout.find_home(options['home'])
   return home, pathlib.Path(options['checkpoint'] or home / _CHECKPOINT)
@@ -55,7 +55,7 @@ def make(options: dict[str, Any]) -> 'Dust3rMatcher':
   """A matcher with the options of `config.dust3r`, for one video.
 
   Raises:
-    binary.UserError: checkout, checkpoint or device cannot be used.
+    errors.UserError: checkout, checkpoint or device cannot be used.
   """
   fields = dict(options)
   of_network = ('device', 'precision', 'attention', 'batch_size')

@@ -22,7 +22,7 @@ import sys
 import types
 from typing import Any, Iterator
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 _SETUP = 'make one with launch/setup_dust3r.sh'
 _TOP_LEVEL = frozenset({'croco', 'dust3r', 'models', 'utils'})
@@ -55,17 +55,17 @@ def find_home(home: str = '') -> pathlib.Path:
   """The checkout: `home`, or what DUST3R_HOME says where that is empty.
 
   Raises:
-    binary.UserError: there is no checkout there.
+    errors.UserError: there is no checkout there.
   """
   named = home or os.environ.get('DUST3R_HOME', '')
   if not named:
-    raise binary.UserError(
+    raise errors.UserError(
       f'DUST3R_HOME is not set: set it to a checkout of DUSt3R, or {_SETUP}'
     )
   path = pathlib.Path(named).resolve()
   for part in ('dust3r/model.py', 'croco/models/croco.py'):
     if not (path / part).is_file():
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: no checkout of DUSt3R, {part} is missing; give one with its '
         f'submodule, or {_SETUP}'
       )
@@ -79,13 +79,13 @@ def import_module(home: pathlib.Path, name: str) -> types.ModuleType:
   `sys.path`, `sys.modules` and torch's settings are afterwards as before.
 
   Raises:
-    binary.UserError: it needs a package that is not installed.
+    errors.UserError: it needs a package that is not installed.
   """
   with _importable(home):
     try:
       return importlib.import_module(name)
     except ImportError as error:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{home}: DUSt3R cannot be imported ({error}); install what its '
         'requirements.txt names'
       ) from error
@@ -99,24 +99,24 @@ def load_model(home: pathlib.Path, checkpoint: pathlib.Path) -> Any:
     checkpoint: an official file, or another with the same contents.
 
   Raises:
-    binary.UserError: the file is absent or no such checkpoint.
+    errors.UserError: the file is absent or no such checkpoint.
   """
   description, weights = _read(checkpoint)
   try:
     arguments = parse_network(description)
   except ValueError as error:
-    raise binary.UserError(f'{checkpoint}: {error}') from error
+    raise errors.UserError(f'{checkpoint}: {error}') from error
   network = getattr(import_module(home, 'dust3r.model'), _NETWORK)
   try:
     model = network(**arguments | _UPRIGHT)
     # Early checkpoints hold some weights twice; none may be missing.
     missing = model.load_state_dict(weights, strict=False).missing_keys
   except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{checkpoint}: its network cannot be built: {error}'
     ) from error
   if missing:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{checkpoint}: {len(missing)} weights are missing, {missing[0]} first; '
       'download the file again'
     )
@@ -174,7 +174,7 @@ def _read(checkpoint: pathlib.Path) -> tuple[str, dict[str, Any]]:
   import torch
 
   if not checkpoint.is_file():
-    raise binary.UserError(
+    raise errors.UserError(
       f'{checkpoint}: no such checkpoint; download it with '
       'launch/setup_dust3r.sh, or set config.dust3r.checkpoint'
     )
@@ -192,7 +192,7 @@ def _read(checkpoint: pathlib.Path) -> tuple[str, dict[str, Any]]:
     pickle.UnpicklingError,
   ) as error:
     reason = str(error).split('\n')[0][:200]
-    raise binary.UserError(
+    raise errors.UserError(
       f'{checkpoint}: no DUSt3R checkpoint of tensors and arguments alone '
       f'({reason}); give an official one'
     ) from error

@@ -14,7 +14,7 @@ from typing import Any, Callable, ContextManager, Iterator, Sequence
 from jaxtyping import Float32, UInt8
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 PRECISIONS = ('fp32', 'bf16')
 ATTENTIONS = ('stock', 'sdpa')
@@ -68,7 +68,7 @@ class Network:
       memory is full.
 
   Raises:
-    binary.UserError: an option has no such value, or there is no GPU.
+    errors.UserError: an option has no such value, or there is no GPU.
   """
 
   def __init__(
@@ -210,7 +210,7 @@ class Batches:
 
 def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
   if value not in allowed:
-    raise binary.UserError(
+    raise errors.UserError(
       f'config.dust3r.{name}={value!r}: give one of {allowed}'
     )
 
@@ -222,7 +222,7 @@ def _find_device(name: str) -> Any:
   if name == 'auto':
     name = 'cuda' if torch.cuda.is_available() else 'cpu'
   if name == 'cuda' and not torch.cuda.is_available():
-    raise binary.UserError(
+    raise errors.UserError(
       'config.dust3r.device=cuda: torch finds no GPU; give cpu or auto'
     )
   return torch.device(name)

@@ -8,7 +8,7 @@ import av
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import files
 from preprocessing.procedural import raycaster, scenes
 from preprocessing.running import pool
 
@@ -101,7 +101,7 @@ def write_video(
   path: pathlib.Path, pictures: Iterator[UInt8[np.ndarray, 'h w 3']]
 ) -> None:
   """Encodes pictures as H.264, each held for 1 / RENDERED_FPS seconds."""
-  with binary.atomic_path(path) as temporary, av.open(temporary, 'w') as file:
+  with files.atomic_path(path) as temporary, av.open(temporary, 'w') as file:
     stream = None
     for picture in pictures:
       if stream is None:
@@ -171,7 +171,7 @@ def make_video(job: VideoJob) -> str:
     movers=job.movers,
   )
   times_s = picture_times_s(job.seconds)
-  with binary.atomic_path(truth_path) as temporary:
+  with files.atomic_path(truth_path) as temporary:
     np.savez_compressed(temporary, **truth(world, times_s))
   write_video(video, _film(world, times_s, job))
   return job.name

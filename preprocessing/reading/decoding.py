@@ -17,7 +17,7 @@ from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 # Decoders that leave out frames one by one when told so; packets of others may
 # hold several frames, or none.
@@ -32,7 +32,7 @@ _UNSPECIFIED = 2
 _DISPLAY_MATRIX = struct.Struct('=9i')
 
 
-class VideoError(binary.UserError):
+class VideoError(errors.UserError):
   """A file that is no usable 360-degree video; the message names it."""
 
 

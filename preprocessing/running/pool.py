@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 import cv2
 from tqdm import tqdm
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 # What a process needs in its environment from the start.
 SINGLE_THREADED = {
@@ -120,7 +120,7 @@ def each(
     what `work` tells and what it returns, as it comes.
 
   Raises:
-    binary.UserError: one that `work` raised; it ends all jobs. Any other
+    errors.UserError: one that `work` raised; it ends all jobs. Any other
       exception ends its process like a crash.
   """
   todo = ((job, 1) for job in jobs)
@@ -251,7 +251,7 @@ def _serve(
       return
     try:
       answer = _DONE, work(job, lambda message: pipe.send((_TOLD, message)))
-    except binary.UserError as error:
+    except errors.UserError as error:
       answer = _RAISED, error
     pipe.send(answer)
 

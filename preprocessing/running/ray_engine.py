@@ -25,7 +25,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors, files
 from preprocessing import matchers
 from preprocessing.running import pool, workers
 from preprocessing.writing import parts
@@ -69,7 +69,7 @@ def run(
     rules: see there.
 
   Raises:
-    binary.UserError: there is no such cluster, a machine of it does not see
+    errors.UserError: there is no such cluster, a machine of it does not see
       the shared folders, or no video can be done.
   """
   jobs = iter(jobs)
@@ -199,7 +199,7 @@ def _scratch(output: pathlib.Path) -> Iterator[str]:
   parts.remove_scratch(output)
   folder.mkdir(parents=True)
   token = secrets.token_hex(16)
-  binary.write_json(folder / 'token.json', token)
+  files.write_json(folder / 'token.json', token)
   try:
     yield token
   finally:
@@ -210,7 +210,7 @@ def _check_view(job: workers.Job, token: str) -> None:
   """Whether this machine sees the folders that the driver sees.
 
   Raises:
-    binary.UserError: it sees none, or others of the same names.
+    errors.UserError: it sees none, or others of the same names.
   """
   path = job.output / parts.SCRATCH / 'token.json'
   if path.is_file() and json.loads(path.read_text()) == token:
@@ -219,7 +219,7 @@ def _check_view(job: workers.Job, token: str) -> None:
     lacks = job.path.parent
   else:
     lacks = job.output
-  raise binary.UserError(
+  raise errors.UserError(
     f'{lacks}: {socket.gethostname()} does not see this folder of the machine '
     'that started the run; mount one file system under the same path on all '
     'machines of the cluster'
@@ -232,7 +232,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
   import ray
 
   os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-  environment = {'PYTHONPATH': str(binary.REPOSITORY), **pool.SINGLE_THREADED}
+  environment = {'PYTHONPATH': str(command.REPOSITORY), **pool.SINGLE_THREADED}
   if rules.address:
     where = {'address': rules.address}
   else:
@@ -250,7 +250,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
       logging_level='ERROR',
     )
   except (ConnectionError, TimeoutError, socket.gaierror) as error:
-    raise binary.UserError(
+    raise errors.UserError(
       f'--ray_address={rules.address}: no Ray cluster answers there; start '
       'one (launch/preprocess_ray.yaml), or leave the address out'
     ) from error
@@ -265,13 +265,13 @@ def _require_server(address: str) -> None:
 
   Raises:
     ConnectionError, TimeoutError, socket.gaierror: nobody does.
-    binary.UserError: it is no address.
+    errors.UserError: it is no address.
   """
   if address in ('', 'auto'):
     return
   host, _, port = address.rpartition(':')
   if not (host and port.isdigit()) or '/' in host:
-    raise binary.UserError(f'--ray_address={address}: give auto or IP:PORT')
+    raise errors.UserError(f'--ray_address={address}: give auto or IP:PORT')
   socket.create_connection((host, int(port)), _CONNECT_S).close()
 
 
@@ -279,14 +279,14 @@ def _start_actors(job: workers.Job, rules: Rules) -> list[Any]:
   """The matcher's own processes.
 
   Raises:
-    binary.UserError: this machine lacks the GPUs for them.
+    errors.UserError: this machine lacks the GPUs for them.
   """
   import ray
 
   needed = rules.matcher_actors * rules.gpus_per_actor
   # A cluster elsewhere may start machines with GPUs for them.
   if not rules.address and needed > ray.cluster_resources().get('GPU', 0):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{rules.matcher_actors} matcher actors with {rules.gpus_per_actor} of a '
       'GPU each: this machine has fewer GPUs; ask for less or give '
       '--ray_address'

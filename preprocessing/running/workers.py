@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 from absl import logging
 import ml_collections
 
-from odin_jax.shared import binary, schema
+from odin_jax.shared import errors, schema
 from preprocessing import matchers, video
 from preprocessing.keyframes import keyframes
 from preprocessing.reading import frames
@@ -99,7 +99,7 @@ def run(
     max_attempts: how often a video may take its process down with it.
 
   Raises:
-    binary.UserError: no video can be done, such as when the disk is full.
+    errors.UserError: no video can be done, such as when the disk is full.
   """
   return pool.each(
     make_part,
@@ -132,7 +132,7 @@ def make_part(
     folder: written to in place of the job's output folder.
 
   Raises:
-    binary.UserError: the output folder takes no more, or the config asks for
+    errors.UserError: the output folder takes no more, or the config asks for
       what is not there.
     Fault: the machinery around the job failed.
   """
@@ -141,12 +141,12 @@ def make_part(
     is_new = _make_part(job, _Progress(job.video_id, tell), matcher, folder)
   except frames.VideoError as error:
     return Outcome(video_id=job.video_id, error=str(error))
-  except (binary.UserError, Fault):
+  except (errors.UserError, Fault):
     raise
   except Exception as error:
     # What one video of many meets must not cost the others their records.
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{job.output}: {error.strerror}; make room, then run again'
       ) from error
     logging.exception('%s', job.path)

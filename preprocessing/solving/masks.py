@@ -17,7 +17,7 @@ import cv2
 from jaxtyping import Bool, Float
 import numpy as np
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, errors, files
 from preprocessing import panorama
 
 # Columns and rows of the cells in which points are counted; 5 degrees.
@@ -132,13 +132,13 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
       white, or colour, with or without transparency.
 
   Raises:
-    binary.UserError: it is no such picture, or masks all or nothing.
+    errors.UserError: it is no such picture, or masks all or nothing.
   """
-  path = binary.require_file(path, 'a PNG of what is not to be used')
+  path = files.require_file(path, 'a PNG of what is not to be used')
   pixels = _read_png(path)
   height, width = pixels.shape[:2]
   if abs(width / height - 2) > _MAX_ASPECT_OFF:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: is {width} x {height}, but a mask covers the whole panorama '
       'and is twice as wide as high; paint it over one of its frames'
     )
@@ -146,7 +146,7 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
   masked = ~pixels[..., :3].any(axis=-1) | ~pixels[..., 3:].all(axis=-1)
   for fault, what in ((masked.all(), 'all'), (not masked.any(), 'nothing')):
     if fault:
-      raise binary.UserError(
+      raise errors.UserError(
         f'{path}: masks {what}; black or transparent is masked, any other '
         'colour is not'
       )
@@ -162,7 +162,7 @@ def _read_png(path: pathlib.Path) -> np.ndarray:
     with contextlib.suppress(cv2.error):
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if pixels is None:
-    raise binary.UserError(
+    raise errors.UserError(
       f'{path}: no PNG picture, or a damaged one; a mask is a PNG in the '
       'layout of the panorama, black where it is not to be used'
     )

@@ -20,7 +20,7 @@ import pathlib
 import shutil
 from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
-from odin_jax.shared import binary, schema, tfrecord
+from odin_jax.shared import files, schema, tfrecord
 
 # Where attempts on other machines write until they are whole.
 SCRATCH = '.tmp-ray'
@@ -64,10 +64,10 @@ def write(
   """
   part, note = paths(output, video_id)
   part.parent.mkdir(parents=True, exist_ok=True)
-  with binary.atomic_path(part) as temporary:
+  with files.atomic_path(part) as temporary:
     count = tfrecord.write_file(temporary, _encoded(records, video_id))
   # The note comes last: with it the part is done.
-  binary.write_json(
+  files.write_json(
     note,
     {
       'fingerprint': fingerprint,
@@ -120,8 +120,8 @@ def size(output: Path, video_id: str) -> int:
 
 def read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
   part, note = paths(output, video_id)
-  binary.require_file(part, 'the records of this video')
-  binary.require_file(note, 'the note on these records')
+  files.require_file(part, 'the records of this video')
+  files.require_file(note, 'the note on these records')
   try:
     content = json.loads(note.read_text())
   except ValueError as error:

@@ -32,7 +32,7 @@ from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from odin_jax.shared import binary, schema, tfrecord
+from odin_jax.shared import errors, files, schema, tfrecord
 from preprocessing import ids
 from preprocessing.writing import parts, tfds_metadata
 
@@ -70,7 +70,7 @@ def merge(
     the manifest.
 
   Raises:
-    binary.UserError: a part is missing or damaged.
+    errors.UserError: a part is missing or damaged.
   """
   output = pathlib.Path(output)
   finish_drop(output)
@@ -111,7 +111,7 @@ def merge(
     'dropped_on_request': gone,
     'absent_on_request': len(asked) - len(gone),
   }
-  binary.write_json(output / _MANIFEST, manifest)
+  files.write_json(output / _MANIFEST, manifest)
   return manifest
 
 
@@ -130,7 +130,7 @@ def drop(output: Path, video_ids: Collection[str]) -> dict[str, Any]:
     this or an earlier request, and `absent_on_request` counts the others.
 
   Raises:
-    binary.UserError: no record would be left, or the folder is damaged; then
+    errors.UserError: no record would be left, or the folder is damaged; then
       nothing has changed.
   """
   output = pathlib.Path(output)
@@ -139,7 +139,7 @@ def drop(output: Path, video_ids: Collection[str]) -> dict[str, Any]:
   asked = ids.read_dropped(output) | frozenset(video_ids)
   videos = [video for video in old['videos'] if video['video_id'] not in asked]
   if not any(video['records'] for video in videos):
-    raise binary.UserError(
+    raise errors.UserError(
       f'{output}: no record would be left without these videos; '
       'remove the whole folder'
     )
@@ -194,7 +194,7 @@ def _stage(
   }
   _write_ledger(staged, rows)
   ids.write_dropped(staged, asked)
-  binary.write_json(staged / _MANIFEST, manifest)
+  files.write_json(staged / _MANIFEST, manifest)
   return manifest
 
 
@@ -224,9 +224,9 @@ def read_manifest(output: Path) -> dict[str, Any]:
   """The manifest of a folder of records.
 
   Raises:
-    binary.UserError: there is none, or it is damaged.
+    errors.UserError: there is none, or it is damaged.
   """
-  path = binary.require_file(
+  path = files.require_file(
     pathlib.Path(output) / _MANIFEST, 'the manifest of a finished run'
   )
   try:
@@ -235,17 +235,17 @@ def read_manifest(output: Path) -> dict[str, Any]:
     raise _damaged(path, error) from error
 
 
-def _damaged(path: pathlib.Path, error: object) -> binary.UserError:
-  return binary.UserError(f'{path}: damaged ({error}); run the pipeline again')
+def _damaged(path: pathlib.Path, error: object) -> errors.UserError:
+  return errors.UserError(f'{path}: damaged ({error}); run the pipeline again')
 
 
 def read_ledger(output: Path) -> list[dict[str, Any]]:
   """The rows of a folder's ledger.
 
   Raises:
-    binary.UserError: there is none, or it is damaged.
+    errors.UserError: there is none, or it is damaged.
   """
-  path = binary.require_file(
+  path = files.require_file(
     pathlib.Path(output) / _LEDGER, 'the ledger of a finished run'
   )
   try:
@@ -257,7 +257,7 @@ def read_ledger(output: Path) -> list[dict[str, Any]]:
 def _write_ledger(
   output: pathlib.Path, rows: Iterable[Mapping[str, Any]]
 ) -> None:
-  with binary.atomic_path(output / _LEDGER) as temporary:
+  with files.atomic_path(output / _LEDGER) as temporary:
     lines = (json.dumps(row, sort_keys=True) + '\n' for row in rows)
     temporary.write_text(''.join(lines))
 
@@ -289,7 +289,7 @@ def _without(
 def _checked(
   output: pathlib.Path, name: str, shard: Mapping[str, Any]
 ) -> pathlib.Path:
-  path = binary.require_file(output / name, 'a shard of the manifest')
+  path = files.require_file(output / name, 'a shard of the manifest')
   if path.stat().st_size != shard['bytes']:
     raise tfrecord.CorruptRecordError(
       f'{path}: {path.stat().st_size} bytes, the manifest says '

@@ -3,7 +3,7 @@
 import hashlib
 import math
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 SPLIT_BY = ('video', 'time')
 
@@ -30,10 +30,10 @@ def split_frames(
     test_fraction: expected share of test videos, or share of test frames.
 
   Raises:
-    binary.UserError: an unknown `split_by`, or a share outside 0..1.
+    errors.UserError: an unknown `split_by`, or a share outside 0..1.
   """
   if split_by not in SPLIT_BY or not 0 <= test_fraction <= 1:
-    raise binary.UserError(
+    raise errors.UserError(
       f'split_by={split_by!r}, test_fraction={test_fraction}: give one of '
       f'{SPLIT_BY} and a share in 0..1'
     )

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
-from odin_jax.shared import binary, schema
+from odin_jax.shared import files, schema
 
 _FILE_PATTERN = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _CHANNELS = {'jpeg': 3, 'png': 1}
@@ -65,7 +65,7 @@ def write(
   """
   # Protocol buffers give the keys in an order of the day.
   content = json.loads(json.dumps(features(optional).to_json(), sort_keys=True))
-  binary.write_json(output / 'features.json', content)
+  files.write_json(output / 'features.json', content)
   info = dataset_info_pb2.DatasetInfo(
     name=schema.DATASET_NAME,
     version=f'{schema.SCHEMA_VERSION}.0.0',
@@ -81,6 +81,6 @@ def write(
         num_bytes=sum(shard['bytes'] for shard in mine),
         filepath_template=_FILE_PATTERN,
       )
-  binary.write_json(
+  files.write_json(
     output / 'dataset_info.json', json_format.MessageToDict(info)
   )

@@ -17,7 +17,7 @@ from typing import Any, Callable
 from absl import flags
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import command
 from preprocessing.matchers import dust3r_checkout, dust3r_network
 
 _NUM_VIEWS = 8
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, command
 from preprocessing.matchers import dust3r_checkout, dust3r_network, pointmaps
 from preprocessing.procedural import footage, raycaster
 
@@ -249,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -47,13 +47,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from odin_jax import predictors
+from odin_jax import predictors, sharding
 from odin_jax.benchmarks import records
 from odin_jax.benchmarks.pairs import PosedPair
+from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import loss, schedule
 from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import binary
-from odin_jax.training import checkpoint, sharding, step
+from odin_jax.shared import command, files
 from tests.benchmarks import true_motion
 
 _TOOL = 'tests.benchmarks.motion_mask'
@@ -125,7 +125,7 @@ def train(run: Run, data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     else [f'--config.diffusion.mask_lambda={run.mask_lambda}']
   )
   recipe = f'prediction={run.prediction},image_size_px={_IMAGE_SIZE_PX.value}'
-  command = [
+  arguments = [
     sys.executable,
     '-m',
     'odin_jax.train',
@@ -138,7 +138,7 @@ def train(run: Run, data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     *_SMALLER,
     *mask,
   ]
-  subprocess.run(command, check=True, cwd=binary.REPOSITORY)
+  subprocess.run(arguments, check=True, cwd=command.REPOSITORY)
   return workdir
 
 
@@ -148,7 +148,7 @@ def restore(workdir: pathlib.Path) -> tuple[Any, encoders.Encoders, Figures]:
   everywhere = sharding.replicated(
     sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   )
-  abstract = jax.eval_shape(lambda: step.init_params(config))
+  abstract = jax.eval_shape(lambda: odin.init_params(config))
   params = checkpoints.restore_params(
     newest, 'ema', abstract, jax.tree.map(lambda _: everywhere, abstract)
   )
@@ -159,7 +159,14 @@ def restore(workdir: pathlib.Path) -> tuple[Any, encoders.Encoders, Figures]:
 
 def make_probe(config: Figures) -> Callable:
   """(params, encoders, inputs, truth, timestep) -> e and M of every cell."""
-  graph, alpha_bars = step.graph(config), step.alpha_bars(config)
+  graph, alpha_bars = (
+    odin.graph(config),
+    schedule.alpha_bars(
+      config['diffusion']['schedule'],
+      config['diffusion']['num_timesteps'],
+      zero_terminal_snr=config['diffusion']['zero_terminal_snr'],
+    ),
+  )
   prediction = config['diffusion']['prediction']
 
   @jax.jit
@@ -190,7 +197,7 @@ def make_probe(config: Figures) -> Callable:
 
 def make_sampler(config: Figures) -> Callable:
   """(params, encoders, inputs, seeds) -> samples."""
-  graph = step.graph(config)
+  graph = odin.graph(config)
 
   @jax.jit
   def sample(params, frozen, inputs, seeds):
@@ -497,7 +504,7 @@ def draw_picture(
     place = (k * _TILE_PX + 3, _HEADER_PX - 8)
     cv2.putText(header, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0))
   sheet = np.concatenate([header, sheet])
-  with binary.atomic_path(path) as temporary:
+  with files.atomic_path(path) as temporary:
     if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
       raise OSError(None, 'cannot be written', str(path))
 
@@ -514,8 +521,8 @@ def plan() -> list[Run]:
 
 
 def main() -> None:
-  watch = binary.Stopwatch()
-  output = binary.claim_output(_OUTPUT.value, _TOOL).absolute()
+  watch = command.Stopwatch()
+  output = files.claim_output(_OUTPUT.value, _TOOL).absolute()
   data, size_px = output / 'records', _IMAGE_SIZE_PX.value
   true_motion.make_records(data)
   runs = plan()
@@ -568,10 +575,10 @@ def main() -> None:
     'runs': rows,
     **watch.figures(),
   }
-  binary.write_json(output / 'motion_mask.json', report)
+  files.write_json(output / 'motion_mask.json', report)
   draw_picture(output / 'motion_mask.png', pairs, truth, runs, looks)
   print(table(rows, runs, truth.moving.mean()))
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -20,11 +20,11 @@ import torch
 import tqdm
 
 from configs import train
-from odin_jax.models import encoders
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import encoders, odin
 from odin_jax.porting import formats, importing, tensors, torch_files
-from odin_jax.shared import binary, lazy_array
+from odin_jax.shared import command, lazy_array
 from odin_jax.shared.lazy_array import LazyArray
-from odin_jax.training import checkpoint, step
 
 _FOLDER = flags.DEFINE_string(
   'folder', None, 'Where to write; kept.', required=True
@@ -38,7 +38,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
   frozen = encoders.abstract(config)
   networks = {
     'unet': (
-      jax.eval_shape(lambda: step.init_params(config))['unet'],
+      jax.eval_shape(lambda: odin.init_params(config))['unet'],
       {**config['model']['unet'], 'in_channels': 8, 'out_channels': 4},
     ),
     'autoencoder': (frozen.autoencoder.params, config['autoencoder']),
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from odin_jax.benchmarks.pairs import PosedPair
-from odin_jax.shared import binary, camera
+from odin_jax.shared import camera, command
 from preprocessing.procedural import footage, raycaster, scenes, true_pairs
 from preprocessing.views import alignment
 
@@ -41,7 +41,7 @@ _MAX_ERROR = 6.0
 
 def make_records(folder: pathlib.Path) -> None:
   """Pairs of worlds with movers, those of training and those held out."""
-  command = [
+  arguments = [
     sys.executable,
     '-m',
     'preprocessing.worlds',
@@ -57,7 +57,7 @@ def make_records(folder: pathlib.Path) -> None:
     '--split_by=time',
     '--test_fraction=0.2',
   ]
-  subprocess.run(command, check=True, cwd=binary.REPOSITORY)
+  subprocess.run(arguments, check=True, cwd=command.REPOSITORY)
 
 
 @functools.cache

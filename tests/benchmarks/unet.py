@@ -36,11 +36,11 @@ import optax
 import torch
 from torch.utils import flop_counter
 
+from odin_jax import sharding
 from odin_jax.models import unet
 from odin_jax.porting import tensors
 from odin_jax.porting import unet as naming
-from odin_jax.shared import binary
-from odin_jax.training import sharding
+from odin_jax.shared import command, errors
 
 _DEVICE = flags.DEFINE_enum('device', 'cpu', ['cpu', 'gpu'], 'How to run.')
 _SIZES = flags.DEFINE_list(
@@ -347,7 +347,7 @@ def main() -> None:
   on_gpu = _DEVICE.value == 'gpu'
   sizes = _SIZES.value or (['full'] if on_gpu else ['narrow'])
   if unknown := set(sizes) - set(SETTINGS):
-    raise binary.UserError(
+    raise errors.UserError(
       f'--size={",".join(sorted(unknown))} is unknown; '
       f'give some of {", ".join(SETTINGS)}'
     )
@@ -355,7 +355,7 @@ def main() -> None:
     # What torch has freed is there for ours, and the other way round.
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     if sizes != ['tiny'] and not torch.cuda.is_available():
-      raise binary.UserError(
+      raise errors.UserError(
         '--device=gpu needs one; only --size=tiny goes without'
       )
   else:
@@ -376,4 +376,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import torch
 
-from odin_jax.shared import binary
+from odin_jax.shared import command
 from tests.benchmarks import unet
 
 _SETTINGS = unet.SETTINGS['full']
@@ -72,7 +72,7 @@ def measure(name: str) -> tuple[dict[str, float], np.ndarray]:
   """Figures of the second pass, and what it gives."""
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   torch.set_num_threads(1)
-  stopwatch = binary.Stopwatch()
+  stopwatch = command.Stopwatch()
   _, shapes = unet.abstract(_SETTINGS)
   run = _WAYS[name](
     unet.random_params(shapes), unet.make_batch(_SETTINGS, size=1)
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)

@@ -1,32 +1,29 @@
 """The rules that every command follows: flags, exit status, output folders.
 
 A command is a module with absl flags and
-`if __name__ == '__main__': binary.run(main)`. Exit status 0 means that the
-work was done. Bad input is a `UserError`: one line on stderr that names the
-file, what is wrong and what to do, and exit status 2. Anything else is a bug
+`if __name__ == '__main__': command.run(main)`. Exit status 0 means that the
+work was done. Bad input is an `errors.UserError`: one line on stderr that
+names the file, what is wrong and what to do, and exit status 2. Anything else is a bug
 and keeps its traceback.
 """
 
-import contextlib
 import errno
-import json
-import os
 import pathlib
 import resource
 import sys
 import time
-from typing import Any, Callable, Iterator, NoReturn
+from typing import Any, Callable, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from odin_jax.shared import errors
 
 # The flags that `define_config` makes belong to the command that calls it, so
 # that its --help shows them.
 flags.disclaim_key_flags()
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-_MARKER = '.odin_output.json'
-_TEMPORARY = '.tmp-'
 _default_config: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
@@ -35,10 +32,6 @@ _DISK_ERRORS = (
   errno.EACCES,
   errno.EPERM,
 )
-
-
-class UserError(Exception):
-  """Something that the user can mend; its message is one clear line."""
 
 
 def _stop(message: object) -> NoReturn:
@@ -97,7 +90,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     del argv
     try:
       main()
-    except UserError as error:
+    except errors.UserError as error:
       _stop(error)
     except OSError as error:
       if error.errno not in _DISK_ERRORS:
@@ -128,89 +121,6 @@ def define_config(default: str) -> flags.FlagHolder[Any]:
     'key=value pairs); --config.FIELD=VALUE sets single fields. '
     f'(default: {default})',
   )
-
-
-def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
-  """`path`, or a UserError when there is no such file."""
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f'{path}: no such file; {what} is needed here')
-  return path
-
-
-def require_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:
-  """`path`, or a UserError when there is no such folder."""
-  path = pathlib.Path(path)
-  if not path.is_dir():
-    raise UserError(f'{path}: no such folder; {what} is needed here')
-  return path
-
-
-def claim_output(path: str | os.PathLike[str], tool: str) -> pathlib.Path:
-  """Makes the output folder of `tool`, or continues one that it made.
-
-  Args:
-    path: the folder; made with its parents where it is absent.
-    tool: name of the command, such as `preprocessing.run`.
-
-  Raises:
-    UserError: the folder holds something that `tool` did not make, or it
-      cannot be written.
-  """
-  path = pathlib.Path(path)
-  marker = path / _MARKER
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    if marker.is_file():
-      owner = json.loads(marker.read_text()).get('tool')
-      if owner != tool:
-        raise UserError(
-          f'{path}: this folder was made by {owner}, not by {tool}; '
-          'give another output folder'
-        )
-      return path
-    strangers = [
-      entry.name
-      for entry in path.iterdir()
-      if entry.name != _TEMPORARY + _MARKER
-    ]
-    if strangers:
-      raise UserError(
-        f'{path}: not made by {tool} (holds {sorted(strangers)[0]!r}); '
-        'give an empty or a new output folder'
-      )
-    write_json(marker, {'tool': tool})
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'{path}: cannot be used as output: {error}; give another folder'
-    ) from error
-  return path
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """A temporary path beside `path`, renamed onto it when the block succeeds.
-
-  The temporary name ends like the final one, so that writers which look at
-  the extension work, and is always the same, so that a rerun after a kill
-  leaves no orphan.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(_TEMPORARY + path.name)
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-  """Writes indented JSON in one piece; NaN and infinity are errors."""
-  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
-  with atomic_path(path) as temporary, open(temporary, 'w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class Stopwatch:

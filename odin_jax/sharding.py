@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from odin_jax.shared import binary
+from odin_jax.shared import errors
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
@@ -41,7 +41,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     axes: devices along each of `AXES`; at most one is -1 and takes the rest.
 
   Raises:
-    binary.UserError: the product is not the number of devices.
+    errors.UserError: the product is not the number of devices.
   """
   sizes = [axes[name] for name in AXES]
   count = jax.device_count()
@@ -49,7 +49,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
   if -1 in sizes and known > 0 and count % known == 0:
     sizes[sizes.index(-1)] = count // known
   if min(sizes) < 1 or int(np.prod(sizes)) != count:
-    raise binary.UserError(
+    raise errors.UserError(
       f'config.mesh={dict(axes)} does not fit {count} devices; '
       'their product must be the number of devices'
     )
@@ -60,12 +60,12 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
   """Sharding of a batch.
 
   Raises:
-    binary.UserError: the batch cannot be split evenly.
+    errors.UserError: the batch cannot be split evenly.
   """
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   parts = int(np.lcm(parts, jax.process_count()))
   if batch_size % parts:
-    raise binary.UserError(
+    raise errors.UserError(
       f'config.batch_size={batch_size} is not divisible by the {parts} '
       'devices and hosts that share a batch'
     )

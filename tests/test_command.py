@@ -7,20 +7,20 @@ import sys
 import pytest
 
 from configs import common
-from odin_jax.shared import binary
+from odin_jax.shared import errors, files
 
 PROGRAM = '''
 """A command."""
 from absl import flags
-from odin_jax.shared import binary
+from odin_jax.shared import command, errors
 
-CONFIG = binary.define_config({config!r})
+CONFIG = command.define_config({config!r})
 STOP = flags.DEFINE_string('stop', '', 'How to stop.')
 
 
 def main():
   if STOP.value == 'user':
-    raise binary.UserError('file.mp4: is bad;\\n mend it')
+    raise errors.UserError('file.mp4: is bad;\\n mend it')
   if STOP.value == 'disk':
     raise OSError(28, 'No space left on device', 'out.bin')
   if STOP.value == 'bug':
@@ -29,7 +29,7 @@ def main():
 
 
 if __name__ == '__main__':
-  binary.run(main)
+  command.run(main)
 '''
 CONFIG = """
 import ml_collections
@@ -107,32 +107,32 @@ def test_help_is_no_failure(call):
 def test_an_output_folder_is_made_and_continued(tmp_path):
   folder = tmp_path / 'a' / 'b'
   for _ in range(2):
-    assert binary.claim_output(folder, 'tool') == folder
+    assert files.claim_output(folder, 'tool') == folder
     (folder / 'result').write_text('x')
 
 
 def test_a_folder_of_someone_else_is_refused(tmp_path):
   (tmp_path / 'precious.txt').write_text('x')
-  with pytest.raises(binary.UserError, match='precious.txt'):
-    binary.claim_output(tmp_path, 'tool')
-  mine = binary.claim_output(tmp_path / 'mine', 'tool')
-  with pytest.raises(binary.UserError, match='made by tool, not by other'):
-    binary.claim_output(mine, 'other')
+  with pytest.raises(errors.UserError, match='precious.txt'):
+    files.claim_output(tmp_path, 'tool')
+  mine = files.claim_output(tmp_path / 'mine', 'tool')
+  with pytest.raises(errors.UserError, match='made by tool, not by other'):
+    files.claim_output(mine, 'other')
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('x')
-  with pytest.raises(binary.UserError, match='cannot be used as output'):
-    binary.claim_output(tmp_path / 'file' / 'below', 'tool')
+  with pytest.raises(errors.UserError, match='cannot be used as output'):
+    files.claim_output(tmp_path / 'file' / 'below', 'tool')
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path):
   path = tmp_path / 'result.json'
-  binary.write_json(path, {'a': 1})
+  files.write_json(path, {'a': 1})
   before = path.read_bytes()
   with pytest.raises(ValueError):
-    binary.write_json(path, {'a': float('nan')})
-  with pytest.raises(RuntimeError), binary.atomic_path(path) as temporary:
+    files.write_json(path, {'a': float('nan')})
+  with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
     temporary.write_text('half')
     raise RuntimeError
   assert path.read_bytes() == before

@@ -1,0 +1,1 @@
+"""Checkpoints: of a run, of other projects, and one array at a time."""

@@ -1,0 +1,95 @@
+"""Inputs that must be there, and outputs that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any, Iterator
+
+from odin_jax.shared import errors
+
+# In every output folder: which command made it.
+MARKER = '.odin_output.json'
+# How the name of what is not whole yet begins.
+TEMPORARY = '.tmp-'
+
+
+def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+  """`path`, or errors.UserError when there is no such file."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise errors.UserError(f'{path}: no such file; {what} is needed here')
+  return path
+
+
+def require_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+  """`path`, or errors.UserError when there is no such folder."""
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    raise errors.UserError(f'{path}: no such folder; {what} is needed here')
+  return path
+
+
+def claim_output(path: str | os.PathLike[str], tool: str) -> pathlib.Path:
+  """Makes the output folder of `tool`, or continues one that it made.
+
+  Args:
+    path: the folder; made with its parents where it is absent.
+    tool: name of the command, such as `preprocessing.run`.
+
+  Raises:
+    errors.UserError: the folder holds something that `tool` did not make, or it
+      cannot be written.
+  """
+  path = pathlib.Path(path)
+  marker = path / MARKER
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if marker.is_file():
+      owner = json.loads(marker.read_text()).get('tool')
+      if owner != tool:
+        raise errors.UserError(
+          f'{path}: this folder was made by {owner}, not by {tool}; '
+          'give another output folder'
+        )
+      return path
+    strangers = [
+      entry.name for entry in path.iterdir() if entry.name != TEMPORARY + MARKER
+    ]
+    if strangers:
+      raise errors.UserError(
+        f'{path}: not made by {tool} (holds {sorted(strangers)[0]!r}); '
+        'give an empty or a new output folder'
+      )
+    write_json(marker, {'tool': tool})
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f'{path}: cannot be used as output: {error}; give another folder'
+    ) from error
+  return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A temporary path beside `path`, renamed onto it when the block succeeds.
+
+  The temporary name ends like the final one, so that writers which look at
+  the extension work, and is always the same, so that a rerun after a kill
+  leaves no orphan.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(TEMPORARY + path.name)
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+  """Writes indented JSON in one piece; NaN and infinity are errors."""
+  text = json.dumps(content, indent=2, allow_nan=False) + '\n'
+  with atomic_path(path) as temporary, open(temporary, 'w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
