@@ -29,7 +29,7 @@ import py360convert
 
 from preprocessing import panorama
 from preprocessing.reading import frames
-from tests import exact_views
+from tests.helpers import exact_views
 
 _SIZE_PX, _FOV_DEG = 512, 90.0
 _VIEWS = [(36.0 * turn - 180.0, 20.0 * (turn % 3 - 1)) for turn in range(10)]

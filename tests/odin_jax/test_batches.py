@@ -1,0 +1,158 @@
+"""Batches: exact augmentations, addressing by example number, faults."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from odin_jax import batches
+from odin_jax.shared import camera, errors, schema, tfrecord
+from tests.helpers.posed_records import jpeg, make_record, write_records
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('records')
+  write_records(folder, 'train', {'a': 7, 'b': 6})
+  return folder
+
+
+def source(folder, **settings):
+  return batches.PairSource(folder, 'train', image_size_px=16, **settings)
+
+
+def dataset(folder, seed=0):
+  return batches.examples(source(folder), seed=seed, mirror=True, swap=True)
+
+
+def take(folder, first_step, count, **settings):
+  stream = batches.batches(
+    dataset(folder), first_step=first_step, batch_size=4, **settings
+  )
+  taken = list(itertools.islice(stream, count))
+  stream.close()
+  return taken
+
+
+def assert_same(a, b):
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_pair_is_the_record(folder):
+  record = make_record(np.random.default_rng(0), 'a', 'train')
+  pair = source(folder)[0]
+  assert pair['source'].shape == pair['target'].shape == (16, 16, 3)
+  np.testing.assert_allclose(
+    pair['target2source'], record['target2source'], atol=1e-6
+  )
+  # The target of these records is one colour, which its pose gives.
+  colour = 255 * (0.5 + record['target2source'][:, 3])
+  assert np.abs(pair['target'] - colour).max() < 6
+
+
+@pytest.mark.parametrize('stored_px', [32, 96, 130, 256])
+def test_reduced_decoding_is_area_averaging(stored_px):
+  coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+  image = cv2.resize(coarse, (stored_px,) * 2, interpolation=cv2.INTER_CUBIC)
+  full = cv2.imdecode(np.frombuffer(jpeg(image), np.uint8), cv2.IMREAD_COLOR)
+  expected = cv2.resize(full, (32, 32), interpolation=cv2.INTER_AREA)[..., ::-1]
+  decoded = batches.decode_image(jpeg(image), stored_px, 32)
+  assert decoded.shape == (32, 32, 3)
+  assert np.abs(decoded.astype(int) - expected).mean() < 1.5
+
+
+def test_a_batch_follows_from_its_number_alone(folder):
+  whole = take(folder, 0, 9)
+  for step in (0, 4, 8):
+    assert_same(take(folder, step, 1)[0], whole[step])
+
+
+def test_hosts_share_a_batch(folder):
+  whole = take(folder, 3, 2)
+  for host in range(2):
+    share = take(folder, 3, 2, host=host, num_hosts=2)
+    for part, batch in zip(share, whole, strict=True):
+      assert_same(
+        part, {k: v[2 * host : 2 * host + 2] for k, v in batch.items()}
+      )
+
+
+def test_every_record_comes_once_per_epoch_in_a_new_order(folder):
+  plain = batches.examples(source(folder), seed=1, mirror=False, swap=False)
+  epochs = [
+    [plain[13 * epoch + i]['target2source'].tobytes() for i in range(13)]
+    for epoch in range(2)
+  ]
+  assert len(set(epochs[0])) == 13
+  assert set(epochs[0]) == set(epochs[1])
+  assert epochs[0] != epochs[1]
+
+
+def test_seed_changes_the_order(folder):
+  assert any(
+    dataset(folder, 0)[i]['target2source'].tobytes()
+    != dataset(folder, 1)[i]['target2source'].tobytes()
+    for i in range(4)
+  )
+
+
+def test_cache_changes_nothing(folder):
+  cached, read = source(folder, cache=True), source(folder)
+  for index in (3, 3, 5):
+    assert_same(cached[index], read[index])
+
+
+def points_and_pixels(pair, points_target):
+  """Pixels of scene points in source and target."""
+  matrix = camera.intrinsics(float(pair['fov_deg']), 16)
+  pose = pair['target2source'].astype(np.float64)
+  source_pixels, _ = camera.project(
+    camera.transform(pose, points_target), matrix
+  )
+  target_pixels, _ = camera.project(points_target, matrix)
+  return source_pixels, target_pixels
+
+
+def test_mirrored_pair_shows_the_mirrored_scene(folder):
+  pair = source(folder)[2]
+  mirrored = batches.mirrored(pair)
+  np.testing.assert_array_equal(mirrored['source'], pair['source'][:, ::-1])
+  points = np.array([[0.2, -0.1, 2.0], [-0.4, 0.3, 3.0]])
+  before = points_and_pixels(pair, points)
+  after = points_and_pixels(mirrored, points * [-1, 1, 1])
+  for old, new in zip(before, after, strict=True):
+    np.testing.assert_allclose(new[:, 0], 16 - old[:, 0], atol=1e-4)
+    np.testing.assert_allclose(new[:, 1], old[:, 1], atol=1e-4)
+  assert_same(batches.mirrored(mirrored), pair)
+
+
+def test_swapped_pair_shows_the_same_points(folder):
+  pair = source(folder)[2]
+  swapped = batches.swapped(pair)
+  np.testing.assert_array_equal(swapped['source'], pair['target'])
+  points = np.array([[0.2, -0.1, 2.0], [-0.4, 0.3, 3.0]])
+  before = points_and_pixels(pair, points)
+  in_source = camera.transform(pair['target2source'].astype(np.float64), points)
+  after = points_and_pixels(swapped, in_source)
+  np.testing.assert_allclose(after[0], before[1], atol=1e-3)
+  np.testing.assert_allclose(after[1], before[0], atol=1e-3)
+
+
+def test_fingerprint_tells_records_apart(folder, tmp_path):
+  write_records(tmp_path, 'train', {'a': 7, 'b': 6}, seed=5)
+  assert source(folder).fingerprint() == source(folder).fingerprint()
+  assert source(folder).fingerprint() != source(tmp_path).fingerprint()
+
+
+def test_image_that_cannot_be_decoded_is_named(tmp_path):
+  records = [
+    make_record(np.random.default_rng(i), 'a', 'train') for i in range(2)
+  ]
+  records[1]['target/image'] = b'no picture'
+  tfrecord.write_file(
+    tmp_path / schema.shard_name('train', 0, 1), map(schema.encode, records)
+  )
+  with pytest.raises(errors.UserError, match='record 1'):
+    source(tmp_path)[1]

@@ -1,0 +1,261 @@
+"""The evaluation's protocol, pairs, scores and faults, through its command."""
+
+import json
+
+import cv2
+import hypothesis
+from hypothesis import strategies
+import numpy as np
+import pytest
+
+from odin_jax import metrics
+from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.shared import files, schema
+from tests.helpers import commands
+from tests.helpers.posed_records import write_records
+
+# A model that reads the target's colour off the pose: right with the right
+# pose only. Its noise depends on the seed.
+FAKE_MODEL = """
+import dataclasses
+import numpy as np
+from odin_jax import predictors
+
+class Model:
+  image_size_px = 32
+  def __init__(self, sampling, batch_size, ema):
+    self.protocol = {
+      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
+    }
+  def predict(self, source, target2source, fov_deg, seeds, scale):
+    assert source.dtype == np.uint8
+    assert fov_deg.shape == seeds.shape == scale.shape and np.all(scale > 0)
+    colour = 0.5 + target2source[:, None, None, :, 3]
+    noise = [
+      np.random.default_rng(seed).normal(0, 0.01, source.shape[1:])
+      for seed in seeds
+    ]
+    return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
+
+predictors.load_model = lambda workdir, **settings: Model(**settings)
+"""
+COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
+
+
+def evaluate(*command_lines):
+  return commands.run_all(
+    'odin_jax.evaluate',
+    [['--config=configs/evaluate.py', *line] for line in command_lines],
+    setup=FAKE_MODEL,
+  )
+
+
+def read(folder):
+  return json.loads((folder / 'metrics.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('evaluate') / 'records'
+  write_records(folder, 'test', COUNTS)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def outputs(data):
+  """The outputs of one run per predictor, and one with shuffled poses."""
+  folder = data.parent
+  common = [f'--data={data}', '--config.num_pairs=12', f'--workdir={folder}']
+  flags = {
+    'model': ['--predictor=model'],
+    'shuffled': ['--predictor=model', '--shuffle_poses'],
+    'copy': ['--predictor=copy'],
+    'mean': ['--predictor=mean'],
+    'again': ['--predictor=model'],
+  }
+  # What an earlier, larger run of the command left behind.
+  claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
+  (claimed / 'pairs').mkdir()
+  (claimed / 'pairs' / '999_sample.png').write_bytes(b'old')
+  for status, stderr in evaluate(
+    *(
+      [*common, *of_run, f'--output={folder / name}']
+      for name, of_run in flags.items()
+    )
+  ):
+    assert status == 0, stderr
+  return folder
+
+
+def test_scores_follow_from_the_images_that_are_saved(outputs):
+  for name in ('model', 'shuffled', 'copy', 'mean'):
+    content = read(outputs / name)
+    rows = content['pairs']
+    views = {
+      kind: np.stack(
+        [
+          cv2.imread(str(outputs / name / row['files'][kind]))[..., ::-1] / 255
+          for row in rows
+        ]
+      )
+      for kind in ('source', 'truth', 'sample')
+    }
+    scores = metrics.score(views['sample'], views['truth'])
+    assert [{key: row[key] for key in scores[0]} for row in rows] == [
+      pytest.approx(score) for score in scores
+    ]
+    assert content['mean']['psnr'] == pytest.approx(
+      np.mean([row['psnr'] for row in rows])
+    )
+    assert content['mean']['lpips'] is None
+    if name == 'copy':
+      np.testing.assert_array_equal(views['sample'], views['source'])
+    if name == 'mean':
+      colour = views['source'].mean(axis=(1, 2), keepdims=True)
+      assert np.abs(views['sample'] - colour).max() <= 0.5 / 255 + 1e-9
+
+
+def test_every_predictor_gets_the_same_pairs(outputs):
+  facts = ('record', 'video_id', 'target2source', 'seed')
+  rows = {
+    name: [
+      [row[fact] for fact in facts] for row in read(outputs / name)['pairs']
+    ]
+    for name in ('model', 'shuffled', 'copy', 'mean')
+  }
+  assert rows['model'] == rows['shuffled'] == rows['copy'] == rows['mean']
+  for kind in ('source', 'truth'):
+    images = [
+      (outputs / name / 'pairs' / f'003_{kind}.png').read_bytes()
+      for name in rows
+    ]
+    assert len(set(images)) == 1
+
+
+def test_a_model_that_uses_the_pose_is_right_until_poses_are_shuffled(outputs):
+  psnr = {
+    name: read(outputs / name)['mean']['psnr']
+    for name in ('model', 'shuffled', 'copy', 'mean')
+  }
+  # Noise of 0.01 alone is 40 dB.
+  assert psnr['model'] > 38
+  assert psnr['shuffled'] < 20
+  assert psnr['model'] > max(psnr['copy'], psnr['mean']) + 10
+
+
+def test_shuffling_gives_every_pair_the_pose_of_another(outputs):
+  rows = read(outputs / 'shuffled')['pairs']
+  order = [row['pose_of_pair'] for row in rows]
+  assert sorted(order) == list(range(len(rows)))
+  assert all(other != row['index'] for other, row in zip(order, rows))
+  straight = read(outputs / 'model')['pairs']
+  assert [row['pose_of_pair'] for row in straight] == list(range(len(rows)))
+
+
+def test_the_protocol_says_everything(outputs, data):
+  protocol = read(outputs / 'model')['protocol']
+  assert protocol['data'] == str(data)
+  assert protocol['split'] == 'test'
+  assert protocol['num_pairs'] == 12
+  assert protocol['records_in_split'] == sum(COUNTS.values())
+  assert protocol['videos_in_split'] == len(COUNTS)
+  assert protocol['samples_per_pair'] == 1
+  assert protocol['model'] == {
+    'checkpoint_step': 7,
+    'sampler': 'ddim',
+    'num_steps': 10,
+    'guidance': 1.0,
+    'guidance_rescale': 0.0,
+    'spacing': '',
+    'ema': True,
+  }
+  assert set(protocol['metrics']) >= {'psnr', 'ssim', 'lpips'}
+  assert protocol['config']['image_size_px'] == 32
+  assert not protocol['shuffle_poses']
+  assert read(outputs / 'shuffled')['protocol']['shuffle_poses']
+  assert read(outputs / 'copy')['protocol']['workdir'] is None
+  assert {'python', 'jax', 'numpy'} <= set(protocol['software'])
+
+
+def test_the_same_command_gives_the_same_figures(outputs):
+  first, again = (read(outputs / name) for name in ('model', 'again'))
+  assert again['pairs'] == first['pairs'] and again['mean'] == first['mean']
+  # Images of an earlier run would be taken for this one's.
+  assert len(list((outputs / 'again' / 'pairs').iterdir())) == 3 * 12
+
+
+@hypothesis.given(
+  counts=strategies.lists(strategies.integers(1, 20), min_size=1, max_size=6),
+  num_pairs=strategies.integers(1, 60),
+  seed=strategies.integers(0, 100),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_the_choice_is_fixed_and_spread_over_the_videos(
+  counts, num_pairs, seed
+):
+  videos = [str(i) for i, count in enumerate(counts) for _ in range(count)]
+  chosen = records_benchmark.choose(videos, num_pairs, seed)
+  assert chosen == records_benchmark.choose(videos, num_pairs, seed)
+  assert chosen == sorted(set(chosen))
+  assert len(chosen) == min(num_pairs, len(videos))
+  got = [sum(videos[i] == str(v) for i in chosen) for v in range(len(counts))]
+  # No video gets a second record more than another that still has some left.
+  for mine, count in zip(got, counts):
+    assert mine == count or mine >= max(got) - 1
+
+
+def test_views_are_area_averages_of_the_jpegs(tmp_path):
+  (record,) = write_records(tmp_path / 'records', 'test', {'a': 1}, size_px=64)
+  (pair,) = records_benchmark.held_out_pairs(
+    tmp_path / 'records', image_size_px=16, num_pairs=5, seed=0
+  ).pairs
+  image = cv2.imdecode(
+    np.frombuffer(record['source/image'], np.uint8), cv2.IMREAD_COLOR
+  )[..., ::-1]
+  blocks = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+  assert np.abs(pair.source - blocks).max() <= 0.5
+  np.testing.assert_allclose(
+    pair.target2source, record['target2source'], atol=1e-6
+  )
+
+
+def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
+  out = f'--output={tmp_path / "out"}'
+  copy = ['--predictor=copy', out]
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  shard = tmp_path / 'broken' / schema.shard_name('test', 0, 1)
+  shard.parent.mkdir()
+  content = bytearray((data / shard.name).read_bytes())
+  content[500] ^= 1
+  shard.write_bytes(content)
+  one = tmp_path / 'one'
+  write_records(one, 'test', {'a': 1})
+  stranger = tmp_path / 'stranger'
+  stranger.mkdir()
+  (stranger / 'thesis.txt').write_text('mine')
+  good = f'--data={data}'
+  cases = [
+    ([f'--data={tmp_path / "absent"}', *copy], ['absent']),
+    ([f'--data={empty}', *copy], [str(empty), 'test']),
+    ([f'--data={shard.parent}', *copy], [shard.name, 'checksum']),
+    ([good, *copy, '--config.image_size_px=64'], ['48', '64']),
+    ([good, *copy, '--config.image_size_px=8'], ['11']),
+    ([good, *copy, '--config.num_pairs=0'], ['num_pairs']),
+    ([good, *copy, '--config.no_such=1'], ['no_such']),
+    ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
+    ([good, *copy, '--benchmark=none'], ['benchmark']),
+    ([out], ['data']),
+    ([good, out], ['--workdir']),
+    ([good, out, f'--workdir={tmp_path / "absent"}'], ['absent']),
+    (
+      [good, out, f'--workdir={tmp_path}', '--config.image_size_px=48'],
+      ['32 px', '48 px'],
+    ),
+    ([f'--data={one}', *copy, '--shuffle_poses'], ['two']),
+    ([good, copy[0], f'--output={stranger}'], ['stranger']),
+  ]
+  results = evaluate(*(arguments for arguments, _ in cases))
+  commands.assert_refused(results, [words for _, words in cases])
+  assert not (tmp_path / 'out').exists()
+  assert (stranger / 'thesis.txt').read_text() == 'mine'

@@ -1,0 +1,284 @@
+"""Views imagined along a path: what conditions them, and what is written."""
+
+import json
+import subprocess
+import sys
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from odin_jax.geometry import trajectory
+from odin_jax.shared import camera
+from tests.helpers import commands
+from tests.helpers.posed_records import write_records
+
+SIZE_PX = 20
+# Writes into every sample what it was made from: red tells which view was the
+# source (a view's red level is 1 + its source's), green and blue the depth and
+# the side of the new camera in the source's axes. The last pixel tells the seed, the one before it the
+# source's scale.
+FAKE_MODEL = f"""
+import numpy as np
+from odin_jax import predictors
+
+class Model:
+  image_size_px = {SIZE_PX}
+  protocol = {{'checkpoint_step': 7}}
+  def predict(self, source, target2source, fov_deg, seeds, scale):
+    assert source.dtype == np.uint8 and source.shape[1:] == (20, 20, 3)
+    assert np.all(fov_deg == 75.0) and seeds.shape == fov_deg.shape
+    sample = np.zeros(source.shape, np.float32)
+    sample[..., 0] = (source[..., 0] + 1) / 255
+    sample[..., 1] = target2source[:, None, None, 2, 3]
+    sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
+    sample[:, -1, -1, 0] = seeds % 251 / 255
+    sample[:, -1, -2, 0] = scale
+    return sample
+
+predictors.load_model = lambda workdir, **settings: Model()
+"""
+
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory):
+  """A wide picture: a ramp of red in its square middle, green at the sides."""
+  image = np.zeros((40, 100, 3), np.uint8)
+  image[..., 1] = 200
+  image[:, 30:70] = 0
+  image[:, 30:70, 0] = 10
+  path = tmp_path_factory.mktemp('photo') / 'photo.png'
+  cv2.imwrite(str(path), image[..., ::-1])
+  return path
+
+
+def arguments(photo, output, *flags):
+  return [
+    f'--workdir={photo.parent}',
+    f'--image={photo}',
+    f'--output={output}',
+    '--fov_deg=75',
+    '--seed=3',
+    *flags,
+  ]
+
+
+def generate(*command_lines):
+  """Runs the command with the fake model; every line has to succeed."""
+  results = commands.run_all('odin_jax.generate', command_lines, FAKE_MODEL)
+  for status, stderr in results:
+    assert status == 0, stderr
+
+
+def read_frames(output):
+  content = json.loads((output / 'poses.json').read_text())
+  images = [
+    cv2.imread(str(output / frame['file']))[..., ::-1]
+    for frame in content['frames']
+  ]
+  return content, np.stack(images)
+
+
+KINDS = ('input', 'previous', 'random')
+
+
+@pytest.fixture(scope='module')
+def outputs(photo):
+  folder = photo.parent / 'outputs'
+  folder.mkdir()
+  forward = ['--trajectory=forward', '--num_frames=7', '--step=0.1']
+  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step=0.3']
+  generate(
+    *(
+      arguments(photo, folder / kind, *forward, f'--condition_on={kind}')
+      for kind in KINDS
+    ),
+    arguments(photo, folder / 'orbit', *orbit, '--condition_on=previous'),
+    arguments(photo, folder / 'shared', '--num_frames=6', '--noise=shared'),
+    arguments(photo, folder / 'shorter', '--num_frames=6'),
+    arguments(photo, folder / 'shorter', '--num_frames=3', '--frames_per_s=4'),
+  )
+  return folder
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_views_follow_the_path_from_the_views_they_should(outputs, kind):
+  content, frames = read_frames(outputs / kind)
+  figures = json.loads((outputs / kind / 'generate.json').read_text())
+  sources = figures['conditioned_on']
+  assert len(frames) == len(sources) == 7 and sources[0] is None
+  # Only the given image has a known median depth: the unit.
+  given = np.array([source == 0 for source in sources[1:]])
+  np.testing.assert_array_equal(frames[1:, -1, -2, 0], 255 * given)
+  # The input, cut to its middle, is the first view.
+  np.testing.assert_array_equal(
+    frames[0], np.broadcast_to(np.uint8([10, 0, 0]), (SIZE_PX, SIZE_PX, 3))
+  )
+  assert [frame['file'] for frame in content['frames']] == [
+    f'frames/{index:03d}.png' for index in range(7)
+  ]
+  shape = (content['fov_deg'], content['width'], content['height'])
+  assert shape == (75.0, SIZE_PX, SIZE_PX)
+  poses = np.array([frame['camera2scene'] for frame in content['frames']])
+  np.testing.assert_array_equal(
+    poses.reshape(-1, 3, 4), trajectory.camera_path('forward', 7, 0.1)
+  )
+  expected = {'input': [0] * 6, 'previous': list(range(6))}
+  if kind in expected:
+    assert sources[1:] == expected[kind]
+  for index, source in enumerate(sources[1:], start=1):
+    assert 0 <= source < index
+    assert frames[index, 0, 0, 0] == frames[source, 0, 0, 0] + 1
+    moved = 0.1 * (index - source) * 255
+    assert abs(frames[index, 0, 0, 1] - moved) < 0.6
+
+
+def test_poses_are_given_in_the_axes_of_the_source(outputs):
+  _, frames = read_frames(outputs / 'orbit')
+  path = trajectory.camera_path('orbit_right', 4, 0.3)
+  for index in range(1, 4):
+    step = camera.compose(camera.inverse(path[index - 1]), path[index])
+    expected = np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255
+    assert np.abs(frames[index, 0, 0, 1:] - expected).max() < 0.6
+
+
+def test_every_view_has_its_own_noise_unless_it_is_shared(outputs):
+  _, own = read_frames(outputs / 'input')
+  _, again = read_frames(outputs / 'previous')
+  assert len(set(own[1:, -1, -1, 0])) == 6
+  np.testing.assert_array_equal(own[1:, -1, -1, 0], again[1:, -1, -1, 0])
+  _, shared = read_frames(outputs / 'shared')
+  assert set(shared[1:, -1, -1, 0]) == {3}
+
+
+def test_the_video_shows_every_frame_large_enough_in_any_browser(outputs):
+  _, frames = read_frames(outputs / 'shorter')
+  path = outputs / 'shorter' / 'video.mp4'
+  with av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    assert stream.codec_context.name == 'h264'
+    assert stream.codec_context.pix_fmt == 'yuv420p'
+    assert stream.average_rate == 4
+    shown = [
+      frame.to_ndarray(format='rgb24') for frame in container.decode(stream)
+    ]
+  assert len(shown) == len(frames) == 3
+  for picture, frame in zip(shown, frames):
+    assert picture.shape == (260, 260, 3)
+    # Chroma subsampling and compression cost a few levels.
+    assert np.abs(picture.mean((0, 1)) - frame.mean((0, 1))).max() < 6
+  # The index comes before the pictures, so playing needs no whole file.
+  content = path.read_bytes()
+  assert content.index(b'moov') < content.index(b'mdat')
+
+
+def test_a_shorter_run_leaves_no_frame_of_a_longer_one(outputs):
+  assert len(list((outputs / 'shorter' / 'frames').iterdir())) == 3
+
+
+def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
+  text = tmp_path / 'notes.jpg'
+  text.write_text('no image')
+  out = tmp_path / 'out'
+  results = commands.run_all(
+    'odin_jax.generate',
+    [
+      arguments(text, out),
+      arguments(tmp_path / 'absent.png', out),
+      arguments(photo, out, '--trajectory=sideways'),
+      arguments(photo, out, '--num_frames=1'),
+      arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
+    ],
+    FAKE_MODEL,
+  )
+  commands.assert_refused(
+    results,
+    [['notes.jpg'], ['absent.png'], ['sideways'], ['num_frames'], ['absent']],
+  )
+  # A folder without a checkpoint, and the real loader.
+  results = commands.run_all('odin_jax.generate', [arguments(photo, out)])
+  commands.assert_refused(results, [[str(photo.parent)]])
+  assert not out.exists()
+
+
+def command(module, *flags):
+  ((status, stderr),) = commands.run_all(f'odin_jax.{module}', [flags])
+  assert status == 0, stderr
+
+
+# What training leaves behind, of a tiny model with random parameters: compiling
+# its initialisation and its step would take most of a minute.
+WRITE_CHECKPOINT = """
+import functools, pathlib, sys
+import jax
+import numpy as np
+from configs import train
+from odin_jax.models import encoders
+from odin_jax.checkpoints import checkpoint
+from odin_jax.training import step
+
+config = checkpoint.plain(
+  train.get_config('world,runlocal=True').to_dict()
+)
+generator = np.random.default_rng(0)
+frozen = encoders.fit(
+  config, generator.integers(0, 256, (40, 32, 32, 3), np.uint8)
+)
+state = jax.tree.map(
+  lambda x: jax.numpy.asarray(generator.normal(0, 0.1, x.shape), x.dtype),
+  jax.eval_shape(functools.partial(step.init, config)),
+)
+checkpoints = checkpoint.Checkpoints(pathlib.Path(sys.argv[1]))
+checkpoints.save(2, state, frozen, config)
+checkpoints.close()
+print(checkpoint.params_sha256(state['ema']))
+"""
+
+
+def test_a_checkpoint_is_evaluated_generates_and_is_reconstructed(
+  tmp_path, photo
+):
+  """The stages after training, with a real checkpoint."""
+  records, workdir = tmp_path / 'records', tmp_path / 'train'
+  write_records(records, 'test', {'c': 3})
+  done = subprocess.run(
+    [sys.executable, '-c', WRITE_CHECKPOINT, str(workdir)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  digest = done.stdout.strip()
+  command(
+    'evaluate',
+    '--config=configs/evaluate.py',
+    f'--data={records}',
+    f'--workdir={workdir}',
+    f'--output={tmp_path / "evaluate"}',
+    '--config.num_steps=3',
+  )
+  metrics = json.loads((tmp_path / 'evaluate' / 'metrics.json').read_text())
+  model = metrics['protocol']['model']
+  assert model['checkpoint_step'] == 2 and model['num_steps'] == 3
+  assert model['params_sha256'] == digest
+  assert len(metrics['pairs']) == 3
+  command(
+    'generate',
+    f'--workdir={workdir}',
+    f'--image={photo}',
+    '--trajectory=forward',
+    f'--output={tmp_path / "generate"}',
+    '--num_frames=4',
+    '--num_steps=3',
+  )
+  content, frames = read_frames(tmp_path / 'generate')
+  assert frames.shape == (4, 32, 32, 3) and content['width'] == 32
+  command(
+    'reconstruct',
+    f'--views={tmp_path / "generate"}',
+    f'--output={tmp_path / "reconstruct"}',
+  )
+  figures = json.loads(
+    (tmp_path / 'reconstruct' / 'reconstruction.json').read_text()
+  )
+  assert figures['num_views'] == 4 and figures['points'] >= 0

@@ -1,0 +1,351 @@
+"""Training through its command line: figures, exact resume, faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import train as recipes
+from odin_jax import predictors
+from odin_jax.checkpoints import checkpoint
+from odin_jax.shared import errors, record_folder
+from odin_jax.training import journal, step
+from tests.helpers.posed_records import write_records
+
+STEPS = 24
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('records')
+  write_records(folder, 'train', {'a': 20, 'b': 20})
+  return folder
+
+
+@pytest.fixture(scope='module')
+def command(repository, records, tmp_path_factory):
+  """Arguments and environment of a tiny run; compiled once for all."""
+  cache = tmp_path_factory.mktemp('jax_cache')
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+  def start(workdir, *arguments, data=records):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'odin_jax.train',
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={data}',
+        f'--workdir={workdir}',
+        f'--config.steps={STEPS}',
+        '--config.checkpoint_every=3',
+        '--config.log_every=2',
+        *arguments,
+      ],
+      cwd=repository,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+def finish(process):
+  _, errors = process.communicate(timeout=300)
+  return process.returncode, errors
+
+
+def read_rows(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def finished(command, tmp_path_factory):
+  """The workdir of an uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  status, errors = finish(command(workdir))
+  assert status == 0, errors[-2000:]
+  return workdir
+
+
+def final(workdir):
+  return json.loads((workdir / 'final.json').read_text())
+
+
+def wait_for_step(process, workdir, step):
+  """Returns when the journal has the row of `step`."""
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline:
+    path = workdir / 'metrics.jsonl'
+    if path.exists() and f'"step": {step},' in path.read_text():
+      return
+    assert process.poll() is None, process.communicate()[1][-2000:]
+    time.sleep(0.01)
+  raise AssertionError(f'no step {step} within the time')
+
+
+def test_run_leaves_its_figures(finished):
+  figures = final(finished)
+  assert figures['step'] == STEPS and figures['restored_step'] == 0
+  assert len(figures['params_sha256']) == 64
+  assert figures['seconds'] > 0 and figures['peak_rss_mb'] > 0
+  rows = read_rows(finished)
+  # Every log_every steps, and at every checkpoint.
+  assert [row['step'] for row in rows] == sorted(
+    {*range(2, STEPS + 1, 2), *range(3, STEPS + 1, 3)}
+  )
+  for row in rows:
+    assert set(row) == {
+      'step',
+      'loss',
+      'learning_rate',
+      'examples_per_s',
+      'mask_mean',
+    }
+    assert 0 < row['mask_mean'] < 1 and np.isfinite(row['loss'])
+  # The rate counts finished steps, not steps handed to the device: the rows'
+  # times add up to less than the run's.
+  intervals = np.diff([0] + [row['step'] for row in rows])
+  spent = [
+    8 * count / row['examples_per_s']
+    for count, row in zip(intervals, rows, strict=True)
+  ]
+  assert 0.05 * figures['seconds'] < sum(spent) < figures['seconds']
+  rates = [row['learning_rate'] for row in rows]
+  assert max(rates) > 5 * rates[-1] > 0
+  assert list((finished / 'tensorboard').iterdir())
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
+  workdir = tmp_path / 'killed'
+  # Not before step 8: saving step 6, which is over by then, waits until step 3
+  # is on disk.
+  step = 2 * int(np.random.default_rng().integers(4, STEPS // 2))
+  process = command(workdir)
+  wait_for_step(process, workdir, step)
+  process.send_signal(signal.SIGKILL)
+  finish(process)
+  # What the kill may leave: rows past the checkpoint, half a line.
+  with open(workdir / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 23, "lo')
+
+  status, errors = finish(command(workdir))
+  assert status == 0, errors[-2000:]
+  figures = final(workdir)
+  assert 0 < figures['restored_step'] < STEPS, f'killed at step {step}'
+  assert figures['params_sha256'] == final(finished)['params_sha256']
+  steps = [row['step'] for row in read_rows(workdir)]
+  assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+def test_sigterm_saves_and_exits_with_0(command, finished, tmp_path):
+  workdir = tmp_path / 'stopped'
+  # A checkpoint at the end only, but for the one of the signal.
+  process = command(workdir, '--config.checkpoint_every=1000')
+  wait_for_step(process, workdir, 2)
+  process.send_signal(signal.SIGTERM)
+  status, errors = finish(process)
+  assert status == 0, errors[-2000:]
+  assert not (workdir / 'final.json').exists() or final(workdir)
+  status, _ = finish(command(workdir))
+  assert status == 0
+  assert final(workdir)['restored_step'] >= 2
+  assert final(workdir)['params_sha256'] == final(finished)['params_sha256']
+
+
+def test_finished_run_is_left_as_it_is(command, finished):
+  before = final(finished)
+  status, _ = finish(command(finished))
+  assert status == 0
+  assert final(finished)['restored_step'] == STEPS
+  assert final(finished)['params_sha256'] == before['params_sha256']
+
+
+def test_other_config_is_refused_with_a_diff(command, finished):
+  status, errors = finish(command(finished, '--config.seed=5'))
+  assert status == 2
+  (line,) = [line for line in errors.splitlines() if 'error:' in line]
+  assert 'seed: 0 -> 5' in line and str(finished) in line
+
+
+def test_folder_of_another_tool_is_refused(command, tmp_path):
+  (tmp_path / 'precious.txt').write_text('keep me')
+  status, errors = finish(command(tmp_path))
+  assert status == 2 and str(tmp_path) in errors
+  assert [entry.name for entry in tmp_path.iterdir()] == ['precious.txt']
+
+
+@pytest.mark.parametrize('damage', ['empty', 'flipped'])
+def test_damaged_shard_is_named(command, records, tmp_path, damage):
+  folder = tmp_path / 'records'
+  folder.mkdir()
+  (shard,) = records.glob('*.tfrecord-*')
+  content = bytearray(shard.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  broken = folder / shard.name
+  broken.write_bytes(b'' if damage == 'empty' else bytes(content))
+  workdir = tmp_path / 'workdir'
+  status, errors = finish(command(workdir, data=folder))
+  assert status == 2
+  assert sum('error:' in line for line in errors.splitlines()) == 1
+  assert str(broken) in errors
+  assert not (workdir / 'final.json').exists()
+
+
+def load_model(workdir, ema=True, **sampling):
+  sampling = predictors.Sampling(**{'num_steps': 2, **sampling})
+  return predictors.load_model(workdir, sampling=sampling, ema=ema)
+
+
+def test_model_predicts_with_the_seed_alone(finished, records):
+  model = load_model(finished, num_steps=3)
+  assert model.image_size_px == 32
+  assert model.protocol['checkpoint_step'] == STEPS
+  generator = np.random.default_rng(0)
+  source = generator.integers(0, 256, (5, 32, 32, 3), np.uint8)
+  poses = np.stack(
+    [
+      record['target2source']
+      for record in record_folder.RecordFolder(records, 'train')
+    ][:5]
+  ).astype(np.float64)
+  fov_deg, seeds, scale = np.full(5, 90.0), np.arange(5), np.ones(5)
+  images = model.predict(source, poses, fov_deg, seeds, scale)
+  assert images.shape == source.shape and images.dtype == np.float32
+  assert 0 <= images.min() and images.max() <= 1
+  one = (source[3:4], poses[3:4], fov_deg[3:4])
+  alone = model.predict(*one, seeds[3:4], scale[3:4])
+  np.testing.assert_allclose(alone[0], images[3], atol=1e-5)
+  other = model.predict(*one, seeds[4:5], scale[3:4])
+  assert np.abs(other - alone).max() > 1e-3
+
+
+def test_averaged_and_last_parameters_differ(finished):
+  inputs = (
+    np.zeros((1, 32, 32, 3), np.uint8),
+    np.eye(3, 4)[None],
+    np.array([90.0]),
+    np.array([0]),
+    np.array([1.0]),
+  )
+  images = [
+    load_model(finished, ema=ema).predict(*inputs) for ema in (True, False)
+  ]
+  assert np.abs(images[0] - images[1]).max() > 1e-4
+
+
+def test_model_that_is_not_there_is_one_clear_error(finished, tmp_path):
+  with pytest.raises(errors.UserError, match='checkpoint'):
+    load_model(tmp_path)
+  with pytest.raises(errors.UserError, match='guidance'):
+    load_model(finished, guidance=3.0)
+  with pytest.raises(errors.UserError, match='num_steps'):
+    load_model(finished, num_steps=0)
+
+
+def test_baselines_are_what_their_names_say():
+  source = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+  rest = (np.zeros((2, 3, 4)), np.zeros(2), np.zeros(2, int), np.zeros(2))
+  copied = predictors.Copy().predict(source, *rest)
+  np.testing.assert_allclose(copied, source / 255, atol=1e-6)
+  mean = predictors.Mean().predict(source, *rest)
+  np.testing.assert_allclose(
+    mean[1], np.broadcast_to(source[1].mean((0, 1)) / 255, (4, 4, 3)), atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('recipe', ['world', 'odin'])
+@pytest.mark.parametrize(
+  'conditioning, parts',
+  [
+    ('token', 'se3'),
+    ('sweep', 'se3+rays+sweep'),
+    ('plucker', 'plucker'),
+    ('se3+plucker', 'se3+plucker'),
+  ],
+)
+@pytest.mark.parametrize('prediction', ['v', 'eps', 'x0'])
+def test_every_recipe_builds(recipe, conditioning, parts, prediction):
+  config = recipes.get_config(
+    f'{recipe},conditioning={conditioning},prediction={prediction}'
+  )
+  assert config.model.conditioning == parts
+  assert config.diffusion.prediction == prediction
+  # A network that predicts eps says nothing where no signal is left.
+  assert config.diffusion.zero_terminal_snr == (prediction != 'eps')
+  # One that learned to start from noise alone is sampled from there.
+  starts_from_noise = config.diffusion.spacing == 'trailing'
+  assert starts_from_noise or not config.diffusion.zero_terminal_snr
+  assert config.log_every == 10
+
+
+@pytest.mark.parametrize(
+  'argument',
+  [
+    'room',
+    'world,width=3',
+    'world,runlocal=2',
+    'world,image_size_px=30',
+    'odin,image_size_px=96',
+  ],
+)
+def test_unknown_recipe_or_argument_is_an_error(argument):
+  with pytest.raises(ValueError):
+    recipes.get_config(argument)
+
+
+def test_the_conditioning_learns_ten_times_as_fast():
+  config = checkpoint.plain(recipes.get_config('odin').to_dict())
+  config['optimizer']['warmup_steps'] = 0
+  rate = step.learning_rate(config)
+  assert float(rate(1)) == float(rate(10**6)) == pytest.approx(1e-4)
+  params = {
+    name: {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    for name in ('conditioning', 'unet')
+  }
+  optimizer = step.optimizer(config)
+  state = optimizer.init(params)
+  for _ in range(2):  # The first rate is 0.
+    updates, state = optimizer.update(params, state, params)
+  for name in ('kernel', 'bias'):
+    np.testing.assert_allclose(
+      updates['conditioning'][name], 10 * updates['unet'][name], rtol=1e-5
+    )
+    assert (updates['unet'][name] < -0.9e-4).all()
+
+
+def test_differences_name_what_changes_the_mathematics():
+  saved = checkpoint.plain(recipes.get_config().to_dict())
+  given = checkpoint.plain(recipes.get_config().to_dict())
+  given['steps'] = given['log_every'] = given['checkpoint_every'] = 1
+  assert checkpoint.differences(saved, given) == []
+  given['model']['unet']['num_heads'] = 3
+  del given['ema_decay']
+  assert checkpoint.differences(saved, given) == [
+    'ema_decay: 0.99 -> None',
+    'model.unet.num_heads: 4 -> 3',
+  ]
+
+
+def test_journal_is_cut_back_to_the_restored_step(tmp_path):
+  rows = journal.Journal(tmp_path, 0)
+  for done in (10, 20, 30):
+    rows.write(done, {'loss': 1.0 / done})
+  rows.close()
+  rows = journal.Journal(tmp_path, 20)
+  rows.write(30, {'loss': 7.0})
+  rows.close()
+  assert [row['step'] for row in read_rows(tmp_path)] == [10, 20, 30]
+  assert read_rows(tmp_path)[-1]['loss'] == 7.0

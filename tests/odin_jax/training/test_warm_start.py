@@ -1,0 +1,367 @@
+"""From a public checkpoint over training to a model that diffusers loads."""
+
+import json
+
+import diffusers
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from configs import train as recipes
+from odin_jax import predictors, sharding
+from odin_jax.checkpoints import checkpoint, ported
+from odin_jax.diffusion import schedule
+from odin_jax.models import conditioning, odin
+from odin_jax.shared import errors
+from odin_jax.training import settings, warm_start
+from tests.helpers import commands, posed_records, public_checkpoints
+
+# The recipe `odin` at the sizes of the checkpoint.
+SIZES = {
+  'autoencoder': {
+    key: value
+    for key, value in public_checkpoints.VAE.items()
+    if key != 'channel_mult'
+  },
+  'image_encoder': public_checkpoints.CLIP,
+  'model.unet': {
+    key: value
+    for key, value in public_checkpoints.UNET.items()
+    if key not in ('in_channels', 'out_channels')
+  },
+}
+LEAVES = ('bias', 'kernel')
+OVERRIDES = [
+  f'--config.{section}.{key}={value}'
+  for section, values in SIZES.items()
+  for key, value in values.items()
+]
+
+
+def narrow_config(conditioning):
+  config = recipes.get_config(f'odin,runlocal=True,conditioning={conditioning}')
+  for section, values in SIZES.items():
+    part = config
+    for name in section.split('.'):
+      part = part[name]
+    part.update(values)
+  return checkpoint.plain(config.to_dict())
+
+
+def run(module, *arguments):
+  ((status, stderr),) = commands.run_all(f'odin_jax.{module}', [arguments])
+  assert status == 0, stderr
+
+
+def flat(params):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope='module')
+def zero123_workdir(tmp_path_factory):
+  """Workdir of a checkpoint in Zero-1-to-3's layout."""
+  folder = tmp_path_factory.mktemp('ported')
+  state = public_checkpoints.ldm_state(public_checkpoints.networks())
+  state |= public_checkpoints.projection(4)
+  public_checkpoints.write_ckpt(folder / 'zero123.ckpt', state)
+  run(
+    'port_weights',
+    f'--source={folder / "zero123.ckpt"}',
+    '--format=zero123',
+    f'--output={folder / "workdir"}',
+  )
+  return folder / 'workdir'
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+
+
+@pytest.fixture(scope='module')
+def saved(zero123_workdir, mesh):
+  """The ported parameters by path."""
+  given, frozen, notes = warm_start.load(
+    zero123_workdir, narrow_config('zero123'), mesh
+  )
+  assert notes == []
+  # The arithmetic is the config's, as after a resume.
+  assert frozen.autoencoder.dtype == frozen.image.dtype == 'bfloat16'
+  return flat(given)
+
+
+def adopted(config, where, mesh):
+  given, _, notes = warm_start.load(where, config, mesh)
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
+  # Numbers that no checkpoint has.
+  marked = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.5), shapes)
+  return flat(warm_start.adopt(marked, given)), notes
+
+
+def test_the_same_model_starts_with_all_parameters(
+  zero123_workdir, saved, mesh
+):
+  params, notes = adopted(narrow_config('zero123'), zero123_workdir, mesh)
+  assert notes == []
+  assert params.keys() == saved.keys()
+  for name, value in saved.items():
+    np.testing.assert_array_equal(params[name], value, err_msg=name)
+
+
+def test_more_channels_start_from_zero_and_another_pose_afresh(
+  zero123_workdir, saved, mesh
+):
+  config = narrow_config('clip+se3+plucker')
+  config['diffusion']['prediction'] = 'v'
+  params, notes = adopted(config, zero123_workdir, mesh)
+  kernel = params['unet/conv_in/kernel']
+  assert kernel.shape[2] == 8 + 12
+  np.testing.assert_array_equal(kernel[:, :, :8], saved['unet/conv_in/kernel'])
+  assert not kernel[:, :, 8:].any()
+  fresh = [
+    f'conditioning/parts/se3/{name}'
+    for name in ('pose1/bias', 'pose1/kernel', 'pose2/bias', 'pose2/kernel')
+  ]
+  left = [f'conditioning/parts/zero123/projection/{x}' for x in LEAVES]
+  assert notes == [
+    "diffusion.prediction: 'eps' there, 'v' here",
+    f'has no {", ".join(fresh)}: these start fresh',
+    f'{", ".join(left)} are not used',
+  ]
+  for name, value in params.items():
+    if name in fresh:
+      assert (value == 7.5).all(), name
+    elif name != 'unet/conv_in/kernel':
+      np.testing.assert_array_equal(value, saved[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(autoencoder={'scale': 1.0}), 'autoencoder'),
+    (dict(image_encoder={'num_heads': 2}), 'image_encoder'),
+    (dict(model={'unscaled_source': False}), 'unscaled_source'),
+  ],
+)
+def test_another_config_is_refused(zero123_workdir, mesh, change, words):
+  config = narrow_config('zero123')
+  for section, values in change.items():
+    config[section].update(values)
+  with pytest.raises(errors.UserError, match=words):
+    warm_start.load(zero123_workdir, config, mesh)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'num_heads': 4}, 'num_heads'),
+    ({'model_channels': 64}, 'parameters do not fit'),
+    ({'num_res_blocks': 2}, 'parameters do not fit'),
+  ],
+)
+def test_another_unet_is_refused(zero123_workdir, mesh, change, words):
+  config = narrow_config('zero123')
+  config['model']['unet'].update(change)
+  with pytest.raises(errors.UserError, match=words):
+    warm_start.load(zero123_workdir, config, mesh)
+
+
+@pytest.mark.parametrize(
+  'before, after, fits',
+  [
+    ('clip+se3', 'clip+se3+plucker', True),
+    ('clip+plucker', 'clip+plucker+rays', True),
+    ('clip+plucker', 'clip+sweep', False),
+    ('clip+plucker+rays', 'clip+rays+plucker', False),
+    ('clip+plucker', 'clip', False),
+  ],
+)
+def test_channels_keep_their_meaning(tmp_path, before, after, fits):
+  saved, config = narrow_config(before), narrow_config(after)
+  if fits:
+    warm_start._check(tmp_path, config, saved)
+  else:
+    with pytest.raises(errors.UserError, match='channels of model.cond'):
+      warm_start._check(tmp_path, config, saved)
+
+
+def test_a_model_without_an_image_encoder_needs_none(tmp_path):
+  """As Stable Diffusion, of which the text encoder is not taken."""
+  saved, config = narrow_config('se3'), narrow_config('se3+plucker')
+  saved['image_encoder'] = {'kind': 'none', 'projection': 32}
+  with pytest.raises(errors.UserError, match='image_encoder'):
+    warm_start._check(tmp_path, config, saved)
+  config['image_encoder']['kind'] = 'none'
+  warm_start._check(tmp_path, config, saved)
+
+
+def test_pretrained_encoders_are_asked_for(tmp_path):
+  posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
+  results = commands.run_all(
+    'odin_jax.train',
+    [
+      [
+        '--config=configs/train.py:odin,runlocal=True',
+        '--config.random_encoders=False',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "workdir"}',
+      ],
+      [
+        '--config=configs/train.py:world,conditioning=clip',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+      ],
+      [
+        '--config=configs/train.py:world,prediction=eps',
+        '--config.diffusion.zero_terminal_snr=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+      ],
+    ],
+  )
+  # Before the one line of the error JAX may say which devices it looked for.
+  results = [(status, errors.splitlines()[-1]) for status, errors in results]
+  commands.assert_refused(results, [['--init'], ['clip'], ['eps', 'SNR']])
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('dtype', 'bf16', 'bfloat16'),
+    ('diffusion.schedule', 'linear', 'cosine'),
+    ('diffusion.mask_auxiliary', 'cube', 'square'),
+    ('diffusion.spacing', 'even', 'trailing'),
+    ('diffusion.condition_dropout', 0.5, '0.333'),
+    ('optimizer.schedule', 'linear', 'constant'),
+    ('autoencoder.kind', 'vq', 'kl'),
+    ('steps', 0, 'at least 1'),
+  ],
+)
+def test_a_field_of_few_values_says_which(field, value, words):
+  config = narrow_config('zero123')
+  settings.check(config)
+  section = config
+  *parents, name = field.split('.')
+  for parent in parents:
+    section = section[parent]
+  section[name] = value
+  with pytest.raises(errors.UserError, match=rf'config\.{field}.*{words}'):
+    settings.check(config)
+
+
+def _check_guidance(workdir):
+  """A guided sample of the trained model is what two calls a step give."""
+  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
+  where = sharding.replicated(
+    sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  )
+  params = checkpoints.restore_params(
+    newest, 'ema', shapes, jax.tree.map(lambda _: where, shapes)
+  )
+  frozen = checkpoints.restore_encoders(newest, config, where)
+  generator = np.random.default_rng(4)
+  pair = (
+    generator.integers(0, 256, (1, 32, 32, 3), np.uint8),
+    np.eye(3, 4)[None] + generator.normal(0, 0.1, (1, 3, 4)),
+    np.array([90.0]),
+  )
+  seeds, scale = np.array([5]), np.array([1.0])
+  sampling = predictors.Sampling(num_steps=2, guidance=3.0)
+  model = predictors.load_model(workdir, sampling=sampling)
+  image = model.predict(*pair, seeds, scale)
+
+  alpha_bar = schedule.alpha_bars(
+    config['diffusion']['schedule'],
+    config['diffusion']['num_timesteps'],
+    zero_terminal_snr=config['diffusion']['zero_terminal_snr'],
+  )
+  graph = odin.graph(config)
+
+  @jax.jit
+  def by_hand(params, frozen, *given):
+    model = nnx.merge(graph, params)
+    kept = conditioning.Drop(jnp.zeros(1, bool), jnp.zeros(1, bool))
+    told = model.conditioning(odin.condition(frozen, config, *given), kept)
+    untold = jax.tree.map(jnp.zeros_like, told)
+    x = jax.random.normal(jax.random.key(5), (1, 16, 16, 4))
+    for now, then in ((501, 1), (1, 0)):
+      t = jnp.full(1, float(now))
+      with_it, without = (
+        model.denoise(x, t, given)[0] for given in (told, untold)
+      )
+      eps = without + 3 * (with_it - without)
+      a, b = alpha_bar[now], alpha_bar[then]
+      x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+      x = np.sqrt(b) * x0 + np.sqrt(1 - b) * eps
+    return frozen.autoencoder.decode(x)
+
+  given = [jnp.asarray(x, jnp.float32) for x in (*pair[1:], scale)]
+  expected = by_hand(params, frozen, jnp.asarray(pair[0]), *given)
+  np.testing.assert_allclose(image, expected, atol=1e-3)
+  assert image.std() > 0.01
+
+
+def test_training_goes_on_from_it_and_diffusers_loads_the_result(
+  zero123_workdir, saved, tmp_path
+):
+  posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
+  run(
+    'train',
+    '--config=configs/train.py:odin,runlocal=True,conditioning=zero123',
+    *OVERRIDES,
+    '--config.dtype=float32',
+    '--config.batch_size=2',
+    '--config.steps=3',
+    '--config.ema_decay=0.5',
+    f'--init={zero123_workdir}',
+    f'--records={tmp_path / "records"}',
+    f'--workdir={tmp_path / "workdir"}',
+  )
+  run(
+    'port_weights',
+    f'--source={tmp_path / "workdir"}',
+    '--export=diffusers',
+    f'--output={tmp_path / "exported"}',
+  )
+  theirs, loading = diffusers.UNet2DConditionModel.from_pretrained(
+    tmp_path / 'exported' / 'unet', output_loading_info=True
+  )
+  assert not any(loading.values()), loading
+
+  params, _, config = ported.read_exportable(tmp_path / 'workdir', True)
+  params = jax.tree.map(lambda leaf: leaf.read(), params)
+  # It went on from there: a little, everywhere where a gradient is.
+  moved = flat(params)
+  assert moved.keys() == saved.keys()
+  changes = {k: np.abs(moved[k] - saved[k]).max() for k in moved}
+  assert 0 < changes['unet/conv_in/kernel'] < 1e-2
+  assert np.mean([change > 0 for change in changes.values()]) > 0.9
+
+  generator = np.random.default_rng(0)
+  x = generator.normal(size=(2, 8, 8, 8)).astype(np.float32)
+  context = generator.normal(size=(2, 1, 32)).astype(np.float32)
+  timestep = np.array([10.0, 700.0], np.float32)
+  graph = odin.graph(config)
+
+  @jax.jit
+  def denoise(params):
+    model = nnx.merge(graph, params)
+    noisy, source = jnp.split(jnp.asarray(x), 2, axis=-1)
+    told = source, jnp.asarray(context)
+    return model.denoise(noisy, jnp.asarray(timestep), told)[0]
+
+  with torch.no_grad():
+    expected = theirs(
+      torch.from_numpy(x).permute(0, 3, 1, 2),
+      torch.from_numpy(timestep),
+      torch.from_numpy(context),
+    ).sample.permute(0, 2, 3, 1)
+  np.testing.assert_allclose(denoise(params), expected.numpy(), atol=1e-4)
+  _check_guidance(tmp_path / 'workdir')
+  facts = json.loads((tmp_path / 'exported' / 'port_weights.json').read_text())
+  assert facts['moving_average'] and facts['conditioning'] == 'zero123'

@@ -1,0 +1,220 @@
+"""Layouts told from pictures and metadata, and what is refused."""
+
+import cv2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from preprocessing import panorama
+from preprocessing.reading import decoding, detection, projections
+from tests.helpers import layouts, spherical_boxes
+
+_KINDS = ('unique_room', 'unique_outdoor')
+
+
+def compressed(image: np.ndarray) -> np.ndarray:
+  data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+  return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+def flat(image: np.ndarray, yaw_deg: float = 20.0) -> np.ndarray:
+  """[202, 360, 3]; what a usual camera would see."""
+  view = panorama.cut_view(
+    image, yaw_deg=yaw_deg, pitch_deg=0.0, fov_deg=90.0, size_px=360
+  )
+  return view[79:281]
+
+
+def framed(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """A picture within black bars."""
+  output = np.zeros((height, width, 3), np.uint8)
+  row, column = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+  output[row:, column:][: image.shape[0], : image.shape[1]] = image
+  return output
+
+
+def real_frames(shared_data):
+  frames = decoding.key_frames(shared_data / 'real_360_alcatraz.mp4', 10)
+  return [decoding.to_rgb(frame) for frame in frames]
+
+
+@pytest.fixture(scope='module')
+def videos():
+  """Pictures of videos of two procedural worlds."""
+  times = (0.0, 3.0)
+  return {
+    kind: [layouts.panorama(kind, time_s) for time_s in times]
+    for kind in _KINDS
+  }
+
+
+@pytest.mark.parametrize('name', layouts.MAKERS)
+def test_every_layout_of_worlds_is_recognised(videos, name):
+  for images in videos.values():
+    shown = [compressed(layouts.MAKERS[name](image)) for image in images]
+    assert detection.recognise(shown)[0] == name
+
+
+def test_every_layout_of_a_real_video_is_recognised(shared_data):
+  images = real_frames(shared_data)[::4]
+  for name, make in layouts.MAKERS.items():
+    shown = [compressed(make(image)) for image in images]
+    assert detection.recognise(shown)[0] == name
+
+
+@pytest.mark.parametrize('size', [(512, 256), (512, 288), (256, 256)])
+def test_panoramas_are_recognised_at_any_aspect(videos, size):
+  for images in videos.values():
+    stretched = [compressed(cv2.resize(image, size)) for image in images]
+    assert detection.recognise(stretched)[0] == 'equirectangular'
+
+
+def test_two_eyes_are_recognised_when_squeezed_into_one_frame(videos):
+  for images in videos.values():
+    for name in ('equirectangular-tb', 'equirectangular-sbs'):
+      packed = [layouts.MAKERS[name](image) for image in images]
+      squeezed = [compressed(cv2.resize(image, (512, 256))) for image in packed]
+      assert detection.recognise(squeezed)[0] == name
+
+
+@pytest.mark.parametrize(
+  'arrange',
+  [
+    lambda image: image,
+    lambda image: np.concatenate([image, layouts.other_eye(image)], axis=1),
+    lambda image: np.concatenate([image, layouts.other_eye(image)]),
+    lambda image: framed(image, 360, 480),
+    lambda image: framed(image, 270, 360),
+    lambda image: np.concatenate([framed(image, 270, 360)] * 2, axis=1),
+    lambda image: framed(image[:, 80:282], 202, 404),
+  ],
+  ids='plain sbs tb windowbox letterbox letterbox-sbs pillarbox'.split(),
+)
+def test_flat_videos_are_recognised_as_nothing(videos, shared_data, arrange):
+  for images in [*videos.values(), real_frames(shared_data)]:
+    height = images[0].shape[0] // 2 * 2
+    shown = [compressed(arrange(flat(image[:height]))) for image in images]
+    assert detection.recognise(shown)[0] is None
+
+
+def test_photographs_are_recognised_as_nothing(shared_data):
+  paths = [
+    *sorted((shared_data / 'lund_360v2' / 'images_4').iterdir())[::3],
+    *sorted((shared_data / 'dtu_scan24' / 'image').iterdir())[::3],
+  ]
+  for path in paths:
+    photograph = cv2.imread(str(path))
+    height, width = photograph.shape[:2]
+    for rows in (height, width // 2, width * 9 // 16):
+      for crop in (photograph[:rows], photograph[height - rows :]):
+        assert detection.recognise([crop])[0] is None, (path, rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(4, 80), st.integers(0, 2**32 - 1))
+def test_any_picture_gets_an_answer(height, width, seed):
+  rng = np.random.default_rng(seed)
+  noise = rng.integers(0, 256, (2 * height, 2 * width, 3), dtype=np.uint8)
+  name, scores = detection.recognise([noise])
+  assert name is None or name in projections.NAMES
+  assert np.all(np.isfinite(list(scores.values())))
+
+
+@pytest.fixture
+def write(tmp_path):
+  def video(images, boxes: bytes = b''):
+    path = tmp_path / 'video.mp4'
+    layouts.write_video(path, images, options={'g': '1', 'crf': '16'})
+    data = spherical_boxes.inject(
+      path.read_bytes(), spherical_boxes.ENTRY_PATH, boxes
+    )
+    path.write_bytes(data)
+    return path
+
+  return video
+
+
+def test_content_decides_where_nothing_else_does(write, videos):
+  cubes = [layouts.eac(image) for image in videos['unique_room']]
+  decision = detection.decide(write(cubes))
+  assert decision.layout == projections.NAMES['eac']
+  assert decision.source == 'content'
+  evidence = decision.to_dict()['evidence']
+  assert evidence['metadata'] == 'none'
+  assert evidence['scores']['edges mono'] > 0.9
+
+
+def test_a_plain_beginning_of_a_short_video_is_no_hindrance(tmp_path, videos):
+  """Black, then a second of one picture, behind a single key frame."""
+  (image, _) = videos['unique_room']
+  path = tmp_path / 'video.mp4'
+  images = [np.zeros_like(image)] * 5 + [image] * 40
+  options = {'x264-params': 'scenecut=0', 'preset': 'fast'}
+  layouts.write_video(path, images, options=options)
+  assert len(decoding.key_frames(path, 10)) == 1
+  assert detection.decide(path).layout == projections.Layout()
+
+
+def test_metadata_decide_before_content(write, videos):
+  boxes = spherical_boxes.sv3d(spherical_boxes.equi(), pose=(0.0, 10.0, 0.0))
+  decision = detection.decide(write(videos['unique_room'], boxes))
+  assert decision.source == 'metadata'
+  assert decision.layout == projections.Layout(pitch_deg=10.0)
+
+
+def test_metadata_decide_where_pictures_are_too_plain(write):
+  boxes = spherical_boxes.sv3d(spherical_boxes.equi())
+  grey = [np.full((96, 192, 3), 90, np.uint8)] * 3
+  assert detection.decide(write(grey, boxes)).source == 'metadata'
+
+
+@pytest.mark.parametrize('name', ['equirectangular-tb', 'eac', 'vr180-sbs'])
+def test_content_overrules_metadata_that_it_contradicts(write, videos, name):
+  """Mono, equirectangular: what tools write without being told better."""
+  boxes = spherical_boxes.sv3d(spherical_boxes.equi())
+  images = [layouts.MAKERS[name](image) for image in videos['unique_room']]
+  decision = detection.decide(write(images, boxes))
+  assert decision.source == 'content' and decision.layout.name == name
+  assert decision.evidence['metadata'] == 'equirectangular'
+
+
+def test_content_overrules_a_second_eye_that_is_not_there(write, videos):
+  boxes = spherical_boxes.st3d(1) + spherical_boxes.sv3d(spherical_boxes.equi())
+  decision = detection.decide(write(videos['unique_room'], boxes))
+  assert decision.source == 'content'
+  assert decision.layout == projections.Layout()
+
+
+def test_the_flag_decides_against_the_picture_and_says_so(write, videos):
+  path = write(videos['unique_room'])
+  decision = detection.decide(path, 'eac')
+  assert decision.layout == projections.NAMES['eac']
+  assert decision.source == 'flag'
+  assert decision.evidence['content'] == 'equirectangular'
+  assert decision.evidence['scores']['edges mono'] < 0.5
+  with pytest.raises(ValueError, match='fisheye.*give auto or one of'):
+    detection.decide(path, 'fisheye')
+
+
+def test_a_flat_video_is_refused_unless_the_flag_says_otherwise(write, videos):
+  path = write([flat(image) for image in videos['unique_room']])
+  with pytest.raises(decoding.VideoError, match='no 360-degree video'):
+    detection.decide(path, 'auto')
+  assert detection.decide(path, 'vr180').layout.name == 'vr180'
+
+
+@pytest.mark.parametrize('kind,name', [(b'cbmp', 'cubemap'), (b'mshp', 'mesh')])
+def test_a_projection_that_is_not_read_is_named(write, videos, kind, name):
+  boxes = spherical_boxes.sv3d(spherical_boxes.full_box(kind, b'\0' * 8))
+  path = write([flat(image) for image in videos['unique_room']], boxes)
+  with pytest.raises(decoding.VideoError, match=f'{name}.*convert it'):
+    detection.decide(path)
+
+
+def test_the_real_video_is_a_panorama_by_its_content(shared_data):
+  decision = detection.decide(shared_data / 'real_360_alcatraz.mp4')
+  assert decision.layout == projections.Layout()
+  assert decision.source == 'content'
+  assert decision.evidence['frames'] == 10
+  assert decision.evidence['aspect'] == pytest.approx(640 / 322, abs=1e-3)

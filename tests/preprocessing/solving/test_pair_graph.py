@@ -1,0 +1,284 @@
+"""Cycles, components and long-range pairs, on graphs whose truth is known."""
+
+import dataclasses
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from odin_jax.shared import camera
+from preprocessing.solving import (
+  bundle_adjustment,
+  pair_graph,
+  relative_pose,
+  tracks,
+  verification,
+)
+from tests.helpers import point_worlds
+
+_RULES = pair_graph.GraphRules()
+
+
+def exact_fit(truth, pair, inliers=100, still=False):
+  """What a perfect robust fit of a pair says."""
+  pose = camera.compose(camera.inverse(truth[pair[0]]), truth[pair[1]])
+  length = np.linalg.norm(pose[:, 3])
+  pose = camera.rescale(pose, 0.0 if still else float(1 / length))
+  return relative_pose.PairFit(
+    target2source=pose,
+    inliers=np.ones(inliers, bool),
+    parallax_rad=0.1,
+    depths=np.ones((2, inliers)),
+  )
+
+
+def exact_fits(truth, max_gap=3):
+  return {
+    pair: exact_fit(truth, pair)
+    for pair in tracks.candidates(len(truth), max_gap)
+  }
+
+
+def spoil(fit, how):
+  """A fit that is turned by 20 degrees, or goes the other way."""
+  pose = fit.target2source.copy()
+  if how == 'turned':
+    pose[:, :3] = pose[:, :3] @ camera.rotation_y(np.deg2rad(20))
+  else:
+    pose[:, 3] *= -1
+  return dataclasses.replace(fit, target2source=pose)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  seed=st.integers(0, 1000),
+  wrong=st.lists(
+    st.tuples(st.integers(0, 32), st.sampled_from(['turned', 'reversed'])),
+    max_size=3,
+    unique_by=lambda item: item[0],
+  ),
+)
+def test_cycles_vote_out_the_wrong_edges_whatever_their_order(seed, wrong):
+  rng = np.random.default_rng(seed)
+  fits = exact_fits(point_worlds.walk(13, rng))
+  spoilt = {sorted(fits)[index]: how for index, how in wrong}
+  # A single step that goes the wrong way may still be a part of its bridge.
+  spoilt = {
+    pair: 'turned' if pair[1] - pair[0] == 1 else how
+    for pair, how in spoilt.items()
+  }
+  # Side by side they may outvote a right one.
+  for one, other in itertools.combinations(spoilt, 2):
+    if max(*one, *other) - min(*one, *other) <= 5:
+      return
+  fits |= {pair: spoil(fits[pair], how) for pair, how in spoilt.items()}
+  # Near the ends of the path there are ties, and inliers decide.
+  fits |= {
+    pair: dataclasses.replace(fits[pair], inliers=np.arange(100) < 50)
+    for pair in spoilt
+    if pair[0] <= 2 or pair[1] >= 10
+  }
+  assert pair_graph.inconsistent(fits, _RULES) == sorted(spoilt)
+  order = rng.permutation(len(fits))
+  shuffled = {list(fits)[index]: fits[list(fits)[index]] for index in order}
+  assert pair_graph.inconsistent(shuffled, _RULES) == sorted(spoilt)
+
+
+def test_of_a_lone_cycle_the_weakest_edge_goes():
+  truth = point_worlds.walk(3, np.random.default_rng(0))
+  fits = exact_fits(truth)
+  fits[0, 2] = spoil(fits[0, 2], 'turned')
+  fits[1, 2] = dataclasses.replace(fits[1, 2], inliers=np.arange(100) < 40)
+  assert pair_graph.inconsistent(fits, _RULES) == [(1, 2)]
+  # An edge in no cycle cannot be judged.
+  del fits[0, 1]
+  assert pair_graph.inconsistent(fits, _RULES) == []
+
+
+@pytest.mark.parametrize(
+  'places, still',
+  [
+    ([0, 0, 1], [(0, 1)]),
+    ([0, 1, 1], [(1, 2)]),
+    ([0, 1, 0], [(0, 2)]),
+    ([0, 0, 0], [(0, 1), (1, 2), (0, 2)]),
+  ],
+)
+def test_cycles_with_frames_that_only_turned(places, still):
+  rng = np.random.default_rng(1)
+  truth = point_worlds.walk(3, rng)
+  truth[:, :, 3] = np.array(places)[:, None] * [0.5, 0.1, 1.0]
+  with np.errstate(invalid='ignore', divide='ignore'):
+    fits = {
+      pair: exact_fit(truth, pair, still=pair in still)
+      for pair in tracks.candidates(3, 2)
+    }
+  for pair in still:
+    fits[pair].target2source[:, 3] = 0
+  assert pair_graph.inconsistent(fits, _RULES) == []
+  moving = [pair for pair in fits if pair not in still]
+  for pair in moving:
+    wrong = fits | {pair: spoil(fits[pair], 'reversed')}
+    assert pair_graph.inconsistent(wrong, _RULES)
+
+
+def test_components_are_numbered_by_first_frame():
+  ties = [(4, 5), (1, 3), (3, 6)]
+  assert pair_graph.components(8, ties).tolist() == [-1, 0, -1, 0, 1, 1, 0, -1]
+  assert pair_graph.components(2, []).tolist() == [-1, -1]
+
+
+@dataclasses.dataclass
+class Solved:
+  """A solution that is the truth."""
+
+  component: np.ndarray
+  frame2scene: np.ndarray
+  points: np.ndarray
+  observations: bundle_adjustment.Observations
+  verdicts: dict
+
+
+def solved_world(num_frames=24, window=3, seed=0):
+  rng = np.random.default_rng(seed)
+  truth = point_worlds.walk(num_frames, rng)
+  points = point_worlds.corridor(rng, num_frames + 8, per_metre=20)
+  looks = point_worlds.descriptors(rng, len(points), 4)
+  world = point_worlds.observe(rng, truth, points, looks, clutter=0.0)
+  frame = np.repeat(np.arange(num_frames), [len(ids) for ids in world.point])
+  return Solved(
+    component=np.zeros(num_frames, np.int64),
+    frame2scene=truth,
+    points=points,
+    observations=bundle_adjustment.Observations(
+      frame=frame,
+      point=np.concatenate(world.point),
+      ray=np.concatenate([seen.rays for seen in world.features]),
+      noise_rad=np.full(len(frame), 1e-3),
+    ),
+    verdicts={
+      pair: verification.Verdict(
+        reason='', confidence=float(rng.uniform(0.7, 1.0)), matches=100
+      )
+      for pair in tracks.candidates(num_frames, window)
+    },
+  )
+
+
+@pytest.fixture(scope='module')
+def world():
+  return solved_world()
+
+
+def test_frame_depths_are_medians(world):
+  found = pair_graph.frame_depths(
+    world.frame2scene, world.points, world.observations
+  )
+  for frame in (0, 7, 23):
+    mine = world.observations.point[world.observations.frame == frame]
+    away = world.points[mine] - world.frame2scene[frame, :, 3]
+    expected = np.sort(np.linalg.norm(away, axis=1))[len(mine) // 2]
+    assert found[frame] == pytest.approx(expected)
+  none = world.observations.subset(world.observations.frame > 0)
+  assert np.isnan(
+    pair_graph.frame_depths(world.frame2scene, world.points, none)[0]
+  )
+
+
+def best_products(world):
+  """Oracle: largest product of confidences, by Floyd and Warshall."""
+  count = len(world.frame2scene)
+  best = np.zeros((count, count))
+  for (a, b), verdict in world.verdicts.items():
+    if not verdict.reason:
+      best[a, b] = best[b, a] = verdict.confidence
+  for middle in range(count):
+    best = np.maximum(best, best[:, [middle]] * best[middle])
+  return best
+
+
+def test_long_pairs_have_the_confidence_of_their_best_path(world):
+  found = pair_graph.long_range_pairs(world, _RULES)
+  best = best_products(world)
+  assert len(found) > 20
+  for pair in found:
+    assert (pair.source, pair.target) not in world.verdicts
+    assert pair.hops >= -(-(pair.target - pair.source) // 3)
+    assert pair.confidence == pytest.approx(best[pair.source, pair.target])
+    assert pair.confidence >= _RULES.min_path_confidence
+  ends = [(pair.source, pair.target) for pair in found]
+  assert ends == sorted(set(ends))
+  assert found == pair_graph.long_range_pairs(world, _RULES)
+
+
+def test_long_pairs_are_near_and_share_points(world):
+  centres = world.frame2scene[:, :, 3]
+  depths = pair_graph.frame_depths(
+    world.frame2scene, world.points, world.observations
+  )
+  seen = [
+    set(world.observations.point[world.observations.frame == frame].tolist())
+    for frame in range(24)
+  ]
+  for pair in pair_graph.long_range_pairs(world, _RULES):
+    apart = np.linalg.norm(centres[pair.source] - centres[pair.target])
+    ends = [pair.source, pair.target]
+    assert apart <= _RULES.max_baseline * depths[ends].max()
+    for one, other in (ends, ends[::-1]):
+      away = np.linalg.norm(centres - centres[other], axis=1)
+      around = np.flatnonzero(away <= depths[other] / 2)
+      common = seen[one] & set().union(*(seen[frame] for frame in around))
+      assert len(common) >= _RULES.min_shared * len(seen[one])
+  # Nothing is in sight of both.
+  assert not pair_graph.long_range_pairs(
+    world, dataclasses.replace(_RULES, min_shared=1.01)
+  )
+  assert not pair_graph.long_range_pairs(
+    world, dataclasses.replace(_RULES, max_baseline=0.1)
+  )
+
+
+@pytest.mark.parametrize('limit', [0, 1, 3])
+def test_long_pairs_are_bounded_and_spread_over_gaps(world, limit):
+  rules = dataclasses.replace(_RULES, max_long_pairs_per_frame=limit)
+  found = pair_graph.long_range_pairs(world, rules)
+  counts = np.bincount([pair.source for pair in found], minlength=24)
+  assert counts.max(initial=0) == limit
+  if limit:
+    gaps = np.bincount([pair.target - pair.source for pair in found])[4:]
+    every = pair_graph.long_range_pairs(
+      world, dataclasses.replace(_RULES, max_long_pairs_per_frame=99)
+    )
+    possible = np.bincount([pair.target - pair.source for pair in every])[4:]
+    even = min(possible.min(), len(found) // len(possible) - 1)
+    assert np.all(gaps >= min(even, 1))
+
+
+def test_no_long_pair_over_a_cut(world):
+  kept = {
+    pair: verdict
+    if not pair[0] <= 11 < pair[1]
+    else verification.dropped('too few matches agree')
+    for pair, verdict in world.verdicts.items()
+  }
+  found = pair_graph.long_range_pairs(
+    dataclasses.replace(world, verdicts=kept), _RULES
+  )
+  assert found
+  assert not any(pair.source <= 11 < pair.target for pair in found)
+  parts = dataclasses.replace(world, component=np.repeat([0, 1], 12))
+  found = pair_graph.long_range_pairs(parts, _RULES)
+  assert found
+  assert not any(pair.source <= 11 < pair.target for pair in found)
+
+
+def test_gaps_take_turns_where_all_pairs_share_everything(world):
+  still = world.frame2scene.copy()
+  still[:, :, 3] *= 1e-3
+  points = world.points * 10
+  room = dataclasses.replace(world, frame2scene=still, points=points)
+  found = pair_graph.long_range_pairs(room, _RULES)
+  gaps = np.array([pair.target - pair.source for pair in found])
+  assert len(np.unique(gaps)) > 8

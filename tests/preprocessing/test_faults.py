@@ -1,0 +1,165 @@
+"""A run that is cut off at any moment goes on as if nothing had happened."""
+
+import errno
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from tests.helpers import tiny_videos
+
+_NUM_KILLS = 10
+_TICKS_PER_S = os.sysconf('SC_CLK_TCK')
+_POLL_S = 0.02
+
+
+def command(videos, output):
+  return [
+    sys.executable,
+    *('-m', 'preprocessing.run', '--config=configs/preprocess.py'),
+    f'--input={videos}',
+    f'--output={output}',
+    '--num_workers=1',
+    *tiny_videos.ARGUMENTS,
+  ]
+
+
+def start(repository, videos, output):
+  """A run in a session of its own, so that all its processes are known."""
+  return subprocess.Popen(
+    command(videos, output),
+    cwd=repository,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+
+
+def run(repository, videos, output, **options):
+  return subprocess.run(
+    command(videos, output),
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
+  )
+
+
+def cpu_seconds(session):
+  """Of every living process of a session, by its number."""
+  found = {}
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:
+      continue
+    if fields[0] != 'Z' and int(fields[3]) == session:
+      ticks = int(fields[11]) + int(fields[12])
+      found[int(path.parent.name)] = ticks / _TICKS_PER_S
+  return found
+
+
+def follow(process, until_s):
+  """Waits until so much computing is done; returns how much was seen."""
+  seen = {}
+  while process.poll() is None and sum(seen.values()) < until_s:
+    seen.update(cpu_seconds(process.pid))
+    time.sleep(_POLL_S)
+  return sum(seen.values())
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('videos')
+  tiny_videos.write(folder, 2)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def undisturbed(videos, repository, tmp_path_factory):
+  """The contents of a run's folder, and the seconds of computing it took."""
+  output = tmp_path_factory.mktemp('undisturbed') / 'records'
+  process = start(repository, videos, output)
+  seconds = follow(process, float('inf'))
+  assert process.wait() == 0
+  return tiny_videos.contents(output), seconds
+
+
+def test_killed_at_any_moment(videos, undisturbed, repository, tmp_path):
+  """Moments are of computing, which other load of the machine moves little."""
+  expected, seconds = undisturbed
+  rng = random.Random(0)
+  hits = 0
+  states = set()
+  for kill in range(_NUM_KILLS):
+    output = tmp_path / str(kill)
+    process = start(repository, videos, output)
+    follow(process, (kill + rng.random()) / _NUM_KILLS * seconds)
+    hits += process.poll() is None
+    # The parent alone, whose children must follow, or all at once.
+    (os.kill, os.killpg)[kill % 2](process.pid, signal.SIGKILL)
+    process.wait()
+    while cpu_seconds(process.pid):
+      time.sleep(_POLL_S)
+    if output.is_dir():
+      states.add(frozenset(tiny_videos.contents(output)))
+    done = run(repository, videos, output)
+    assert done.returncode == 0, done.stderr
+    assert tiny_videos.contents(output) == expected
+  assert hits >= _NUM_KILLS / 2
+  assert len(states) >= 2
+
+
+def limit_file_size(limit):
+  return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def test_a_disk_that_takes_no_more_stops_the_run_for_now(
+  videos, undisturbed, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  smallest = min(
+    len(data) for name, data in undisturbed[0].items() if name.endswith('.part')
+  )
+  done = run(
+    repository, videos, output, preexec_fn=limit_file_size(smallest - 1)
+  )
+  assert done.returncode == 2
+  (line,) = (
+    line for line in done.stderr.splitlines() if line.startswith('error: ')
+  )
+  # What grows first is the file of keyframes.
+  assert tempfile.gettempdir() in line and os.strerror(errno.EFBIG) in line
+  assert 'Traceback' not in done.stderr
+  assert set(tiny_videos.contents(output)) == {'.odin_output.json'}
+  done = run(repository, videos, output)
+  assert done.returncode == 0, done.stderr
+  assert tiny_videos.contents(output) == undisturbed[0]
+
+
+def damage(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def test_damaged_parts_are_made_again(
+  videos, undisturbed, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  for name, data in undisturbed[0].items():
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    (output / name).write_bytes(data)
+  damage(output / 'parts' / '000.part')
+  (output / 'parts' / '001.json').write_text('{"fingerprint": ')
+  done = run(repository, videos, output)
+  assert done.returncode == 0, done.stderr
+  assert tiny_videos.contents(output) == undisturbed[0]

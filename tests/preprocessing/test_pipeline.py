@@ -1,0 +1,527 @@
+"""From video files to records, through the command line, against truth."""
+
+import collections
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from odin_jax.shared import camera, record_folder, schema
+from preprocessing.procedural import footage
+from tests.helpers import layouts
+
+_SECONDS = 7.0
+_KINDS = ('unique_room', 'repeated_corridor')
+_SIZE = {'width': 768, 'height': 384}
+# Small pictures: the poses are what is judged.
+_ARGUMENTS = ('--config.view_size_px=64', '--config.views_per_pair=2')
+
+
+def write_world(folder, index):
+  name = f'{index:03d}_{_KINDS[index]}'
+  world = footage.make_world(
+    _KINDS, index, seed=11, seconds=_SECONDS, px_per_rad=384 / np.pi
+  )
+  times_s = footage.picture_times_s(_SECONDS)
+  footage.write_video(
+    folder / f'{name}.mp4',
+    (footage.render_panorama(world, t, **_SIZE) for t in times_s),
+  )
+  return name, footage.truth(world, times_s)
+
+
+@pytest.fixture(scope='module')
+def worlds(tmp_path_factory):
+  """A folder with two good videos, a broken one and a note; the truths."""
+  folder = tmp_path_factory.mktemp('worlds')
+  truths = dict(write_world(folder, index) for index in range(2))
+  whole = (folder / f'{next(iter(truths))}.mp4').read_bytes()
+  (folder / 'broken.mp4').write_bytes(whole[: len(whole) // 2])
+  (folder / 'note.txt').write_text('no video')
+  return folder, truths
+
+
+def command(source, output, *arguments, num_workers=1):
+  return [
+    sys.executable,
+    '-m',
+    'preprocessing.run',
+    '--config=configs/preprocess.py',
+    f'--input={source}',
+    f'--output={output}',
+    f'--num_workers={num_workers}',
+    *arguments,
+  ]
+
+
+def run(repository, *arguments, **options):
+  return subprocess.run(
+    command(*arguments, **options),
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(worlds, repository, tmp_path_factory):
+  output = tmp_path_factory.mktemp('run') / 'records'
+  done = run(repository, worlds[0], output, *_ARGUMENTS, num_workers=2)
+  assert done.returncode == 0, done.stderr
+  return output
+
+
+def read_records(output):
+  counts = json.loads((output / 'manifest.json').read_text())['counts']
+  return [
+    record
+    for split in schema.SPLITS
+    if counts[split]
+    for record in record_folder.RecordFolder(output, split)
+  ]
+
+
+def summaries(output):
+  manifest = json.loads((output / 'manifest.json').read_text())
+  return {video['video_id']: video for video in manifest['videos']}
+
+
+def ledger(output):
+  lines = (output / 'ledger.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def frame_pairs(records):
+  """target2source of the panoramas, by (time of source, time of target)."""
+  found = {}
+  for record in records:
+    source, target = (
+      record[f'{side}/frame2scene'].astype(np.float64)
+      for side in ('source', 'target')
+    )
+    key = record['source/time_s'], record['target/time_s']
+    found[key] = camera.compose(camera.inverse(source), target)
+  return found
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_poses_against_truth(finished, worlds, kind):
+  name, truth = next(
+    item for item in worlds[1].items() if item[0].endswith(kind)
+  )
+  records = [r for r in read_records(finished) if r['video_id'] == name]
+  rotation_deg, direction_deg, ratio = errors_against_truth(records, truth)
+  assert np.median(rotation_deg) <= 0.1
+  assert np.median(direction_deg) <= 0.5
+  assert np.max(direction_deg) < 90
+  assert np.median(np.abs(ratio / np.median(ratio) - 1)) <= 0.01
+  # The gauge: what the views look at is 1 away, and in truth about that far.
+  depths = [record['median_depth'] for record in records]
+  assert np.median(depths) == pytest.approx(1.0, rel=1e-5)
+  static = ~truth['moving'] & np.isfinite(truth['depth'])
+  static[:, :24], static[:, -24:] = False, False  # Steeper than 45 degrees.
+  assert 0.6 < np.median(truth['depth'][static]) * np.median(ratio) < 1.6
+
+
+@pytest.mark.parametrize('index', range(2))
+def test_almost_all_frame_pairs_are_kept(finished, worlds, index):
+  name = list(worlds[1])[index]
+  summary = summaries(finished)[name]
+  assert summary['frames'] == summary['frames_with_pose'] == 7
+  assert summary['components'] == 1
+  candidates = summary['frame_pairs']['candidates']
+  assert candidates == {'1': 6, '2': 5, '3': 4, '4': 3, '5': 2}
+  for gap, count in candidates.items():
+    assert summary['frame_pairs']['kept'][gap] >= 0.7 * count
+  assert 0.05 < summary['masked_share'] < 0.3
+  assert 20 <= summary['matcher_calls'] <= summary['matcher_calls_bound']
+  pairs = sum(summary['frame_pairs']['kept'].values())
+  assert summary['matcher_calls_per_kept_pair'] == pytest.approx(
+    summary['matcher_calls'] / pairs, abs=1e-3
+  )
+  long = summary['long_frame_pairs']['candidates']
+  assert long.keys() <= {'6'} and (index or long)
+
+
+def errors_against_truth(records, truth):
+  """Of all frame pairs: rotation and direction in degrees; lengths' ratio."""
+  rotation_deg, direction_deg, ratio = [], [], []
+  for times_s, found in frame_pairs(records).items():
+    source, target = (
+      truth['frame2world'][np.argmin(np.abs(truth['time_s'] - time_s))]
+      for time_s in times_s
+    )
+    true = camera.compose(camera.inverse(source), target)
+    rotation_deg.append(camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T))
+    direction_deg.append(camera.angle_between_deg(found[:, 3], true[:, 3]))
+    ratio.append(np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]))
+  return np.array(rotation_deg), np.array(direction_deg), np.array(ratio)
+
+
+@pytest.fixture(scope='module')
+def with_everything(repository, tmp_path_factory):
+  """A cubemap video with a mask; weights and both exports asked for."""
+  folder = tmp_path_factory.mktemp('cubemap')
+  world = footage.make_world(
+    _KINDS, 0, seed=11, seconds=4.0, px_per_rad=384 / np.pi
+  )
+  times_s = footage.picture_times_s(4.0)
+  layouts.write_video(
+    folder / 'cube.mp4',
+    [
+      layouts.eac(footage.render_panorama(world, t, **_SIZE), 960, 640)
+      for t in times_s
+    ],
+    rate=footage.RENDERED_FPS,
+    options={'crf': '12'},
+  )
+  mask = np.full((64, 128), 255, np.uint8)
+  mask[40:44, 30:60] = 0
+  cv2.imwrite(str(folder / 'mask.png'), mask)
+  output = folder / 'records'
+  done = run(
+    repository,
+    folder / 'cube.mp4',
+    output,
+    *_ARGUMENTS,
+    '--config.static_weights=True',
+    f'--mask={folder / "mask.png"}',
+    '--export=nerfstudio,colmap',
+  )
+  assert done.returncode == 0, done.stderr
+  return output, footage.truth(world, times_s)
+
+
+def test_a_cubemap_video_is_recognised_and_posed(with_everything):
+  output, truth = with_everything
+  summary = summaries(output)['cube']
+  assert summary['projection']['layout']['name'] == 'eac'
+  assert summary['projection']['source'] == 'content'
+  rotation_deg, direction_deg, _ = errors_against_truth(
+    read_records(output), truth
+  )
+  assert np.median(rotation_deg) <= 0.2
+  assert np.median(direction_deg) <= 0.5
+
+
+def test_weights_lie_beside_the_pairs(with_everything):
+  for record in read_records(with_everything[0]):
+    weight = cv2.imdecode(
+      np.frombuffer(record['target/static_weight'], np.uint8),
+      cv2.IMREAD_UNCHANGED,
+    )
+    assert weight.shape == (64, 64) and weight.dtype == np.uint8
+  features = json.loads((with_everything[0] / 'features.json').read_text())
+  assert 'static_weight' in json.dumps(features)
+
+
+def test_the_camera_path_leaves_for_other_tools(with_everything):
+  output, _ = with_everything
+  cameras = output / 'cameras' / 'cube'
+  path = json.loads((cameras / 'path.json').read_text())
+  import pycolmap
+
+  model = pycolmap.Reconstruction(str(cameras / 'sparse' / '0'))
+  assert model.num_reg_images() == 4 and model.num_points3D() > 100
+  assert {c.model.name for c in model.cameras.values()} == {'EQUIRECTANGULAR'}
+  assert (cameras / 'transforms.json').is_file()
+  assert len(list((cameras / 'masks').iterdir())) == 4
+  # The same numbers as in the records.
+  poses = {
+    round(record['source/time_s'], 3): record['source/frame2scene']
+    for record in read_records(output)
+  }
+  assert len(path['frames']) == 4
+  for frame in path['frames']:
+    expected = poses[round(frame['time_s'], 3)]
+    np.testing.assert_allclose(frame['frame2scene'], expected, atol=1e-6)
+  masked = cv2.imread(
+    str(sorted((cameras / 'masks').iterdir())[0]), cv2.IMREAD_GRAYSCALE
+  )
+  height, width = masked.shape
+  # Where the user's mask is black.
+  assert not masked[42 * height // 64, 45 * width // 128]
+
+
+def test_records_are_consistent(finished):
+  poses = collections.defaultdict(set)
+  for record in read_records(finished):
+    schema.validate(record)
+    assert record['matcher'] == 'sphere'
+    gap_s = abs(record['source/time_s'] - record['target/time_s'])
+    assert (record['hops'] > 1) == (gap_s > 5.5)
+    found = camera.relative_view_pose(
+      *(
+        record[f'{side}/frame2scene'].astype(np.float64)
+        for side in ('source', 'target')
+      ),
+      *(
+        (record[f'{side}/yaw_deg'], record[f'{side}/pitch_deg'])
+        for side in ('source', 'target')
+      ),
+    )
+    np.testing.assert_allclose(record['target2source'], found, atol=1e-5)
+    for side in ('source', 'target'):
+      key = record['video_id'], record[f'{side}/time_s']
+      poses[key].add(record[f'{side}/frame2scene'].tobytes())
+  assert all(len(found) == 1 for found in poses.values())
+  assert len(poses) == 14
+
+
+def test_ledger_names_what_was_passed_over(finished):
+  rows = {row['file']: row for row in ledger(finished) if 'file' in row}
+  assert rows['note.txt']['reason'] == 'not a video'
+  assert rows['broken.mp4']['stage'] == 'input'
+  assert set(rows) == {'note.txt', 'broken.mp4'}
+
+
+def contents(output):
+  """Everything that must not depend on how the run went."""
+  return {
+    path.name: path.read_bytes()
+    for path in output.iterdir()
+    if path.is_file() and path.name != 'run.json'
+  }
+
+
+def children(pid):
+  return [
+    int(child)
+    for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children')
+    .read_text()
+    .split()
+  ]
+
+
+def is_running(pid):
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return False
+  return stat.rpartition(')')[2].split()[0] != 'Z'
+
+
+def test_killed_and_restarted_run_gives_the_same_bytes(
+  finished, worlds, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  process = subprocess.Popen(
+    command(worlds[0], output, *_ARGUMENTS),
+    cwd=repository,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  first = output / 'parts' / f'{next(iter(worlds[1]))}.json'
+  while not first.is_file():
+    assert process.poll() is None
+    time.sleep(0.05)
+  workers = children(process.pid)
+  assert workers
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  written = first.stat().st_mtime_ns
+  # The killed run leaves no worker behind that would go on writing.
+  deadline = time.monotonic() + 30
+  while any(map(is_running, workers)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(is_running, workers))
+  done = run(repository, worlds[0], output, *_ARGUMENTS)
+  assert done.returncode == 0, done.stderr
+  assert first.stat().st_mtime_ns == written
+  assert contents(output) == contents(finished)
+
+
+def test_another_config_makes_its_own_records(finished, worlds, repository):
+  """Parts of an earlier config are not taken for those of the new one."""
+  before = contents(finished)
+  name = next(iter(worlds[1]))
+  try:
+    done = run(
+      repository,
+      worlds[0] / f'{name}.mp4',
+      finished,
+      '--config.view_size_px=32',
+      '--config.views_per_pair=1',
+      '--config.split_by=time',
+      '--config.test_fraction=0.3',
+    )
+    assert done.returncode == 0, done.stderr
+    splits = {r['split'] for r in read_records(finished)}
+    assert splits == {'train', 'test'}
+    times = collections.defaultdict(set)
+    for record in read_records(finished):
+      for side in ('source', 'target'):
+        times[record['split']].add(record[f'{side}/time_s'])
+    assert not times['train'] & times['test']
+    summary = summaries(finished)[name]['frame_pairs']
+    assert sum(summary['split_apart'].values()) > 0
+    assert sum(summary['candidates'].values()) < 20
+  finally:
+    for file, data in before.items():
+      (finished / file).write_bytes(data)
+
+
+def write_flat_film(path):
+  """A picture that does not go on across its left-right seam."""
+  rng = np.random.default_rng(0)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('libx264', rate=10)
+    stream.width, stream.height, stream.pix_fmt = 256, 128, 'yuv420p'
+    ramp = np.linspace(0, 255, 256)[None, :, None]
+    image = ramp * np.linspace(0.3, 1, 128)[:, None, None] * np.ones(3)
+    for _ in range(12):
+      noisy = np.clip(image + rng.normal(size=image.shape) * 9, 0, 255)
+      frame = av.VideoFrame.from_ndarray(noisy.astype(np.uint8))
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def make_bad_input(tmp_path, fault):
+  path = tmp_path / 'input'
+  path.mkdir()
+  if fault == 'empty folder':
+    return path
+  if fault == 'folder without a video':
+    (path / 'note.txt').write_text('no video')
+    return path
+  if fault == 'missing':
+    return path / 'absent.mp4'
+  file = path / 'film.mp4'
+  if fault == 'flat film':
+    write_flat_film(file)
+  else:
+    file.write_bytes(b'no video at all' * 50)
+  if fault == 'only bad videos':
+    return path
+  if fault == 'too many bad videos':
+    (path / 'other.mp4').write_bytes(b'')
+    return path
+  return file
+
+
+@pytest.mark.parametrize(
+  'fault,says',
+  [
+    ('empty folder', 'no video in this folder'),
+    ('folder without a video', 'no video in this folder'),
+    ('missing', 'no such'),
+    ('flat film', 'film.mp4'),
+    ('not a video', 'film.mp4'),
+    ('only bad videos', 'no usable video'),
+    ('too many bad videos', 'max_bad_videos=1'),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(repository, tmp_path, fault, says):
+  source = make_bad_input(tmp_path, fault)
+  output = tmp_path / 'records'
+  done = run(repository, source, output, '--config.max_bad_videos=1')
+  errors = [
+    line
+    for line in done.stderr.replace('\r', '\n').splitlines()
+    if line.startswith('error: ')
+  ]
+  assert done.returncode == 2
+  assert len(errors) == 1 and says in errors[0]
+  assert 'Traceback' not in done.stderr
+
+
+def test_foreign_output_and_unknown_key_are_refused(repository, tmp_path):
+  video = make_bad_input(tmp_path, 'not a video')
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('precious')
+  done = run(repository, video, tmp_path / 'mine')
+  assert done.returncode == 2 and 'thesis.txt' in done.stderr
+  assert os.listdir(tmp_path / 'mine') == ['thesis.txt']
+  done = run(repository, video, tmp_path / 'new', '--config.poses.gate=1')
+  assert done.returncode == 2 and 'gate' in done.stderr
+
+
+def test_real_video(shared_data, repository, tmp_path):
+  """A hand-held walk along cells: people walk, a hand fills the bottom."""
+  output = tmp_path / 'records'
+  done = run(
+    repository,
+    shared_data / 'real_360_alcatraz.mp4',
+    output,
+    '--config.views_per_pair=2',
+    '--config.view_size_px=64',
+  )
+  assert done.returncode == 0, done.stderr
+  summary = summaries(output)['real_360_alcatraz']
+  assert summary['frames'] == 41 and summary['components'] == 1
+  found = frame_pairs(read_records(output))
+  gaps = collections.Counter(
+    round(abs(target - source))
+    for source, target in {tuple(sorted(times)) for times in found}
+  )
+  assert gaps.total() >= 100
+  assert all(gaps[gap] >= 10 for gap in (1, 2, 3, 4))
+  places = {}
+  for record in read_records(output):
+    for side in ('source', 'target'):
+      place = record[f'{side}/frame2scene'][:, 3]
+      places[record[f'{side}/time_s']] = place.astype(np.float64)
+  path = np.stack([places[time_s] for time_s in sorted(places)])
+  assert len(path) == 41
+  forward = path[-1] - path[0]
+  assert np.all(np.diff(path @ forward) > 0)
+  # Nearly straight.
+  length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+  assert np.linalg.norm(forward) > 0.9 * length
+  # The hand is masked, and not much else.
+  assert 0.08 < summary['masked_share'] < 0.35
+
+
+def test_bad_input_leaves_finished_records_as_they_are(
+  finished, worlds, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  shutil.copytree(finished, output)
+  folder = tmp_path / 'bad'
+  folder.mkdir()
+  shutil.copy(worlds[0] / 'broken.mp4', folder)
+  done = run(repository, folder, output, *_ARGUMENTS)
+  assert done.returncode == 2 and 'broken.mp4' in done.stderr
+  for path in finished.iterdir():
+    if path.is_file():
+      assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+  'argument',
+  [
+    '--config.fps=0.0',
+    '--config.view_size_px=0',
+    '--config.fov_deg=180.0',
+    '--config.matcher=poses',
+    '--config.fps=inf',
+    '--config.window_s=0.5',
+    '--config.max_panorama_width_px=0',
+    '--config.test_fraction=2.0',
+    '--config.export.num_yaws=0',
+    '--config.matcher=dust3r',
+    '--ray_address=auto',
+    '--gpus_per_actor=0.5',
+  ],
+)
+def test_config_values_that_cannot_work_are_refused(
+  repository, worlds, tmp_path, argument
+):
+  done = run(repository, worlds[0], tmp_path / 'records', argument)
+  assert done.returncode == 2
+  name = argument.split('=')[0].removeprefix('--')
+  # A table is refused as a whole; a matcher says what it lacks.
+  named = name.rpartition('.')[0] if name.count('.') > 1 else name
+  assert named in done.stderr or 'DUST3R_HOME' in done.stderr
+  assert done.stderr.count('\n') == 1
+  assert not (tmp_path / 'records').exists()
