@@ -183,10 +183,7 @@ def imagine(
         np.stack([frames[source_of[index]] for index in ready]),
         np.stack(
           [
-            camera.compose(
-              camera.inverse(camera2scene[source_of[index]]),
-              camera2scene[index],
-            )
+            camera.relative(camera2scene[source_of[index]], camera2scene[index])
             for index in ready
           ]
         ),

@@ -52,9 +52,7 @@ class Views:
 
   def a2b(self, a: int, b: int) -> Float[np.ndarray, '3 4']:
     """Pose that takes coordinates of camera a to those of camera b."""
-    return camera.compose(
-      camera.inverse(self.camera2scene[b]), self.camera2scene[a]
-    )
+    return camera.relative(self.camera2scene[b], self.camera2scene[a])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,11 @@ def compose(b2c: Pose, a2b: Pose) -> Pose:
   return make_pose(rotation, translation[..., 0])
 
 
+def relative(source2scene: Pose, target2scene: Pose) -> Pose:
+  """`target2source` of two cameras that stand in one scene."""
+  return compose(inverse(source2scene), target2scene)
+
+
 def rescale(a2b: Pose, factor: float) -> Pose:
   """The pose in units of which there are `factor` to one before."""
   return make_pose(a2b[..., :3], a2b[..., 3] * factor)
@@ -117,11 +122,9 @@ def relative_view_pose(
   zero = np.zeros(3)
   source_view2frame = make_pose(view2frame_rotation(*source_angles_deg), zero)
   target_view2frame = make_pose(view2frame_rotation(*target_angles_deg), zero)
-  target_frame2source_frame = compose(
-    inverse(source_frame2scene), target_frame2scene
-  )
-  return compose(
-    inverse(source_view2frame),
+  target_frame2source_frame = relative(source_frame2scene, target_frame2scene)
+  return relative(
+    source_view2frame,
     compose(target_frame2source_frame, target_view2frame),
   )
 

@@ -100,8 +100,8 @@ def pose_errors(
   rows = []
   chosen = component.frame_pairs if pairs is None else pairs
   for earlier, later in sorted(chosen):
-    found = _relative(component.poses[earlier], component.poses[later])
-    true = _relative(pose_at(truth, earlier), pose_at(truth, later))
+    found = camera.relative(component.poses[earlier], component.poses[later])
+    true = camera.relative(pose_at(truth, earlier), pose_at(truth, later))
     rotation = camera.rotation_angle_deg(found[:, :3].T @ true[:, :3])
     direction, ratio = np.nan, np.nan
     baseline_m = np.linalg.norm(true[:, 3])
@@ -119,12 +119,6 @@ def pose_errors(
     'scale': ratio / middle - 1,
     'units_per_m': ratio,
   }
-
-
-def _relative(
-  a: Float[np.ndarray, '3 4'], b: Float[np.ndarray, '3 4']
-) -> Float[np.ndarray, '3 4']:
-  return camera.compose(camera.inverse(a), b)
 
 
 def frames_behind(component: Component) -> dict[str, int | float]:

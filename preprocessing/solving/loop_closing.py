@@ -125,9 +125,7 @@ def _steps(
     frames = np.flatnonzero(scene.component == index).tolist()
     depth = float(np.nanmedian(depths[frames]))
     for a, b in zip(frames, frames[1:]):
-      step = camera.compose(
-        camera.inverse(scene.frame2scene[a]), scene.frame2scene[b]
-      )
+      step = camera.relative(scene.frame2scene[a], scene.frame2scene[b])
       way = float(np.linalg.norm(step[:, 3])) + _STILL * depth
       tens = way / (loop_detection.PER_DEPTHS * depth)
       yield pose_graph.Constraint(

@@ -361,12 +361,11 @@ class Finder:
     """Whether the cycle of two closures and the paths between them closes."""
     pose = self._scene.frame2scene
     here, there = (
-      camera.compose(camera.inverse(pose[a]), pose[b])
-      for a, b in zip(one.pair, other.pair)
+      camera.relative(pose[a], pose[b]) for a, b in zip(one.pair, other.pair)
     )
     stretched = camera.rescale(there, float(np.exp(one.log_scale)))
-    expected = camera.compose(
-      camera.inverse(here), camera.compose(one.target2source, stretched)
+    expected = camera.relative(
+      here, camera.compose(one.target2source, stretched)
     )
     way = np.linalg.norm(here[:, 3]) + np.linalg.norm(stretched[:, 3])
     return self._alike_poses(
@@ -381,9 +380,7 @@ class Finder:
       reason = 'too few closures join the components'
       return self._rules.min_agreeing_beyond, reason
     pose = self._scene.frame2scene
-    composed = camera.compose(
-      camera.inverse(pose[closure.source]), pose[closure.target]
-    )
+    composed = camera.relative(pose[closure.source], pose[closure.target])
     way = float(np.diff(self._path[ends])[0])
     if not self._alike_poses(composed, closure, closure.log_scale, way):
       reason = 'contradicts the composed poses'

@@ -217,4 +217,4 @@ def _relative(
   poses: Float[np.ndarray, 'f 3 4'], pair: tracks.FramePair
 ) -> Float[np.ndarray, '3 4']:
   """target2source of a (source, target) pair."""
-  return camera.compose(camera.inverse(poses[pair[0]]), poses[pair[1]])
+  return camera.relative(poses[pair[0]], poses[pair[1]])

@@ -356,8 +356,8 @@ class _Search:
       camera.transform(camera.inverse(pose), pair.points)
       for pose in self._frames2scene
     )
-    self._target2source = camera.compose(
-      camera.inverse(pair.source_frame2scene), pair.target_frame2scene
+    self._target2source = camera.relative(
+      pair.source_frame2scene, pair.target_frame2scene
     )
     self._target_rays = self._in_target / np.linalg.norm(
       self._in_target, axis=1, keepdims=True

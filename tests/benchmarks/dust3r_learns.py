@@ -189,7 +189,7 @@ def judge(model: Any, banks: list[Bank], pairs: list[tuple]) -> dict[str, Any]:
   found, still = [], []
   for bank, one, two in pairs:
     views = banks[bank]
-    true = camera.compose(camera.inverse(views.poses[one]), views.poses[two])
+    true = camera.relative(views.poses[one], views.poses[two])
     tokens = network.encode(np.stack([views.images[one], views.images[two]]))
     (maps,) = network.decode([(tokens[0], tokens[1])])
     pose = pointmaps.pose_from_pointmap(

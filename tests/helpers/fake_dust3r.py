@@ -108,7 +108,7 @@ class OracleNetwork(torch.nn.Module):
     if number == 2:
       if pair in self.lies:
         points = rng.normal(size=points.shape)
-      own2other = camera.compose(camera.inverse(self.views[other][0]), pose)
+      own2other = camera.relative(self.views[other][0], pose)
       points = points @ own2other[:, :3].T + own2other[:, 3]
     scale = np.random.default_rng(pair).uniform(0.3, 3.0)
     return points * scale, np.where(moves, 1.0, 5.0)

@@ -200,7 +200,7 @@ def drift(frame2scene, frame2world):
   off = scale * (found - found.mean(axis=0)) @ rotation.T
   off -= true - true.mean(axis=0)
   ends = [
-    camera.compose(camera.inverse(poses[0]), poses[-1])[:, 3]
+    camera.relative(poses[0], poses[-1])[:, 3]
     for poses in (frame2scene, frame2world)
   ]
   return (

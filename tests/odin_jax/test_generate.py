@@ -138,7 +138,7 @@ def test_poses_are_given_in_the_axes_of_the_source(outputs):
   _, frames = read_frames(outputs / 'orbit')
   path = trajectory.camera_path('orbit_right', 4, 0.3)
   for index in range(1, 4):
-    step = camera.compose(camera.inverse(path[index - 1]), path[index])
+    step = camera.relative(path[index - 1], path[index])
     expected = np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255
     assert np.abs(frames[index, 0, 0, 1:] - expected).max() < 0.6
 

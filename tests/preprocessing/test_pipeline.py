@@ -110,7 +110,7 @@ def frame_pairs(records):
       for side in ('source', 'target')
     )
     key = record['source/time_s'], record['target/time_s']
-    found[key] = camera.compose(camera.inverse(source), target)
+    found[key] = camera.relative(source, target)
   return found
 
 
@@ -161,7 +161,7 @@ def errors_against_truth(records, truth):
       truth['frame2world'][np.argmin(np.abs(truth['time_s'] - time_s))]
       for time_s in times_s
     )
-    true = camera.compose(camera.inverse(source), target)
+    true = camera.relative(source, target)
     rotation_deg.append(camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T))
     direction_deg.append(camera.angle_between_deg(found[:, 3], true[:, 3]))
     ratio.append(np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]))

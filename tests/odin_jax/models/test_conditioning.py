@@ -191,7 +191,7 @@ def test_zero123_vector_of_an_orbit(start, azimuth, elevation, radius, scale):
   """An orbit from the horizon of an object changes what it says it does."""
   source2world = look_at_origin(position(start, 0, scale))
   target2world = look_at_origin(position(start + azimuth, elevation, radius))
-  target2source = camera.compose(camera.inverse(source2world), target2world)
+  target2source = camera.relative(source2world, target2world)
   angle = np.deg2rad(azimuth)
   np.testing.assert_allclose(
     zero123_vector(floats(target2source), floats(scale)),

@@ -116,7 +116,7 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
   size = 48
   source2world = make_pose(12.0, -7.0, 0.15, -0.1, 0.2)
   target2world = camera.identity_pose()
-  target2source = camera.compose(camera.inverse(source2world), target2world)
+  target2source = camera.relative(source2world, target2world)
   views, seen = sweep_views(
     jnp.asarray(sphere_view(source2world, radius, size), jnp.float32),
     batch(target2source),

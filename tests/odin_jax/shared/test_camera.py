@@ -60,8 +60,12 @@ def test_poses_form_a_group(seed):
     atol=1e-12,
   )
   np.testing.assert_allclose(
-    camera.compose(camera.inverse(a2b), a2b),
-    camera.identity_pose(),
+    camera.compose(a2b, camera.inverse(a2b)), camera.identity_pose(), atol=1e-12
+  )
+  # Through both cameras a point of the scene has one place.
+  np.testing.assert_allclose(
+    camera.transform(a2b, camera.transform(camera.relative(a2b, b2c), points)),
+    camera.transform(b2c, points),
     atol=1e-12,
   )
 

@@ -63,9 +63,7 @@ class Filmed:
   frame2world: np.ndarray
 
   def true_pose(self, pair):
-    return camera.compose(
-      camera.inverse(self.frame2world[pair[0]]), self.frame2world[pair[1]]
-    )
+    return camera.relative(self.frame2world[pair[0]], self.frame2world[pair[1]])
 
   def arrivals(self, pair, rays):
     """Where the points of one frame truly are in the other."""
@@ -165,9 +163,8 @@ def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   ratios = []
   for pair, verdict in solution.verdicts.items():
     assert not verdict.reason
-    found = camera.compose(
-      camera.inverse(solution.frame2scene[pair[0]]),
-      solution.frame2scene[pair[1]],
+    found = camera.relative(
+      solution.frame2scene[pair[0]], solution.frame2scene[pair[1]]
     )
     true = filmed.true_pose(pair)
     rotation_deg, direction_deg = off_degrees(found, true)
@@ -228,8 +225,8 @@ def test_the_solver_uses_what_the_matcher_says(filmed, described):
   assert Doubting.asked == 3 + rules.rounds * 6
   for pair, verdict in found.verdicts.items():
     assert not verdict.reason and verdict.confidence == 0.25
-    pose = camera.compose(
-      camera.inverse(found.frame2scene[pair[0]]), found.frame2scene[pair[1]]
+    pose = camera.relative(
+      found.frame2scene[pair[0]], found.frame2scene[pair[1]]
     )
     rotation_deg, direction_deg = off_degrees(pose, filmed.true_pose(pair))
     assert rotation_deg < 0.15 and direction_deg < 0.3
@@ -386,7 +383,7 @@ def two_views(filmed):
       fake_dust3r.cast_view(filmed.world, _TIMES_S[frame], pose, **size)[0]
     )
     stands.append(pose)
-  target2source = camera.compose(camera.inverse(stands[0]), stands[1])
+  target2source = camera.relative(stands[0], stands[1])
   in_source = maps[1] @ target2source[:, :3].T + target2source[:, 3]
   return in_source.astype(np.float32), target2source
 

@@ -193,7 +193,7 @@ def test_colours_follow_depth_and_pose_into_another_frame(name):
   )
   rays = raycaster.panorama_rays(_WIDTH, _HEIGHT).astype(np.float64)
   points = rays * hits[0].distance[..., None]
-  a2b = camera.compose(camera.inverse(poses[1]), poses[0])
+  a2b = camera.relative(poses[1], poses[0])
   moved = camera.transform(a2b, points.reshape(-1, 3))
   u, v = camera.direction_to_equirect(moved, _WIDTH, _HEIGHT)
   column, row = u.astype(int) % _WIDTH, np.minimum(v.astype(int), _HEIGHT - 1)

@@ -56,9 +56,7 @@ def solve(world, max_gap=3, **changes):
 
 
 def relative(frame2scene, pair):
-  return camera.compose(
-    camera.inverse(frame2scene[pair[0]]), frame2scene[pair[1]]
-  )
+  return camera.relative(frame2scene[pair[0]], frame2scene[pair[1]])
 
 
 def worst_direction_deg(solution, truth):
@@ -247,7 +245,7 @@ def rendered(kind, count, width=384):
         np.minimum(v.astype(int), height - 1), u.astype(int) % width
       ]
       there = camera.transform(
-        camera.compose(camera.inverse(pose[frame + 1]), pose[frame]),
+        camera.relative(pose[frame + 1], pose[frame]),
         rays * depth[:, None].astype(float),
       )
       there /= np.linalg.norm(there, axis=1, keepdims=True)

@@ -23,7 +23,7 @@ _RULES = pair_graph.GraphRules()
 
 def exact_fit(truth, pair, inliers=100, still=False):
   """What a perfect robust fit of a pair says."""
-  pose = camera.compose(camera.inverse(truth[pair[0]]), truth[pair[1]])
+  pose = camera.relative(truth[pair[0]], truth[pair[1]])
   length = np.linalg.norm(pose[:, 3])
   pose = camera.rescale(pose, 0.0 if still else float(1 / length))
   return relative_pose.PairFit(

@@ -44,9 +44,7 @@ def solve(world, max_gap=5, mask=None, **changes):
 
 def relative(frame2scene, pair):
   source, target = pair
-  return camera.compose(
-    camera.inverse(frame2scene[source]), frame2scene[target]
-  )
+  return camera.relative(frame2scene[source], frame2scene[target])
 
 
 def pose_errors(solution, truth):
