@@ -14,7 +14,7 @@ ALLOWED = {
   'odin_jax.geometry': ['odin_jax.geometry', 'odin_jax.shared'],
   'odin_jax.diffusion': ['odin_jax.diffusion'],
   'odin_jax.models': ['odin_jax.models', 'odin_jax.shared'],
-  'odin_jax.porting': ['odin_jax.porting', 'odin_jax.shared'],
+  'odin_jax.porting': ['odin_jax.models.lpips_files', 'odin_jax.shared'],
   'odin_jax.metrics': ['odin_jax.models'],
   'odin_jax.sharding': ['odin_jax.shared'],
   'odin_jax.checkpoints': [
