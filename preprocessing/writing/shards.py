@@ -178,8 +178,8 @@ def _stage(
   rows, gone = _without(read_ledger(output), asked, present=present)
   shards, counts = old['shards'], {}
   if len(videos) < len(present):
-    files = [_checked(output, name, shard) for name, shard in shards.items()]
-    merged = _by_split(tqdm(files, desc='reading', unit='shard'), without=asked)
+    whole = [_checked(output, name, shard) for name, shard in shards.items()]
+    merged = _by_split(tqdm(whole, desc='reading', unit='shard'), without=asked)
     shards = _write_all(staged, merged)
     counts = {split: len(merged[split]) for split in schema.SPLITS}
     tfds_metadata.write(staged, shards, _optional(merged))
