@@ -2,20 +2,73 @@
 # Makes .venv with the pinned requirements; quiet when nothing is to do.
 #   bash launch/setup.sh            what preprocessing and training need
 #   bash launch/setup.sh --tests    and what the tests need
-# PYTHON names another interpreter (3.11 or 3.12) than the one found here.
+#   bash launch/setup.sh --cuda     and jax for NVIDIA GPUs
+#   bash launch/setup.sh --tpu      and jax for Cloud TPUs
+# Arguments go together. --cuda and --tpu end with one line that names the
+# devices that jax finds; they fail where it finds none of that kind.
+# PYTHON names another interpreter (3.11 or 3.12) than the one found here,
+# JAX_CUDA another CUDA (12 or 13) than the newest that the GPU's driver runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+stop() {
+  echo "error: setup.sh: $1" >&2
+  exit 2
+}
+
 lists=(requirements.txt)
-case "${1:-}" in
-  "") ;;
-  --tests) lists+=(tests/requirements.txt tests/requirements-no-deps.txt) ;;
-  *) echo "error: setup.sh: unknown argument $1; the only one is --tests" >&2; exit 2 ;;
-esac
+platforms=()
+for argument in "$@"; do
+  case "$argument" in
+    --tests) lists+=(tests/requirements.txt tests/requirements-no-deps.txt) ;;
+    --cuda | --tpu) platforms+=("${argument#--}") ;;
+    *) stop "unknown argument $argument; there are --tests, --cuda and --tpu" ;;
+  esac
+done
 
 supported() {
   "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 }
+
+# The extra of jax for the GPUs here. Its CUDA 13 needs a driver of 580 or newer
+# and compute capability 7.5; its CUDA 12 runs on what is older.
+cuda_extra() {
+  if [ -n "${JAX_CUDA:-}" ]; then
+    case "$JAX_CUDA" in
+      12 | 13) echo "cuda$JAX_CUDA" ;;
+      *) stop "JAX_CUDA=$JAX_CUDA: give 12 or 13" ;;
+    esac
+  else
+    local gpus
+    gpus=$(nvidia-smi --query-gpu=driver_version,compute_cap \
+      --format=csv,noheader 2>/dev/null) && [ -n "$gpus" ] ||
+      stop "nvidia-smi finds no GPU here; install NVIDIA's driver, or set JAX_CUDA=12 or 13 to install without it"
+    awk -F '[., ]+' '
+      $1 < 580 || $(NF - 1) * 10 + $NF < 75 { old = 1 }
+      END { print old ? "cuda12" : "cuda13" }' <<< "$gpus"
+  fi
+}
+
+# install NAME LIST ARGUMENTS...: pip with these arguments, unless the stamp of
+# that name says that it was done for LIST as it is now.
+install() {
+  local stamp=.venv/${1//\//-}.sha256 list=$2
+  if ! sha256sum --check --status "$stamp" 2>/dev/null; then
+    echo "Installing $1 into .venv (minutes on the first run)" >&2
+    .venv/bin/python -m pip install -qq --disable-pip-version-check "${@:3}"
+    sha256sum "$list" > "$stamp"
+  fi
+}
+
+# Before any work is done, so that a machine without a GPU is told at once.
+extras=()
+for platform in "${platforms[@]}"; do
+  extra=$platform
+  if [ "$platform" = cuda ]; then
+    extra=$(cuda_extra)
+  fi
+  extras+=("$extra")
+done
 
 if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
   for python in ${PYTHON:-python3.11 python3.12 python3}; do
@@ -23,22 +76,35 @@ if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
     python=
   done
   if [ -z "$python" ]; then
-    echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=/path/to/python" >&2
-    exit 2
+    stop "no Python 3.11 or 3.12 found; install one or set PYTHON=/path/to/python"
   fi
   rm -rf .venv
   "$python" -m venv .venv
 fi
 
-# A stamp per list holds its checksum: an unchanged list is not installed again.
 for list in "${lists[@]}"; do
-  stamp=".venv/${list//\//-}.sha256"
-  if ! sha256sum --check --status "$stamp" 2>/dev/null; then
-    echo "Installing $list into .venv (minutes on the first run)" >&2
-    dependencies=()
-    case "$list" in *-no-deps.txt) dependencies=(--no-deps) ;; esac
-    .venv/bin/python -m pip install -qq --disable-pip-version-check \
-      "${dependencies[@]}" --requirement "$list"
-    sha256sum "$list" > "$stamp"
+  dependencies=()
+  case "$list" in *-no-deps.txt) dependencies=(--no-deps) ;; esac
+  install "$list" "$list" "${dependencies[@]}" --requirement "$list"
+done
+# The list as a constraint: the extra of the very jax that it pins.
+for extra in "${extras[@]}"; do
+  case "$extra" in
+    cuda12) rival=cuda13 ;;
+    cuda13) rival=cuda12 ;;
+    *) rival= ;;
+  esac
+  # After a new driver: jax loads every CUDA that it finds.
+  if [ -n "$rival" ] && [ -f ".venv/jax-$rival.sha256" ]; then
+    .venv/bin/python -m pip uninstall -qq --yes "jax-$rival-plugin" "jax-$rival-pjrt"
+    rm ".venv/jax-$rival.sha256"
   fi
+  install "jax-$extra" requirements.txt --constraint requirements.txt "jax[$extra]"
+done
+# What drivers print goes to a file: one line says what came of it.
+for platform in "${platforms[@]}"; do
+  if ! line=$(.venv/bin/python -m launch.devices "$platform" 2> .venv/devices.log); then
+    stop "${line:-jax does not start, see .venv/devices.log}"
+  fi
+  echo "$line"
 done

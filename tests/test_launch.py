@@ -1,6 +1,8 @@
 """The scripts: what they refuse, before any work is done."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -61,3 +63,123 @@ def test_a_stage_notes_what_it_cost_and_passes_its_status_on(
   (row,) = map(json.loads, open(tmp_path / 'stages.jsonl'))
   assert row['stage'] == 'good'
   assert row['seconds'] >= 0 and row['peak_rss_mb'] > 1
+
+
+_PYTHON = """#!/usr/bin/env bash
+echo "$*" >> calls.txt
+case "$*" in *launch.devices*) echo "devices: 1 x card";; esac
+"""
+_GPU = '#!/bin/sh\necho "{gpu}"\n'
+
+
+def _script(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(repository, tmp_path):
+  """setup.sh beside a Python that notes what it is asked for."""
+  for name in ('launch/setup.sh', 'requirements.txt'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(repository / name, tmp_path / name)
+  _script(tmp_path / '.venv/bin/python', _PYTHON)
+  return tmp_path
+
+
+def _setup(checkout, *arguments, gpu=None, **environment):
+  if gpu is not None:
+    _script(checkout / 'bin/nvidia-smi', _GPU.format(gpu=gpu))
+  (checkout / 'calls.txt').write_text('')
+  path = f'{checkout / "bin"}:{os.environ["PATH"]}'
+  done = subprocess.run(
+    ['bash', 'launch/setup.sh', *arguments],
+    cwd=checkout,
+    env={**os.environ, 'PATH': path, **environment},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  calls = (checkout / 'calls.txt').read_text().splitlines()
+  return done, [call for call in calls if ' pip ' in call]
+
+
+@pytest.mark.parametrize(
+  'gpu,extra',
+  [
+    ('580.65.06, 9.0', 'cuda13'),
+    ('595.1, 12.0', 'cuda13'),
+    ('570.86.15, 9.0', 'cuda12'),
+    ('580.65.06, 7.0', 'cuda12'),
+    ('580.65.06, 7.5\n580.65.06, 6.1', 'cuda12'),
+  ],
+)
+def test_setup_takes_the_cuda_that_driver_and_gpus_run(checkout, gpu, extra):
+  done, installs = _setup(checkout, '--cuda', gpu=gpu)
+  assert done.returncode == 0
+  assert done.stdout == 'devices: 1 x card\n'
+  assert installs[-1].endswith(f'--constraint requirements.txt jax[{extra}]')
+
+
+def test_setup_for_an_accelerator_installs_once_and_lists_devices_always(
+  checkout,
+):
+  done, installs = _setup(checkout, '--tpu')
+  assert done.stdout == 'devices: 1 x card\n' and len(installs) == 2
+  done, installs = _setup(checkout, '--tpu')
+  assert done.stdout == 'devices: 1 x card\n' and not installs
+  assert not done.stderr
+
+
+def test_another_cuda_takes_the_place_of_the_first(checkout):
+  _setup(checkout, '--cuda', JAX_CUDA='12')
+  done, installs = _setup(checkout, '--cuda', JAX_CUDA='13')
+  assert done.returncode == 0
+  removal, install = installs
+  assert 'uninstall' in removal and 'jax-cuda12-plugin' in removal
+  assert install.endswith('jax[cuda13]')
+
+
+@pytest.mark.parametrize(
+  'arguments,environment,says',
+  [
+    (['--gpu'], {}, 'unknown argument --gpu'),
+    (['--tests', 'more'], {}, 'unknown argument more'),
+    (['--cuda'], {'gpu': ''}, 'nvidia-smi finds no GPU'),
+    (['--cuda'], {'JAX_CUDA': '11'}, 'JAX_CUDA=11: give 12 or 13'),
+  ],
+)
+def test_setup_refuses_before_any_work(checkout, arguments, environment, says):
+  done, installs = _setup(checkout, *arguments, **environment)
+  assert done.returncode == 2 and not installs and not done.stdout
+  assert done.stderr.startswith('error: ') and says in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+def test_setup_fails_where_jax_finds_no_device(checkout):
+  _script(
+    checkout / '.venv/bin/python',
+    _PYTHON.replace('"devices: 1 x card"', '"no TPU"; exit 2'),
+  )
+  done, _ = _setup(checkout, '--tpu')
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.splitlines()[-1] == 'error: setup.sh: no TPU'
+
+
+def test_devices_of_a_platform_are_one_line(repository):
+  def devices(platform, **environment):
+    return subprocess.run(
+      [sys.executable, '-m', 'launch.devices', platform],
+      cwd=repository,
+      env={**os.environ, 'JAX_PLATFORMS': '', **environment},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  eight = '--xla_force_host_platform_device_count=8'
+  assert devices('cpu', XLA_FLAGS=eight).stdout == 'devices: 8 x cpu\n'
+  done = devices('tpu', JAX_PLATFORMS='cpu')
+  assert done.returncode == 2 and done.stdout.count('\n') == 1
+  assert 'JAX_PLATFORMS=cpu is set' in done.stdout
