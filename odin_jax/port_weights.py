@@ -89,9 +89,9 @@ def _unet_params(settings: Mapping[str, Any]) -> Any:
   return nnx.to_pure_dict(nnx.state(network, nnx.Param))
 
 
-def _conditioning_params(settings: Mapping[str, Any]) -> Any:
+def _conditioning_params(config: Mapping[str, Any]) -> Any:
   parts = nnx.eval_shape(
-    lambda: conditioning.Conditioning(**settings, rngs=nnx.Rngs(0))
+    lambda: conditioning.Conditioning(config, rngs=nnx.Rngs(0))
   )
   return nnx.to_pure_dict(nnx.state(parts, nnx.Param))
 

@@ -1,9 +1,10 @@
 """The device mesh, and where every array of the state lives on it.
 
 Axes: `data` and `fsdp` split the batch; `fsdp` and `tensor` split parameters.
-One table says how, by the end of a parameter's path; moving averages and
+The model's rules say how, by the end of a parameter's path; moving averages and
 optimiser moments have the same ends and follow. An axis that does not divide
-its dimension is left out, and what the table does not name is replicated.
+its dimension is left out. That a parameter is on every device has to be said by
+a rule too: one that no rule names is an error.
 """
 
 import re
@@ -18,20 +19,9 @@ from odin_jax.shared import errors
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
 
-# Pairs of layers split the hidden dimension between them over `tensor`: the
-# first its outputs, the second its inputs, so one reduction serves both.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-  (r'(to_q|to_k|to_v|project)/kernel', PartitionSpec('fsdp', 'tensor')),
-  (r'(to_out|out)/kernel', PartitionSpec('tensor', 'fsdp')),
-  (r'(time1|pose1|source1)/kernel', PartitionSpec('fsdp', 'tensor')),
-  (r'(time2|pose2|source2)/kernel', PartitionSpec('tensor', 'fsdp')),
-  (r'(project_in|projection|embed)/kernel', PartitionSpec('fsdp', 'tensor')),
-  (r'project_out/kernel', PartitionSpec('tensor', 'fsdp')),
-  (r'conv1/kernel', PartitionSpec(None, None, 'fsdp', 'tensor')),
-  (r'conv2/kernel', PartitionSpec(None, None, 'tensor', 'fsdp')),
-  (r'skip/kernel', PartitionSpec(None, None, 'fsdp', 'tensor')),
-  (r'(downsample|upsample)/\d+/kernel', PartitionSpec(None, None, 'fsdp')),
-)
+# End of a parameter's path, as a regular expression, and the axis that splits
+# each of its dimensions or None; (): every device holds all of it.
+Rules = Mapping[str, tuple[str | None, ...]]
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
@@ -77,23 +67,41 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  for pattern, spec in RULES:
-    if re.search(rf'(^|/){pattern}$', name) and len(spec) <= len(shape):
+def _spec(
+  name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> PartitionSpec:
+  """How a leaf is split; a scalar, such as a count of steps, never is."""
+  if not shape:
+    return PartitionSpec()
+  for pattern, axes in rules.items():
+    if re.search(rf'(^|/)(?:{pattern})$', name) and len(axes) <= len(shape):
       return PartitionSpec(
         *(
           axis if axis and size % mesh.shape[axis] == 0 else None
-          for axis, size in zip(spec, shape)
+          for axis, size in zip(axes, shape)
         )
       )
-  return PartitionSpec()
+  raise ValueError(
+    f'no rule says how {name} of shape {shape} is sharded; its part of the '
+    'conditioning, or the table of the U-Net, has to'
+  )
 
 
-def shardings(abstract_state: Any, mesh: Mesh) -> Any:
-  """A `NamedSharding` for every leaf of the state, by `RULES`."""
+def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
+  """A `NamedSharding` for every leaf of the state.
+
+  Args:
+    abstract_state: the state or a part of it, such as the parameters.
+    mesh: the mesh.
+    rules: of the model; `odin_jax.models.odin.sharding_rules` gives them. Of
+      those that name a leaf the first is taken.
+
+  Raises:
+    ValueError: no rule names a leaf.
+  """
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(
-      mesh, _spec(path_name(path), leaf.shape, mesh)
+      mesh, _spec(path_name(path), leaf.shape, mesh, rules)
     ),
     abstract_state,
   )

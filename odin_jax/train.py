@@ -98,18 +98,16 @@ def _start(
   if not config['init']:
     state = jax.jit(init, out_shardings=state_shardings)()
     return state, _make_encoders(source, config)
-  given, frozen, notes = warm_start.load(
-    pathlib.Path(config['init']), config, mesh
-  )
-  for note in notes:
+  start = warm_start.load(pathlib.Path(config['init']), config, mesh)
+  for note in start.notes:
     tqdm.tqdm.write(f'{config["init"]}: {note}', file=sys.stderr)
 
-  def init_from(given: Any) -> step.State:
-    params = warm_start.adopt(odin.init_params(config), given)
+  def init_from(saved: Any) -> step.State:
+    params = warm_start.adopt(odin.init_params(config), saved, start.rows)
     return step.state_of(config, params)
 
   state = jax.jit(init_from, donate_argnums=0, out_shardings=state_shardings)
-  return state(given), frozen
+  return state(start.params), start.encoders
 
 
 def _summary(
@@ -157,7 +155,7 @@ def main() -> None:
   # -- Mesh and state ---------------------------------------------------------
   mesh = sharding.make_mesh(config['mesh'])
   batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
-  state_shardings = sharding.shardings(abstract, mesh)
+  state_shardings = sharding.shardings(abstract, mesh, odin.sharding_rules())
 
   # A checkpoint in the workdir goes before a fresh start; a checkpoint that
   # does not fit is an error, never a reason to start afresh.

@@ -25,11 +25,7 @@ _PORTED = {
   'recipe': 'ported',
   'seed': 0,
   'dtype': 'float32',
-  'model': {
-    'fourier_bands': 0,
-    'sweep_distances': (),
-    'unet': {'remat': 'none'},
-  },
+  'model': {'unet': {'remat': 'none'}},
   'diffusion': {'condition_dropout': 0.05},
 }
 

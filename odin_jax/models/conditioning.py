@@ -1,4 +1,4 @@
-"""What the denoiser is told: the source view and the relative pose.
+"""What the denoiser is conditioned on: the source view and the relative pose.
 
 Beside the noisy latent the network always gets the source's latent, as in
 Zero-1-to-3 (2303.11328). The rest is composed of parts, whose names are joined
@@ -16,42 +16,75 @@ by '+' in the config, as in `clip+se3+plucker`:
            distances (`odin_jax.models.sweep`), encoded, with the share of
            every latent pixel that the source sees.
 
-A new part is a class here and a row of `PARTS`.
+A new part is a subclass of `Part` and a row of `PARTS`, whose key is its name
+in the config; nothing else has to know of it. The class says
+
+  * what it adds: `channels`, `tokens` or both;
+  * `channel_names`, a name for every channel: training that starts from another
+    model (`odin_jax.training.warm_start`) takes the weights of channels of the
+    same name and gives zeros to new ones, so a name has to tell all that gives
+    the channel its meaning, options of the config among it;
+  * `prepares`, what it needs of the frozen encoders, made once per pair, and
+    with `needs_image` whether there has to be an image encoder;
+  * `sharding`, the mesh axes of every parameter that it has.
+
+It is built from the whole config and reads its own options there, which are
+fields of `model` in configs/train.py, as `fourier_bands` is.
 """
 
-from typing import NamedTuple, TypedDict
+import re
+from typing import Any, Callable, ClassVar, Mapping, NamedTuple, TypedDict
 
-from einops import rearrange
+from einops import rearrange, reduce
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from odin_jax.models import layers, rays
+from odin_jax.models import encoders, layers, rays, sweep
 
+Config = Mapping[str, Any]
 Pose = Float[Array, '*b 3 4']
 Scalar = Float[Array, '*b']
 
 
-class Condition(TypedDict):
-  """What a pair of views tells, computed once per pair.
+class PosedSource(NamedTuple):
+  """The source view of every pair, and where the target is seen from.
 
-  Keys:
-    source: [b n n c], latent of the source view.
-    image: [b d], embedding of the source by the image encoder; d = 0 without.
-    swept: [b n n s], latents of the sweep and what of it the source sees; s = 0
-      but for the part `sweep`.
+  Attributes:
+    images: [b s s 3], of the source, sRGB, values in [0, 1].
     target2source: [b 3 4], relative pose, scene units.
     fov_deg: [b], full field of view of both views.
     scale: [b], median depth of the source view, scene units; 0 = not known.
   """
 
-  source: Array
-  image: Array
-  swept: Array
+  images: Array
   target2source: Array
   fov_deg: Array
   scale: Array
+
+
+class Condition(TypedDict):
+  """What parts make channels and tokens of, computed once per pair.
+
+  Keys:
+    source: [b n n c], latent of the source view.
+    target2source, fov_deg, scale: see `PosedSource`.
+    prepared: by its name, what a part of the config has prepared.
+  """
+
+  source: Array
+  target2source: Array
+  fov_deg: Array
+  scale: Array
+  prepared: Mapping[str, Array]
+
+
+# Makes an entry of `Condition.prepared`: an array with a row for every pair.
+Prepare = Callable[[encoders.Encoders, Config, PosedSource], Array]
+# The mesh axis that splits each dimension of a parameter; None: not split. A
+# parameter without any, (), is on every device.
+Axes = tuple[str | None, ...]
 
 
 class Drop(NamedTuple):
@@ -199,32 +232,35 @@ def _zero_where(dropped: Bool[Array, 'b'], values: Array) -> Array:
   return jnp.where(dropped, jnp.zeros((), values.dtype), values)
 
 
-class Sizes(NamedTuple):
-  """Arguments of the same names of `Conditioning`."""
-
-  latent_channels: int
-  context_dim: int
-  image_width: int
-  fourier_bands: int
-  sweep_distances: int
-
-
 class Part(nnx.Module):
-  """Something to tell the denoiser: channels, tokens, or both.
+  """Something to condition the denoiser on: channels, tokens, or both.
 
   Attributes:
     needs_image: whether it reads the embedding of an image encoder.
-    width: number of its channels.
+    prepares: by its name, what it reads of `Condition.prepared`. Parts that
+      name the same function share what it makes.
+    sharding: by its path within the part (a regular expression for the whole of
+      it), the axes of every parameter.
+
+  Args:
+    config: a whole training config.
+    rngs: of the initial parameters.
   """
 
-  needs_image = False
-  width = 0
+  needs_image: ClassVar[bool] = False
+  prepares: ClassVar[Mapping[str, Prepare]] = {}
+  sharding: ClassVar[Mapping[str, Axes]] = {}
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
-    del sizes, rngs
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    del config, rngs
+
+  @classmethod
+  def channel_names(cls, config: Config) -> tuple[str, ...]:
+    """What each of its channels means; as many names as it has channels."""
+    return ()
 
   def channels(self, condition: Condition) -> Array | None:
-    """[b n n width], or None if it has none."""
+    """[b n n e], a channel for each of its names, or None if it has none."""
     return None
 
   def tokens(
@@ -234,11 +270,23 @@ class Part(nnx.Module):
     return None
 
 
+def _context_dim(config: Config) -> int:
+  return config['model']['unet']['context_dim']
+
+
 class Se3(Part):
   """A token of the pose, the field of view and the scale."""
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
-    width = sizes.context_dim
+  # Two layers share the hidden dimension out over `tensor`: the first its
+  # outputs, the second its inputs, so one reduction serves both.
+  sharding = {
+    'pose1/kernel': ('fsdp', 'tensor'),
+    'pose2/kernel': ('tensor', 'fsdp'),
+    r'pose[12]/bias': (),
+  }
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    width = _context_dim(config)
     self.pose1 = layers.Linear(15, width, rngs=rngs)
     self.pose2 = layers.Linear(width, width, rngs=rngs)
 
@@ -258,20 +306,31 @@ class Se3(Part):
     return _zero_where(dropped, token)[:, None]
 
 
+def image_embedding(
+  frozen: encoders.Encoders, config: Config, posed: PosedSource
+) -> Float[Array, 'b d']:
+  """Of the source, by the image encoder."""
+  del config
+  return frozen.image.encode(posed.images)
+
+
 class Clip(Part):
   """The embedding of the source; projected if the context is not as wide."""
 
   needs_image = True
+  prepares = {'image_embedding': image_embedding}
+  sharding = {'projection/kernel': ('fsdp', 'tensor'), 'projection/bias': ()}
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    image_width = encoders.image_width(config)
     self.projection = (
       None
-      if sizes.image_width == sizes.context_dim
-      else layers.Linear(sizes.image_width, sizes.context_dim, rngs=rngs)
+      if image_width == _context_dim(config)
+      else layers.Linear(image_width, _context_dim(config), rngs=rngs)
     )
 
   def tokens(self, condition: Condition, dropped: Array) -> Array:
-    token = condition['image']
+    token = condition['prepared']['image_embedding']
     if self.projection is not None:
       token = self.projection(token)
     return _zero_where(dropped, token)[:, None]
@@ -287,19 +346,23 @@ class _ImageAndPose(Part):
   """
 
   needs_image = True
+  prepares = {'image_embedding': image_embedding}
+  sharding = {'projection/kernel': ('fsdp', 'tensor'), 'projection/bias': ()}
   pose_width: int
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    image_width = encoders.image_width(config)
+    context_dim = _context_dim(config)
     self.projection = layers.Linear(
-      sizes.image_width + self.pose_width, sizes.context_dim, rngs=rngs
+      image_width + self.pose_width, context_dim, rngs=rngs
     )
     self.projection.kernel[...] = zero123_init(
-      rngs.params(), sizes.image_width, self.pose_width, sizes.context_dim
+      rngs.params(), image_width, self.pose_width, context_dim
     )
 
   def _token(self, condition: Condition, dropped: Array, pose: Array) -> Array:
     """[b 1 context_dim] of the embedding and of poses [b pose_width]."""
-    image = _zero_where(dropped, condition['image'])
+    image = _zero_where(dropped, condition['prepared']['image_embedding'])
     token = self.projection(jnp.concatenate([image, pose], axis=-1))
     return token[:, None]
 
@@ -339,13 +402,22 @@ def _as_image(
   return rearrange(features, 'b (i j) f -> b i j f', i=size)
 
 
+def _fourier_names(views: tuple[str, ...], config: Config) -> tuple[str, ...]:
+  """Names of the Fourier features of one ray of each view, in this order."""
+  numbers = [f'{view}.{name}' for view in views for name in rays.PLUCKER]
+  return rays.fourier_names(numbers, config['model']['fourier_bands'])
+
+
 class Plucker(Part):
   """Channels: rays of the target, then of the source, in the source's axes."""
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
     del rngs
-    self.bands = sizes.fourier_bands
-    self.width = rays.fourier_width(12, sizes.fourier_bands)
+    self.bands = config['model']['fourier_bands']
+
+  @classmethod
+  def channel_names(cls, config: Config) -> tuple[str, ...]:
+    return _fourier_names(('target', 'source'), config)
 
   def channels(self, condition: Condition) -> Array:
     directions = _directions(condition)
@@ -357,12 +429,24 @@ class Plucker(Part):
 class Rays(Part):
   """Channels: the target's rays. Tokens: the source's latents with rays."""
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
-    self.bands = sizes.fourier_bands
-    self.width = rays.fourier_width(6, sizes.fourier_bands)
-    inputs, width = sizes.latent_channels + self.width, sizes.context_dim
+  sharding = {
+    'source1/kernel': ('fsdp', 'tensor'),
+    'source2/kernel': ('tensor', 'fsdp'),
+    r'source[12]/bias': (),
+  }
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    self.bands = config['model']['fourier_bands']
+    # The source's rays have as many features as the target's.
+    features = len(self.channel_names(config))
+    inputs = encoders.latent_channels(config) + features
+    width = _context_dim(config)
     self.source1 = layers.Linear(inputs, width, rngs=rngs)
     self.source2 = layers.Linear(width, width, rngs=rngs)
+
+  @classmethod
+  def channel_names(cls, config: Config) -> tuple[str, ...]:
+    return _fourier_names(('target',), config)
 
   def channels(self, condition: Condition) -> Array:
     target = rays.own_plucker(_directions(condition))
@@ -379,15 +463,41 @@ class Rays(Part):
     return _zero_where(dropped, tokens)
 
 
+def _sweep_channels(
+  frozen: encoders.Encoders, config: Config, posed: PosedSource
+) -> Float[Array, 'b i j e']:
+  """Latents of the sweep's images, then the visible share of each."""
+  views, visible = sweep.sweep(
+    posed.images,
+    posed.target2source,
+    posed.fov_deg,
+    config['model']['sweep_distances'],
+  )
+  count, size = views.shape[1], encoders.latent_size(config)
+  latents = frozen.autoencoder.encode(
+    rearrange(views, 'b k y x c -> (b k) y x c')
+  )
+  latents = rearrange(latents, '(b k) i j c -> b i j (k c)', k=count)
+  share = reduce(visible, 'b k (i y) (j x) -> b i j k', 'mean', i=size, j=size)
+  return jnp.concatenate([latents, share], axis=-1)
+
+
 class Sweep(Part):
   """Channels: the latents of the sweep and what of it the source sees."""
 
-  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
-    del rngs
-    self.width = sizes.sweep_distances * (sizes.latent_channels + 1)
+  prepares = {'sweep': _sweep_channels}
+
+  @classmethod
+  def channel_names(cls, config: Config) -> tuple[str, ...]:
+    distances = [float(x) for x in config['model']['sweep_distances']]
+    latent = range(encoders.latent_channels(config))
+    return (
+      *(f'{distance}.latent{i}' for distance in distances for i in latent),
+      *(f'{distance}.visible' for distance in distances),
+    )
 
   def channels(self, condition: Condition) -> Array:
-    return condition['swept']
+    return condition['prepared']['sweep']
 
 
 PARTS: dict[str, type[Part]] = {
@@ -421,59 +531,88 @@ def parse(names: str) -> tuple[str, ...]:
   return parts
 
 
+def channel_names(config: Config) -> tuple[str, ...]:
+  """Names of the channels that are concatenated after the noisy latent.
+
+  Those of the source's latent, then those of the parts in their order, each
+  after the name of its part and a dot.
+
+  Raises:
+    ValueError: `parse` does, or two channels have one name.
+  """
+  names = [f'source.{i}' for i in range(encoders.latent_channels(config))]
+  for part in parse(config['model']['conditioning']):
+    names += [f'{part}.{name}' for name in PARTS[part].channel_names(config)]
+  for index, name in enumerate(names):
+    if name in names[:index]:
+      raise ValueError(
+        f'conditioning {config["model"]["conditioning"]!r}: two channels are '
+        f'named {name!r}'
+      )
+  return tuple(names)
+
+
+def prepare(
+  frozen: encoders.Encoders, config: Config, posed: PosedSource
+) -> dict[str, Array]:
+  """What the parts of a config prepare, each entry once.
+
+  Raises:
+    ValueError: two parts give one name to different things.
+  """
+  functions: dict[str, Prepare] = {}
+  for part in parse(config['model']['conditioning']):
+    for name, function in PARTS[part].prepares.items():
+      if functions.setdefault(name, function) is not function:
+        raise ValueError(
+          f'conditioning {part!r}: {name!r} is what another part prepares'
+        )
+  return {
+    name: function(frozen, config, posed)
+    for name, function in functions.items()
+  }
+
+
+def sharding_rules() -> dict[str, Axes]:
+  """By its path in a `Conditioning`, the axes of every parameter of any part.
+
+  Returns:
+    a regular expression for each whole path, and the axes.
+  """
+  return {
+    f'parts/{re.escape(name)}/(?:{pattern})': axes
+    for name, part in PARTS.items()
+    for pattern, axes in part.sharding.items()
+  }
+
+
 class Conditioning(nnx.Module):
   """Channels to concatenate after the noisy latent, and a context of tokens.
 
   Args:
-    names: of `PARTS`, joined by '+'.
-    latent_channels: of the autoencoder.
-    context_dim: width of the context's tokens.
-    image_width: of the image encoder's embedding; 0 without an encoder.
-    fourier_bands: frequencies of the rays' Fourier features; 0 gives the rays
-      as they are.
-    sweep_distances: number of distances of a sweep.
-
-  Attributes:
-    channels: number of channels: the source's latent, then those of the parts
-      in the order of their names.
+    config: a whole training config; its `model.conditioning` names `PARTS`,
+      joined by '+'.
+    rngs: of the initial parameters.
 
   Raises:
-    ValueError: `parse` does, or a part needs an image encoder and there is
-      none.
+    ValueError: `channel_names` does, or a part needs an image encoder and
+      there is none.
   """
 
-  def __init__(
-    self,
-    names: str,
-    *,
-    latent_channels: int,
-    context_dim: int,
-    image_width: int,
-    fourier_bands: int,
-    sweep_distances: int,
-    rngs: nnx.Rngs,
-  ):
-    self.names = parse(names)
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    self.names = parse(config['model']['conditioning'])
+    image_width = encoders.image_width(config)
     for name in self.names:
       if PARTS[name].needs_image and image_width <= 0:
         raise ValueError(
           f'conditioning {name!r} needs image_width > 0, which is that of an '
           f'image encoder; it is {image_width}'
         )
-    sizes = Sizes(
-      latent_channels=latent_channels,
-      context_dim=context_dim,
-      image_width=image_width,
-      fourier_bands=fourier_bands,
-      sweep_distances=sweep_distances,
-    )
     self.parts = nnx.Dict(
-      {name: PARTS[name](sizes, rngs=rngs) for name in self.names}
+      {name: PARTS[name](config, rngs=rngs) for name in self.names}
     )
-    self.context_dim = context_dim
-    self.channels = latent_channels + sum(
-      self.parts[name].width for name in self.names
-    )
+    self.context_dim = _context_dim(config)
+    self.num_channels = len(channel_names(config))
 
   def __call__(
     self, condition: Condition, drop: Drop
@@ -486,19 +625,28 @@ class Conditioning(nnx.Module):
         its own way.
 
     Returns:
-      `channels` channels; and the tokens of all parts, or one token of zeros
-      if no part has any.
+      a channel for each of `channel_names`; and the tokens of all parts, or
+      one token of zeros if no part has any.
+
+    Raises:
+      ValueError: the parts give more or fewer channels than they name.
     """
     # An nnx.Dict forgets its order when it is split and merged.
     parts = [self.parts[name] for name in self.names]
     source = condition['source']
     channels = [part.channels(condition) for part in parts]
     channels = [source, *(x for x in channels if x is not None)]
+    channels = jnp.concatenate(channels, axis=-1)
+    if channels.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'conditioning {"+".join(self.names)!r}: {channels.shape[-1]} channels '
+        f'under {self.num_channels} names'
+      )
     tokens = [part.tokens(condition, drop.tokens) for part in parts]
     tokens = [x for x in tokens if x is not None]
     if not tokens:
       tokens = [jnp.zeros((len(source), 1, self.context_dim), source.dtype)]
     return (
-      _zero_where(drop.channels, jnp.concatenate(channels, axis=-1)),
+      _zero_where(drop.channels, channels),
       jnp.concatenate(tokens, axis=1),
     )

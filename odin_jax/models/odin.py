@@ -2,16 +2,15 @@
 
 from typing import Any, Mapping
 
-from einops import rearrange, reduce
 from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from odin_jax.models import conditioning, encoders, sweep, unet
+from odin_jax.models import conditioning, encoders, unet
 
 Config = Mapping[str, Any]
-# What the U-Net is told: channels [b n n e] and a context [b m d].
-Told = tuple[Array, Array]
+# What the U-Net is conditioned on: channels [b n n e] and a context [b m d].
+Cond = tuple[Array, Array]
 
 
 def condition(
@@ -32,48 +31,31 @@ def condition(
     fov_deg: full field of view of both views.
     scale: median depth of the source view, scene units; 0 where not known.
   """
-  images = source_images / 255.0
-  source = frozen.autoencoder.encode(images)
-  swept = source[..., :0]
-  if 'sweep' in config['model']['conditioning'].split('+'):
-    swept = _swept(frozen, config, images, target2source, fov_deg)
+  posed = conditioning.PosedSource(
+    source_images / 255.0, target2source, fov_deg, scale
+  )
+  source = frozen.autoencoder.encode(posed.images)
+  prepared = conditioning.prepare(frozen, config, posed)
   if config['model']['unscaled_source']:
     # Zero-1-to-3 gives the source's latent without the factor that it gives
     # the target's (ldm/models/diffusion/ddpm.py, get_input).
     source = source / frozen.autoencoder.scale
-  embedding = (
-    jnp.zeros((len(images), 0))
-    if frozen.image is None
-    else frozen.image.encode(images)
-  )
   return conditioning.Condition(
     source=source,
-    image=embedding,
-    swept=swept,
     target2source=target2source,
     fov_deg=fov_deg,
     scale=scale,
+    prepared=prepared,
   )
 
 
-def _swept(
-  frozen: encoders.Encoders,
-  config: Config,
-  images: Array,
-  target2source: Array,
-  fov_deg: Array,
-) -> Array:
-  """Latents of the sweep's images and the share of each that is seen."""
-  views, seen = sweep.sweep(
-    images, target2source, fov_deg, config['model']['sweep_distances']
+def input_channels(config: Config) -> tuple[str, ...]:
+  """Names of the U-Net's input channels: noisy latent, then conditioning."""
+  noisy = range(encoders.latent_channels(config))
+  return (
+    *(f'noisy.{i}' for i in noisy),
+    *conditioning.channel_names(config),
   )
-  count, size = views.shape[1], encoders.latent_size(config)
-  latents = frozen.autoencoder.encode(
-    rearrange(views, 'b k y x c -> (b k) y x c')
-  )
-  latents = rearrange(latents, '(b k) i j c -> b i j (k c)', k=count)
-  share = reduce(seen, 'b k (i y) (j x) -> b i j k', 'mean', i=size, j=size)
-  return jnp.concatenate([latents, share], axis=-1)
 
 
 class Odin(nnx.Module):
@@ -86,40 +68,30 @@ class Odin(nnx.Module):
   """
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs):
-    channels = encoders.latent_channels(config)
-    model = config['model']
-    self.conditioning = conditioning.Conditioning(
-      model['conditioning'],
-      latent_channels=channels,
-      context_dim=model['unet']['context_dim'],
-      image_width=encoders.image_width(config),
-      fourier_bands=model['fourier_bands'],
-      sweep_distances=len(model['sweep_distances']),
-      rngs=rngs,
-    )
+    self.conditioning = conditioning.Conditioning(config, rngs=rngs)
     self.unet = unet.UNet(
-      in_channels=channels + self.conditioning.channels,
-      out_channels=channels,
+      in_channels=len(input_channels(config)),
+      out_channels=encoders.latent_channels(config),
       dtype=config['dtype'],
       rngs=rngs,
-      **model['unet'],
+      **config['model']['unet'],
     )
 
   def denoise(
     self,
     noisy: Float[Array, 'b n n c'],
     timestep: Float[Array, 'b'],
-    told: Told,
+    cond: Cond,
   ) -> tuple[Float[Array, 'b n n c'], Float[Array, 'b n n']]:
     """The network's output and the logit of the motion mask.
 
     Args:
       noisy: x_t.
       timestep: t.
-      told: what `conditioning` gives; it does not depend on t, so a sampler
+      cond: what `conditioning` gives; it does not depend on t, so a sampler
         computes it once.
     """
-    channels, context = told
+    channels, context = cond
     return self.unet(
       jnp.concatenate([noisy, channels], axis=-1), timestep, context
     )
@@ -135,3 +107,16 @@ def graph(config: Config) -> nnx.GraphDef:
   """The model without its parameters; makes no arrays."""
   model = nnx.eval_shape(lambda: Odin(config, rngs=nnx.Rngs(0)))
   return nnx.split(model)[0]
+
+
+def sharding_rules() -> dict[str, conditioning.Axes]:
+  """By its path, the mesh axes of every parameter; for `odin_jax.sharding`."""
+  networks = {
+    'conditioning': conditioning.sharding_rules(),
+    'unet': unet.SHARDING,
+  }
+  return {
+    f'{network}/(?:{pattern})': axes
+    for network, rules in networks.items()
+    for pattern, axes in rules.items()
+  }

@@ -5,10 +5,16 @@ A ray with direction d (unit) through the point o is the six numbers
 rays meet where d1 . m2 + d2 . m1 = 0.
 """
 
+from typing import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Pose = Float[Array, 'b 3 4']
+# The six numbers, by name.
+PLUCKER = tuple(
+  f'{vector}_{axis}' for vector in ('direction', 'moment') for axis in 'xyz'
+)
 
 
 def camera_rays(fov_deg: Float[Array, 'b'], size: int) -> Float[Array, 'b n 3']:
@@ -56,6 +62,13 @@ def fourier_features(
   return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def fourier_width(width: int, bands: int) -> int:
-  """Number of Fourier features of `width` numbers."""
-  return width * (1 + 2 * bands)
+def fourier_names(names: Sequence[str], bands: int) -> tuple[str, ...]:
+  """Names of the Fourier features of numbers of these names, in their order.
+
+  Those of frequency pi/2 * 2^k end in `.sin{k}` and `.cos{k}`.
+  """
+
+  def waves(kind: str) -> list[str]:
+    return [f'{name}.{kind}{k}' for name in names for k in range(bands)]
+
+  return (*names, *waves('sin'), *waves('cos'))

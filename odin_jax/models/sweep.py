@@ -66,16 +66,16 @@ def sweep(
   focal_px = size / 2 / jnp.tan(jnp.deg2rad(fov_deg) / 2)[:, None]
   u = focal_px * points[..., 0] / depth + size / 2
   v = focal_px * points[..., 1] / depth + size / 2
-  seen = (
+  visible = (
     (points[..., 2] > 1e-6) & (u >= 0) & (u <= size) & (v >= 0) & (v <= size)
   )
-  seen = seen.astype(images.dtype)
+  visible = visible.astype(images.dtype)
   u, v = jnp.clip(u, 0, size), jnp.clip(v, 0, size)
   # What the source does not see gets its mean colour, the best guess there is.
   mean = images.mean(axis=(1, 2))[:, None]
-  colours = mean + (_bilinear(images, u, v) - mean) * seen[..., None]
+  colours = mean + (_bilinear(images, u, v) - mean) * visible[..., None]
   shape = dict(k=len(distances), y=size)
   return (
     rearrange(colours, 'b (k y x) c -> b k y x c', **shape),
-    rearrange(seen, 'b (k y x) -> b k y x', **shape),
+    rearrange(visible, 'b (k y x) -> b k y x', **shape),
   )

@@ -15,6 +15,25 @@ from jaxtyping import Array, Float
 
 from odin_jax.models import layers
 
+# By its path in the network (a regular expression for the whole of it), the
+# mesh axis that splits each dimension of a parameter; without any, (), every
+# device holds all of it. Pairs of layers share the hidden dimension out over
+# `tensor`: the first its outputs, the second its inputs, so that one reduction
+# serves both.
+SHARDING: dict[str, tuple[str | None, ...]] = {
+  r'time1/kernel': ('fsdp', 'tensor'),
+  r'time2/kernel': ('tensor', 'fsdp'),
+  r'.*/(to_q|to_k|to_v|project|project_in|embed)/kernel': ('fsdp', 'tensor'),
+  r'.*/(to_out|out|project_out)/kernel': ('tensor', 'fsdp'),
+  r'.*/(conv1|skip)/kernel': (None, None, 'fsdp', 'tensor'),
+  r'.*/conv2/kernel': (None, None, 'tensor', 'fsdp'),
+  r'(downsample|upsample)/\d+/kernel': (None, None, 'fsdp'),
+  # The noisy latent's channels are few, and so are those of the output.
+  r'(conv_in|conv_out)/kernel': (),
+  # Biases, and scales of norms.
+  r'.*/(bias|scale)': (),
+}
+
 
 class Block(nnx.Module):
   """A residual block, and a transformer after it if it attends."""

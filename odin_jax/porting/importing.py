@@ -349,20 +349,22 @@ class _Job:
     return params, new
 
   def conditioning(
-    self, sizes: Mapping[str, int]
+    self, sections: Mapping[str, Any], network: Mapping[str, Any]
   ) -> tuple[str, Flat, list[str]]:
     """Names of the parts, their parameters, and what of it is new.
 
     Args:
-      sizes: `latent_channels`, `context_dim` and `image_width`.
+      sections: `autoencoder` and `image_encoder` of the config.
+      network: settings of the U-Net.
     """
+    image_width = sections['image_encoder'].get('projection', 0)
     own = self.own['model'] if self.own else {}
     given = self.ledger.names(self.row.projection)
-    pose = self._pose(sizes['image_width'])
+    pose = self._pose(image_width)
     path = f'parts/{pose}/projection/'
     if not (given or self.own or self.row.pose):
       start = widen.pose_projection(
-        sizes['image_width'], formats.WIDTHS[pose], sizes['context_dim']
+        image_width, formats.WIDTHS[pose], network['context_dim']
       )
       params = {
         path + leaf: lazy_array.of(array.astype(self.dtype))
@@ -377,12 +379,7 @@ class _Job:
     with self._explained('conditioning'):
       expected = self.shapes(
         'conditioning',
-        dict(
-          sizes,
-          names=names,
-          fourier_bands=own.get('fourier_bands', 0),
-          sweep_distances=len(own.get('sweep_distances', ())),
-        ),
+        {**sections, 'model': {**own, 'conditioning': names, 'unet': network}},
       )
     # Their projection has a name of its own, the rest is as it is here.
     theirs = {
@@ -546,7 +543,8 @@ def convert(
     source: what `formats.read` found.
     average: take the moving average of the U-Net; None: where there is one.
     dtype: of the parameters.
-    shapes: what the networks of given settings need.
+    shapes: what the networks of given settings need; those of the conditioning
+      are a config.
 
   Raises:
     errors.UserError: tensors are missing, left over, of a wrong shape, or
@@ -560,13 +558,7 @@ def convert(
   }
   sections = _sections(settings, job.own or {})
   latent = sections['autoencoder']['latent_channels']
-  names, conditioning, new_parts = job.conditioning(
-    dict(
-      latent_channels=latent,
-      context_dim=settings['unet']['context_dim'],
-      image_width=sections['image_encoder'].get('projection', 0),
-    )
-  )
+  names, conditioning, new_parts = job.conditioning(sections, settings['unet'])
   mask = job.mask(params['unet'])
   left_out = job.ledger.close(job.row.ignored)
   network, new = job.widened(params['unet'], mask, settings['unet'], latent)

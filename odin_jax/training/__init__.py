@@ -1,1 +1,1 @@
-"""Training: sharding, the pure step, checkpoints."""
+"""Training: the pure step, warm starts, settings, the journal."""

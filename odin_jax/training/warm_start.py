@@ -1,16 +1,18 @@
 """Training that starts from a checkpoint of another run, or a ported one.
 
 The parameters of both models are compared by path. What the checkpoint has is
-taken; a first convolution with more input channels keeps zeros for the new
-ones, as Zero-1-to-3 made its eight channels from Stable Diffusion's four; a
-conditioning of another kind starts fresh. Anything else must be the same.
+taken. Of the first convolution the input channels are compared by name: those
+of the checkpoint are taken wherever they stand, new ones start with zeros, as
+Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
+of another kind starts fresh. Anything else must be the same.
 """
 
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
@@ -18,19 +20,31 @@ from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import errors
 
 Config = Mapping[str, Any]
-_WIDENED = 'unet/conv_in/kernel'
+# Of each input channel the row of the checkpoint's kernel; None: zeros.
+Rows = Sequence[int | None]
+_FIRST_KERNEL = 'unet/conv_in/kernel'
 _MAY_BE_FRESH = 'conditioning/'
 # What of two configs must agree where the parameters' shapes do not show it.
 _MUST_AGREE = ('autoencoder', 'image_encoder')
 _OF_UNET = ('num_heads', 'num_groups')
-# Parts of the conditioning that give channels, and what their number means.
-_CHANNELS = {
-  'plucker': 'fourier_bands',
-  'rays': 'fourier_bands',
-  'sweep': 'sweep_distances',
-}
 # What may change, and is worth a word.
 _NOTED = ('prediction', 'schedule', 'zero_terminal_snr')
+
+
+class Start(NamedTuple):
+  """What training starts from.
+
+  Attributes:
+    params: of the checkpoint, in their shards.
+    rows: for `adopt`, where the input channels are.
+    encoders: of the checkpoint.
+    notes: for the user, such as which parameters start fresh.
+  """
+
+  params: Any
+  rows: Rows
+  encoders: encoders.Encoders
+  notes: list[str]
 
 
 def _by_path(params: Any) -> dict[str, Any]:
@@ -38,46 +52,60 @@ def _by_path(params: Any) -> dict[str, Any]:
   return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
-def _fits(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-  if name != _WIDENED:
-    return ours == theirs
-  narrower = theirs[2] <= ours[2]
-  return narrower and ours[:2] + ours[3:] == theirs[:2] + theirs[3:]
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+  """By path; that of the first kernel without its input channels."""
+  shapes = {name: leaf.shape for name, leaf in _by_path(params).items()}
+  height, width, _, outputs = shapes[_FIRST_KERNEL]
+  return shapes | {_FIRST_KERNEL: (height, width, outputs)}
 
 
-def _misfits(ours: Any, theirs: Any) -> list[str]:
+def _misfits(params: Any, saved: Any) -> list[str]:
   """Paths of parameters that one model has and the other has not, or other."""
-  ours, theirs = _by_path(ours), _by_path(theirs)
+  shapes, saved_shapes = _shapes(params), _shapes(saved)
   return sorted(
     name
-    for name in ours.keys() | theirs.keys()
+    for name in shapes.keys() | saved_shapes.keys()
     if not name.startswith(_MAY_BE_FRESH)
-    and not (
-      name in ours
-      and name in theirs
-      and _fits(name, ours[name].shape, theirs[name].shape)
-    )
+    and shapes.get(name) != saved_shapes.get(name)
   )
 
 
-def _notes(config: Config, saved: Config, ours: Any, theirs: Any) -> list[str]:
+def _rows(channels: Sequence[str], saved_channels: Sequence[str]) -> Rows:
+  """Where the checkpoint has each channel; None where it has not."""
+  places = {name: row for row, name in enumerate(saved_channels)}
+  return [places.get(name) for name in channels]
+
+
+def _parts(channels: Sequence[str]) -> str:
+  """The parts of the conditioning that channels belong to."""
+  # Keys of a dict: each once, in order.
+  return ', '.join(dict.fromkeys(name.split('.')[0] for name in channels))
+
+
+def _notes(
+  config: Config, saved_config: Config, params: Any, saved: Any
+) -> list[str]:
   """What a user may not expect."""
-  ours, theirs = (
+  shapes, saved_shapes = (
     {
-      name: leaf.shape
-      for name, leaf in _by_path(params).items()
+      name: shape
+      for name, shape in _shapes(tree).items()
       if name.startswith(_MAY_BE_FRESH)
     }
-    for params in (ours, theirs)
+    for tree in (params, saved)
   )
-  fresh = sorted(name for name in ours if theirs.get(name) != ours[name])
-  unused = sorted(name for name in theirs if theirs[name] != ours.get(name))
+  fresh = sorted(n for n in shapes if saved_shapes.get(n) != shapes[n])
+  unused = sorted(n for n in saved_shapes if saved_shapes[n] != shapes.get(n))
   notes = [
-    f'diffusion.{name}: {saved["diffusion"][name]!r} there, '
+    f'diffusion.{name}: {saved_config["diffusion"][name]!r} there, '
     f'{config["diffusion"][name]!r} here'
     for name in _NOTED
-    if saved['diffusion'][name] != config['diffusion'][name]
+    if saved_config['diffusion'][name] != config['diffusion'][name]
   ]
+  saved_channels = odin.input_channels(saved_config)
+  new = [x for x in odin.input_channels(config) if x not in saved_channels]
+  if new:
+    notes.append(f'lacks channels of {_parts(new)}: these start with zeros')
   if fresh:
     notes.append(f'has no {", ".join(fresh)}: these start fresh')
   if unused:
@@ -85,23 +113,30 @@ def _notes(config: Config, saved: Config, ours: Any, theirs: Any) -> list[str]:
   return notes
 
 
-def adopt(params: Any, given: Any) -> Any:
-  """`params` with all that `given` has of them.
+def _take_rows(kernel: jax.Array, rows: Rows) -> jax.Array:
+  """Of each input channel its row of the kernel, or zeros."""
+  padded = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
+  zeros = kernel.shape[2]
+  places = [zeros if row is None else row for row in rows]
+  return padded[:, :, np.array(places)]
+
+
+def adopt(params: Any, saved: Any, rows: Rows) -> Any:
+  """`params` with all that `saved` has of them.
 
   Args:
     params: fresh parameters of the model.
-    given: of the checkpoint; see `load` for what it may lack.
+    saved: of the checkpoint; see `load` for what it may lack.
+    rows: where it has the input channels.
   """
-  given = _by_path(given)
+  saved = _by_path(saved)
 
   def pick(path: Any, leaf: jax.Array) -> jax.Array:
     name = sharding.path_name(path)
-    theirs = given.get(name)
-    if name == _WIDENED:
-      added = leaf.shape[2] - theirs.shape[2]
-      return jnp.pad(theirs, ((0, 0), (0, 0), (0, added), (0, 0)))
-    taken = theirs is not None and theirs.shape == leaf.shape
-    return theirs if taken else leaf
+    if name == _FIRST_KERNEL:
+      return _take_rows(saved[name], rows)
+    fits = name in saved and saved[name].shape == leaf.shape
+    return saved[name] if fits else leaf
 
   return jax.tree_util.tree_map_with_path(pick, params)
 
@@ -111,49 +146,54 @@ def _sizes(section: Config) -> Config:
   return {'kind': 'none'} if section['kind'] == 'none' else section
 
 
-def _channels(config: Config) -> list[tuple[str, Any]]:
-  """The parts that give channels, in order, with their settings."""
-  model = config['model']
-  return [
-    (part, model[_CHANNELS[part]])
-    for part in conditioning.parse(model['conditioning'])
-    if part in _CHANNELS
-  ]
+def _lost_channels(config: Config, saved_config: Config) -> list[str]:
+  """Channels that the checkpoint has and this config has not."""
+  channels = odin.input_channels(config)
+  return [x for x in odin.input_channels(saved_config) if x not in channels]
 
 
-def _check(where: pathlib.Path, config: Config, saved: Config) -> None:
+def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
   """Raises errors.UserError where the configs name other networks."""
-  if saved['autoencoder']['kind'] == 'none':
+  if saved_config['autoencoder']['kind'] == 'none':
     raise errors.UserError(
       f'--init={where}: a U-Net that was ported without its autoencoder; port '
       'their folders together'
     )
-  pairs = [
-    (name, _sizes(config[name]), _sizes(saved[name])) for name in _MUST_AGREE
-  ] + [
-    (f'model.unet.{name}', *(c['model']['unet'][name] for c in (config, saved)))
+  try:
+    conditioning.parse(saved_config['model']['conditioning'])
+  except ValueError as error:
+    raise errors.UserError(f'--init={where}: {error}') from error
+  values = [
+    (name, _sizes(config[name]), _sizes(saved_config[name]))
+    for name in _MUST_AGREE
+  ]
+  model, saved_model = config['model'], saved_config['model']
+  values += [
+    (f'model.unet.{name}', model['unet'][name], saved_model['unet'][name])
     for name in _OF_UNET
   ]
   name = 'unscaled_source'
-  pairs.append((f'model.{name}', config['model'][name], saved['model'][name]))
-  # Channels keep their places; further ones may follow.
-  ours, theirs = _channels(config), _channels(saved)
-  pairs.append(('channels of model.conditioning', ours[: len(theirs)], theirs))
+  values.append((f'model.{name}', model[name], saved_model[name]))
   changed = [
-    f'{name}: {theirs!r} there, {ours!r} here'
-    for name, ours, theirs in pairs
-    if ours != theirs
+    f'{name}: {saved_value!r} there, {value!r} here'
+    for name, value, saved_value in values
+    if value != saved_value
   ]
+  # How many channels a latent has is the autoencoder's: that must agree first.
+  lost = [] if changed else _lost_channels(config, saved_config)
+  if lost:
+    changed.append(
+      f'channels of model.conditioning: {len(lost)} of {_parts(lost)} there, '
+      f'such as {lost[0]}, not here'
+    )
   if changed:
     raise errors.UserError(
       f'--init={where}: a model of another config ({"; ".join(changed)})'
     )
 
 
-def load(
-  where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh
-) -> tuple[Any, encoders.Encoders, list[str]]:
-  """The parameters of the newest checkpoint of a workdir, as a start.
+def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
+  """The newest checkpoint of a workdir, as a start.
 
   Args:
     where: workdir of training (its moving averages are taken) or of
@@ -161,31 +201,32 @@ def load(
     config: of the run to start.
     mesh: its mesh.
 
-  Returns:
-    the parameters in their shards, for `adopt`; the encoders; notes for the
-    user, such as which parameters start fresh.
-
   Raises:
     errors.UserError: no checkpoint there, or one of another network.
   """
-  checkpoints, newest, saved = checkpoint.open_latest(where)
-  _check(where, config, saved)
-  theirs = jax.eval_shape(lambda: odin.init_params(saved))
-  ours = jax.eval_shape(lambda: odin.init_params(config))
-  misfits = _misfits(ours, theirs)
+  checkpoints, newest, saved_config = checkpoint.open_latest(where)
+  _check(where, config, saved_config)
+  saved = jax.eval_shape(lambda: odin.init_params(saved_config))
+  params = jax.eval_shape(lambda: odin.init_params(config))
+  misfits = _misfits(params, saved)
   if misfits:
     raise errors.UserError(
       f'--init={where}: {len(misfits)} parameters do not fit this config, '
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
-  params = checkpoints.restore_params(
+  restored = checkpoints.restore_params(
     newest,
-    'params' if checkpoint.is_ported(saved) else 'ema',
-    theirs,
-    sharding.shardings(theirs, mesh),
+    'params' if checkpoint.is_ported(saved_config) else 'ema',
+    saved,
+    sharding.shardings(saved, mesh, odin.sharding_rules()),
   )
   frozen = checkpoints.restore_encoders(
     newest, config, sharding.replicated(mesh)
   )
   checkpoints.close()
-  return params, frozen, _notes(config, saved, ours, theirs)
+  return Start(
+    params=restored,
+    rows=_rows(odin.input_channels(config), odin.input_channels(saved_config)),
+    encoders=frozen,
+    notes=_notes(config, saved_config, params, saved),
+  )

@@ -4,16 +4,23 @@ Devices are made when JAX starts, so the checks run in a process of their own
 that writes its findings as JSON.
 """
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 
+from flax import nnx
 import jax
 import pytest
 
+from configs import train as recipes
 from odin_jax import sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import conditioning, layers, odin
 from odin_jax.shared import errors
+from odin_jax.training import step
 
 SCRIPT = """
 import functools, json, pathlib, sys
@@ -22,10 +29,16 @@ import numpy as np
 from configs import train
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
-from odin_jax.models import encoders, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.training import step
+from tests.odin_jax.test_new_part import Ones
 
-config = checkpoint.plain(train.get_config('world,runlocal=True').to_dict())
+conditioning.PARTS['ones'] = Ones
+config = checkpoint.plain(
+  train.get_config(
+    'world,runlocal=True,conditioning=se3+rays+sweep+ones'
+  ).to_dict()
+)
 config['steps'] = 3
 generator = np.random.default_rng(0)
 pixels = generator.integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
@@ -44,7 +57,7 @@ workdir = pathlib.Path(sys.argv[1])
 
 def place(axes):
   mesh = sharding.make_mesh(axes)
-  shardings = sharding.shardings(abstract, mesh)
+  shardings = sharding.shardings(abstract, mesh, odin.sharding_rules())
   train_step = jax.jit(
     functools.partial(step.train_step, config=config, graphdef=graph),
     in_shardings=(
@@ -62,10 +75,12 @@ def relative(a, b):
   )
 
 
-one = jax.jit(functools.partial(step.train_step, config=config, graphdef=graph))
+single_step = jax.jit(
+  functools.partial(step.train_step, config=config, graphdef=graph)
+)
 expected = jax.jit(init)()
 for _ in range(2):
-  expected, expected_metrics = one(expected, batch, frozen)
+  expected, expected_metrics = single_step(expected, batch, frozen)
 
 shardings, train_step = place(dict(data=2, fsdp=2, tensor=2))
 state = jax.jit(init, out_shardings=shardings)()
@@ -73,6 +88,7 @@ for _ in range(2):
   state, metrics = train_step(state, batch, frozen)
 kernel = state['params']['unet']['middle'][0]['residual']['conv1']['kernel']
 split = kernel.addressable_shards[0].data.shape
+new_kernel = state['params']['conditioning']['parts']['ones']['token']['kernel']
 
 checkpoints = checkpoint.Checkpoints(workdir)
 checkpoints.save(2, state, frozen, config)
@@ -84,11 +100,13 @@ restored, restored_frozen = checkpoints.restore(
 )
 same = checkpoint.params_sha256(restored) == checkpoint.params_sha256(state)
 after, _ = other_step(restored, batch, restored_frozen)
-expected_after, _ = one(expected, batch, frozen)
+expected_after, _ = single_step(expected, batch, frozen)
 print(json.dumps(dict(
   devices=jax.device_count(),
   kernel=kernel.shape,
   split=split,
+  new_spec=list(new_kernel.sharding.spec),
+  new_split=new_kernel.addressable_shards[0].data.shape,
   loss=[float(metrics['loss']), float(expected_metrics['loss'])],
   difference=relative(state['params'], expected['params']),
   restored_is_saved=same,
@@ -118,6 +136,11 @@ def test_parameters_are_split_over_the_mesh(findings):
   assert findings['split'] == [height, width, inputs // 2, outputs // 2]
 
 
+def test_a_new_part_is_split_as_it_says(findings):
+  assert findings['new_spec'] == [None, 'tensor']
+  assert findings['new_split'] == [1, 8]
+
+
 def test_eight_devices_compute_what_one_does(findings):
   sharded, single = findings['loss']
   assert sharded == pytest.approx(single, rel=1e-4)
@@ -131,6 +154,56 @@ def test_checkpoint_restores_onto_another_mesh(findings):
   assert findings['difference_after'] < 2e-3
 
 
+@pytest.fixture(scope='module')
+def mesh():
+  return sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+
+
+@pytest.mark.parametrize('recipe', ['world', 'odin'])
+def test_every_parameter_of_every_recipe_and_part_has_a_rule(recipe, mesh):
+  names = [
+    name
+    for name, part in conditioning.PARTS.items()
+    if recipe == 'odin' or not part.needs_image
+  ]
+  config = recipes.get_config(
+    f'{recipe},runlocal=True,conditioning={"+".join(names)}'
+  )
+  if recipe == 'odin':
+    # Not as wide as the context, so that `clip` has a projection.
+    config.image_encoder.projection = 8
+  config = checkpoint.plain(config.to_dict())
+  state = jax.eval_shape(functools.partial(step.init, config))
+  placed = sharding.shardings(state, mesh, odin.sharding_rules())
+  leaves = jax.tree_util.tree_leaves_with_path(placed['params'])
+  paths = [sharding.path_name(path) for path, _ in leaves]
+  if recipe == 'odin':
+    # And there is no rule for nothing.
+    for pattern in odin.sharding_rules():
+      assert any(re.fullmatch(pattern, path) for path in paths), pattern
+
+
+def test_a_parameter_without_a_rule_is_an_error(mesh, monkeypatch):
+  class Forgetful(conditioning.Part):
+    sharding = {'layer/kernel': ('fsdp', 'tensor')}
+
+    def __init__(self, config, *, rngs):
+      self.layer = layers.Linear(2, 2, rngs=rngs)
+
+  monkeypatch.setitem(conditioning.PARTS, 'forgetful', Forgetful)
+  part = nnx.eval_shape(lambda: Forgetful({}, rngs=nnx.Rngs(0)))
+  params = nnx.to_pure_dict(nnx.state(part, nnx.Param))
+  state = {'ema': {'conditioning': {'parts': {'forgetful': params}}}}
+  name = 'ema/conditioning/parts/forgetful/layer/bias'
+  with pytest.raises(ValueError, match=f'{name} of shape .2,. is'):
+    sharding.shardings(state, mesh, odin.sharding_rules())
+  monkeypatch.setitem(Forgetful.sharding, 'layer/bias', ())
+  placed = sharding.shardings(state, mesh, odin.sharding_rules())
+  layer = placed['ema']['conditioning']['parts']['forgetful']['layer']
+  assert layer['kernel'].spec == jax.P('fsdp', 'tensor')
+  assert layer['bias'].spec == jax.P()
+
+
 def test_mesh_must_use_every_device():
   with pytest.raises(errors.UserError, match='devices'):
     sharding.make_mesh(dict(data=jax.device_count() + 1, fsdp=1, tensor=1))
@@ -138,6 +211,5 @@ def test_mesh_must_use_every_device():
     sharding.make_mesh(dict(data=-1, fsdp=0, tensor=1))
 
 
-def test_rest_of_the_devices_goes_to_the_open_axis():
-  mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+def test_rest_of_the_devices_goes_to_the_open_axis(mesh):
   assert mesh.shape['data'] == jax.device_count()

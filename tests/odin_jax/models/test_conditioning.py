@@ -19,13 +19,6 @@ import torch
 from odin_jax.models import conditioning
 from odin_jax.shared import camera
 
-SIZES = dict(
-  latent_channels=3,
-  context_dim=8,
-  image_width=5,
-  fourier_bands=2,
-  sweep_distances=2,
-)
 ALL = '+'.join(conditioning.PARTS)
 SIZE = 3
 # Of every part: its channels, and its tokens.
@@ -43,15 +36,25 @@ zero123_vector = jax.jit(conditioning.zero123_vector)
 zeronvs_vector = jax.jit(conditioning.zeronvs_vector)
 
 
+def make_config(names, *, image_width=5, context_dim=8, fourier_bands=2):
+  return {
+    'autoencoder': {'kind': 'pca', 'channels': 3},
+    'image_encoder': {'kind': 'clip', 'projection': image_width},
+    'model': {
+      'conditioning': names,
+      'fourier_bands': fourier_bands,
+      'sweep_distances': (1.0, 2.5),
+      'unet': {'context_dim': context_dim},
+    },
+  }
+
+
 @functools.cache
 def build(names, **changes):
   """A Conditioning's graph and random parameters: zeros would hide errors."""
+  config = make_config(names, **changes)
   graph, shapes = nnx.split(
-    nnx.eval_shape(
-      lambda: conditioning.Conditioning(
-        names, **(SIZES | changes), rngs=nnx.Rngs(0)
-      )
-    )
+    nnx.eval_shape(lambda: conditioning.Conditioning(config, rngs=nnx.Rngs(0)))
   )
   generator = np.random.default_rng(1)
   return graph, jax.tree.map(
@@ -88,16 +91,17 @@ def make_condition(batch=2, **changes):
   rotation *= np.linalg.det(rotation)[:, None, None]
   arrays = dict(
     source=normal(SIZE, SIZE, 3),
-    image=normal(5),
-    swept=normal(SIZE, SIZE, 8),
+    prepared=dict(image_embedding=normal(5), sweep=normal(SIZE, SIZE, 8)),
     target2source=camera.make_pose(rotation, normal(3)),
     fov_deg=np.linspace(60, 90, batch),
     scale=np.array([0.7] + [0.0] * (batch - 1)),
   )
-  return {
-    name: jnp.asarray(value, jnp.float32)
-    for name, value in (arrays | changes).items()
-  }
+  return jax.tree.map(floats, arrays | changes)
+
+
+def with_embedding(condition, embedding):
+  prepared = condition['prepared'] | {'image_embedding': floats(embedding)}
+  return condition | {'prepared': prepared}
 
 
 def floats(values):
@@ -140,8 +144,8 @@ def test_zero123_pose_is_that_of_the_reference():
     (-0.884891868, 0.769039273, -0.639201522, 0.790454507),
     (0, 1, 0, 0),
   ]
-  ours = zero123_pose(floats(source), floats(target))
-  np.testing.assert_allclose(ours, expected, atol=1e-6)
+  vector = zero123_pose(floats(source), floats(target))
+  np.testing.assert_allclose(vector, expected, atol=1e-6)
 
 
 def position(azimuth_deg, elevation_deg, radius):
@@ -248,23 +252,23 @@ def test_zeronvs_vector_is_that_of_the_reference():
   poses = [
     make_pose(*pair, t) for pair, t in zip(angles, translations, strict=True)
   ]
-  ours = zeronvs_vector(floats(poses), floats(fov_deg), floats(scale))
-  np.testing.assert_allclose(ours, expected, atol=1e-6)
+  vector = zeronvs_vector(floats(poses), floats(fov_deg), floats(scale))
+  np.testing.assert_allclose(vector, expected, atol=1e-6)
 
 
 def test_zeronvs_vector_of_the_same_camera_and_of_unknown_scale():
   pose = camera.identity_pose()
   pose[:, 3] = 0, 0, 1
-  ours = zeronvs_vector(floats(pose), floats(90), floats(0))
+  vector = zeronvs_vector(floats(pose), floats(90), floats(0))
   expected = np.eye(4)
   expected[2, 3] = -5 * np.tanh(0.1)
   expected = [*expected.ravel(), np.pi / 2, 1, 0]
-  np.testing.assert_allclose(ours, expected, atol=1e-6)
+  np.testing.assert_allclose(vector, expected, atol=1e-6)
 
 
 def test_the_token_of_zero123_starts_as_the_embedding():
-  settings = SIZES | dict(image_width=6, context_dim=6)
-  model = conditioning.Conditioning('zero123', **settings, rngs=nnx.Rngs(0))
+  config = make_config('zero123', image_width=6, context_dim=6)
+  model = conditioning.Conditioning(config, rngs=nnx.Rngs(0))
   parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   projection = parameters['parts']['zero123']['projection']
   np.testing.assert_array_equal(projection['kernel'][:6], np.eye(6))
@@ -285,17 +289,21 @@ def test_projection_is_a_linear_layer_of_torch(name):
   linear.load_state_dict(
     {'weight': torch.tensor(kernel.T), 'bias': torch.tensor(bias)}
   )
-  told = make_condition()
+  condition = make_condition()
   vector = {
-    'zero123': lambda: zero123_vector(told['target2source'], told['scale']),
+    'zero123': lambda: zero123_vector(
+      condition['target2source'], condition['scale']
+    ),
     'zeronvs': lambda: zeronvs_vector(
-      told['target2source'], told['fov_deg'], told['scale']
+      condition['target2source'], condition['fov_deg'], condition['scale']
     ),
   }[name]()
-  inputs = np.concatenate([told['image'], vector], axis=-1)
+  inputs = np.concatenate(
+    [condition['prepared']['image_embedding'], vector], axis=-1
+  )
   with torch.no_grad():
     expected = linear(torch.tensor(inputs)).numpy()
-  _, context = run(graph, parameters, told, kept(2))
+  _, context = run(graph, parameters, condition, kept(2))
   np.testing.assert_allclose(context[:, 0], expected, atol=1e-5)
 
 
@@ -307,34 +315,34 @@ def two_layers(inputs, first, second):
 
 def test_token_of_se3_is_two_layers_over_fifteen_numbers():
   graph, parameters = build('se3')
-  told = make_condition()
+  condition = make_condition()
   expected = np.concatenate(
     [
-      np.asarray(told['target2source']).reshape(2, 12),
+      np.asarray(condition['target2source']).reshape(2, 12),
       [[np.pi / 3, np.log(0.7), 1.0], [np.pi / 2, 0.0, 0.0]],
     ],
     axis=-1,
   )
   layers = parameters['parts']['se3']
   expected = two_layers(expected, layers['pose1'], layers['pose2'])
-  _, context = run(graph, parameters, told, kept(2))
+  _, context = run(graph, parameters, condition, kept(2))
   np.testing.assert_allclose(context[:, 0], expected, atol=1e-5)
 
 
 def test_rays_are_in_the_axes_of_the_target():
   """Tokens of the source's latents, each with the ray that it was seen by."""
   graph, parameters = build('rays', fourier_bands=0)
-  told = make_condition(batch=1)
+  condition = make_condition(batch=1)
   directions = camera.view_rays(60.0, SIZE).reshape(9, 3)
   directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-  source2target = camera.inverse(np.asarray(told['target2source'][0]))
+  source2target = camera.inverse(np.asarray(condition['target2source'][0]))
   turned = directions @ source2target[:, :3].T
   moments = np.cross(source2target[:, 3], turned)
-  latents = np.asarray(told['source'][0]).reshape(9, 3)
+  latents = np.asarray(condition['source'][0]).reshape(9, 3)
   inputs = np.concatenate([latents, turned, moments], axis=-1)
   layers = parameters['parts']['rays']
   expected = two_layers(inputs, layers['source1'], layers['source2'])
-  channels, context = run(graph, parameters, told, kept(1))
+  channels, context = run(graph, parameters, condition, kept(1))
   np.testing.assert_allclose(context[0], expected, atol=1e-5)
   own = channels[0, ..., 3:].reshape(9, 6)
   np.testing.assert_allclose(own[:, :3], directions, atol=1e-6)
@@ -352,24 +360,52 @@ def test_shapes(names):
     *(SHAPES[name] for name in names.split('+')), strict=True
   )
   channels, context = jax.eval_shape(
-    lambda told: call(graph, parameters, told, kept(2)), make_condition()
+    lambda condition: call(graph, parameters, condition, kept(2)),
+    make_condition(),
   )
   assert channels.shape == (2, SIZE, SIZE, 3 + sum(widths))
-  assert nnx.merge(graph, parameters).channels == channels.shape[-1]
+  config = make_config(names)
+  assert len(conditioning.channel_names(config)) == channels.shape[-1]
   # The network gets at least one token.
   assert context.shape == (2, max(1, sum(tokens)), 8)
+
+
+def test_names_say_what_a_channel_means():
+  config = make_config('se3+sweep+plucker+rays')
+  names = conditioning.channel_names(config)
+  assert len(set(names)) == len(names) == 3 + 8 + 60 + 30
+  assert names[:3] == ('source.0', 'source.1', 'source.2')
+  latents = [f'sweep.{r}.latent{i}' for r in (1.0, 2.5) for i in range(3)]
+  visible = ['sweep.1.0.visible', 'sweep.2.5.visible']
+  assert names[3:11] == (*latents, *visible)
+  # Numbers, then sines, then cosines, each of the target and of the source.
+  assert names[11] == 'plucker.target.direction_x'
+  assert names[11 + 12 - 1] == 'plucker.source.moment_z'
+  assert names[11 + 12 + 24 + 2 * 3 + 1] == 'plucker.target.moment_x.cos1'
+  assert names[-1] == 'rays.target.moment_z.cos1'
+  # Other options are other names.
+  assert set(names) < set(
+    conditioning.channel_names(
+      make_config('rays+se3+sweep+plucker', fourier_bands=3)
+    )
+  )
 
 
 def test_parts_stand_in_the_order_of_their_names():
   """And not in that of the alphabet, which a split and merge would give."""
   graph, parameters = build('sweep+plucker+se3+clip', image_width=8)
-  told = make_condition(image=np.random.default_rng(3).normal(size=(2, 8)))
-  channels, context = run(graph, parameters, told, kept(2))
-  alone, _ = run(*build('plucker'), told, kept(2))
-  np.testing.assert_array_equal(channels[..., :3], told['source'])
-  np.testing.assert_array_equal(channels[..., 3:11], told['swept'])
+  embedding = np.random.default_rng(3).normal(size=(2, 8))
+  condition = with_embedding(make_condition(), embedding)
+  channels, context = run(graph, parameters, condition, kept(2))
+  alone, _ = run(*build('plucker'), condition, kept(2))
+  np.testing.assert_array_equal(channels[..., :3], condition['source'])
+  np.testing.assert_array_equal(
+    channels[..., 3:11], condition['prepared']['sweep']
+  )
   np.testing.assert_allclose(channels[..., 11:], alone[..., 3:], atol=1e-6)
-  np.testing.assert_array_equal(context[:, 1], told['image'])
+  np.testing.assert_array_equal(
+    context[:, 1], condition['prepared']['image_embedding']
+  )
 
 
 def test_context_without_tokens_is_one_token_of_zeros():
@@ -381,14 +417,14 @@ def test_context_without_tokens_is_one_token_of_zeros():
 def test_what_dropping_changes():
   names = 'se3+clip+zero123+zeronvs+plucker+rays+sweep'
   graph, parameters = build(names)
-  told = jax.tree.map(
-    lambda x: jnp.repeat(x[:1], 4, axis=0), dict(make_condition())
+  condition = jax.tree.map(
+    lambda x: jnp.repeat(x[:1], 4, axis=0), make_condition()
   )
   drop = conditioning.Drop(
     tokens=jnp.array([False, True, False, True]),
     channels=jnp.array([False, False, True, True]),
   )
-  channels, context = run(graph, parameters, told, drop)
+  channels, context = run(graph, parameters, condition, drop)
   assert channels[0].any()
   np.testing.assert_array_equal(channels[1], channels[0])
   np.testing.assert_array_equal(channels[2:], jnp.zeros_like(channels[2:]))
@@ -398,7 +434,7 @@ def test_what_dropping_changes():
   others = np.array([0, 1, *range(4, 13)])
   assert not context[1, others].any()
   # The embedding is gone before the projection, and the pose is not.
-  imageless = told | {'image': jnp.zeros_like(told['image'])}
+  imageless = with_embedding(condition, np.zeros((4, 5)))
   _, expected = run(graph, parameters, imageless, kept(4))
   np.testing.assert_allclose(context[1, 2:4], expected[0, 2:4], atol=1e-6)
   assert np.abs(context[1, 2:4] - context[0, 2:4]).max() > 0.1
@@ -439,10 +475,10 @@ def test_gradients_reach_every_parameter():
 def plucker_rays(target2source, fov_deg=90.0):
   """Coordinates of the target's and of the source's rays at every pixel."""
   graph, parameters = build('plucker', fourier_bands=0)
-  told = make_condition(
-    batch=1, target2source=target2source[None], fov_deg=[fov_deg]
+  condition = make_condition(
+    batch=1, target2source=target2source[None], fov_deg=np.array([fov_deg])
   )
-  channels, _ = run(graph, parameters, told, kept(1))
+  channels, _ = run(graph, parameters, condition, kept(1))
   return np.split(np.asarray(channels[0, ..., 3:]), 2, axis=-1)
 
 

@@ -28,8 +28,8 @@ def batch(pose):
 def test_camera_rays_are_those_of_the_project(fov_deg):
   expected = camera.view_rays(fov_deg, 6).reshape(-1, 3)
   expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-  ours = rays.camera_rays(jnp.array([fov_deg]), 6)[0]
-  np.testing.assert_allclose(ours, expected, atol=1e-6)
+  directions = rays.camera_rays(jnp.array([fov_deg]), 6)[0]
+  np.testing.assert_allclose(directions, expected, atol=1e-6)
 
 
 @hypothesis.given(DEGREES, DEGREES, METRES, METRES, METRES)
@@ -87,9 +87,20 @@ def test_a_camera_s_own_rays_are_those_in_its_own_axes():
   )
 
 
-def test_fourier_features_have_their_width():
-  features = rays.fourier_features(jnp.ones((2, 5, 6)), 3)
-  assert features.shape == (2, 5, rays.fourier_width(6, 3))
+def test_fourier_features_are_what_their_names_say():
+  names = rays.fourier_names(['a', 'b'], 3)
+  numbers = jnp.array([[[0.3, -0.7]]])
+  features = rays.fourier_features(numbers, 3)
+  assert features.shape == (1, 1, len(names))
+  by_name = dict(zip(names, np.asarray(features[0, 0]), strict=True))
+  assert by_name.keys() >= {'a', 'b', 'a.sin0', 'b.cos2'}
+  for name, feature in by_name.items():
+    number, _, wave = name.partition('.')
+    expected = {'a': 0.3, 'b': -0.7}[number]
+    if wave:
+      angle = expected * np.pi / 2 * 2 ** int(wave[3:])
+      expected = {'sin': np.sin, 'cos': np.cos}[wave[:3]](angle)
+    assert feature == pytest.approx(expected, abs=1e-6), name
 
 
 def colours_of(points):
@@ -117,7 +128,7 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
   source2world = make_pose(12.0, -7.0, 0.15, -0.1, 0.2)
   target2world = camera.identity_pose()
   target2source = camera.relative(source2world, target2world)
-  views, seen = sweep_views(
+  views, visible = sweep_views(
     jnp.asarray(sphere_view(source2world, radius, size), jnp.float32),
     batch(target2source),
     jnp.array([90.0]),
@@ -125,7 +136,7 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
   )
   truth = sphere_view(target2world, radius, size)[0]
   error = np.abs(np.asarray(views[0, 1]) - truth).max(-1)
-  inside = np.asarray(seen[0, 1]) > 0
+  inside = np.asarray(visible[0, 1]) > 0
   assert 0.3 < inside.mean() < 1
   # Bilinear interpolation of a smooth picture; edge pixels are repeated.
   assert error[inside].max() < 0.02
@@ -135,19 +146,19 @@ def test_sweep_at_the_true_distance_is_the_target(radius):
 
 def test_sweep_with_the_same_camera_is_the_source_at_any_distance():
   image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
-  views, seen = sweep_views(
+  views, visible = sweep_views(
     image, batch(camera.identity_pose()), jnp.array([90.0]), (0.3, 1.0, 9.0)
   )
   for view in views[0]:
     np.testing.assert_allclose(view, image[0], atol=1e-4)
-  assert np.all(seen == 1)
+  assert np.all(visible == 1)
 
 
 def test_sweep_of_what_the_source_cannot_see_is_its_mean_colour():
   image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
   behind = make_pose(180.0, 0.0, 0.0, 0.0, 0.0)
-  views, seen = sweep_views(image, batch(behind), jnp.array([90.0]), (1.0,))
-  assert np.all(seen == 0)
+  views, visible = sweep_views(image, batch(behind), jnp.array([90.0]), (1.0,))
+  assert np.all(visible == 0)
   np.testing.assert_allclose(
     views[0, 0], jnp.broadcast_to(image.mean((1, 2)), (8, 8, 3)), atol=1e-5
   )

@@ -60,7 +60,7 @@ _write_ported = ported.write_ported
 
 def _shapes(network, settings):
   """Works out the shapes of a network's parameters once: it takes seconds."""
-  key = network, tuple(settings.items())
+  key = network, json.dumps(settings)
   if key not in _known_shapes:
     _known_shapes[key] = _true_shapes(network, settings)
   return _known_shapes[key]

@@ -83,30 +83,30 @@ def mesh():
 
 
 @pytest.fixture(scope='module')
-def saved(zero123_workdir, mesh):
+def start(zero123_workdir, mesh):
+  """The ported checkpoint, for the model that it is of."""
+  return warm_start.load(zero123_workdir, narrow_config('zero123'), mesh)
+
+
+@pytest.fixture(scope='module')
+def saved(start):
   """The ported parameters by path."""
-  given, frozen, notes = warm_start.load(
-    zero123_workdir, narrow_config('zero123'), mesh
-  )
-  assert notes == []
-  # The arithmetic is the config's, as after a resume.
-  assert frozen.autoencoder.dtype == frozen.image.dtype == 'bfloat16'
-  return flat(given)
+  return flat(start.params)
 
 
-def adopted(config, where, mesh):
-  given, _, notes = warm_start.load(where, config, mesh)
+def adopted(config, start):
+  """Parameters by path, where those that the checkpoint lacks are 7.5."""
   shapes = jax.eval_shape(lambda: odin.init_params(config))
-  # Numbers that no checkpoint has.
   marked = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.5), shapes)
-  return flat(warm_start.adopt(marked, given)), notes
+  return flat(warm_start.adopt(marked, start.params, start.rows))
 
 
-def test_the_same_model_starts_with_all_parameters(
-  zero123_workdir, saved, mesh
-):
-  params, notes = adopted(narrow_config('zero123'), zero123_workdir, mesh)
-  assert notes == []
+def test_the_same_model_starts_with_all_parameters(start, saved):
+  assert start.notes == []
+  # The arithmetic is the config's, as after a resume.
+  for encoder in (start.encoders.autoencoder, start.encoders.image):
+    assert encoder.dtype == 'bfloat16'
+  params = adopted(narrow_config('zero123'), start)
   assert params.keys() == saved.keys()
   for name, value in saved.items():
     np.testing.assert_array_equal(params[name], value, err_msg=name)
@@ -117,7 +117,8 @@ def test_more_channels_start_from_zero_and_another_pose_afresh(
 ):
   config = narrow_config('clip+se3+plucker')
   config['diffusion']['prediction'] = 'v'
-  params, notes = adopted(config, zero123_workdir, mesh)
+  start = warm_start.load(zero123_workdir, config, mesh)
+  params = adopted(config, start)
   kernel = params['unet/conv_in/kernel']
   assert kernel.shape[2] == 8 + 12
   np.testing.assert_array_equal(kernel[:, :, :8], saved['unet/conv_in/kernel'])
@@ -127,8 +128,9 @@ def test_more_channels_start_from_zero_and_another_pose_afresh(
     for name in ('pose1/bias', 'pose1/kernel', 'pose2/bias', 'pose2/kernel')
   ]
   left = [f'conditioning/parts/zero123/projection/{x}' for x in LEAVES]
-  assert notes == [
+  assert start.notes == [
     "diffusion.prediction: 'eps' there, 'v' here",
+    'lacks channels of plucker: these start with zeros',
     f'has no {", ".join(fresh)}: these start fresh',
     f'{", ".join(left)} are not used',
   ]
@@ -176,7 +178,7 @@ def test_another_unet_is_refused(zero123_workdir, mesh, change, words):
     ('clip+se3', 'clip+se3+plucker', True),
     ('clip+plucker', 'clip+plucker+rays', True),
     ('clip+plucker', 'clip+sweep', False),
-    ('clip+plucker+rays', 'clip+rays+plucker', False),
+    ('clip+plucker+rays', 'sweep+clip+rays+plucker', True),
     ('clip+plucker', 'clip', False),
   ],
 )
@@ -187,6 +189,19 @@ def test_channels_keep_their_meaning(tmp_path, before, after, fits):
   else:
     with pytest.raises(errors.UserError, match='channels of model.cond'):
       warm_start._check(tmp_path, config, saved)
+
+
+def test_more_bands_are_more_channels_and_fewer_are_refused(tmp_path):
+  few, many = narrow_config('rays'), narrow_config('rays')
+  few['model']['fourier_bands'], many['model']['fourier_bands'] = 1, 2
+  warm_start._check(tmp_path, many, few)
+  with pytest.raises(errors.UserError, match='12 of rays .* rays.target.dir'):
+    warm_start._check(tmp_path, few, many)
+  other = narrow_config('rays+sweep')
+  swept = narrow_config('rays+sweep')
+  swept['model']['sweep_distances'] = [0.4, 0.7, 1.0, 1.5, 2.0]
+  with pytest.raises(errors.UserError, match='5 of sweep .* sweep.2.0.latent0'):
+    warm_start._check(tmp_path, other, swept)
 
 
 def test_a_model_without_an_image_encoder_needs_none(tmp_path):
@@ -286,15 +301,15 @@ def _check_guidance(workdir):
   def by_hand(params, frozen, *given):
     model = nnx.merge(graph, params)
     kept = conditioning.Drop(jnp.zeros(1, bool), jnp.zeros(1, bool))
-    told = model.conditioning(odin.condition(frozen, config, *given), kept)
-    untold = jax.tree.map(jnp.zeros_like, told)
+    cond = model.conditioning(odin.condition(frozen, config, *given), kept)
+    uncond = jax.tree.map(jnp.zeros_like, cond)
     x = jax.random.normal(jax.random.key(5), (1, 16, 16, 4))
     for now, then in ((501, 1), (1, 0)):
       t = jnp.full(1, float(now))
-      with_it, without = (
-        model.denoise(x, t, given)[0] for given in (told, untold)
+      eps_cond, eps_uncond = (
+        model.denoise(x, t, inputs)[0] for inputs in (cond, uncond)
       )
-      eps = without + 3 * (with_it - without)
+      eps = eps_uncond + 3 * (eps_cond - eps_uncond)
       a, b = alpha_bar[now], alpha_bar[then]
       x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
       x = np.sqrt(b) * x0 + np.sqrt(1 - b) * eps
@@ -328,7 +343,7 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
     '--export=diffusers',
     f'--output={tmp_path / "exported"}',
   )
-  theirs, loading = diffusers.UNet2DConditionModel.from_pretrained(
+  reference, loading = diffusers.UNet2DConditionModel.from_pretrained(
     tmp_path / 'exported' / 'unet', output_loading_info=True
   )
   assert not any(loading.values()), loading
@@ -352,11 +367,11 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   def denoise(params):
     model = nnx.merge(graph, params)
     noisy, source = jnp.split(jnp.asarray(x), 2, axis=-1)
-    told = source, jnp.asarray(context)
-    return model.denoise(noisy, jnp.asarray(timestep), told)[0]
+    cond = source, jnp.asarray(context)
+    return model.denoise(noisy, jnp.asarray(timestep), cond)[0]
 
   with torch.no_grad():
-    expected = theirs(
+    expected = reference(
       torch.from_numpy(x).permute(0, 3, 1, 2),
       torch.from_numpy(timestep),
       torch.from_numpy(context),
