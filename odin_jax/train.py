@@ -96,8 +96,9 @@ def _start(
   """State and encoders of step 0."""
   init = functools.partial(step.init, config)
   if not config['init']:
-    state = jax.jit(init, out_shardings=state_shardings)()
-    return state, _make_encoders(source, config)
+    # First what may be refused: a large state takes minutes to make.
+    frozen = _make_encoders(source, config)
+    return jax.jit(init, out_shardings=state_shardings)(), frozen
   start = warm_start.load(pathlib.Path(config['init']), config, mesh)
   for note in start.notes:
     tqdm.tqdm.write(f'{config["init"]}: {note}', file=sys.stderr)
