@@ -56,7 +56,7 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
     'optimizer': optax.sgd(0.3).init(params),
     'step': jnp.zeros((), jnp.int32),
   }
-  theirs = LitEma(torch.tensor(np.asarray(params['slope'])), DECAY)
+  reference = LitEma(torch.tensor(np.asarray(params['slope'])), DECAY)
   frozen = object.__new__(encoders.Encoders)  # the loss here asks for nothing
   advance = jax.jit(
     lambda state: step.train_step(
@@ -65,9 +65,9 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
   )
   for _ in range(5):
     state = advance(state)
-    theirs.update(torch.tensor(np.asarray(state['params']['slope'])))
+    reference.update(torch.tensor(np.asarray(state['params']['slope'])))
     np.testing.assert_allclose(
-      state['ema']['slope'], theirs.shadow.numpy(), rtol=1e-6
+      state['ema']['slope'], reference.shadow.numpy(), rtol=1e-6
     )
 
 
@@ -86,5 +86,5 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
   ],
 )
 def test_decay_of_an_update(update, decay):
-  ours = step.ema_decay({'ema_decay': DECAY}, jnp.asarray(update))
-  assert float(ours) == pytest.approx(decay, abs=1e-6)
+  result = step.ema_decay({'ema_decay': DECAY}, jnp.asarray(update))
+  assert float(result) == pytest.approx(decay, abs=1e-6)
