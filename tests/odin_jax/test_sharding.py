@@ -117,10 +117,15 @@ print(json.dumps(dict(
 
 @pytest.fixture(scope='module')
 def findings(tmp_path_factory, repository):
+  flags = (
+    '--xla_force_host_platform_device_count=8',
+    # As in conftest: compiling is most of the time.
+    '--xla_backend_optimization_level=0',
+  )
   done = subprocess.run(
     [sys.executable, '-c', SCRIPT, tmp_path_factory.mktemp('checkpoints')],
     cwd=repository,
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=os.environ | {'XLA_FLAGS': ' '.join(flags)},
     capture_output=True,
     text=True,
     timeout=500,
