@@ -2,11 +2,9 @@
 
 A point X seen from a frame with pose (R, c), x_scene = R x_frame + c, appears
 in the direction u = R^T (X - c) / |X - c|. The residual against the observed
-unit vector b is the chord u - b, in radians for small angles: it has no seam
-and no pole, unlike the pixels of an equirectangular camera (with them, an
-observation near the left edge of one frame that is predicted near the right
-edge has an error of a whole image width). Minimised over all poses and points
-by Levenberg-Marquardt with the points eliminated (Schur complement) and Cauchy
+unit vector b is the chord u - b, in radians for small angles: the same error
+counts the same in all directions. Minimised over all poses and points by
+Levenberg-Marquardt with the points eliminated (Schur complement) and Cauchy
 weights. B. Triggs et al., "Bundle adjustment - a modern synthesis", 2000.
 """
 
@@ -19,14 +17,15 @@ from scipy.sparse import linalg
 from scipy.spatial.transform import Rotation
 
 from odin_jax.shared import camera
+from preprocessing.solving import levenberg_marquardt
 
 _START_DAMPING = 1e-4
-_MAX_DAMPING = 1e6
+_MIN_DAMPING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observations:
-  """Which point was seen from which frame, in which direction.
+  """Which point each frame shows, and in which direction.
 
   Attributes:
     frame: index of the frame.
@@ -119,30 +118,23 @@ def adjust(
   """Refines all poses but the first, and all points.
 
   Args:
-    frame2scene: starting poses; each must be seen in some observation.
+    frame2scene: starting poses; each must have some observation.
     points: starting points, finite where observed.
-    observations: what was seen.
+    observations: what the frames show.
     max_iterations: of Levenberg-Marquardt.
     loss_scale: of the Cauchy loss, in standard errors.
     tolerance: stops when the cost falls by less than this share.
   """
-  damping = _START_DAMPING
-  cost = _cost(frame2scene, points, observations, loss_scale)
-  for _ in range(max_iterations):
-    system = _linearise(frame2scene, points, observations, loss_scale)
-    while damping < _MAX_DAMPING:
-      trial = _step(frame2scene, points, *_solve(system, damping))
-      trial_cost = _cost(*trial, observations, loss_scale)
-      if trial_cost < cost:
-        break
-      damping *= 8
-    else:
-      break
-    (frame2scene, points), gain = trial, (cost - trial_cost) / cost
-    cost, damping = trial_cost, max(damping / 8, 1e-9)
-    if gain < tolerance:
-      break
-  return frame2scene, points
+  return levenberg_marquardt.minimise(
+    (frame2scene, points),
+    cost=lambda state: _cost(*state, observations, loss_scale),
+    linearise=lambda state: _linearise(*state, observations, loss_scale),
+    step=lambda state, system, damping: _step(*state, *_solve(system, damping)),
+    start_damping=_START_DAMPING,
+    min_damping=_MIN_DAMPING,
+    max_iterations=max_iterations,
+    tolerance=tolerance,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,12 +23,16 @@ from scipy.sparse import linalg
 from scipy.spatial.transform import Rotation
 
 from odin_jax.shared import camera
+from preprocessing.solving import levenberg_marquardt
 
 _MAX_ITERATIONS = 50
 _START_DAMPING = 1e-6
-_MAX_DAMPING = 1e6
+_MIN_DAMPING = 1e-12
 # Stops when the cost falls by less than this share.
 _TOLERANCE = 1e-9
+
+# Pose [f, 3, 4] and logarithm of the scale [f] of each frame.
+_State = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,46 +86,48 @@ def relax(
     poses and scales.
   """
   edges = _Edges(
-    source=np.array([one.source for one in constraints]),
-    target=np.array([one.target for one in constraints]),
-    pose=np.stack([one.target2source for one in constraints]),
-    log_scale=np.array([one.log_scale for one in constraints]),
-    strength=1
-    / np.array(
-      [
-        [one.turn_rad] * 3 + [one.shift] * 3 + [one.stretch]
-        for one in constraints
-      ]
-    ),
+    source=np.array([constraint.source for constraint in constraints]),
+    target=np.array([constraint.target for constraint in constraints]),
+    pose=np.stack([constraint.target2source for constraint in constraints]),
+    log_scale=np.array([constraint.log_scale for constraint in constraints]),
+    strength=1 / np.array([_errors(constraint) for constraint in constraints]),
   )
-  state = frame2scene, log_scale
+  return levenberg_marquardt.minimise(
+    (frame2scene, log_scale),
+    cost=lambda state: _cost(state, edges),
+    linearise=lambda state: _linearise(state, edges),
+    step=_step,
+    start_damping=_START_DAMPING,
+    min_damping=_MIN_DAMPING,
+    max_iterations=_MAX_ITERATIONS,
+    tolerance=_TOLERANCE,
+  )
+
+
+def _errors(constraint: Constraint) -> list[float]:
+  """Standard errors of the seven residuals of a constraint."""
+  turn, shift, stretch = (
+    constraint.turn_rad,
+    constraint.shift,
+    constraint.stretch,
+  )
+  return [turn] * 3 + [shift] * 3 + [stretch]
+
+
+def _cost(state: _State, edges: _Edges) -> float:
   residual = _residual(state, edges)
-  damping = _START_DAMPING
-  for _ in range(_MAX_ITERATIONS):
-    jacobian = _jacobian(state, edges)
-    normal = jacobian.T @ jacobian
-    right = -(jacobian.T @ residual)
-    cost = residual @ residual
-    while damping < _MAX_DAMPING:
-      damped = normal + damping * sparse.diags_array(normal.diagonal())
-      step = linalg.spsolve(sparse.csc_array(damped), right)
-      trial = _step(state, step.reshape(-1, 7))
-      trial_residual = _residual(trial, edges)
-      if trial_residual @ trial_residual < cost:
-        break
-      damping *= 8
-    else:
-      break
-    state, residual = trial, trial_residual
-    damping = max(damping / 8, 1e-12)
-    if cost - residual @ residual < _TOLERANCE * cost:
-      break
-  return state
+  return residual @ residual
 
 
-def _residual(
-  state: tuple[np.ndarray, np.ndarray], edges: _Edges
-) -> Float[np.ndarray, 'n']:
+def _linearise(
+  state: _State, edges: _Edges
+) -> tuple[sparse.csr_array, np.ndarray]:
+  """Normal equations of a Gauss-Newton step."""
+  jacobian = _jacobian(state, edges)
+  return jacobian.T @ jacobian, -(jacobian.T @ _residual(state, edges))
+
+
+def _residual(state: _State, edges: _Edges) -> Float[np.ndarray, 'n']:
   pose, scale = state
   back = np.swapaxes(pose[edges.source, :, :3], 1, 2)
   turned = (
@@ -139,9 +145,7 @@ def _residual(
   return (rows * edges.strength).ravel()
 
 
-def _shift(
-  state: tuple[np.ndarray, np.ndarray], edges: _Edges
-) -> Float[np.ndarray, 'e 3']:
+def _shift(state: _State, edges: _Edges) -> Float[np.ndarray, 'e 3']:
   """The targets' centres as the sources see them, in their units."""
   pose, scale = state
   away = pose[edges.target, :, 3] - pose[edges.source, :, 3]
@@ -149,9 +153,7 @@ def _shift(
   return local * np.exp(-scale[edges.source])[:, None]
 
 
-def _jacobian(
-  state: tuple[np.ndarray, np.ndarray], edges: _Edges
-) -> sparse.csr_array:
+def _jacobian(state: _State, edges: _Edges) -> sparse.csr_array:
   """By turn (R exp([w]_x)), move (c + dc) and stretch (l + dl) of each frame.
 
   The turn's own derivative is taken at a small residual, where it is the
@@ -190,8 +192,11 @@ def _jacobian(
 
 
 def _step(
-  state: tuple[np.ndarray, np.ndarray], step: Float[np.ndarray, 'n 7']
-) -> tuple[np.ndarray, np.ndarray]:
+  state: _State, system: tuple[sparse.csr_array, np.ndarray], damping: float
+) -> _State:
+  normal, right = system
+  damped = normal + damping * sparse.diags_array(normal.diagonal())
+  step = linalg.spsolve(sparse.csc_array(damped), right).reshape(-1, 7)
   pose, scale = state
   step = np.concatenate([np.zeros((1, 7)), step])
   turned = pose[:, :, :3] @ Rotation.from_rotvec(step[:, :3]).as_matrix()
