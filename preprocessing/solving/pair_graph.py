@@ -71,22 +71,22 @@ class GraphRules:
       more than drift explains, or joins two components.
   """
 
-  max_cycle_turn_deg: float = 2.0
-  max_cycle_direction_deg: float = 25.0
-  max_long_pairs_per_frame: int = 2
-  max_baseline: float = 4.0
-  min_shared: float = 0.05
-  min_path_confidence: float = 0.5
-  tries_per_frame: int = 2
-  max_tries: int = 400
-  min_similarity: float = 0.4
-  max_ratio: float = 0.85
-  min_distinct: float = 0.3
-  drift_share: float = 0.05
-  drift_turn_deg: float = 3.0
-  drift_log_scale: float = 0.05
-  min_agreeing: int = 2
-  min_agreeing_beyond: int = 4
+  max_cycle_turn_deg: float
+  max_cycle_direction_deg: float
+  max_long_pairs_per_frame: int
+  max_baseline: float
+  min_shared: float
+  min_path_confidence: float
+  tries_per_frame: int
+  max_tries: int
+  min_similarity: float
+  max_ratio: float
+  min_distinct: float
+  drift_share: float
+  drift_turn_deg: float
+  drift_log_scale: float
+  min_agreeing: int
+  min_agreeing_beyond: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
-"""The gauge of a component: its scale is such that the median depth is 1."""
+"""The scale of a component's scene is such that its median depth is 1."""
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
 from preprocessing.solving import bundle_adjustment
-from preprocessing.views import alignment
 
 # Cells of 10 degrees.
 _GRID = (36, 18)
@@ -27,12 +26,12 @@ def normalise(
   """
   frame2scene, points = frame2scene.copy(), points.copy()
   for index in range(component.max(initial=-1) + 1):
-    mine = observations.subset(component[observations.frame] == index)
-    if not len(mine.frame):
+    inside = observations.subset(component[observations.frame] == index)
+    if not len(inside.frame):
       continue
-    depth = median_depth(frame2scene, points, mine)
+    depth = median_depth(frame2scene, points, inside)
     frame2scene[component == index, :, 3] /= depth
-    points[np.unique(mine.point)] /= depth
+    points[np.unique(inside.point)] /= depth
   return frame2scene, points
 
 
@@ -45,10 +44,16 @@ def median_depth(
   order = np.argsort(observations.frame, kind='stable')
   frame = observations.frame[order]
   away = points[observations.point[order]] - frame2scene[frame, :, 3]
-  weights = [direction_weights(away[frame == one]) for one in np.unique(frame)]
-  return alignment.weighted_median(
-    np.linalg.norm(away, axis=1), np.concatenate(weights)
+  weights = [
+    direction_weights(away[frame == index]) for index in np.unique(frame)
+  ]
+  median = np.quantile(
+    np.linalg.norm(away, axis=1),
+    0.5,
+    weights=np.concatenate(weights),
+    method='inverted_cdf',
   )
+  return float(median)
 
 
 def direction_weights(

@@ -21,20 +21,14 @@ from preprocessing.solving import (
   solver,
   verification,
 )
-from tests.helpers import point_worlds
+from tests.helpers import default_rules, point_worlds
 
 _PIXEL_RAD = 2 * np.pi / 768
-_RULES = pair_graph.GraphRules()
+_RULES = default_rules.graph_rules()
 
 
 def make_matcher():
   return matchers.make('sphere', dict(preprocess.get_config().sphere))
-
-
-def pose_rules(**changes):
-  return verification.PoseRules(
-    **(dict(preprocess.get_config().poses) | changes)
-  )
 
 
 def solve(world, max_gap=3, **changes):
@@ -42,7 +36,7 @@ def solve(world, max_gap=3, **changes):
     world.features,
     world.arrivals,
     make_matcher(),
-    rules=pose_rules(**changes),
+    rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
     graph_rules=_RULES,
@@ -127,7 +121,7 @@ def finder(world, scene, rules=_RULES, max_gap=3):
     world.features,
     scene,
     make_matcher().match,
-    verification.Judge(pose_rules(), _PIXEL_RAD),
+    verification.Judge(default_rules.pose_rules(), _PIXEL_RAD),
     rules,
     max_gap,
   )
@@ -208,7 +202,7 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
   monkeypatch.setattr(search, '_candidates', lambda: every)
   found = search.find()
   assert found.tried == len(every) and not found.closures
-  judge = verification.Judge(pose_rules(), _PIXEL_RAD)
+  judge = verification.Judge(default_rules.pose_rules(), _PIXEL_RAD)
   wrong = 0
   for a, b in every:
     one, two = make_matcher().match(world.features[a], world.features[b]).T

@@ -16,9 +16,9 @@ from preprocessing.solving import (
   tracks,
   verification,
 )
-from tests.helpers import point_worlds
+from tests.helpers import default_rules, point_worlds
 
-_RULES = pair_graph.GraphRules()
+_RULES = default_rules.graph_rules()
 
 
 def exact_fit(truth, pair, inliers=100, still=False):

@@ -20,7 +20,7 @@ from preprocessing.solving import (
   tracks,
   verification,
 )
-from tests.helpers import point_worlds
+from tests.helpers import default_rules, point_worlds
 
 _PIXEL_RAD = 2 * np.pi / 768
 
@@ -30,12 +30,11 @@ def make_matcher():
 
 
 def solve(world, max_gap=5, mask=None, **changes):
-  rules = dict(preprocess.get_config().poses) | changes
   return solver.Solver(
     world.features,
     world.arrivals,
     make_matcher(),
-    rules=verification.PoseRules(**rules),
+    rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
     mask=mask,
@@ -145,9 +144,7 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
 
 
 def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
-  judge = verification.Judge(
-    verification.PoseRules(**preprocess.get_config().poses), _PIXEL_RAD
-  )
+  judge = verification.Judge(default_rules.pose_rules(), _PIXEL_RAD)
   pair = 3, 6
   shown = [unique.point[frame] for frame in pair]
   shared = np.intersect1d(*(points[points >= 0] for points in shown))
