@@ -128,7 +128,8 @@ def process(
   )
   found = frame_pairs.Candidates(seen, solution, split_of, window)
   chosen, refused = cutter.choose(found.frame_pairs)
-  dropped = [*seen.dropped, *found.dropped, *solution.dropped, *refused]
+  rejected = [rejection.row(seen.times_s) for rejection in solution.rejected]
+  dropped = [*seen.dropped, *found.dropped, *rejected, *refused]
   dropped = [rejected_pictures.with_times(row, seen.times_s) for row in dropped]
   examples = rejected_pictures.pictures(
     video_id, dropped, seen, config.examples_per_reason

@@ -1,12 +1,12 @@
-"""Pair poses -> starting poses of all frames of a component.
+"""Fits of frame pairs -> initial poses of all frames of a component.
 
-Neighbouring frames are fitted one pair at a time; `scale_averaging` brings the pairs to
-one gauge; rotations are chained along the best pairs and positions solved for
-together. What comes out is only the start of the joint solution.
+Neighbouring frames are fitted one pair at a time; `scale_averaging` brings the
+pairs to one scale; rotations are composed along the best pairs and positions
+solved for together. What comes out is only the start of the joint solution.
 """
 
 import dataclasses
-from typing import Mapping, NamedTuple, Sequence
+from typing import Iterable, Mapping, NamedTuple, Sequence
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -14,11 +14,21 @@ from scipy import sparse
 from scipy.sparse import csgraph, linalg
 
 from odin_jax.shared import camera
-from preprocessing.solving import scale_averaging as scales
-from preprocessing.solving.relative_pose import PairFit
+from preprocessing import matchers
+from preprocessing.solving import (
+  reconstruction,
+  relative_pose,
+  scale_averaging,
+  tracks,
+  verification,
+)
+from preprocessing.writing import rejections
 
 _L1_ITERATIONS = 20
-_NO_IDS, _NO_DEPTHS = np.zeros(0, np.int64), np.zeros((2, 0))
+
+Fits = Mapping[tracks.FramePair, relative_pose.PairFit]
+# A moving or a turning pair, its fit, and the length of its translation.
+_Edge = tuple[tracks.FramePair, relative_pose.PairFit, float]
 
 
 class Disagreement(NamedTuple):
@@ -27,22 +37,35 @@ class Disagreement(NamedTuple):
   Attributes:
     first: frames of one pair.
     second: frames of the other.
-    residual: log of the factor by which their depths differ in one gauge.
+    residual: log of the factor by which their depths differ in one scale.
     error: standard error of that log, as their points scatter.
   """
 
-  first: tuple[int, int]
-  second: tuple[int, int]
+  first: tracks.FramePair
+  second: tracks.FramePair
   residual: float
   error: float
 
+  def rejection(self) -> rejections.Rejection:
+    """What the ledger says of it."""
+    return rejections.Rejection(
+      stage=rejections.Stage.SCALE,
+      reason=rejections.Reason.SCALES,
+      frames=tuple(sorted({*self.first, *self.second})),
+      details={
+        'pairs': [list(self.first), list(self.second)],
+        'residual': round(self.residual, 4),
+        'error': round(self.error, 4),
+      },
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chain:
-  """Starting poses.
+class InitialPoses:
+  """Where the joint solution starts.
 
   Attributes:
-    component: of each frame; -1 for a frame that nothing ties to another.
+    component: of each frame; -1 for a frame that no pair joins to another.
     frame2scene: pose of each frame in its component; the first frame of a
       component is the identity.
     outliers: what the scales of the pairs do not explain.
@@ -53,60 +76,81 @@ class Chain:
   outliers: list[Disagreement]
 
 
-def chain(
+def fit_pairs(
+  pairs: Iterable[tracks.FramePair],
+  features: Sequence[matchers.Features],
+  point_ids: Sequence[np.ndarray],
+  matcher_poses: Mapping[tracks.FramePair, matchers.PairPose],
+  verifier: verification.Verifier,
+) -> tuple[
+  dict[tracks.FramePair, relative_pose.PairFit],
+  dict[tracks.FramePair, Int[np.ndarray, '_']],
+]:
+  """Fits pairs from the points that their frames share.
+
+  Args:
+    pairs: (source, target).
+    features: of each frame.
+    point_ids: for each frame, the point of each feature; -1 for none.
+    matcher_poses: what the matcher itself says of pairs.
+    verifier: makes the fits.
+
+  Returns:
+    the fits, where there is one, and the ids of the points of each.
+  """
+  fits, shared = {}, {}
+  for pair in pairs:
+    source, target = pair
+    points, in_source, in_target = reconstruction.shared_points(
+      point_ids[source], point_ids[target]
+    )
+    fit = verifier.fit(
+      features[source].rays[in_source],
+      features[target].rays[in_target],
+      matcher_poses.get(pair),
+    )
+    if fit is not None:
+      fits[pair], shared[pair] = fit, points
+  return fits, shared
+
+
+def initialize(
   num_frames: int,
-  fits: Mapping[tuple[int, int], PairFit],
-  points: Mapping[tuple[int, int], Int[np.ndarray, 'm']],
+  fits: Fits,
+  point_ids: Mapping[tracks.FramePair, Int[np.ndarray, '_']],
   *,
   min_shared: int,
-  said: Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None,
-) -> Chain:
+  matcher_depths: Mapping[tracks.FramePair, tuple[np.ndarray, np.ndarray]]
+  | None = None,
+) -> InitialPoses:
   """Poses of all frames from fits of neighbouring pairs.
 
   Args:
     num_frames: number of frames.
     fits: by (source, target).
-    points: ids of the matched points of each fit; the same point has the same
-      id in every pair.
+    point_ids: of the matches of each fit; the same point has the same id in
+      every pair.
     min_shared: fewest inliers that two pairs must share to be linked.
-    said: for pairs of which the matcher says depths itself, with the
+    matcher_depths: for pairs of which the matcher says depths itself, with the
       translation as 1: ids of points [m], and distances from both [2, m].
   """
-  pairs = sorted(fits)
   places = _places(num_frames, fits)
   moving = [
     pair
-    for pair in pairs
+    for pair in sorted(fits)
     if fits[pair].moves and places[pair[0]] != places[pair[1]]
   ]
-  depths = [
-    scales.PairDepths(
-      places=(int(places[pair[0]]), int(places[pair[1]])),
-      points=points[pair][fits[pair].inliers],
-      depths=fits[pair].depths[:, fits[pair].inliers],
-    )
-    for pair in moving
-  ]
-  own = [
-    scales.PairDepths(places=one.places, points=ids, depths=distances)
-    for pair, one in zip(moving, depths)
-    for ids, distances in [(said or {}).get(pair, (_NO_IDS, _NO_DEPTHS))]
-  ]
-  resolved = scales.resolve(
-    len(moving),
-    [
-      *scales.links(depths, min_shared=min_shared),
-      *scales.links(own, min_shared=min_shared),
-    ],
+  scales = _scales(
+    moving, places, fits, point_ids, matcher_depths or {}, min_shared
   )
-  component, used = _components(num_frames, places, moving, resolved.component)
+  component, used = _components(num_frames, places, moving, scales.component)
   edges = [
-    (pair, fits[pair], float(np.exp(resolved.log_scale[index])))
+    (pair, fits[pair], float(np.exp(scales.log_scale[index])))
     for index, pair in enumerate(moving)
     if used[index]
   ] + [
     (pair, fits[pair], 0.0)
-    for pair in pairs
+    for pair in sorted(fits)
     if places[pair[0]] == places[pair[1]]
     and not fits[pair].moves
     and component[pair[0]] >= 0
@@ -123,14 +167,48 @@ def chain(
       outlier.residual,
       outlier.error,
     )
-    for outlier in resolved.outliers
+    for outlier in scales.outliers
   ]
-  return Chain(component=component, frame2scene=frame2scene, outliers=outliers)
+  return InitialPoses(
+    component=component, frame2scene=frame2scene, outliers=outliers
+  )
 
 
-def _places(
-  num_frames: int, fits: Mapping[tuple[int, int], PairFit]
-) -> Int[np.ndarray, 'f']:
+def _scales(
+  pairs: Sequence[tracks.FramePair],
+  places: np.ndarray,
+  fits: Fits,
+  point_ids: Mapping[tracks.FramePair, Int[np.ndarray, '_']],
+  matcher_depths: Mapping[tracks.FramePair, tuple[np.ndarray, np.ndarray]],
+  min_shared: int,
+) -> scale_averaging.Scales:
+  """One scale for all pairs, by their triangulated and the matcher's depths."""
+  no_depths = np.zeros(0, np.int64), np.zeros((2, 0))
+  triangulated, own = [], []
+  for pair in pairs:
+    ends = int(places[pair[0]]), int(places[pair[1]])
+    inliers = fits[pair].inliers
+    triangulated.append(
+      scale_averaging.PairDepths(
+        places=ends,
+        points=point_ids[pair][inliers],
+        depths=fits[pair].depths[:, inliers],
+      )
+    )
+    points, depths = matcher_depths.get(pair, no_depths)
+    own.append(
+      scale_averaging.PairDepths(places=ends, points=points, depths=depths)
+    )
+  return scale_averaging.resolve(
+    len(pairs),
+    [
+      *scale_averaging.links(triangulated, min_shared=min_shared),
+      *scale_averaging.links(own, min_shared=min_shared),
+    ],
+  )
+
+
+def _places(num_frames: int, fits: Fits) -> Int[np.ndarray, 'f']:
   """Frames between which the camera only turned have the same place."""
   place = np.arange(num_frames)
   moving = np.array(
@@ -138,43 +216,39 @@ def _places(
   ).reshape(-1, 2)
   # A slow camera stands still from frame to frame, and yet goes somewhere.
   for pair in sorted(fits):
-    one, other = place[list(pair)]
-    joined = np.isin(place[moving], (one, other)).all(axis=1)
-    if not fits[pair].moves and one != other and not joined.any():
-      place[place == other] = one
+    source, target = place[list(pair)]
+    joined = np.isin(place[moving], (source, target)).all(axis=1)
+    if not fits[pair].moves and source != target and not joined.any():
+      place[place == target] = source
   return place
 
 
 def _components(
   num_frames: int,
   places: np.ndarray,
-  moving: Sequence[tuple[int, int]],
+  moving: Sequence[tracks.FramePair],
   label: np.ndarray,
 ) -> tuple[Int[np.ndarray, 'f'], Bool[np.ndarray, 'e']]:
   """Assigns places to components, the largest first; and the pairs inside."""
   owner = np.full(num_frames, -1)
   used = np.zeros(len(moving), bool)
   size = np.bincount(label, minlength=1) if len(moving) else np.zeros(1)
-  for candidate in np.argsort(-size, kind='stable'):
-    mine = np.flatnonzero(label == candidate) if len(moving) else []
-    for index in mine:
+  for group in np.argsort(-size, kind='stable'):
+    inside = np.flatnonzero(label == group) if len(moving) else []
+    for index in inside:
       ends = places[list(moving[index])]
-      if np.all((owner[ends] == -1) | (owner[ends] == candidate)):
-        owner[ends] = candidate
+      if np.all((owner[ends] == -1) | (owner[ends] == group)):
+        owner[ends] = group
         used[index] = True
-  component = owner[places]
-  # Number by first frame.
-  seen = list(dict.fromkeys(c for c in component.tolist() if c >= 0))
-  renumbered = np.array([seen.index(c) if c >= 0 else -1 for c in component])
-  return renumbered, used
+  return reconstruction.number_components(owner[places]), used
 
 
 def _solve_component(
-  frames: np.ndarray, edges: Sequence[tuple[tuple[int, int], PairFit, float]]
+  frames: np.ndarray, edges: Sequence[_Edge]
 ) -> Float[np.ndarray, 'f 3 4']:
   local = {int(frame): index for index, frame in enumerate(frames)}
   ends = np.array([[local[a], local[b]] for (a, b), _, _ in edges])
-  rotation = _chain_rotations(
+  rotation = _compose_rotations(
     len(frames),
     ends,
     np.stack([fit.target2source[:, :3] for _, fit, _ in edges]),
@@ -189,7 +263,7 @@ def _solve_component(
   return camera.make_pose(rotation, _solve_positions(len(frames), ends, steps))
 
 
-def _chain_rotations(
+def _compose_rotations(
   num_frames: int, ends: np.ndarray, relative: np.ndarray, strength: np.ndarray
 ) -> Float[np.ndarray, 'f 3 3']:
   """Frame to scene rotations along the strongest spanning tree."""

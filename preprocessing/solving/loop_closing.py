@@ -8,12 +8,17 @@ step may be wrong; from there it converges.
 import dataclasses
 from typing import Iterable, Sequence
 
-from jaxtyping import Float, Int
 import networkx as nx
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing.solving import loop_detection, pair_graph, pose_graph
+from preprocessing.solving import (
+  bundle_adjustment,
+  loop_detection,
+  pair_graph,
+  pose_graph,
+  reconstruction,
+)
 
 # Limits of what closures may differ by, in standard errors.
 _SIGMAS = 4.0
@@ -23,11 +28,11 @@ _STILL = 0.1
 
 
 def close(
-  scene: loop_detection.Scene,
+  scene: reconstruction.Reconstruction,
   closures: Sequence[loop_detection.Closure],
   rules: pair_graph.GraphRules,
-) -> tuple[Int[np.ndarray, 'f'], Float[np.ndarray, 'f 3 4']]:
-  """Joins what closures tie and relaxes the poses.
+) -> reconstruction.Reconstruction:
+  """Joins the components that closures link and relaxes the poses.
 
   Args:
     scene: what is solved so far.
@@ -35,8 +40,8 @@ def close(
     rules: how much paths drift.
 
   Returns:
-    components, numbered by first frame, and poses. What no closure touches
-    stays as it is.
+    components, numbered by first frame, poses, and the points from there. The
+    poses that no closure touches stay as they are.
   """
   component, pose, log_scale = _joined(scene, closures)
   pose = pose.copy()
@@ -44,43 +49,49 @@ def close(
     *_steps(scene, closures, rules),
     *(_constraint(closure, scene) for closure in closures),
   ]
-  for index in sorted({int(component[one.source]) for one in closures}):
+  for index in sorted({int(component[item.source]) for item in closures}):
     frames = np.flatnonzero(component == index)
     inside = [
       dataclasses.replace(
-        one,
-        source=int(np.searchsorted(frames, one.source)),
-        target=int(np.searchsorted(frames, one.target)),
+        constraint,
+        source=int(np.searchsorted(frames, constraint.source)),
+        target=int(np.searchsorted(frames, constraint.target)),
       )
-      for one in constraints
-      if component[one.source] == index
+      for constraint in constraints
+      if component[constraint.source] == index
     ]
     pose[frames], _ = pose_graph.relax(pose[frames], log_scale[frames], inside)
-  return component, pose
+  return dataclasses.replace(
+    scene,
+    component=component,
+    frame2scene=pose,
+    points=bundle_adjustment.triangulate(
+      pose, scene.observations, len(scene.points)
+    ),
+  )
 
 
 def _joined(
-  scene: loop_detection.Scene, closures: Sequence[loop_detection.Closure]
+  scene: reconstruction.Reconstruction,
+  closures: Sequence[loop_detection.Closure],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Components that closures tie become one, in the gauge of the first."""
+  """Components that closures link become one, in the unit of the first."""
   component = scene.component
   strongest: dict[tuple[int, int], loop_detection.Closure] = {}
-  for one in sorted(closures, key=lambda one: one.inliers):
-    a, b = component[one.source], component[one.target]
+  for closure in sorted(closures, key=lambda closure: closure.inliers):
+    a, b = component[closure.source], component[closure.target]
     if a != b:
-      strongest[int(a), int(b)] = strongest[int(b), int(a)] = one
-  ties = nx.Graph(sorted(strongest))
+      strongest[int(a), int(b)] = strongest[int(b), int(a)] = closure
+  links = nx.Graph(sorted(strongest))
   pose, log_scale = scene.frame2scene.copy(), np.zeros(len(component))
   label = component.copy()
-  for group in sorted(nx.connected_components(ties), key=min):
-    for known, new in nx.bfs_edges(ties, min(group), sort_neighbors=sorted):
+  for group in sorted(nx.connected_components(links), key=min):
+    for known, new in nx.bfs_edges(links, min(group), sort_neighbors=sorted):
       frames = component == new
       moved = _moved(pose, log_scale, strongest[known, new], component, new)
       pose[frames], log_scale[frames] = moved
       label[frames] = min(group)
-  seen = list(dict.fromkeys(label[label >= 0].tolist()))
-  renumbered = [seen.index(one) if one >= 0 else -1 for one in label.tolist()]
-  return np.array(renumbered, np.int64), pose, log_scale
+  return reconstruction.number_components(label), pose, log_scale
 
 
 def _moved(
@@ -90,7 +101,7 @@ def _moved(
   component: np.ndarray,
   new: int,
 ) -> tuple[np.ndarray, float]:
-  """The poses of a component in the scene of the one that it is tied to."""
+  """The poses of a component in the scene of the one that it is linked to."""
   relative, stretch = closure.target2source, closure.log_scale
   known_frame, new_frame = closure.pair
   if component[known_frame] == new:
@@ -112,7 +123,7 @@ def _moved(
 
 
 def _steps(
-  scene: loop_detection.Scene,
+  scene: reconstruction.Reconstruction,
   closures: Sequence[loop_detection.Closure],
   rules: pair_graph.GraphRules,
 ) -> Iterable[pose_graph.Constraint]:
@@ -140,10 +151,12 @@ def _steps(
 
 
 def _constraint(
-  closure: loop_detection.Closure, scene: loop_detection.Scene
+  closure: loop_detection.Closure, scene: reconstruction.Reconstruction
 ) -> pose_graph.Constraint:
-  mine = scene.observations.subset(scene.observations.frame == closure.source)
-  depth = pair_graph.frame_depths(scene.frame2scene, scene.points, mine)
+  of_source = scene.observations.frame == closure.source
+  depth = pair_graph.frame_depths(
+    scene.frame2scene, scene.points, scene.observations.subset(of_source)
+  )
   return pose_graph.Constraint(
     source=closure.source,
     target=closure.target,

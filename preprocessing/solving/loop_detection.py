@@ -1,7 +1,7 @@
 """Finds loop closures: where a path returns, and how its ends lie there.
 
-1. Candidates: frames far apart in time that the composed poses put near each
-   other, or that look alike; and frames on both sides of a break.
+1. Loop candidates: frames far apart in time that the composed poses put near
+   each other, or that look alike; and frames on both sides of a break.
 2. Each is matched without guidance and fitted by itself. Matches of points that
    have a double around either frame count for nothing: a place of repeated
    things gives no closure, however many matches agree.
@@ -12,7 +12,7 @@
 
 import collections
 import dataclasses
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -21,13 +21,13 @@ from scipy import sparse, spatial
 from odin_jax.shared import camera
 from preprocessing import matchers
 from preprocessing.solving import (
-  bundle_adjustment,
   pair_graph,
-  relative_pose,
+  reconstruction,
   retrieval,
   tracks,
   verification,
 )
+from preprocessing.writing import rejections
 
 # A path that is no longer than this times the way back has not returned.
 _DETOUR = 2.0
@@ -42,7 +42,7 @@ OFF_LOG_SCALE = 0.1
 # Points closer together than this share of their distance are one place.
 _SAME = 0.1
 _LOCATE_ITERATIONS = 10
-# Where there are too many candidates, so many neighbours are tried together.
+# Where there are too many loop candidates, so many neighbours are tried together.
 _RUN = 16
 # Residual angles below this count as squares.
 _SMALL_RAD = 1e-3
@@ -50,25 +50,6 @@ _SMALL_RAD = 1e-3
 PER_DEPTHS = 10.0
 
 Match = Callable[[matchers.Features, matchers.Features], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
-  """What is solved so far.
-
-  Attributes:
-    component: of each frame; -1 for none.
-    frame2scene: pose of each frame in its component.
-    points: in scene coordinates; NaN where not used.
-    observations: of the points.
-    ids: for each frame, the point of each of its n features [n]; -1 for none.
-  """
-
-  component: Int[np.ndarray, 'f']
-  frame2scene: Float[np.ndarray, 'f 3 4']
-  points: Float[np.ndarray, 'p 3']
-  observations: bundle_adjustment.Observations
-  ids: Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +83,39 @@ class Search:
   Attributes:
     closures: those that hold.
     tried: number of pairs that were matched.
-    dropped: a row for the ledger for each of the others.
+    rejected: the others.
   """
 
-  closures: list[Closure]
+  closures: Sequence[Closure]
   tried: int
-  dropped: list[dict[str, Any]]
+  rejected: Sequence[rejections.Rejection]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matched:
+  """Matches of two frames, as indices of features in either.
+
+  Attributes:
+    source: the earlier frame.
+    target: the later frame.
+    in_source: the matched features of the source.
+    in_target: and of the target, in the same order.
+  """
+
+  source: int
+  target: int
+  in_source: Int[np.ndarray, 'm']
+  in_target: Int[np.ndarray, 'm']
+
+  def subset(self, keep: Bool[np.ndarray, 'm']) -> '_Matched':
+    """The matches that `keep` selects."""
+    return _Matched(
+      self.source, self.target, self.in_source[keep], self.in_target[keep]
+    )
+
+  def reversed(self) -> '_Matched':
+    """The same matches from the target to the source."""
+    return _Matched(self.target, self.source, self.in_target, self.in_source)
 
 
 def max_tries(num_frames: int, rules: pair_graph.GraphRules) -> int:
@@ -122,7 +130,7 @@ class Finder:
     features: of each frame.
     scene: what is solved so far.
     match: matches two frames without guidance.
-    judge: fits pairs.
+    verifier: fits pairs.
     rules: limits.
     max_gap: frames further apart are beyond the window.
   """
@@ -130,62 +138,64 @@ class Finder:
   def __init__(
     self,
     features: Sequence[matchers.Features],
-    scene: Scene,
+    scene: reconstruction.Reconstruction,
     match: Match,
-    judge: verification.Judge,
+    verifier: verification.Verifier,
     rules: pair_graph.GraphRules,
     max_gap: int,
   ):
     self._features = features
     self._scene = scene
     self._match = match
-    self._judge = judge
+    self._verifier = verifier
     self._rules = rules
     self._max_gap = max_gap
     self._depths = pair_graph.frame_depths(
       scene.frame2scene, scene.points, scene.observations
     )
     self._path = path_lengths(scene.component, scene.frame2scene)
-    self._looks = _looks(features, scene)
+    self._descriptors = _mean_descriptors(features, scene)
 
   def find(self) -> Search:
-    """Tries all candidates and lets those that hold vote."""
-    tried = self._candidates()
-    found = {pair: self._verify(*pair) for pair in tried}
-    reasons = {
-      pair: result for pair, result in found.items() if isinstance(result, str)
-    }
-    closures = [
-      result for result in found.values() if isinstance(result, Closure)
-    ]
+    """Tries all loop candidates and lets the closures among them vote."""
+    pairs = self._loop_candidates()
+    closures: list[Closure] = []
+    reasons: dict[tracks.FramePair, rejections.Reason] = {}
+    for pair in pairs:
+      outcome = self._verify(*pair)
+      if isinstance(outcome, Closure):
+        closures.append(outcome)
+      else:
+        reasons[pair] = outcome
     reasons |= self.outvoted(closures)
     return Search(
-      closures=[one for one in closures if one.pair not in reasons],
-      tried=len(tried),
-      dropped=[
-        {'stage': 'loops', 'reason': reasons[pair], 'frames': list(pair)}
+      closures=[closure for closure in closures if closure.pair not in reasons],
+      tried=len(pairs),
+      rejected=[
+        rejections.Rejection(
+          stage=rejections.Stage.LOOPS, reason=reasons[pair], frames=pair
+        )
         for pair in sorted(reasons)
       ],
     )
 
-  def _candidates(self) -> list[tracks.FramePair]:
+  def _loop_candidates(self) -> list[tracks.FramePair]:
     """Frame pairs worth a try, sorted; see `max_tries`."""
     returns = collections.defaultdict(list)
-    for pair in dict.fromkeys([*self._near(), *self._alike()]):
+    for pair in dict.fromkeys([*self._near_pairs(), *self._similar_pairs()]):
       returns[pair[0]].append(pair)
     limit = self._rules.tries_per_frame
-    every = sorted(
-      self._breaks()
-      + [pair for mine in returns.values() for pair in mine[:limit]]
-    )
-    return _thinned(every, max_tries(len(self._features), self._rules))
+    pairs = self._break_pairs()
+    for of_frame in returns.values():
+      pairs += of_frame[:limit]
+    return _thinned(sorted(pairs), max_tries(len(self._features), self._rules))
 
   def _beyond(self) -> Bool[np.ndarray, 'f f']:
     """Pairs of posed frames beyond the window, the earlier one first."""
     posed = np.isfinite(self._depths)
     return np.triu(posed[:, None] & posed, self._max_gap + 1)
 
-  def _breaks(self) -> list[tracks.FramePair]:
+  def _break_pairs(self) -> list[tracks.FramePair]:
     """Frames of two components that follow each other in time.
 
     The gap is such that enough of the pairs have no frame in common.
@@ -194,11 +204,11 @@ class Finder:
     gap = self._rules.min_agreeing_beyond
     return [
       (a, b)
-      for a, b in tracks.candidates(len(component), gap)
+      for a, b in tracks.window_pairs(len(component), gap)
       if component[a] != component[b] and min(component[[a, b]]) >= 0
     ]
 
-  def _near(self) -> list[tracks.FramePair]:
+  def _near_pairs(self) -> list[tracks.FramePair]:
     """Where composed poses say that the path has returned."""
     component = self._scene.component
     centres = self._scene.frame2scene[:, :, 3]
@@ -215,7 +225,7 @@ class Finder:
     )
     return _best_of_rows(good, apart)
 
-  def _alike(self) -> list[tracks.FramePair]:
+  def _similar_pairs(self) -> list[tracks.FramePair]:
     """Frames that look alike again after others between them did not."""
     alike = retrieval.similarities(self._features)
     beside = np.concatenate([[0.0], np.diagonal(alike, 1), [0.0]])
@@ -229,165 +239,158 @@ class Finder:
     good = self._beyond() & (alike > least) & _row_minima(-alike)
     return _best_of_rows(good, -alike)
 
-  def _verify(self, source: int, target: int) -> Closure | str:
+  def _verify(self, source: int, target: int) -> Closure | rejections.Reason:
     """The closure of two frames, or why there is none."""
-    one, two = (self._solved_features(frame) for frame in (source, target))
-    matched = self._match(
-      self._features[source].subset(one), self._features[target].subset(two)
+    in_source, in_target = map(self._solved_features, (source, target))
+    matches = self._match(
+      self._features[source].subset(in_source),
+      self._features[target].subset(in_target),
     )
-    one, two = one[matched[:, 0]], two[matched[:, 1]]
-    distinct = self._distinct(source, one, target, two)
-    one, two = one[distinct], two[distinct]
+    matched = _Matched(
+      source, target, in_source[matches[:, 0]], in_target[matches[:, 1]]
+    )
+    distinct = self._is_distinct(matched)
+    distinct &= self._is_distinct(matched.reversed())
     if distinct.sum() < self._rules.min_distinct * len(distinct):
-      return 'place looks like others'
-    rays = self._features[source].rays[one], self._features[target].rays[two]
-    fit = self._judge.fit(*rays)
-    reason = self._judge.weakness_alone(fit, rays[0])
-    if reason:
+      return rejections.Reason.AMBIGUOUS
+    matched = matched.subset(distinct)
+    source_rays = self._features[source].rays[matched.in_source]
+    target_rays = self._features[target].rays[matched.in_target]
+    fit = self._verifier.fit(source_rays, target_rays)
+    reason = self._verifier.weakness_alone(fit, source_rays)
+    if reason is not None:
       return reason
-    one, two = one[fit.inliers], two[fit.inliers]
-    return self._measure(source, one, target, two, fit)
+    return self._measure(matched.subset(fit.inliers), fit.target2source[:, :3])
 
   def _solved_features(self, frame: int) -> Int[np.ndarray, 'n']:
     """The features of a frame that show a solved point."""
-    ids = self._scene.ids[frame]
-    known = ids >= 0
-    known[known] = np.isfinite(self._scene.points[ids[known], 0])
+    point_ids = self._scene.point_ids[frame]
+    known = point_ids >= 0
+    known[known] = np.isfinite(self._scene.points[point_ids[known], 0])
     return np.flatnonzero(known)
 
-  def _distinct(
-    self, source: int, one: np.ndarray, target: int, two: np.ndarray
-  ) -> Bool[np.ndarray, 'm']:
-    """Which matches no other point around either frame could replace."""
-    return self._without_double(source, one, target, two) & (
-      self._without_double(target, two, source, one)
-    )
-
-  def _without_double(
-    self, frame: int, shown: np.ndarray, other: int, found: np.ndarray
-  ) -> Bool[np.ndarray, 'm']:
+  def _is_distinct(self, matched: _Matched) -> Bool[np.ndarray, 'm']:
+    """Which matches no other point around the source could replace."""
     scene = self._scene
-    wanted = self._features[other].descriptors[found]
-    own = scene.ids[frame][shown]
-    around = self._around(frame)
+    target = self._features[matched.target].descriptors[matched.in_target]
+    own = scene.point_ids[matched.source][matched.in_source]
+    around = self._around(matched.source)
     away = np.linalg.norm(
-      scene.points[own] - scene.frame2scene[frame, :, 3], axis=1
+      scene.points[own] - scene.frame2scene[matched.source, :, 3], axis=1
     )
     elsewhere = (
       spatial.distance.cdist(scene.points[own], scene.points[around])
       > _SAME * away[:, None]
     )
-    rival = np.where(elsewhere, wanted @ self._looks[around].T, -1.0)
-    similarity = np.einsum('md,md->m', wanted, self._looks[own])
+    rival = np.where(elsewhere, target @ self._descriptors[around].T, -1.0)
+    similarity = np.einsum('md,md->m', target, self._descriptors[own])
     return 1 - similarity <= self._rules.max_ratio**2 * (
       1 - rival.max(axis=1, initial=-1.0)
     )
 
   def _around(self, frame: int) -> Int[np.ndarray, 'n']:
     """The points that a frame and those near it in time see."""
-    seen = self._scene.observations
+    observations = self._scene.observations
     component = self._scene.component
-    near = (np.abs(seen.frame - frame) <= self._max_gap) & (
-      component[seen.frame] == component[frame]
+    near = (np.abs(observations.frame - frame) <= self._max_gap) & (
+      component[observations.frame] == component[frame]
     )
-    return np.unique(seen.point[near])
+    return np.unique(observations.point[near])
 
   def _measure(
-    self,
-    source: int,
-    one: np.ndarray,
-    target: int,
-    two: np.ndarray,
-    fit: relative_pose.PairFit,
-  ) -> Closure | str:
+    self, matched: _Matched, rotation: Float[np.ndarray, '3 3']
+  ) -> Closure | rejections.Reason:
     """Translation and scale from the points of both sides."""
-    scene = self._scene
-    local = [
-      camera.transform(
-        camera.inverse(scene.frame2scene[frame]),
-        scene.points[scene.ids[frame][index]],
-      )
-      for frame, index in ((source, one), (target, two))
-    ]
-    rotation = fit.target2source[:, :3]
-    centre = locate(local[0], self._features[target].rays[two] @ rotation.T)
-    back = locate(local[1], self._features[source].rays[one] @ rotation)
-    ratio = np.linalg.norm(local[0] - centre, axis=1) / np.linalg.norm(
-      local[1], axis=1
+    source, target = matched.source, matched.target
+    in_source = self._points_seen(source, matched.in_source)
+    in_target = self._points_seen(target, matched.in_target)
+    source_rays = self._features[source].rays[matched.in_source]
+    target_rays = self._features[target].rays[matched.in_target]
+    centre = locate(in_source, target_rays @ rotation.T)
+    back = locate(in_target, source_rays @ rotation)
+    ratio = np.linalg.norm(in_source - centre, axis=1) / np.linalg.norm(
+      in_target, axis=1
     )
     log_scale = float(np.median(np.log(ratio)))
     # Each side alone says where the other frame is: they must agree.
     off = np.linalg.norm(centre + np.exp(log_scale) * (rotation @ back))
     if off > OFF * self._depths[source]:
-      return 'points of both sides disagree'
+      return rejections.Reason.SIDES_DISAGREE
     return Closure(
       source=source,
       target=target,
       target2source=camera.make_pose(rotation, centre),
       log_scale=log_scale,
-      inliers=len(one),
+      inliers=len(matched.in_source),
+    )
+
+  def _points_seen(
+    self, frame: int, features: Int[np.ndarray, 'm']
+  ) -> Float[np.ndarray, 'm 3']:
+    """The points that features of a frame show, in the axes of the frame."""
+    scene = self._scene
+    return camera.transform(
+      camera.inverse(scene.frame2scene[frame]),
+      scene.points[scene.point_ids[frame][features]],
     )
 
   def outvoted(
     self, closures: Sequence[Closure]
-  ) -> dict[tracks.FramePair, str]:
+  ) -> dict[tracks.FramePair, rejections.Reason]:
     """Why closures fall that too few others agree with."""
     reasons = {}
-    for one in closures:
-      others = [other for other in closures if self._beside(one, other)]
-      agreeing = [other for other in others if self._agree(one, other)]
+    for closure in closures:
+      voters = [voter for voter in closures if self._beside(closure, voter)]
+      agreeing = [voter for voter in voters if self._agree(closure, voter)]
       # Independent: no frame counts twice.
       support = 1 + min(
-        len({other.source for other in agreeing} - {one.source}),
-        len({other.target for other in agreeing} - {one.target}),
+        len({voter.source for voter in agreeing} - {closure.source}),
+        len({voter.target for voter in agreeing} - {closure.target}),
       )
-      if 2 * len(agreeing) < len(others):
-        reasons[one.pair] = 'other closures contradict'
+      if 2 * len(agreeing) < len(voters):
+        reasons[closure.pair] = rejections.Reason.OUTVOTED
         continue
-      needed, reason = self._needed(one)
+      needed, reason = self._needed(closure)
       if support < needed:
-        reasons[one.pair] = reason
+        reasons[closure.pair] = reason
     return reasons
 
-  def _beside(self, one: Closure, other: Closure) -> bool:
+  def _beside(self, first: Closure, second: Closure) -> bool:
     """Whether two closures link the same surroundings by other frames."""
     component = self._scene.component
-    return one is not other and all(
+    return first is not second and all(
       component[a] == component[b] and abs(a - b) <= self._max_gap
-      for a, b in zip(one.pair, other.pair)
+      for a, b in zip(first.pair, second.pair)
     )
 
-  def _agree(self, one: Closure, other: Closure) -> bool:
+  def _agree(self, first: Closure, second: Closure) -> bool:
     """Whether the cycle of two closures and the paths between them closes."""
     pose = self._scene.frame2scene
-    here, there = (
-      camera.relative(pose[a], pose[b]) for a, b in zip(one.pair, other.pair)
-    )
-    stretched = camera.rescale(there, float(np.exp(one.log_scale)))
+    here = camera.relative(pose[first.source], pose[second.source])
+    there = camera.relative(pose[first.target], pose[second.target])
+    stretched = camera.rescale(there, float(np.exp(first.log_scale)))
     expected = camera.relative(
-      here, camera.compose(one.target2source, stretched)
+      here, camera.compose(first.target2source, stretched)
     )
     way = np.linalg.norm(here[:, 3]) + np.linalg.norm(stretched[:, 3])
-    return self._alike_poses(
-      expected, other, other.log_scale - one.log_scale, float(way)
+    return self._explained_by_drift(
+      expected, second, second.log_scale - first.log_scale, float(way)
     )
 
-  def _needed(self, closure: Closure) -> tuple[int, str]:
+  def _needed(self, closure: Closure) -> tuple[int, rejections.Reason]:
     """How many must agree, and what it means if they do not."""
     ends = list(closure.pair)
     component = self._scene.component[ends]
     if component[0] != component[1]:
-      reason = 'too few closures join the components'
-      return self._rules.min_agreeing_beyond, reason
+      return self._rules.min_agreeing_beyond, rejections.Reason.FEW_JOIN
     pose = self._scene.frame2scene
     composed = camera.relative(pose[closure.source], pose[closure.target])
     way = float(np.diff(self._path[ends])[0])
-    if not self._alike_poses(composed, closure, closure.log_scale, way):
-      reason = 'contradicts the composed poses'
-      return self._rules.min_agreeing_beyond, reason
-    return self._rules.min_agreeing, 'too few closures agree'
+    if not self._explained_by_drift(composed, closure, closure.log_scale, way):
+      return self._rules.min_agreeing_beyond, rejections.Reason.OTHER_POSE
+    return self._rules.min_agreeing, rejections.Reason.FEW_AGREE
 
-  def _alike_poses(
+  def _explained_by_drift(
     self,
     expected: Float[np.ndarray, '3 4'],
     closure: Closure,
@@ -398,9 +401,9 @@ class Finder:
     rules = self._rules
     depth = float(self._depths[closure.source])
     tens = way / (PER_DEPTHS * depth)
-    found = closure.target2source
-    turn_deg = camera.rotation_angle_deg(expected[:, :3].T @ found[:, :3])
-    off = np.linalg.norm(expected[:, 3] - found[:, 3])
+    measured = closure.target2source
+    turn_deg = camera.rotation_angle_deg(expected[:, :3].T @ measured[:, :3])
+    off = np.linalg.norm(expected[:, 3] - measured[:, 3])
     return bool(
       turn_deg <= OFF_DEG + rules.drift_turn_deg * tens
       and off <= OFF * depth + rules.drift_share * way
@@ -408,33 +411,33 @@ class Finder:
     )
 
 
-def _looks(
-  features: Sequence[matchers.Features], scene: Scene
+def _mean_descriptors(
+  features: Sequence[matchers.Features], scene: reconstruction.Reconstruction
 ) -> Float[np.ndarray, 'p d']:
   """Mean descriptor of every point."""
-  ids = np.concatenate(scene.ids)
-  shown = np.flatnonzero(ids >= 0)
+  point_ids = np.concatenate(scene.point_ids)
+  shown = np.flatnonzero(point_ids >= 0)
   gather = sparse.csr_array(
-    (np.ones(len(shown), np.float32), (ids[shown], shown)),
-    shape=(len(scene.points), len(ids)),
+    (np.ones(len(shown), np.float32), (point_ids[shown], shown)),
+    shape=(len(scene.points), len(point_ids)),
   )
-  looks = gather @ np.concatenate([frame.descriptors for frame in features])
-  return looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-12)
+  sums = gather @ np.concatenate([frame.descriptors for frame in features])
+  return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 def _thinned(
-  every: Sequence[tracks.FramePair], count: int
+  pairs: Sequence[tracks.FramePair], count: int
 ) -> list[tracks.FramePair]:
   """At most `count` of them: runs of neighbours, evenly spread.
 
-  Candidates alone would have none beside them to agree with.
+  Loop candidates alone would have none beside them to agree with.
   """
-  if len(every) <= count:
-    return list(every)
+  if len(pairs) <= count:
+    return list(pairs)
   runs = -(-count // _RUN)
   sizes = [count // runs + (run < count % runs) for run in range(runs)]
   return [
-    every[run * len(every) // runs + step]
+    pairs[run * len(pairs) // runs + step]
     for run, size in enumerate(sizes)
     for step in range(size)
   ]

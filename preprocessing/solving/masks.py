@@ -103,12 +103,12 @@ def below(latitude_deg: float) -> Mask:
 
 
 def outside(
-  sees: Callable[[Float[np.ndarray, '*b 3']], Bool[np.ndarray, '*b']],
+  is_visible: Callable[[Float[np.ndarray, '*b 3']], Bool[np.ndarray, '*b']],
 ) -> Mask:
   """Masks what a camera never sees, to half a degree.
 
   Args:
-    sees: says of unit directions in the axes of the panorama whether the
+    is_visible: says of unit directions in the axes of the panorama whether the
       camera sees them. A cell is masked unless all of its corners are seen.
   """
   width, height = _FINE_GRID
@@ -116,9 +116,9 @@ def outside(
     np.arange(width + 1, dtype=np.float64),
     np.arange(height + 1, dtype=np.float64),
   )
-  seen = sees(camera.equirect_to_direction(u, v, width, height))
-  seen = seen[1:] & seen[:-1]
-  return Mask(cells=~(seen[:, 1:] & seen[:, :-1]))
+  visible = is_visible(camera.equirect_to_direction(u, v, width, height))
+  visible = visible[1:] & visible[:-1]
+  return Mask(cells=~(visible[:, 1:] & visible[:, :-1]))
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
@@ -214,8 +214,8 @@ class Persistence:
     )
 
 
-def union(one: Mask, other: Mask) -> Mask:
+def union(first: Mask, second: Mask) -> Mask:
   """What either masks, in the cells of the finer one."""
-  height, width = np.maximum(one.cells.shape, other.cells.shape).tolist()
-  one, other = (mask.resized(width, height) for mask in (one, other))
-  return Mask(cells=one.cells | other.cells)
+  height, width = np.maximum(first.cells.shape, second.cells.shape).tolist()
+  first, second = (mask.resized(width, height) for mask in (first, second))
+  return Mask(cells=first.cells | second.cells)

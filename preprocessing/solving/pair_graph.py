@@ -115,7 +115,7 @@ class Solved(Protocol):
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
   observations: bundle_adjustment.Observations
-  verdicts: Mapping[tracks.FramePair, verification.Verdict]
+  verifications: Mapping[tracks.FramePair, verification.Verification]
 
 
 def inconsistent(
@@ -218,11 +218,11 @@ def _off_the_steps_deg(
 
 
 def components(
-  num_frames: int, ties: Iterable[tracks.FramePair]
+  num_frames: int, edges: Iterable[tracks.FramePair]
 ) -> Int[np.ndarray, 'f']:
   """The component of each frame, numbered by first frame; -1 where alone."""
   label = np.full(num_frames, -1)
-  graph = nx.Graph(sorted(ties))
+  graph = nx.Graph(sorted(edges))
   for index, frames in enumerate(
     sorted(nx.connected_components(graph), key=min)
   ):
@@ -257,7 +257,7 @@ def long_range_pairs(solution: Solved, rules: GraphRules) -> list[LongPair]:
   `max_long_pairs_per_frame` pairs.
 
   Args:
-    solution: poses, points and verdicts of a video.
+    solution: poses, points and verified pairs of a video.
     rules: limits.
 
   Returns:
@@ -301,7 +301,7 @@ def _shares(
   together = (solution.component[:, None] == solution.component) & (
     solution.component >= 0
   )
-  seen = sparse.csr_array(
+  visible = sparse.csr_array(
     (
       np.ones(len(solution.observations.frame)),
       (solution.observations.frame, solution.observations.point),
@@ -309,45 +309,45 @@ def _shares(
     shape=(len(centres), len(solution.points)),
   )
   near = sparse.csr_array((together & (apart <= _NEAR * depths)).astype(float))
-  counts = np.maximum(seen.sum(axis=1), 1)[:, None]
+  counts = np.maximum(visible.sum(axis=1), 1)[:, None]
   share = np.zeros(apart.shape)
   for start in range(0, len(share), _BLOCK):
     block = slice(start, start + _BLOCK)
-    around = ((near[block] @ seen) > 0).astype(float)
-    share[:, block] = (seen @ around.T).toarray() / counts
+    around = ((near[block] @ visible) > 0).astype(float)
+    share[:, block] = (visible @ around.T).toarray() / counts
   share = np.minimum(share, share.T)
   reach = rules.max_baseline * np.fmin(depths[:, None], depths)
   good = np.triu(together & (apart <= reach) & (share >= rules.min_shared), 1)
   return {
     (first, second): float(share[first, second])
     for first, second in np.argwhere(good).tolist()
-    if (first, second) not in solution.verdicts
+    if (first, second) not in solution.verifications
   }
 
 
 def _paths(
-  solution: Solved, wanted: Iterable[tracks.FramePair], rules: GraphRules
+  solution: Solved, pairs: Iterable[tracks.FramePair], rules: GraphRules
 ) -> dict[tracks.FramePair, LongPair]:
-  """The most reliable path of each pair that is wanted and in reach."""
+  """The most reliable path of each of these pairs that has one."""
   graph = nx.Graph()
-  for (first, second), verdict in sorted(solution.verdicts.items()):
-    if not verdict.reason:
-      confidence = min(verdict.confidence, _MAX_CONFIDENCE)
+  for (first, second), check in sorted(solution.verifications.items()):
+    if check.is_kept:
+      confidence = min(check.confidence, _MAX_CONFIDENCE)
       graph.add_edge(first, second, cost=-math.log(confidence))
   cutoff = -math.log(rules.min_path_confidence)
   targets = collections.defaultdict(list)
-  for first, second in sorted(wanted):
+  for first, second in sorted(pairs):
     targets[first].append(second)
-  found = {}
+  long_pairs = {}
   for source in targets.keys() & set(graph):
     costs, paths = nx.single_source_dijkstra(
       graph, source, cutoff=cutoff, weight='cost'
     )
     for target in set(targets[source]) & set(paths):
-      found[source, target] = LongPair(
+      long_pairs[source, target] = LongPair(
         source=source,
         target=target,
         hops=len(paths[target]) - 1,
         confidence=math.exp(-costs[target]),
       )
-  return found
+  return long_pairs

@@ -121,7 +121,7 @@ def _cost(state: _State, edges: _Edges) -> float:
 
 def _linearise(
   state: _State, edges: _Edges
-) -> tuple[sparse.csr_array, np.ndarray]:
+) -> tuple[sparse.sparray, np.ndarray]:
   """Normal equations of a Gauss-Newton step."""
   jacobian = _jacobian(state, edges)
   return jacobian.T @ jacobian, -(jacobian.T @ _residual(state, edges))
@@ -192,7 +192,7 @@ def _jacobian(state: _State, edges: _Edges) -> sparse.csr_array:
 
 
 def _step(
-  state: _State, system: tuple[sparse.csr_array, np.ndarray], damping: float
+  state: _State, system: tuple[sparse.sparray, np.ndarray], damping: float
 ) -> _State:
   normal, right = system
   damped = normal + damping * sparse.diags_array(normal.diagonal())

@@ -6,7 +6,8 @@ from typing import Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from preprocessing.solving import bundle_adjustment
+from preprocessing import matchers
+from preprocessing.solving import bundle_adjustment, reconstruction, tracks
 
 # An observation is kept within so many standard errors; before the first
 # refinement within more.
@@ -19,52 +20,66 @@ _MIN_PARALLAX_DEG = 0.3
 def refine(
   component: Int[np.ndarray, 'f'],
   frame2scene: Float[np.ndarray, 'f 3 4'],
-  observations: bundle_adjustment.Observations,
-  num_points: int,
+  features: Sequence[matchers.Features],
+  point_tracks: tracks.Tracks,
   *,
   max_iterations: int,
-) -> tuple[
-  Float[np.ndarray, 'f 3 4'],
-  Float[np.ndarray, 'p 3'],
-  bundle_adjustment.Observations,
-]:
+) -> reconstruction.Reconstruction:
   """Bundle adjustment of every component, twice, with outliers left out.
 
   Args:
     component: of each frame; -1 for none.
     frame2scene: starting poses of the frames in their component.
-    observations: of points 0 .. num_points - 1.
-    num_points: number of points.
+    features: of each frame.
+    point_tracks: which of them show the same point.
     max_iterations: of each of the two adjustments.
-
-  Returns:
-    poses; points, NaN where none was used; the observations that were used.
   """
   frame2scene = frame2scene.copy()
+  observations = _observations(features, point_tracks)
   for sigma in (_START_SIGMA, _INLIER_SIGMA):
-    points = np.full((num_points, 3), np.nan)
+    points = np.full((point_tracks.num_points, 3), np.nan)
     used = []
     for index in range(component.max(initial=-1) + 1):
       frames = np.flatnonzero(component == index)
-      mine, start = _inliers(
+      inliers, start = _inliers(
         frame2scene,
         observations.subset(component[observations.frame] == index),
-        num_points,
+        point_tracks.num_points,
         sigma,
       )
-      if not len(mine.frame):
+      if not len(inliers.frame):
         continue
-      ids, point = np.unique(mine.point, return_inverse=True)
-      frame2scene[frames], points[ids] = bundle_adjustment.adjust(
+      point_ids, point = np.unique(inliers.point, return_inverse=True)
+      frame2scene[frames], points[point_ids] = bundle_adjustment.adjust(
         frame2scene[frames],
-        start[ids],
+        start[point_ids],
         dataclasses.replace(
-          mine, frame=np.searchsorted(frames, mine.frame), point=point
+          inliers, frame=np.searchsorted(frames, inliers.frame), point=point
         ),
         max_iterations=max_iterations,
       )
-      used.append(mine)
-  return frame2scene, points, _concatenate(used)
+      used.append(inliers)
+  return reconstruction.Reconstruction(
+    component=component,
+    frame2scene=frame2scene,
+    points=points,
+    observations=_concatenate(used),
+    point_ids=point_tracks.point_ids(),
+  )
+
+
+def _observations(
+  features: Sequence[matchers.Features], point_tracks: tracks.Tracks
+) -> bundle_adjustment.Observations:
+  """All that the frames show of the points."""
+  starts = np.concatenate([[0], np.cumsum([len(frame) for frame in features])])
+  index = starts[point_tracks.frame] + point_tracks.feature
+  return bundle_adjustment.Observations(
+    frame=point_tracks.frame,
+    point=point_tracks.point,
+    ray=np.concatenate([frame.rays for frame in features])[index],
+    noise_rad=np.concatenate([frame.noise_rad for frame in features])[index],
+  )
 
 
 def _inliers(
@@ -78,13 +93,13 @@ def _inliers(
     points = bundle_adjustment.triangulate(poses, observations, num_points)
     errors = bundle_adjustment.errors_rad(poses, points, observations)
     observations = observations.subset(errors < sigma * observations.noise_rad)
-    observations = _seen_twice(poses, points, observations)
+    observations = _well_observed(poses, points, observations)
   points = bundle_adjustment.triangulate(poses, observations, num_points)
   finite = np.isfinite(points[observations.point, 0])
   return observations.subset(finite), points
 
 
-def _seen_twice(
+def _well_observed(
   poses: np.ndarray,
   points: np.ndarray,
   observations: bundle_adjustment.Observations,

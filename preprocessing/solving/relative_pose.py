@@ -1,4 +1,4 @@
-"""Two frames: relative pose from matched rays, and what can be said of it."""
+"""Two frames: relative pose from matched rays, and what it rests on."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def fit_pair(
       since noise alone would give it a direction.
     seed: of the sampling.
     proposed: a pose known otherwise, which is refined and taken where more
-      matches obey it than the one that was found.
+      matches obey it than the estimate.
 
   Returns:
     the fit, or None where too few matches agree.
@@ -69,10 +69,10 @@ def fit_pair(
   options.min_num_trials, options.max_num_trials = _TRIALS
   options.random_seed = seed
   rays = target_rays, source_rays
-  found = pycolmap.estimate_relative_pose(*rays, options)
-  starts = (
-    [] if found is None else [(found['cam2_from_cam1'], found['inlier_mask'])]
-  )
+  estimate = pycolmap.estimate_relative_pose(*rays, options)
+  starts = []
+  if estimate is not None:
+    starts.append((estimate['cam2_from_cam1'], estimate['inlier_mask']))
   if proposed is not None:
     obey = epipolar_error_rad(proposed, source_rays, target_rays)
     starts.append((pycolmap.Rigid3d(proposed), obey < max_error_rad))
@@ -83,7 +83,7 @@ def fit_pair(
     refined = pycolmap.refine_relative_pose(pose, *rays, inliers)
     pose = (refined or {'cam2_from_cam1': pose})['cam2_from_cam1'].matrix()
     fits.append(
-      _judge(
+      _make_fit(
         pose,
         source_rays,
         target_rays,
@@ -99,7 +99,7 @@ def fit_pair(
   )
 
 
-def _judge(
+def _make_fit(
   target2source: np.ndarray,
   source_rays: np.ndarray,
   target_rays: np.ndarray,

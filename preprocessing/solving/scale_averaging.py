@@ -1,9 +1,9 @@
-"""Scale resolver: one gauge for pairs that each have their own.
+"""Scale averaging: one scale for pairs that each have their own.
 
 A pair of frames gives a translation of unknown length; points triangulated
 from it are too far or too near by the same factor. Two pairs that share a
 frame see the same points from it at the same depth. With x = log of a pair's
-scale and d = depth in the pair's own gauge,
+scale and d = depth in the pair's own unit,
 
   x_a - x_b = median over shared points of (log d_b - log d_a),
 
@@ -23,7 +23,7 @@ Communications in Statistics 6(9), 1977 (its c makes 95 % of the efficiency of
 least squares); A. Blake and A. Zisserman, "Visual Reconstruction", 1987
 (graduated non-convexity).
 
-Equations missed by many standard errors are outliers: told, not silently
+Equations missed by many standard errors are outliers: reported, not silently
 outvoted. Connected pairs form one component; its first pair has x = 0.
 """
 
@@ -95,7 +95,7 @@ class Outlier(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scales:
-  """One gauge per component.
+  """One scale per component.
 
   Attributes:
     log_scale: of each pair; 0 for the first pair of each component.
@@ -114,22 +114,23 @@ def links(pairs: Sequence[PairDepths], *, min_shared: int) -> list[Link]:
   for index, pair in enumerate(pairs):
     for side, place in enumerate(pair.places):
       at_place[place].append((index, side))
-  found = []
+  equations = []
   for place in sorted(at_place):
-    for one, other in itertools.combinations(at_place[place], 2):
-      link = _link(pairs, one, other, min_shared)
+    for first, second in itertools.combinations(at_place[place], 2):
+      link = _link(pairs, first, second, min_shared)
       if link is not None:
-        found.append(link)
-  return found
+        equations.append(link)
+  return equations
 
 
 def _link(
   pairs: Sequence[PairDepths],
-  one: tuple[int, int],
-  other: tuple[int, int],
+  first_end: tuple[int, int],
+  second_end: tuple[int, int],
   min_shared: int,
 ) -> Link | None:
-  (first, first_side), (second, second_side) = one, other
+  """The equation of two ends (pair, side) at one place, if there is one."""
+  (first, first_side), (second, second_side) = first_end, second_end
   if first == second:
     return None
   a, b = pairs[first], pairs[second]

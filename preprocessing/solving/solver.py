@@ -1,29 +1,28 @@
 """Features of all frames -> one joint solution per component.
 
-1. Neighbours are matched near the places where their points arrived by small
-   steps (`flow_tracker`), and fitted pair by pair. What contradicts the cycles that
-   it is in (`pair_graph`) is left out.
-2. `initialization` makes starting poses, `bundle_adjustment` refines these: composed poses
-   that no repeated texture can have turned round.
+1. Neighbours are matched near the places where their points were tracked by
+   small steps (`flow_tracker`), and fitted pair by pair. What contradicts the
+   cycles that it is in (`pair_graph`) is left out.
+2. `initialization` makes initial poses, `refinement` refines these: composed
+   poses that no repeated texture can have turned round.
 3. Every frame pair of the window is matched near the places where the composed
    poses and the triangulated points put them. A robust fit of the pair alone
    that disagrees with the composed pose rejects the pair.
 4. All matches of the pairs that agree are joined into points, and everything
    is refined together.
-5. Before the last round of 3 and 4, `loop_detection` finds where the path returns, and
-   `loop_closing` joins components and relaxes the poses; closures are then matched
-   like all pairs.
-6. Each pair is checked against the result. Composed long-range pairs follow.
+5. Before the last round of 3 and 4, `loop_detection` finds where the path
+   returns, and `loop_closing` joins components and relaxes the poses; closures
+   are then matched like all pairs.
+6. Each pair is verified against the result. Composed long-range pairs follow.
 """
 
 import dataclasses
 import functools
-from typing import Any, Callable, Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from jaxtyping import Float, Int
 import numpy as np
 
-from odin_jax.shared import camera
 from preprocessing import matchers
 from preprocessing.solving import (
   bundle_adjustment,
@@ -31,17 +30,17 @@ from preprocessing.solving import (
   loop_closing,
   loop_detection,
   masks,
+  matching,
   pair_graph,
+  reconstruction,
   refinement,
-  relative_pose,
   scene_scale,
   tracks,
   verification,
 )
+from preprocessing.writing import rejections
 
-Frames = Sequence[matchers.Features]
-Fits = dict[tracks.FramePair, relative_pose.PairFit]
-Verdicts = dict[tracks.FramePair, verification.Verdict]
+Verifications = dict[tracks.FramePair, verification.Verification]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,51 +52,58 @@ class Solution:
     frame2scene: pose of each frame in its component, median depth 1.
     points: in scene coordinates of their component; NaN where not used.
     observations: that obey the solution.
-    verdicts: of every pair of the window, and of every closure.
+    verifications: of every pair of the window, and of every closure.
     mask: what was not used.
     figures: counts, for the manifest.
-    closures: where the path returns, and what joined components; `verdicts`
-      says which of them are good pairs too.
+    closures: where the path returns, and what joined components;
+      `verifications` says which of them are good pairs too.
     long_pairs: composed pairs of frames that were not matched.
-    dropped: rows for the ledger: edges that were cut, scales that disagree,
-      closures that fell.
+    rejected: edges that were cut, scales that disagree, closures that fell.
   """
 
   component: Int[np.ndarray, 'f']
   frame2scene: Float[np.ndarray, 'f 3 4']
   points: Float[np.ndarray, 'p 3']
   observations: bundle_adjustment.Observations
-  verdicts: Mapping[tracks.FramePair, verification.Verdict]
+  verifications: Mapping[tracks.FramePair, verification.Verification]
   mask: masks.Mask
   figures: Mapping[str, int | float]
   closures: Sequence[loop_detection.Closure] = ()
   long_pairs: Sequence[pair_graph.LongPair] = ()
-  dropped: Sequence[dict[str, Any]] = ()
+  rejected: Sequence[rejections.Rejection] = ()
 
   def points_of_pair(
     self, source: int, target: int
   ) -> Float[np.ndarray, 'n 3']:
     """The points that either frame of a pair sees."""
-    seen = np.concatenate([self._seen[frame] for frame in (source, target)])
-    return self.points[np.unique(seen)]
+    both = np.concatenate([self._point_ids[source], self._point_ids[target]])
+    return self.points[np.unique(both)]
 
   @functools.cached_property
-  def _seen(self) -> list[Int[np.ndarray, 'n']]:
+  def _point_ids(self) -> list[Int[np.ndarray, 'n']]:
     """The points that each frame sees."""
     order = np.argsort(self.observations.frame, kind='stable')
     counts = np.bincount(self.observations.frame, minlength=len(self.component))
     return np.split(self.observations.point[order], np.cumsum(counts)[:-1])
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _State:
-  """What is solved so far."""
+  """What is solved so far; every round replaces it.
 
-  component: np.ndarray
-  frame2scene: np.ndarray
-  tracks: tracks.Tracks
-  points: np.ndarray
-  observations: bundle_adjustment.Observations
+  Attributes:
+    scene: poses and points.
+    num_refused: matches that would have given a point two features in a frame.
+    loops: where the path returns.
+    rejected: what was left out of the start, and loop candidates that fell.
+  """
+
+  scene: reconstruction.Reconstruction
+  num_refused: int
+  loops: loop_detection.Search = loop_detection.Search(
+    closures=(), tried=0, rejected=()
+  )
+  rejected: Sequence[rejections.Rejection] = ()
 
 
 class Solver:
@@ -105,7 +111,7 @@ class Solver:
 
   Args:
     features: of each keyframe.
-    arrivals: for each keyframe but the last, where its points arrived in the
+    tracked_rays: for each keyframe but the last, where its points are in the
       next one; NaN for those that were lost.
     matcher: what made the features.
     rules: thresholds.
@@ -117,8 +123,8 @@ class Solver:
 
   def __init__(
     self,
-    features: Frames,
-    arrivals: Sequence[Float[np.ndarray, 'n 3']],
+    features: Sequence[matchers.Features],
+    tracked_rays: Sequence[Float[np.ndarray, '_ 3']],
     matcher: matchers.Matcher,
     *,
     rules: verification.PoseRules,
@@ -127,418 +133,331 @@ class Solver:
     graph_rules: pair_graph.GraphRules | None = None,
     mask: masks.Mask | None = None,
   ):
-    self._features = list(features)
-    self._arrivals = list(arrivals)
+    self._features = features
+    self._tracked_rays = tracked_rays
     self._matcher = matcher
     self._rules = rules
     self._max_gap = max_gap
     self._pixel_rad = pixel_rad
-    self._judge = verification.Judge(rules, pixel_rad)
     self._graph_rules = graph_rules
     self._known_mask = mask
-    self._requests = 0
-    self._said: dict[tracks.FramePair, matchers.PairPose] = {}
-    self._calls_before = _calls(matcher)
-    self._search = loop_detection.Search(closures=[], tried=0, dropped=[])
-    self._dropped: list[dict[str, Any]] = []
+    self._verifier = verification.Verifier(rules, pixel_rad)
 
   def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
     """Runs all steps; `progress` is told the name of each."""
     progress('chain')
-    mask = self._mask()
-    matches = self._match_neighbours()
-    point_tracks = self._tracks(matches)
-    start = self._chain(matches, point_tracks)
-    state = self._refine(start.component, start.frame2scene, point_tracks)
-    found: Verdicts = {}
-    for left in reversed(range(self._rules.rounds)):
-      if not left:
+    mask = self._find_mask()
+    features, tracked_rays = _without_masked(
+      self._features, self._tracked_rays, mask
+    )
+    matcher = matching.PairMatcher(
+      self._matcher,
+      features,
+      tracked_rays,
+      gate_rad=np.deg2rad(self._rules.gate_deg),
+    )
+    # 1. and 2.
+    state = self._start(features, matcher.match_neighbours())
+    verifications: Verifications = {}
+    for rounds_left in reversed(range(self._rules.rounds)):
+      # 5.
+      if not rounds_left:
         progress('loops')
-        self._close_loops(state)
+        state = self._close_loops(features, matcher, state)
+      # 3.
       progress('pairs')
-      matches = self._match_window(state)
-      found = self._judge.compare(
-        self._features, state.frame2scene, matches, self._said
+      pairs = self._pairs(len(features), state.loops)
+      pair_matches = matcher.match_near_poses(pairs, state.scene)
+      verifications = self._verifier.compare(
+        features,
+        state.scene.frame2scene,
+        pair_matches.matches,
+        pair_matches.matcher_poses,
       )
+      # 4.
       progress('refinement')
-      point_tracks = self._tracks(self._ties(matches, found))
-      state = self._refine(state.component, state.frame2scene, point_tracks)
-    found |= {
-      pair: self._judge.verify(
-        self._features,
-        state.frame2scene,
+      agreeing = _agreeing_matches(
+        pair_matches.matches, verifications, state.loops
+      )
+      state = self._refine(features, state, state.scene.component, agreeing)
+    # 6.
+    verifications = self._verify(features, state, pair_matches, verifications)
+    agreeing = _agreeing_matches(
+      pair_matches.matches, verifications, state.loops
+    )
+    state = self._split_components(features, state, agreeing)
+    return self._with_long_pairs(
+      self._solution(state, verifications, mask, self._cost(matcher))
+    )
+
+  def _find_mask(self) -> masks.Mask:
+    """What is never scene: far down, going with the camera, or known."""
+    persistence = masks.Persistence()
+    for features, tracked in zip(self._features, self._tracked_rays):
+      known = np.isfinite(tracked[:, 0])
+      before, after = features.rays[known], tracked[known]
+      fit = self._verifier.fit(before, after)
+      if fit is not None and fit.moves:
+        persistence.add(before, after, fit.inliers)
+    mask = masks.union(
+      masks.below(self._rules.mask_below_deg),
+      persistence.mask(self._rules.mask_min_persistence),
+    )
+    if self._known_mask is None:
+      return mask
+    return masks.union(mask, self._known_mask)
+
+  def _start(
+    self,
+    features: Sequence[matchers.Features],
+    neighbours: matching.PairMatches,
+  ) -> _State:
+    """Refined initial poses, from the matches of neighbours."""
+    point_tracks = _tracks(features, neighbours.matches)
+    point_ids = point_tracks.point_ids()
+    fits, shared = initialization.fit_pairs(
+      tracks.window_pairs(len(features), self._rules.chain_gap),
+      features,
+      point_ids,
+      neighbours.matcher_poses,
+      self._verifier,
+    )
+    cut: list[tracks.FramePair] = []
+    if self._graph_rules is not None:
+      cut = pair_graph.inconsistent(fits, self._graph_rules)
+    start = initialization.initialize(
+      len(features),
+      {pair: fit for pair, fit in fits.items() if pair not in cut},
+      shared,
+      min_shared=self._rules.min_inliers // 2,
+      matcher_depths=matching.depths_of_points(neighbours, point_ids),
+    )
+    scene = refinement.refine(
+      start.component,
+      start.frame2scene,
+      features,
+      point_tracks,
+      max_iterations=self._rules.max_iterations,
+    )
+    return _State(
+      scene=scene,
+      num_refused=point_tracks.num_refused,
+      rejected=[
+        *(_rejected_edge(pair) for pair in cut),
+        *(outlier.rejection() for outlier in start.outliers),
+      ],
+    )
+
+  def _refine(
+    self,
+    features: Sequence[matchers.Features],
+    state: _State,
+    component: Int[np.ndarray, 'f'],
+    matches: tracks.Matches,
+  ) -> _State:
+    """Joins matches into points and refines the poses with them."""
+    point_tracks = _tracks(features, matches)
+    scene = refinement.refine(
+      component,
+      state.scene.frame2scene,
+      features,
+      point_tracks,
+      max_iterations=self._rules.max_iterations,
+    )
+    return dataclasses.replace(
+      state, scene=scene, num_refused=point_tracks.num_refused
+    )
+
+  def _close_loops(
+    self,
+    features: Sequence[matchers.Features],
+    matcher: matching.PairMatcher,
+    state: _State,
+  ) -> _State:
+    """Finds closures and brings the poses near them."""
+    if self._graph_rules is None:
+      return state
+    loops = loop_detection.Finder(
+      features,
+      state.scene,
+      matcher.match,
+      self._verifier,
+      self._graph_rules,
+      self._max_gap,
+    ).find()
+    scene = state.scene
+    if loops.closures:
+      scene = loop_closing.close(scene, loops.closures, self._graph_rules)
+    return dataclasses.replace(
+      state,
+      scene=scene,
+      loops=loops,
+      rejected=[*state.rejected, *loops.rejected],
+    )
+
+  def _pairs(
+    self, num_frames: int, loops: loop_detection.Search
+  ) -> list[tracks.FramePair]:
+    """All pairs of the window, and closures."""
+    window = tracks.window_pairs(num_frames, self._max_gap)
+    closed = sorted(closure.pair for closure in loops.closures)
+    return list(dict.fromkeys([*window, *closed]))
+
+  def _verify(
+    self,
+    features: Sequence[matchers.Features],
+    state: _State,
+    pair_matches: matching.PairMatches,
+    verifications: Verifications,
+  ) -> Verifications:
+    """Checks the pairs that are good so far against the joint solution."""
+    return {
+      pair: self._verifier.verify(
+        features,
+        state.scene.frame2scene,
         pair,
         matched,
-        self._said.get(pair),
+        pair_matches.matcher_poses.get(pair),
       )
-      for pair, matched in matches.items()
-      if not found[pair].reason
+      if verifications[pair].is_kept
+      else verifications[pair]
+      for pair, matched in pair_matches.matches.items()
     }
-    state = self._fall_apart(state, matches, found)
-    return self._with_long_pairs(self._solution(state, found, mask))
 
-  def _fall_apart(
-    self, state: _State, matches: tracks.Matches, found: Verdicts
+  def _split_components(
+    self,
+    features: Sequence[matchers.Features],
+    state: _State,
+    matches: tracks.Matches,
   ) -> _State:
-    """What no kept pair ties has no common scale: it is solved by itself."""
-    ties = self._ties(matches, found)
-    component = pair_graph.components(len(self._features), ties)
-    if np.array_equal(component, state.component):
+    """Solves by itself what no good pair joins: it has no common scale."""
+    component = pair_graph.components(len(features), matches)
+    if np.array_equal(component, state.scene.component):
       return state
-    return self._refine(component, state.frame2scene, self._tracks(ties))
+    return self._refine(features, state, component, matches)
 
-  def _solution(
-    self, state: _State, found: Verdicts, mask: masks.Mask
-  ) -> Solution:
-    poses, points = scene_scale.normalise(
-      state.component, state.frame2scene, state.points, state.observations
-    )
-    return Solution(
-      component=state.component,
-      frame2scene=poses,
-      points=points,
-      observations=state.observations,
-      verdicts=self._complete(state.component, found),
-      mask=mask,
-      figures={
-        **self._cost(),
-        'points': int(np.isfinite(points[:, 0]).sum()),
-        'observations': len(state.observations.frame),
-        'refused_matches': state.tracks.num_refused,
-        'residual_median_px': self._residual_px(
-          poses, points, state.observations
-        ),
-        'cut_edges': self._count('graph'),
-        'scale_outliers': self._count('scale'),
-        'loops_tried': self._search.tried,
-        'loops_closed': len(self._search.closures),
-      },
-      closures=self._search.closures,
-      dropped=self._dropped,
-    )
-
-  def _count(self, stage: str) -> int:
-    return sum(row['stage'] == stage for row in self._dropped)
-
-  def _with_long_pairs(self, solution: Solution) -> Solution:
-    if self._graph_rules is None:
-      return solution
-    found = pair_graph.long_range_pairs(solution, self._graph_rules)
-    return dataclasses.replace(
-      solution,
-      long_pairs=found,
-      figures={**solution.figures, 'long_pairs': len(found)},
-    )
-
-  def _cost(self) -> dict[str, int]:
+  def _cost(self, matcher: matching.PairMatcher) -> dict[str, int]:
     """Matcher calls of this video, and the most that it could have taken.
 
     Neighbours are matched once, the window in every round, and each try for a
     closure twice: to find it and, with the last round, to use it.
     """
     count = len(self._features)
-    window = len(tracks.candidates(count, self._max_gap))
+    window = len(tracks.window_pairs(count, self._max_gap))
     tries = 0
     if self._graph_rules is not None:
       tries = loop_detection.max_tries(count, self._graph_rules)
-    requests = max(count - 1, 0) + self._rules.rounds * window + 2 * tries
-    if not isinstance(self._matcher, matchers.CountsCalls):
-      return {
-        'matcher_calls': self._requests,
-        'matcher_calls_bound': requests,
-      }
-    return {
-      'matcher_calls': self._matcher.calls - self._calls_before,
-      'matcher_calls_bound': self._matcher.calls_bound(
-        window + tries, requests
-      ),
-    }
-
-  def _close_loops(self, state: _State) -> None:
-    """Finds closures and brings the poses near them."""
-    if self._graph_rules is None:
-      return
-    scene = loop_detection.Scene(
-      component=state.component,
-      frame2scene=state.frame2scene,
-      points=state.points,
-      observations=state.observations,
-      ids=self._ids(state.tracks),
+    return matcher.cost(
+      num_pairs=window + tries,
+      num_requests=max(count - 1, 0) + self._rules.rounds * window + 2 * tries,
     )
-    self._search = loop_detection.Finder(
-      self._features,
-      scene,
-      self._match,
-      self._judge,
-      self._graph_rules,
-      self._max_gap,
-    ).find()
-    self._dropped += self._search.dropped
-    if self._search.closures:
-      state.component, state.frame2scene = loop_closing.close(
-        scene, self._search.closures, self._graph_rules
-      )
-      state.points = bundle_adjustment.triangulate(
-        state.frame2scene, state.observations, len(state.points)
-      )
 
-  def _residual_px(
+  def _solution(
     self,
-    poses: np.ndarray,
-    points: np.ndarray,
-    observations: bundle_adjustment.Observations,
-  ) -> float:
-    if not len(observations.frame):
-      return 0.0
-    errors = bundle_adjustment.errors_rad(poses, points, observations)
-    return round(float(np.median(errors)) / self._pixel_rad, 4)
-
-  def _match(
-    self,
-    source: matchers.Features,
-    target: matchers.Features,
-    expected: np.ndarray | None = None,
-  ) -> Int[np.ndarray, 'm 2']:
-    self._requests += 1
-    return self._matcher.match(
-      source,
-      target,
-      expected=expected,
-      gate_rad=np.deg2rad(self._rules.gate_deg),
+    state: _State,
+    verifications: Verifications,
+    mask: masks.Mask,
+    cost: Mapping[str, int],
+  ) -> Solution:
+    scene = state.scene
+    frame2scene, points = scene_scale.normalise(
+      scene.component, scene.frame2scene, scene.points, scene.observations
     )
-
-  def _match_pair(
-    self, pair: tracks.FramePair, expected: np.ndarray
-  ) -> Int[np.ndarray, 'm 2']:
-    """Matches a pair; keeps what the matcher says of its pose."""
-    source, target = (self._features[frame] for frame in pair)
-    if not isinstance(self._matcher, matchers.GivesPoses):
-      return self._match(source, target, expected)
-    self._requests += 1
-    matched, said = self._matcher.match_and_pose(
-      source,
-      target,
-      expected=expected,
-      gate_rad=np.deg2rad(self._rules.gate_deg),
+    errors = bundle_adjustment.errors_rad(
+      frame2scene, points, scene.observations
     )
-    self._said.pop(pair, None)
-    if said is not None:
-      self._said[pair] = said
-    return matched
-
-  def _match_neighbours(self) -> dict[tracks.FramePair, np.ndarray]:
-    return {
-      (frame, frame + 1): self._match_pair((frame, frame + 1), arrived)
-      for frame, arrived in enumerate(self._arrivals)
-    }
-
-  def _tracks(self, matches: tracks.Matches) -> tracks.Tracks:
-    return tracks.Tracks(matches, [len(frame) for frame in self._features])
-
-  def _ids(self, point_tracks: tracks.Tracks) -> list[Int[np.ndarray, 'n']]:
-    """The point of each feature of each frame, -1 where it has none."""
-    return [
-      point_tracks.by_feature(frame, len(features))
-      for frame, features in enumerate(self._features)
-    ]
-
-  def _ties(self, matches: tracks.Matches, found: Verdicts) -> tracks.Matches:
-    """The matches of the pairs that are good so far.
-
-    A closure without parallax is no pair for the records, but a tie.
-    """
-    closed = {closure.pair for closure in self._search.closures}
-    return {
-      pair: matched
-      for pair, matched in matches.items()
-      if not found[pair].reason
-      or (pair in closed and found[pair].reason == verification.NO_PARALLAX)
-    }
-
-  def _mask(self) -> masks.Mask:
-    """Finds what is never scene and takes its features out."""
-    persistence = masks.Persistence()
-    for frame, arrived in enumerate(self._arrivals):
-      before = self._features[frame].rays
-      known = np.isfinite(arrived[:, 0])
-      fit = self._judge.fit(before[known], arrived[known])
-      if fit is not None and fit.moves:
-        persistence.add(before[known], arrived[known], fit.inliers)
-    mask = masks.union(
-      masks.below(self._rules.mask_below_deg),
-      persistence.mask(self._rules.mask_min_persistence),
-    )
-    if self._known_mask is not None:
-      mask = masks.union(mask, self._known_mask)
-    for frame, features in enumerate(self._features):
-      keep = ~mask.holds(features.rays)
-      self._features[frame] = features.subset(keep)
-      if frame < len(self._arrivals):
-        self._arrivals[frame] = self._arrivals[frame][keep]
-    return mask
-
-  def _chain(
-    self, matches: tracks.Matches, point_tracks: tracks.Tracks
-  ) -> initialization.Chain:
-    points = self._ids(point_tracks)
-    fits: Fits = {}
-    ids = {}
-    for pair in tracks.candidates(len(points), self._rules.chain_gap):
-      shared, one, other = _shared(*(points[frame] for frame in pair))
-      fit = self._judge.fit(
-        self._features[pair[0]].rays[one],
-        self._features[pair[1]].rays[other],
-        self._said.get(pair),
-      )
-      if fit is not None:
-        fits[pair], ids[pair] = fit, shared
-    self._cut_edges(fits)
-    found = initialization.chain(
-      len(points),
-      fits,
-      ids,
-      min_shared=self._rules.min_inliers // 2,
-      said={
-        pair: _of_points(matches[pair], said, points[pair[0]], points[pair[1]])
-        for pair, said in self._said.items()
+    stages = [rejection.stage for rejection in state.rejected]
+    return Solution(
+      component=scene.component,
+      frame2scene=frame2scene,
+      points=points,
+      observations=scene.observations,
+      verifications={
+        pair: verifications.get(pair) or _unmatched(pair, scene.component)
+        for pair in self._pairs(len(scene.component), state.loops)
       },
+      mask=mask,
+      figures={
+        **cost,
+        'points': int(np.isfinite(points[:, 0]).sum()),
+        'observations': len(errors),
+        'refused_matches': state.num_refused,
+        'residual_median_px': self._median_px(errors),
+        'cut_edges': stages.count(rejections.Stage.GRAPH),
+        'scale_outliers': stages.count(rejections.Stage.SCALE),
+        'loops_tried': state.loops.tried,
+        'loops_closed': len(state.loops.closures),
+      },
+      closures=state.loops.closures,
+      rejected=state.rejected,
     )
-    self._dropped += [
-      {
-        'stage': 'scale',
-        'reason': 'scales of two pairs contradict the others',
-        'frames': sorted({*outlier.first, *outlier.second}),
-        'pairs': [list(outlier.first), list(outlier.second)],
-        'residual': round(outlier.residual, 4),
-        'error': round(outlier.error, 4),
-      }
-      for outlier in found.outliers
-    ]
-    return found
 
-  def _cut_edges(self, fits: Fits) -> None:
-    """Takes out what contradicts the cycles that it is in."""
+  def _median_px(self, errors_rad: Float[np.ndarray, 'n']) -> float:
+    if not len(errors_rad):
+      return 0.0
+    return round(float(np.median(errors_rad)) / self._pixel_rad, 4)
+
+  def _with_long_pairs(self, solution: Solution) -> Solution:
     if self._graph_rules is None:
-      return
-    for pair in pair_graph.inconsistent(fits, self._graph_rules):
-      del fits[pair]
-      reason = 'pair contradicts the cycles through it'
-      self._dropped.append(
-        {'stage': 'graph', 'reason': reason, 'frames': list(pair)}
-      )
-
-  def _observations(
-    self, point_tracks: tracks.Tracks
-  ) -> bundle_adjustment.Observations:
-    starts = np.concatenate(
-      [[0], np.cumsum([len(frame) for frame in self._features])]
-    )
-    index = starts[point_tracks.frame] + point_tracks.feature
-    return bundle_adjustment.Observations(
-      frame=point_tracks.frame,
-      point=point_tracks.point,
-      ray=np.concatenate([frame.rays for frame in self._features])[index],
-      noise_rad=np.concatenate([frame.noise_rad for frame in self._features])[
-        index
-      ],
+      return solution
+    long_pairs = pair_graph.long_range_pairs(solution, self._graph_rules)
+    return dataclasses.replace(
+      solution,
+      long_pairs=long_pairs,
+      figures={**solution.figures, 'long_pairs': len(long_pairs)},
     )
 
-  def _refine(
-    self, component: np.ndarray, poses: np.ndarray, point_tracks: tracks.Tracks
-  ) -> _State:
-    poses, points, observations = refinement.refine(
-      component,
-      poses,
-      self._observations(point_tracks),
-      point_tracks.num_points,
-      max_iterations=self._rules.max_iterations,
+
+def _without_masked(
+  features: Sequence[matchers.Features],
+  tracked_rays: Sequence[Float[np.ndarray, '_ 3']],
+  mask: masks.Mask,
+) -> tuple[list[matchers.Features], list[Float[np.ndarray, '_ 3']]]:
+  """What is left of features and their tracked rays outside a mask."""
+  keep = [~mask.holds(frame.rays) for frame in features]
+  return (
+    [frame.subset(kept) for frame, kept in zip(features, keep)],
+    [rays[kept] for rays, kept in zip(tracked_rays, keep)],
+  )
+
+
+def _tracks(
+  features: Sequence[matchers.Features], matches: tracks.Matches
+) -> tracks.Tracks:
+  return tracks.Tracks(matches, [len(frame) for frame in features])
+
+
+def _agreeing_matches(
+  matches: tracks.Matches,
+  verifications: Verifications,
+  loops: loop_detection.Search,
+) -> tracks.Matches:
+  """The matches of the pairs that are good so far.
+
+  A closure without parallax is no pair for the records, but it joins frames.
+  """
+  closed = {closure.pair for closure in loops.closures}
+  return {
+    pair: matched
+    for pair, matched in matches.items()
+    if verifications[pair].is_kept
+    or (
+      pair in closed
+      and verifications[pair].reason is rejections.Reason.NO_PARALLAX
     )
-    return _State(component, poses, point_tracks, points, observations)
-
-  def _candidates(self) -> list[tracks.FramePair]:
-    """All pairs of the window, and closures."""
-    window = tracks.candidates(len(self._features), self._max_gap)
-    closed = sorted(one.pair for one in self._search.closures)
-    return list(dict.fromkeys([*window, *closed]))
-
-  def _complete(self, component: np.ndarray, found: Verdicts) -> Verdicts:
-    """Verdicts of all candidates, also of those that were never matched."""
-    complete = {}
-    for pair in self._candidates():
-      if pair in found:
-        complete[pair] = found[pair]
-      elif min(component[list(pair)]) < 0:
-        complete[pair] = verification.dropped('frame without a pose')
-      else:
-        complete[pair] = verification.dropped('different components')
-    return complete
-
-  def _match_window(self, state: _State) -> dict[tracks.FramePair, np.ndarray]:
-    """Matches all candidates, near where the poses put each point."""
-    found = {}
-    component, poses = state.component, state.frame2scene
-    ids = self._ids(state.tracks)
-    # The last row stands for features that show no point.
-    points = np.concatenate([state.points, np.full((1, 3), np.nan)])
-    for pair in self._candidates():
-      source, target = pair
-      if not component[source] == component[target] >= 0:
-        continue
-      local = camera.transform(
-        camera.inverse(poses[target]), points[ids[source]]
-      )
-      expected = local / np.linalg.norm(local, axis=1, keepdims=True)
-      if target == source + 1:
-        unknown = np.isnan(expected)
-        expected = np.where(unknown, self._arrivals[source], expected)
-      found[pair] = np.unique(
-        np.concatenate(
-          [
-            self._match_pair(pair, expected),
-            self._common(pair, ids, expected),
-          ]
-        ),
-        axis=0,
-      )
-    return found
-
-  def _common(
-    self, pair: tracks.FramePair, ids: list[np.ndarray], expected: np.ndarray
-  ) -> Int[np.ndarray, 'm 2']:
-    """Matches by way of the frames between: points that both frames show.
-
-    A wide pair changes the look of a point more than a chain of narrow ones.
-    """
-    source, target = pair
-    _, one, other = _shared(ids[source], ids[target])
-    off = np.linalg.norm(
-      expected[one] - self._features[target].rays[other], axis=1
-    )
-    near = off < np.deg2rad(self._rules.gate_deg / 4)
-    return np.stack([one[near], other[near]], axis=1)
+  }
 
 
-def _calls(matcher: matchers.Matcher) -> int:
-  return matcher.calls if isinstance(matcher, matchers.CountsCalls) else 0
+def _unmatched(
+  pair: tracks.FramePair, component: Int[np.ndarray, 'f']
+) -> verification.Verification:
+  """Why a pair was never matched."""
+  if min(component[list(pair)]) < 0:
+    return verification.unmatched(rejections.Reason.NO_POSE)
+  return verification.unmatched(rejections.Reason.OTHER_COMPONENT)
 
 
-def _of_points(
-  matched: Int[np.ndarray, 'm 2'],
-  said: matchers.PairPose,
-  one: Int[np.ndarray, 'n'],
-  other: Int[np.ndarray, 'k'],
-) -> tuple[Int[np.ndarray, 'p'], Float[np.ndarray, '2 p']]:
-  """The points of matches, and their distances as the matcher says them."""
-  ids = one[matched[:, 0]]
-  good = (ids >= 0) & (ids == other[matched[:, 1]])
-  good &= np.all(np.isfinite(said.depths) & (said.depths > 0), axis=0)
-  return ids[good], said.depths[:, good]
-
-
-def _shared(
-  one: Int[np.ndarray, 'n'], other: Int[np.ndarray, 'm']
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Points that two frames have in common, and their features."""
-  ids, first, second = np.intersect1d(one, other, return_indices=True)
-  real = ids >= 0
-  return ids[real], first[real], second[real]
+def _rejected_edge(pair: tracks.FramePair) -> rejections.Rejection:
+  return rejections.Rejection(
+    stage=rejections.Stage.GRAPH, reason=rejections.Reason.CYCLES, frames=pair
+  )

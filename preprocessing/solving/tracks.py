@@ -9,7 +9,7 @@ FramePair = tuple[int, int]
 Matches = Mapping[FramePair, Int[np.ndarray, '_ 2']]
 
 
-def candidates(num_frames: int, max_gap: int) -> list[FramePair]:
+def window_pairs(num_frames: int, max_gap: int) -> list[FramePair]:
   """All (earlier, later) frames at most `max_gap` frames apart, by gap."""
   return [
     (first, first + gap)
@@ -87,12 +87,12 @@ class Tracks:
       num_features: number of features of each frame.
     """
     starts = np.concatenate([[0], np.cumsum(num_features)]).astype(np.int64)
+    self._starts = starts
     frame_of = np.repeat(np.arange(len(num_features)), num_features)
     parent = list(range(int(starts[-1])))
-    # Frames that show a point, as bits counted from its first frame: counted
-    # from the first of the video they would cost its length per feature.
-    first = frame_of.tolist()
-    frames = [1] * len(first)
+    # Frames that show a point, by the point's root; a root that is not here is
+    # a feature by itself.
+    frames: dict[int, set[int]] = {}
 
     def root(node: int) -> int:
       while parent[node] != node:
@@ -101,17 +101,18 @@ class Tracks:
       return node
 
     self.num_refused = 0
-    for one, other in _edges(matches, starts):
-      a, b = root(one), root(other)
-      if a == b:
+    for source, target in _edges(matches, starts):
+      kept, joined = root(source), root(target)
+      if kept == joined:
         continue
-      earliest = min(first[a], first[b])
-      in_a, in_b = (frames[x] << (first[x] - earliest) for x in (a, b))
-      if in_a & in_b:
+      frames_kept = frames.get(kept) or {int(frame_of[kept])}
+      frames_joined = frames.get(joined) or {int(frame_of[joined])}
+      if not frames_kept.isdisjoint(frames_joined):
         self.num_refused += 1
         continue
-      parent[b] = a
-      first[a], frames[a] = earliest, in_a | in_b
+      parent[joined] = kept
+      frames[kept] = frames_kept | frames_joined
+      frames.pop(joined, None)
     roots = np.array([root(node) for node in range(len(parent))], np.int64)
     size = np.bincount(roots, minlength=len(parent))
     kept = np.flatnonzero(size[roots] > 1)
@@ -121,12 +122,11 @@ class Tracks:
     _, self.point = np.unique(roots[order], return_inverse=True)
     self.num_points = int(self.point.max(initial=-1)) + 1
 
-  def by_feature(self, frame: int, num_features: int) -> Int[np.ndarray, 'n']:
-    """The point of each feature of a frame, -1 where it has none."""
-    points = np.full(num_features, -1)
-    here = self.frame == frame
-    points[self.feature[here]] = self.point[here]
-    return points
+  def point_ids(self) -> list[Int[np.ndarray, '_']]:
+    """For each frame, the point of each of its features; -1 for none."""
+    points = np.full(self._starts[-1], -1)
+    points[self._starts[self.frame] + self.feature] = self.point
+    return np.split(points, self._starts[1:-1])
 
 
 def _edges(

@@ -10,15 +10,13 @@ import numpy as np
 from odin_jax.shared import camera
 from preprocessing import matchers
 from preprocessing.solving import relative_pose, tracks
+from preprocessing.writing import rejections
 
-# The camera did not move: no direction of translation, but all else is known.
-NO_PARALLAX = 'too little parallax'
 # Of the sampling in robust fits.
 _SEED = 0
 
-Frames = Sequence[matchers.Features]
-Said = Mapping[tracks.FramePair, matchers.PairPose]
-_NOTHING: Said = types.MappingProxyType({})
+MatcherPoses = Mapping[tracks.FramePair, matchers.PairPose]
+_NO_POSES: MatcherPoses = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class PoseRules:
     max_rotation_off_deg: a pair's own fit may differ by this from the
       composed pose,
     max_direction_off_deg: and in direction of translation by this.
-    chain_gap: pairs up to this many frames apart make the chain.
+    chain_gap: the start is made from pairs up to this many frames apart.
     rounds: matching and refinement are repeated so often.
     max_iterations: of each refinement.
     mask_below_deg: everything lower under the horizon is masked.
@@ -61,28 +59,33 @@ class PoseRules:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
-  """Whether a frame pair is kept.
+class Verification:
+  """Geometric verification of a frame pair.
 
   Attributes:
-    reason: why it is dropped; '' where it is kept.
+    reason: why the pair is dropped; None where it is kept.
     confidence: share of its matches that obey the joint solution; at most
       what the matcher itself says of the pair, if anything.
     matches: how many there were.
   """
 
-  reason: str
+  reason: rejections.Reason | None
   confidence: float
   matches: int
 
+  @property
+  def is_kept(self) -> bool:
+    """Whether nothing speaks against the pair."""
+    return self.reason is None
 
-def dropped(reason: str) -> Verdict:
-  """The verdict on a pair that was never matched."""
-  return Verdict(reason=reason, confidence=0.0, matches=0)
+
+def unmatched(reason: rejections.Reason) -> Verification:
+  """That of a pair that was never matched."""
+  return Verification(reason=reason, confidence=0.0, matches=0)
 
 
-class Judge:
-  """Fits and judges frame pairs.
+class Verifier:
+  """Fits and verifies frame pairs.
 
   Args:
     rules: thresholds.
@@ -97,9 +100,9 @@ class Judge:
     self,
     source_rays: Float[np.ndarray, 'm 3'],
     target_rays: Float[np.ndarray, 'm 3'],
-    said: matchers.PairPose | None = None,
+    matcher_pose: matchers.PairPose | None = None,
   ) -> relative_pose.PairFit | None:
-    """The robust solution of a pair alone, and of what the matcher says."""
+    """The robust solution of a pair alone, or of the matcher's own pose."""
     return relative_pose.fit_pair(
       source_rays,
       target_rays,
@@ -107,35 +110,35 @@ class Judge:
       min_inliers=self._rules.min_inliers,
       min_parallax_rad=np.deg2rad(self._rules.min_parallax_deg),
       seed=_SEED,
-      proposed=None if said is None else said.target2source,
+      proposed=None if matcher_pose is None else matcher_pose.target2source,
     )
 
   def weakness_alone(
     self,
     fit: relative_pose.PairFit | None,
     source_rays: Float[np.ndarray, 'm 3'],
-  ) -> str:
-    """Why a pair that nothing else is known of is not to be trusted, or ''."""
+  ) -> rejections.Reason | None:
+    """Why a pair that nothing else is known of is not to be trusted."""
     if fit is None:
-      return 'too few matches agree'
+      return rejections.Reason.FEW_MATCHES
     if fit.inliers.mean() < self._rules.min_inlier_share:
-      return 'too small a share of matches agrees'
+      return rejections.Reason.SMALL_SHARE
     if _spread(source_rays[fit.inliers]) < self._rules.min_spread:
-      return 'matches lie too close together'
-    return ''
+      return rejections.Reason.NO_SPREAD
+    return None
 
   def compare(
     self,
-    features: Frames,
+    features: Sequence[matchers.Features],
     frame2scene: Float[np.ndarray, 'f 3 4'],
     matches: tracks.Matches,
-    said: Said = _NOTHING,
-  ) -> dict[tracks.FramePair, Verdict]:
+    matcher_poses: MatcherPoses = _NO_POSES,
+  ) -> dict[tracks.FramePair, Verification]:
     """Fits each pair by itself and compares it with the composed pose."""
     return {
-      pair: Verdict(
+      pair: Verification(
         reason=self._disagreement(
-          self.fit(*_rays(features, pair, matched), said.get(pair)),
+          self.fit(*_rays(features, pair, matched), matcher_poses.get(pair)),
           _relative(frame2scene, pair),
         ),
         confidence=0.0,
@@ -146,27 +149,27 @@ class Judge:
 
   def _disagreement(
     self, fit: relative_pose.PairFit | None, composed: np.ndarray
-  ) -> str:
+  ) -> rejections.Reason | None:
     if fit is None:
-      return 'too few matches agree'
+      return rejections.Reason.FEW_MATCHES
     off = camera.inverse(composed)[:, :3] @ fit.target2source[:, :3]
     if camera.rotation_angle_deg(off) > self._rules.max_rotation_off_deg:
-      return 'own fit turns against the composed pose'
+      return rejections.Reason.OTHER_ROTATION
     if not fit.moves:
-      return NO_PARALLAX
+      return rejections.Reason.NO_PARALLAX
     apart = camera.angle_between_deg(composed[:, 3], fit.target2source[:, 3])
     if apart > self._rules.max_direction_off_deg:
-      return 'own fit moves against the composed pose'
-    return ''
+      return rejections.Reason.OTHER_DIRECTION
+    return None
 
   def verify(
     self,
-    features: Frames,
+    features: Sequence[matchers.Features],
     frame2scene: Float[np.ndarray, 'f 3 4'],
     pair: tracks.FramePair,
     matched: Int[np.ndarray, 'm 2'],
-    said: matchers.PairPose | None = None,
-  ) -> Verdict:
+    matcher_pose: matchers.PairPose | None = None,
+  ) -> Verification:
     """Checks a pair's matches against the joint solution."""
     source, target = _rays(features, pair, matched)
     relative = _relative(frame2scene, pair)
@@ -174,9 +177,12 @@ class Judge:
     depths = relative_pose.pair_depths(relative, source, target)
     good = (error < self._max_error_rad) & np.all(depths > 0, axis=0)
     share = float(good.mean()) if len(good) else 0.0
-    return Verdict(
+    confidence = share
+    if matcher_pose is not None:
+      confidence = min(share, matcher_pose.confidence)
+    return Verification(
       reason=self._weakness(relative, source[good], target[good], share),
-      confidence=min(share, said.confidence) if said else share,
+      confidence=confidence,
       matches=len(matched),
     )
 
@@ -186,19 +192,19 @@ class Judge:
     source: np.ndarray,
     target: np.ndarray,
     share: float,
-  ) -> str:
+  ) -> rejections.Reason | None:
     rules = self._rules
     if len(source) < rules.min_inliers:
-      return 'too few matches obey the joint solution'
+      return rejections.Reason.FEW_INLIERS
     if share < rules.min_inlier_share:
-      return 'too small a share of matches obeys the joint solution'
+      return rejections.Reason.SMALL_INLIER_SHARE
     turned = target @ relative[:, :3].T
     parallax = np.median(np.linalg.norm(turned - source, axis=1))
     if parallax < np.deg2rad(rules.min_parallax_deg):
-      return NO_PARALLAX
+      return rejections.Reason.NO_PARALLAX
     if _spread(source) < rules.min_spread:
-      return 'matches lie too close together'
-    return ''
+      return rejections.Reason.NO_SPREAD
+    return None
 
 
 def _spread(rays: Float[np.ndarray, 'm 3']) -> float:
@@ -207,7 +213,9 @@ def _spread(rays: Float[np.ndarray, 'm 3']) -> float:
 
 
 def _rays(
-  features: Frames, pair: tracks.FramePair, matched: Int[np.ndarray, 'm 2']
+  features: Sequence[matchers.Features],
+  pair: tracks.FramePair,
+  matched: Int[np.ndarray, 'm 2'],
 ) -> tuple[Float[np.ndarray, 'm 3'], Float[np.ndarray, 'm 3']]:
   source, target = (features[frame].rays for frame in pair)
   return source[matched[:, 0]], target[matched[:, 1]]

@@ -42,7 +42,7 @@ class Candidates:
     self.counts: dict[str, collections.Counter[int]] = collections.defaultdict(
       collections.Counter
     )
-    for pair, verdict in sorted(solution.verdicts.items()):
+    for pair, verdict in sorted(solution.verifications.items()):
       kind = self._judge(pair, verdict, split_of)
       # Beyond the window: where the path returns, or keyframes are missing.
       place = f'{kind}_beyond' if self.is_beyond(pair) else kind
@@ -68,7 +68,7 @@ class Candidates:
   def _judge(
     self,
     pair: tracks.FramePair,
-    verdict: verification.Verdict,
+    verdict: verification.Verification,
     split_of: Sequence[str],
   ) -> str:
     if split_of[pair[0]] != split_of[pair[1]]:
@@ -77,9 +77,10 @@ class Candidates:
         {'stage': 'split', 'reason': reason, 'frames': list(pair)}
       )
       return 'split_apart'
-    if verdict.reason:
+    if verdict.reason is not None:
+      reason = verdict.reason.value
       self.dropped.append(
-        {'stage': 'poses', 'reason': verdict.reason, 'frames': list(pair)}
+        {'stage': 'poses', 'reason': reason, 'frames': list(pair)}
       )
       return 'refused'
     self.frame_pairs.append(

@@ -16,13 +16,13 @@ class PointWorld:
 
   Attributes:
     features: per frame.
-    arrivals: where the points of each frame but the last are in the next.
+    tracked_rays: where the points of each frame but the last are in the next.
     frame2world: true poses.
     point: the point that each feature shows, per frame; -1 for clutter.
   """
 
   features: list
-  arrivals: list
+  tracked_rays: list
   frame2world: np.ndarray
   point: list
 
@@ -64,9 +64,9 @@ def repeated_corridor(rng, length, bay_m, per_bay=120):
 
 
 def observe(
-  rng, frame2world, points, looks, *, clutter=0.1, seen=0.8, reach_m=7.0
+  rng, frame2world, points, looks, *, clutter=0.1, visible=0.8, reach_m=7.0
 ):
-  """Features and arrivals of a scene from a path.
+  """Features and tracked rays of a scene from a path.
 
   Args:
     rng: of noise and of what is missed.
@@ -74,7 +74,7 @@ def observe(
     points: [p, 3], or [f, p, 3] where they move.
     looks: their descriptors.
     clutter: share of features that show nothing.
-    seen: share of the points in reach that each frame finds.
+    visible: share of the points in reach that each frame finds.
     reach_m: farther points are not found.
   """
   count = len(frame2world)
@@ -83,11 +83,11 @@ def observe(
   for frame, pose in enumerate(frame2world):
     local = camera.transform(camera.inverse(pose), points[frame])
     distance = np.linalg.norm(local, axis=1)
-    near = (distance < reach_m) & (rng.uniform(size=len(local)) < seen)
+    near = (distance < reach_m) & (rng.uniform(size=len(local)) < visible)
     ids = rng.permutation(np.flatnonzero(near))
     rays.append(shaken(rng, local[ids] / distance[ids, None]))
     shown.append(ids)
-  features, arrivals, labels = [], [], []
+  features, tracked_rays, labels = [], [], []
   for frame in range(count):
     extra = int(clutter * len(rays[frame]))
     stray = rng.normal(size=(extra, 3))
@@ -110,10 +110,10 @@ def observe(
         camera.inverse(frame2world[frame + 1]), points[frame + 1][shown[frame]]
       )
       local /= np.linalg.norm(local, axis=1, keepdims=True)
-      arrived = np.concatenate([shaken(rng, local, 5e-3), stray])
-      arrived[rng.uniform(size=len(arrived)) < 0.2] = np.nan
-      arrivals.append(arrived)
-  return PointWorld(features, arrivals, frame2world, labels)
+      tracked = np.concatenate([shaken(rng, local, 5e-3), stray])
+      tracked[rng.uniform(size=len(tracked)) < 0.2] = np.nan
+      tracked_rays.append(tracked)
+  return PointWorld(features, tracked_rays, frame2world, labels)
 
 
 def shaken(rng, rays, noise_rad=NOISE_RAD):
@@ -174,8 +174,8 @@ def ring(
       angle, straight[:, 0, 3], straight[:, 1, 3], turn_share, growth
     )
     turns = [
-      camera.rotation_y(-(1 + turn_share) * one) @ pose[:, :3]
-      for one, pose in zip(angle, straight)
+      camera.rotation_y(-(1 + turn_share) * turn) @ pose[:, :3]
+      for turn, pose in zip(angle, straight)
     ]
     return camera.make_pose(np.stack(turns), places)
 
@@ -183,8 +183,8 @@ def ring(
   off = (around - angle[:, None] + np.pi) % (2 * np.pi) - np.pi
   points = bent(angle[:, None] + off, x, y, turn_share, growth)
   looks = descriptors(rng, len(x))
-  seen = observe(rng, poses(turn_share, growth), points, looks)
-  return dataclasses.replace(seen, frame2world=poses(0.0, 0.0))
+  bent_world = observe(rng, poses(turn_share, growth), points, looks)
+  return dataclasses.replace(bent_world, frame2world=poses(0.0, 0.0))
 
 
 def drift(frame2scene, frame2world):
@@ -194,10 +194,10 @@ def drift(frame2scene, frame2world):
     RMS distance from the truth after the best similarity; and what the last
     frame's place as the first one sees it is off, with the same scale.
   """
-  found, true = frame2scene[:, :, 3], frame2world[:, :, 3]
-  rotation, scale = _similarity(found, true)
+  places, true = frame2scene[:, :, 3], frame2world[:, :, 3]
+  rotation, scale = _similarity(places, true)
   length = np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
-  off = scale * (found - found.mean(axis=0)) @ rotation.T
+  off = scale * (places - places.mean(axis=0)) @ rotation.T
   off -= true - true.mean(axis=0)
   ends = [
     camera.relative(poses[0], poses[-1])[:, 3]
@@ -209,14 +209,14 @@ def drift(frame2scene, frame2world):
   )
 
 
-def _similarity(found, true):
+def _similarity(places, true):
   """Rotation and scale that bring one set of places to another.
 
   S. Umeyama, "Least-squares estimation of transformation parameters between
   two point patterns", PAMI 1991.
   """
-  found, true = found - found.mean(axis=0), true - true.mean(axis=0)
-  u, size, v = np.linalg.svd(true.T @ found)
+  places, true = places - places.mean(axis=0), true - true.mean(axis=0)
+  u, size, v = np.linalg.svd(true.T @ places)
   size[2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))
   u[:, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(v))
-  return u @ v, size.sum() / np.sum(found**2)
+  return u @ v, size.sum() / np.sum(places**2)

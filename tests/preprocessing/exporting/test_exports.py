@@ -539,7 +539,7 @@ def test_a_path_is_in_the_units_of_the_records(path):
     frame2scene=np.nan_to_num(path.frame2scene),
     points=path.points,
     observations=path.observations,
-    verdicts={},
+    verifications={},
     mask=path.mask,
     figures={},
   )

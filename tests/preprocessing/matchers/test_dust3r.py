@@ -158,11 +158,11 @@ def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   solution = solve()
   spent = matcher.calls - before
   assert isinstance(matcher, matchers.CountsCalls)
-  assert 0 < spent <= matcher.calls_bound(len(solution.verdicts), 100)
+  assert 0 < spent <= matcher.calls_bound(len(solution.verifications), 100)
   assert matcher.calls == len(oracle.decoded)
   ratios = []
-  for pair, verdict in solution.verdicts.items():
-    assert not verdict.reason
+  for pair, verdict in solution.verifications.items():
+    assert verdict.is_kept
     found = camera.relative(
       solution.frame2scene[pair[0]], solution.frame2scene[pair[1]]
     )
@@ -223,8 +223,8 @@ def test_the_solver_uses_what_the_matcher_says(filmed, described):
     pixel_rad=_PIXEL_RAD,
   ).solve()
   assert Doubting.asked == 3 + rules.rounds * 6
-  for pair, verdict in found.verdicts.items():
-    assert not verdict.reason and verdict.confidence == 0.25
+  for pair, verdict in found.verifications.items():
+    assert verdict.is_kept and verdict.confidence == 0.25
     pose = camera.relative(
       found.frame2scene[pair[0]], found.frame2scene[pair[1]]
     )

@@ -17,10 +17,12 @@ from preprocessing.solving import (
   loop_detection,
   pair_graph,
   pose_graph,
+  reconstruction,
   retrieval,
   solver,
   verification,
 )
+from preprocessing.writing import rejections
 from tests.helpers import default_rules, point_worlds
 
 _PIXEL_RAD = 2 * np.pi / 768
@@ -34,7 +36,7 @@ def make_matcher():
 def solve(world, max_gap=3, **changes):
   solution = solver.Solver(
     world.features,
-    world.arrivals,
+    world.tracked_rays,
     make_matcher(),
     rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
@@ -44,7 +46,7 @@ def solve(world, max_gap=3, **changes):
   figures = solution.figures
   assert figures['matcher_calls'] <= figures['matcher_calls_bound']
   assert figures['loops_tried'] == figures['loops_closed'] + sum(
-    row['stage'] == 'loops' for row in solution.dropped
+    rejection.stage is rejections.Stage.LOOPS for rejection in solution.rejected
   )
   return solution
 
@@ -59,8 +61,8 @@ def worst_direction_deg(solution, truth):
     camera.angle_between_deg(
       relative(solution.frame2scene, pair)[:, 3], relative(truth, pair)[:, 3]
     )
-    for pair, verdict in solution.verdicts.items()
-    if not verdict.reason
+    for pair, check in solution.verifications.items()
+    if check.is_kept
   )
 
 
@@ -99,20 +101,20 @@ def true_scene(world, points, frame2scene=None):
   frame = np.repeat(
     np.arange(len(frame2scene)), [len(ids) for ids in world.point]
   )
-  ids = np.concatenate(world.point)
+  point_ids = np.concatenate(world.point)
   rays = np.concatenate([seen.rays for seen in world.features])
-  shown = ids >= 0
-  return loop_detection.Scene(
+  shown = point_ids >= 0
+  return reconstruction.Reconstruction(
     component=np.zeros(len(frame2scene), np.int64),
     frame2scene=frame2scene,
     points=points,
     observations=bundle_adjustment.Observations(
       frame=frame[shown],
-      point=ids[shown],
+      point=point_ids[shown],
       ray=rays[shown],
       noise_rad=np.full(shown.sum(), point_worlds.NOISE_RAD),
     ),
-    ids=world.point,
+    point_ids=world.point,
   )
 
 
@@ -121,7 +123,7 @@ def finder(world, scene, rules=_RULES, max_gap=3):
     world.features,
     scene,
     make_matcher().match,
-    verification.Judge(default_rules.pose_rules(), _PIXEL_RAD),
+    verification.Verifier(default_rules.pose_rules(), _PIXEL_RAD),
     rules,
     max_gap,
   )
@@ -151,7 +153,7 @@ def test_a_returning_path_loses_its_drift(monkeypatch):
   good = [
     closure.pair
     for closure in solution.closures
-    if not solution.verdicts[closure.pair].reason
+    if solution.verifications[closure.pair].is_kept
   ]
   assert len(good) >= 4
   for closure in solution.closures:
@@ -167,8 +169,8 @@ def test_identical_bays_give_no_closure_and_no_flip():
   assert np.all(solution.component == 0)
   assert solution.figures['loops_tried'] >= 4
   assert not solution.closures
-  assert {row['reason'] for row in solution.dropped} == {
-    'place looks like others'
+  assert {rejection.reason for rejection in solution.rejected} == {
+    rejections.Reason.AMBIGUOUS
   }
   assert worst_direction_deg(solution, truth) < 2
 
@@ -199,14 +201,14 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
   world, points = repeated_world(rng, truth)
   search = finder(world, true_scene(world, points))
   every = [(a, b) for a in range(12) for b in range(a + 3, 12)]
-  monkeypatch.setattr(search, '_candidates', lambda: every)
+  monkeypatch.setattr(search, '_loop_candidates', lambda: every)
   found = search.find()
   assert found.tried == len(every) and not found.closures
-  judge = verification.Judge(default_rules.pose_rules(), _PIXEL_RAD)
+  verifier = verification.Verifier(default_rules.pose_rules(), _PIXEL_RAD)
   wrong = 0
   for a, b in every:
     one, two = make_matcher().match(world.features[a], world.features[b]).T
-    fit = judge.fit(world.features[a].rays[one], world.features[b].rays[two])
+    fit = verifier.fit(world.features[a].rays[one], world.features[b].rays[two])
     way = relative(truth, (a, b))[:, 3]
     wrong += fit is not None and (
       not fit.moves
@@ -216,7 +218,7 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
 
 
 def rendered(kind, count, width=384):
-  """Features of pictures one second apart; arrivals by the true depth."""
+  """Features of pictures one second apart; tracked by the true depth."""
   rng = np.random.default_rng(0)
   height = width // 2
   world = footage.make_world(
@@ -226,7 +228,7 @@ def rendered(kind, count, width=384):
     world, np.arange(count, dtype=float), width=width, height=height
   )
   pose = truth['frame2world']
-  features, arrivals = [], []
+  features, tracked_rays = [], []
   for frame in range(count):
     picture = footage.render_panorama(
       world, float(frame), width=width, height=height
@@ -243,15 +245,17 @@ def rendered(kind, count, width=384):
         rays * depth[:, None].astype(float),
       )
       there /= np.linalg.norm(there, axis=1, keepdims=True)
-      arrivals.append(point_worlds.shaken(rng, there, 5e-3))
-  return point_worlds.PointWorld(features, arrivals, pose, [])
+      tracked_rays.append(point_worlds.shaken(rng, there, 5e-3))
+  return point_worlds.PointWorld(features, tracked_rays, pose, [])
 
 
 def test_a_rendered_repeated_corridor_has_no_closure_and_no_flip(monkeypatch):
   """Again all frame pairs are forced on it."""
   world = rendered('repeated_corridor', 6)
   every = [(a, b) for a in range(6) for b in range(a + 2, 6)]
-  monkeypatch.setattr(loop_detection.Finder, '_candidates', lambda self: every)
+  monkeypatch.setattr(
+    loop_detection.Finder, '_loop_candidates', lambda self: every
+  )
   monkeypatch.setattr(loop_detection, 'max_tries', lambda *_: len(every))
   solution = solve(world)
   assert solution.figures['loops_tried'] == len(every)
@@ -264,30 +268,30 @@ def test_a_break_is_bridged_where_things_are_unique():
   rng = np.random.default_rng(5)
   truth = point_worlds.walk(8, rng)
   world, _ = unique_world(rng, truth)
-  world.arrivals[3][:] = np.nan
+  world.tracked_rays[3][:] = np.nan
   solution = solve(world)
   assert np.all(solution.component == 0)
   assert worst_direction_deg(solution, truth) < 1
   rms, end = point_worlds.drift(solution.frame2scene, truth)
   assert rms < 1e-3 and end < 2e-3
-  assert not solution.verdicts[3, 4].reason
+  assert solution.verifications[3, 4].is_kept
   again = solve(world)
   np.testing.assert_array_equal(solution.frame2scene, again.frame2scene)
   assert solution.long_pairs == again.long_pairs
-  assert solution.verdicts == again.verdicts
+  assert solution.verifications == again.verifications
 
 
 def test_a_break_among_identical_bays_stays():
   rng = np.random.default_rng(5)
   truth = point_worlds.walk(8, rng)
   world, _ = repeated_world(rng, truth)
-  world.arrivals[3][:] = np.nan
+  world.tracked_rays[3][:] = np.nan
   solution = solve(world)
   assert solution.component.tolist() == [0] * 4 + [1] * 4
   assert not solution.closures and solution.figures['loops_tried'] >= 8
 
 
-def test_a_cut_edge_is_told_and_left_out_of_the_start(monkeypatch):
+def test_a_cut_edge_is_reported_and_left_out_of_the_start(monkeypatch):
   rng = np.random.default_rng(6)
   world, _ = unique_world(rng, point_worlds.walk(4, rng))
   started = []
@@ -296,21 +300,21 @@ def test_a_cut_edge_is_told_and_left_out_of_the_start(monkeypatch):
     started.extend(fits)
     return original(num_frames, fits, *args, **kwargs)
 
-  original = initialization.chain
-  monkeypatch.setattr(initialization, 'chain', start)
+  original = initialization.initialize
+  monkeypatch.setattr(initialization, 'initialize', start)
   monkeypatch.setattr(pair_graph, 'inconsistent', lambda *_: [(1, 3)])
   solution = solve(world)
   assert sorted(started) == [(0, 1), (0, 2), (0, 3), (1, 2), (2, 3)]
-  assert solution.dropped == [
-    {
-      'stage': 'graph',
-      'reason': 'pair contradicts the cycles through it',
-      'frames': [1, 3],
-    }
+  assert solution.rejected == [
+    rejections.Rejection(
+      stage=rejections.Stage.GRAPH,
+      reason=rejections.Reason.CYCLES,
+      frames=(1, 3),
+    )
   ]
   assert solution.figures['cut_edges'] == 1
   # Near the poses of the others it gets another chance.
-  assert not solution.verdicts[1, 3].reason
+  assert solution.verifications[1, 3].is_kept
 
 
 def closures_of(truth, ends, shift=0.0, turn_deg=0.0):
@@ -332,8 +336,8 @@ def closures_of(truth, ends, shift=0.0, turn_deg=0.0):
   return made
 
 
-def test_components_are_joined_in_the_gauge_of_the_first():
-  """Three parts; the second is tied to the third only."""
+def test_components_are_joined_in_the_unit_of_the_first():
+  """Three parts; the second is linked to the third only."""
   rng = np.random.default_rng(12)
   truth = point_worlds.walk(15, rng)
   world, points = unique_world(rng, truth, per_metre=10)
@@ -361,13 +365,13 @@ def test_components_are_joined_in_the_gauge_of_the_first():
     )
     for closure in closures_of(truth, [(2, 12), (7, 13), (6, 11)])
   ]
-  joined, pose = loop_closing.close(scene, closures, _RULES)
-  assert not joined.any()
-  np.testing.assert_allclose(pose, truth, atol=1e-6)
-  # Without the tie of the second, it keeps its place and its number.
-  joined, pose = loop_closing.close(scene, closures[:1], _RULES)
-  assert joined.tolist() == [0] * 5 + [1] * 5 + [0] * 5
-  np.testing.assert_array_equal(pose[5:10], parts[5:10])
+  joined = loop_closing.close(scene, closures, _RULES)
+  assert not joined.component.any()
+  np.testing.assert_allclose(joined.frame2scene, truth, atol=1e-6)
+  # Without the link of the second, it keeps its place and its number.
+  joined = loop_closing.close(scene, closures[:1], _RULES)
+  assert joined.component.tolist() == [0] * 5 + [1] * 5 + [0] * 5
+  np.testing.assert_array_equal(joined.frame2scene[5:10], parts[5:10])
 
 
 @pytest.fixture(scope='module')
@@ -381,7 +385,7 @@ def returned():
 def test_one_closure_alone_is_not_believed(returned):
   truth, search = returned
   alone = closures_of(truth, [(0, 18)])
-  assert search.outvoted(alone) == {(0, 18): 'too few closures agree'}
+  assert search.outvoted(alone) == {(0, 18): rejections.Reason.FEW_AGREE}
   # Two that share a frame are not independent.
   fan = closures_of(truth, [(0, 18), (0, 17)])
   assert len(search.outvoted(fan)) == 2
@@ -392,9 +396,7 @@ def test_what_drift_does_not_explain_needs_more_votes(returned):
   truth, search = returned
   ends = [(0, 18), (1, 17), (2, 16), (3, 15)]
   wrong = closures_of(truth, ends[:3], shift=3.0)
-  assert set(search.outvoted(wrong).values()) == {
-    'contradicts the composed poses'
-  }
+  assert set(search.outvoted(wrong).values()) == {rejections.Reason.OTHER_POSE}
   assert not search.outvoted(closures_of(truth, ends, shift=3.0))
 
 
@@ -406,7 +408,7 @@ def test_the_majority_decides(returned):
     closures_of(truth, [(1, 16)], turn_deg=8.0),
   ):
     assert search.outvoted(wrong + right) == {
-      (1, 16): 'other closures contradict'
+      (1, 16): rejections.Reason.OUTVOTED
     }
 
 
@@ -433,13 +435,13 @@ def test_tries_are_bounded(returned):
   assert finder(world, scene, tight).find().tried == 4
   off = dataclasses.replace(_RULES, tries_per_frame=0)
   assert finder(world, scene, off).find() == loop_detection.Search(
-    closures=[], tried=0, dropped=[]
+    closures=[], tried=0, rejected=[]
   )
   assert loop_detection.max_tries(600, _RULES) == 400
   assert loop_detection.max_tries(24, _RULES) == 48
 
 
-def test_of_too_many_candidates_runs_are_tried():
+def test_of_too_many_loop_candidates_runs_are_tried():
   """Tries that lie apart could not agree, however many there are."""
   rng = np.random.default_rng(7)
   world, points = unique_world(rng, there_and_back(rng, 40), per_metre=20)

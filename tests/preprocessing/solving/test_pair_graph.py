@@ -16,6 +16,7 @@ from preprocessing.solving import (
   tracks,
   verification,
 )
+from preprocessing.writing import rejections
 from tests.helpers import default_rules, point_worlds
 
 _RULES = default_rules.graph_rules()
@@ -37,7 +38,7 @@ def exact_fit(truth, pair, inliers=100, still=False):
 def exact_fits(truth, max_gap=3):
   return {
     pair: exact_fit(truth, pair)
-    for pair in tracks.candidates(len(truth), max_gap)
+    for pair in tracks.window_pairs(len(truth), max_gap)
   }
 
 
@@ -113,7 +114,7 @@ def test_cycles_with_frames_that_only_turned(places, still):
   with np.errstate(invalid='ignore', divide='ignore'):
     fits = {
       pair: exact_fit(truth, pair, still=pair in still)
-      for pair in tracks.candidates(3, 2)
+      for pair in tracks.window_pairs(3, 2)
     }
   for pair in still:
     fits[pair].target2source[:, 3] = 0
@@ -125,8 +126,8 @@ def test_cycles_with_frames_that_only_turned(places, still):
 
 
 def test_components_are_numbered_by_first_frame():
-  ties = [(4, 5), (1, 3), (3, 6)]
-  assert pair_graph.components(8, ties).tolist() == [-1, 0, -1, 0, 1, 1, 0, -1]
+  edges = [(4, 5), (1, 3), (3, 6)]
+  assert pair_graph.components(8, edges).tolist() == [-1, 0, -1, 0, 1, 1, 0, -1]
   assert pair_graph.components(2, []).tolist() == [-1, -1]
 
 
@@ -138,7 +139,7 @@ class Solved:
   frame2scene: np.ndarray
   points: np.ndarray
   observations: bundle_adjustment.Observations
-  verdicts: dict
+  verifications: dict
 
 
 def solved_world(num_frames=24, window=3, seed=0):
@@ -158,11 +159,11 @@ def solved_world(num_frames=24, window=3, seed=0):
       ray=np.concatenate([seen.rays for seen in world.features]),
       noise_rad=np.full(len(frame), 1e-3),
     ),
-    verdicts={
-      pair: verification.Verdict(
-        reason='', confidence=float(rng.uniform(0.7, 1.0)), matches=100
+    verifications={
+      pair: verification.Verification(
+        reason=None, confidence=float(rng.uniform(0.7, 1.0)), matches=100
       )
-      for pair in tracks.candidates(num_frames, window)
+      for pair in tracks.window_pairs(num_frames, window)
     },
   )
 
@@ -191,9 +192,9 @@ def best_products(world):
   """Oracle: largest product of confidences, by Floyd and Warshall."""
   count = len(world.frame2scene)
   best = np.zeros((count, count))
-  for (a, b), verdict in world.verdicts.items():
-    if not verdict.reason:
-      best[a, b] = best[b, a] = verdict.confidence
+  for (a, b), check in world.verifications.items():
+    if check.is_kept:
+      best[a, b] = best[b, a] = check.confidence
   for middle in range(count):
     best = np.maximum(best, best[:, [middle]] * best[middle])
   return best
@@ -204,7 +205,7 @@ def test_long_pairs_have_the_confidence_of_their_best_path(world):
   best = best_products(world)
   assert len(found) > 20
   for pair in found:
-    assert (pair.source, pair.target) not in world.verdicts
+    assert (pair.source, pair.target) not in world.verifications
     assert pair.hops >= -(-(pair.target - pair.source) // 3)
     assert pair.confidence == pytest.approx(best[pair.source, pair.target])
     assert pair.confidence >= _RULES.min_path_confidence
@@ -258,13 +259,13 @@ def test_long_pairs_are_bounded_and_spread_over_gaps(world, limit):
 
 def test_no_long_pair_over_a_cut(world):
   kept = {
-    pair: verdict
+    pair: check
     if not pair[0] <= 11 < pair[1]
-    else verification.dropped('too few matches agree')
-    for pair, verdict in world.verdicts.items()
+    else verification.unmatched(rejections.Reason.FEW_MATCHES)
+    for pair, check in world.verifications.items()
   }
   found = pair_graph.long_range_pairs(
-    dataclasses.replace(world, verdicts=kept), _RULES
+    dataclasses.replace(world, verifications=kept), _RULES
   )
   assert found
   assert not any(pair.source <= 11 < pair.target for pair in found)

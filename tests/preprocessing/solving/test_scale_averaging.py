@@ -303,7 +303,7 @@ def test_scales_follow_the_units_of_the_pairs(seed, unit):
   assert [o[:2] for o in again.outliers] == [o[:2] for o in found.outliers]
 
 
-def chain_fits(rng, num_frames, wrong=None):
+def row_of_fits(rng, num_frames, wrong=None):
   """Places and exact fits; of one pair the second frame's depths are off."""
   places = np.cumsum(rng.normal(size=(num_frames, 3)), axis=0)
   points = rng.normal(size=(60, 3)) * 6
@@ -325,16 +325,18 @@ def chain_fits(rng, num_frames, wrong=None):
   return places, fits, {pair: np.arange(len(points)) for pair in fits}
 
 
-def chained(rng, num_frames, wrong=None):
-  places, fits, ids = chain_fits(rng, num_frames, wrong)
-  return places, initialization.chain(num_frames, fits, ids, min_shared=10)
+def initialized(rng, num_frames, wrong=None):
+  places, fits, point_ids = row_of_fits(rng, num_frames, wrong)
+  return places, initialization.initialize(
+    num_frames, fits, point_ids, min_shared=10
+  )
 
 
-def test_a_chain_tells_which_pairs_contradict_the_others():
+def test_initialization_reports_pairs_that_contradict_the_others():
   rng = np.random.default_rng(8)
-  places, found = chained(rng, 10)
+  places, found = initialized(rng, 10)
   assert found.outliers == []
-  places, found = chained(rng, 10, wrong=(4, 6))
+  places, found = initialized(rng, 10, wrong=(4, 6))
   assert found.outliers
   for outlier in found.outliers:
     assert (4, 6) in (outlier.first, outlier.second)
@@ -349,9 +351,9 @@ def test_a_chain_tells_which_pairs_contradict_the_others():
 
 def test_depths_that_the_matcher_says_tie_pairs_without_their_own():
   rng = np.random.default_rng(3)
-  places, fits, ids = chain_fits(rng, 8)
-  said = {
-    pair: (ids[pair][fit.inliers], fit.depths[:, fit.inliers])
+  places, fits, point_ids = row_of_fits(rng, 8)
+  matcher_depths = {
+    pair: (point_ids[pair][fit.inliers], fit.depths[:, fit.inliers])
     for pair, fit in fits.items()
   }
   # Too few points of the fits themselves are shared.
@@ -361,8 +363,10 @@ def test_depths_that_the_matcher_says_tie_pairs_without_their_own():
     )
     for pair, fit in fits.items()
   }
-  alone = initialization.chain(8, bare, ids, min_shared=15)
-  tied = initialization.chain(8, bare, ids, min_shared=15, said=said)
+  alone = initialization.initialize(8, bare, point_ids, min_shared=15)
+  tied = initialization.initialize(
+    8, bare, point_ids, min_shared=15, matcher_depths=matcher_depths
+  )
   assert np.any(alone.component != 0) and np.all(tied.component == 0)
   true = np.linalg.norm(places - places[0], axis=1)
   length = np.linalg.norm(tied.frame2scene[:, :, 3], axis=1)

@@ -20,6 +20,7 @@ from preprocessing.solving import (
   tracks,
   verification,
 )
+from preprocessing.writing import rejections
 from tests.helpers import default_rules, point_worlds
 
 _PIXEL_RAD = 2 * np.pi / 768
@@ -32,7 +33,7 @@ def make_matcher():
 def solve(world, max_gap=5, mask=None, **changes):
   return solver.Solver(
     world.features,
-    world.arrivals,
+    world.tracked_rays,
     make_matcher(),
     rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
@@ -49,8 +50,8 @@ def relative(frame2scene, pair):
 def pose_errors(solution, truth):
   """Rotation and direction errors (degrees), length ratios of kept pairs."""
   rows = []
-  for pair, verdict in solution.verdicts.items():
-    if not verdict.reason:
+  for pair, check in solution.verifications.items():
+    if check.is_kept:
       found, true = relative(solution.frame2scene, pair), relative(truth, pair)
       rows.append(
         (
@@ -84,8 +85,8 @@ def solved(unique):
 
 def test_unique_scene_is_solved(unique, solved):
   assert np.all(solved.component == 0)
-  assert all(not verdict.reason for verdict in solved.verdicts.values())
-  assert len(solved.verdicts) == 11 + 10 + 9 + 8 + 7
+  assert all(check.is_kept for check in solved.verifications.values())
+  assert len(solved.verifications) == 11 + 10 + 9 + 8 + 7
   check(solved, unique.frame2world)
 
 
@@ -105,7 +106,7 @@ def test_points_are_where_they_are(unique, solved):
 def test_solution_is_deterministic(unique, solved):
   again = solve(unique)
   np.testing.assert_array_equal(solved.frame2scene, again.frame2scene)
-  assert solved.verdicts == again.verdicts
+  assert solved.verifications == again.verifications
 
 
 def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
@@ -136,7 +137,9 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
   assert flips >= 6
   solution = solve(world)
   assert np.all(solution.component == 0)
-  kept = [pair for pair, v in solution.verdicts.items() if not v.reason]
+  kept = [
+    pair for pair, check in solution.verifications.items() if check.is_kept
+  ]
   for gap in range(1, 6):
     of_gap = [pair for pair in kept if pair[1] - pair[0] == gap]
     assert len(of_gap) >= 0.7 * (10 - gap)
@@ -144,7 +147,7 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
 
 
 def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
-  judge = verification.Judge(default_rules.pose_rules(), _PIXEL_RAD)
+  verifier = verification.Verifier(default_rules.pose_rules(), _PIXEL_RAD)
   pair = 3, 6
   shown = [unique.point[frame] for frame in pair]
   shared = np.intersect1d(*(points[points >= 0] for points in shown))
@@ -156,20 +159,20 @@ def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
     axis=1,
   )
   truth = unique.frame2world
-  found = judge.compare(unique.features, truth, {pair: matched})
-  assert not found[pair].reason
-  assert not judge.verify(unique.features, truth, pair, matched).reason
+  found = verifier.compare(unique.features, truth, {pair: matched})
+  assert found[pair].is_kept
+  assert verifier.verify(unique.features, truth, pair, matched).is_kept
   # The composed pose now says that the camera went the other way.
   backwards = truth.copy()
   backwards[[3, 6], :, 3] = truth[[6, 3], :, 3]
-  found = judge.compare(unique.features, backwards, {pair: matched})
-  assert found[pair].reason == 'own fit moves against the composed pose'
+  found = verifier.compare(unique.features, backwards, {pair: matched})
+  assert found[pair].reason is rejections.Reason.OTHER_DIRECTION
   # Or that it turned by 5 degrees more.
   turned = truth.copy()
   turned[6, :, :3] = truth[6, :, :3] @ camera.rotation_y(np.deg2rad(5))
-  found = judge.compare(unique.features, turned, {pair: matched})
-  assert found[pair].reason == 'own fit turns against the composed pose'
-  assert judge.verify(unique.features, backwards, pair, matched).reason
+  found = verifier.compare(unique.features, turned, {pair: matched})
+  assert found[pair].reason is rejections.Reason.OTHER_ROTATION
+  assert not verifier.verify(unique.features, backwards, pair, matched).is_kept
 
 
 def test_moving_things_and_the_holder_are_left_out():
@@ -212,7 +215,8 @@ def test_standing_still_gives_poses_but_no_pairs():
   solution = solve(point_worlds.observe(rng, truth, points, looks))
   assert np.all(solution.component == 0)
   for pair in ((4, 5), (5, 6), (4, 6)):
-    assert solution.verdicts[pair].reason == 'too little parallax'
+    reason = solution.verifications[pair].reason
+    assert reason is rejections.Reason.NO_PARALLAX
   check(solution, truth)
   places = solution.frame2scene[4:7, :, 3]
   assert np.max(np.linalg.norm(places - places[0], axis=1)) < 0.01
@@ -226,7 +230,9 @@ def test_a_slow_camera_moves_although_no_two_neighbours_do():
   looks = point_worlds.descriptors(rng, len(points))
   solution = solve(point_worlds.observe(rng, truth, points, looks))
   assert np.all(solution.component == 0)
-  kept = [pair for pair, one in solution.verdicts.items() if not one.reason]
+  kept = [
+    pair for pair, check in solution.verifications.items() if check.is_kept
+  ]
   assert len(kept) > 60 and min(b - a for a, b in kept) > 1
   off_deg, direction_deg, ratio = pose_errors(solution, truth)
   assert np.median(off_deg) < 0.1 and np.median(direction_deg) < 5
@@ -239,29 +245,32 @@ def test_a_broken_track_splits_the_component():
   points = point_worlds.corridor(rng, 20)
   looks = point_worlds.descriptors(rng, len(points))
   world = point_worlds.observe(rng, truth, points, looks)
-  world.arrivals[5][:] = np.nan
+  world.tracked_rays[5][:] = np.nan
   solution = solve(world)
   assert solution.component.tolist() == [0] * 6 + [1] * 6
-  for (source, target), verdict in solution.verdicts.items():
+  for (source, target), check_of_pair in solution.verifications.items():
     apart = source <= 5 < target
-    assert (verdict.reason == 'different components') == apart
+    reason = check_of_pair.reason
+    assert (reason is rejections.Reason.OTHER_COMPONENT) == apart
   check_half = dataclasses.replace(
     solution,
-    verdicts={p: v for p, v in solution.verdicts.items() if p[1] <= 5},
+    verifications={
+      p: v for p, v in solution.verifications.items() if p[1] <= 5
+    },
   )
   check(check_half, truth)
 
 
 def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
-  """Pairs over one gap all fail the last check: two gauges, not one."""
-  verify = verification.Judge.verify
+  """Pairs over one gap all fail the last check: two scales, not one."""
+  verify = verification.Verifier.verify
 
   def fail_over_the_gap(self, features, frame2scene, pair, *args):
     if pair[0] <= 5 < pair[1] or 11 in pair:
-      return verification.dropped('fails')
+      return verification.unmatched(rejections.Reason.FEW_INLIERS)
     return verify(self, features, frame2scene, pair, *args)
 
-  monkeypatch.setattr(verification.Judge, 'verify', fail_over_the_gap)
+  monkeypatch.setattr(verification.Verifier, 'verify', fail_over_the_gap)
   solution = solve(unique)
   assert solution.component.tolist() == [0] * 6 + [1] * 5 + [-1]
   for part in range(2):
@@ -274,11 +283,13 @@ def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
     )
     assert depth == pytest.approx(1.0)
     inside = {
-      pair: verdict
-      for pair, verdict in solution.verdicts.items()
+      pair: check_of_pair
+      for pair, check_of_pair in solution.verifications.items()
       if set(pair) <= set(frames.tolist())
     }
-    check(dataclasses.replace(solution, verdicts=inside), unique.frame2world)
+    check(
+      dataclasses.replace(solution, verifications=inside), unique.frame2world
+    )
 
 
 def test_nothing_to_match_gives_no_pose():
@@ -288,8 +299,8 @@ def test_nothing_to_match_gives_no_pose():
   looks = point_worlds.descriptors(rng, len(points))
   solution = solve(point_worlds.observe(rng, truth, points, looks))
   assert np.all(solution.component == -1)
-  assert {v.reason for v in solution.verdicts.values()} == {
-    'frame without a pose'
+  assert {v.reason for v in solution.verifications.values()} == {
+    rejections.Reason.NO_POSE
   }
 
 
@@ -311,7 +322,7 @@ def test_one_frame_gives_one_frame():
   looks = point_worlds.descriptors(rng, len(points))
   world = point_worlds.observe(rng, point_worlds.walk(1, rng), points, looks)
   solution = solve(world)
-  assert solution.component.tolist() == [-1] and not solution.verdicts
+  assert solution.component.tolist() == [-1] and not solution.verifications
 
 
 def random_pair(seed, count=120):
@@ -528,14 +539,14 @@ def test_tracks_join_matches_and_refuse_contradictions():
   ]
   assert {(0, 0), (1, 0), (2, 0)} in members
   assert {(0, 1), (1, 1), (2, 1)} in members
-  assert joined.by_feature(1, 3)[2] == -1
+  assert joined.point_ids()[1][2] == -1
 
 
-def test_candidates_are_all_pairs_of_the_window():
-  found = tracks.candidates(6, 2)
+def test_window_pairs_are_all_pairs_of_the_window():
+  found = tracks.window_pairs(6, 2)
   assert len(found) == len(set(found)) == 5 + 4
   assert all(0 < target - source <= 2 for source, target in found)
-  assert tracks.candidates(1, 5) == []
+  assert tracks.window_pairs(1, 5) == []
 
 
 def test_latitude_mask_covers_the_cap_below():
