@@ -40,8 +40,6 @@ from preprocessing.solving import (
 )
 from preprocessing.writing import rejections
 
-Verifications = dict[tracks.FramePair, verification.Verification]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solution:
@@ -89,21 +87,23 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _State:
-  """What is solved so far; every round replaces it.
+  """What is known of a video so far; every step replaces it.
 
   Attributes:
     scene: poses and points.
     num_refused: matches that would have given a point two features in a frame.
+    pair_matches: of the last round.
+    verifications: of the pairs that were matched in it.
     loops: where the path returns.
     rejected: what was left out of the start, and loop candidates that fell.
   """
 
   scene: reconstruction.Reconstruction
   num_refused: int
-  loops: loop_detection.Search = loop_detection.Search(
-    closures=(), tried=0, rejected=()
-  )
-  rejected: Sequence[rejections.Rejection] = ()
+  pair_matches: matching.PairMatches
+  verifications: Mapping[tracks.FramePair, verification.Verification]
+  loops: loop_detection.Search
+  rejected: Sequence[rejections.Rejection]
 
 
 class Solver:
@@ -157,38 +157,23 @@ class Solver:
       gate_rad=np.deg2rad(self._rules.gate_deg),
     )
     # 1. and 2.
-    state = self._start(features, matcher.match_neighbours())
-    verifications: Verifications = {}
+    state = self._initialize(features, matcher.match_neighbours())
     for rounds_left in reversed(range(self._rules.rounds)):
-      # 5.
       if not rounds_left:
+        # 5.
         progress('loops')
         state = self._close_loops(features, matcher, state)
       # 3.
       progress('pairs')
-      pairs = self._pairs(len(features), state.loops)
-      pair_matches = matcher.match_near_poses(pairs, state.scene)
-      verifications = self._verifier.compare(
-        features,
-        state.scene.frame2scene,
-        pair_matches.matches,
-        pair_matches.matcher_poses,
-      )
+      state = self._match_pairs(features, matcher, state)
       # 4.
       progress('refinement')
-      agreeing = _agreeing_matches(
-        pair_matches.matches, verifications, state.loops
-      )
-      state = self._refine(features, state, state.scene.component, agreeing)
+      state = self._refine(features, state, state.scene.component)
     # 6.
-    verifications = self._verify(features, state, pair_matches, verifications)
-    agreeing = _agreeing_matches(
-      pair_matches.matches, verifications, state.loops
-    )
-    state = self._split_components(features, state, agreeing)
-    return self._with_long_pairs(
-      self._solution(state, verifications, mask, self._cost(matcher))
-    )
+    state = self._verify(features, state)
+    state = self._split_components(features, state)
+    solution = self._solution(state, mask, self._cost(matcher))
+    return self._with_long_pairs(solution)
 
   def _find_mask(self) -> masks.Mask:
     """What is never scene: far down, going with the camera, or known."""
@@ -207,7 +192,7 @@ class Solver:
       return mask
     return masks.union(mask, self._known_mask)
 
-  def _start(
+  def _initialize(
     self,
     features: Sequence[matchers.Features],
     neighbours: matching.PairMatches,
@@ -225,7 +210,7 @@ class Solver:
     cut: list[tracks.FramePair] = []
     if self._graph_rules is not None:
       cut = pair_graph.inconsistent(fits, self._graph_rules)
-    start = initialization.initialize(
+    initial = initialization.initialize(
       len(features),
       {pair: fit for pair, fit in fits.items() if pair not in cut},
       shared,
@@ -233,8 +218,8 @@ class Solver:
       matcher_depths=matching.depths_of_points(neighbours, point_ids),
     )
     scene = refinement.refine(
-      start.component,
-      start.frame2scene,
+      initial.component,
+      initial.frame2scene,
       features,
       point_tracks,
       max_iterations=self._rules.max_iterations,
@@ -242,30 +227,13 @@ class Solver:
     return _State(
       scene=scene,
       num_refused=point_tracks.num_refused,
+      pair_matches=neighbours,
+      verifications={},
+      loops=loop_detection.Search(closures=(), tried=0, rejected=()),
       rejected=[
         *(_rejected_edge(pair) for pair in cut),
-        *(outlier.rejection() for outlier in start.outliers),
+        *(outlier.rejection() for outlier in initial.outliers),
       ],
-    )
-
-  def _refine(
-    self,
-    features: Sequence[matchers.Features],
-    state: _State,
-    component: Int[np.ndarray, 'f'],
-    matches: tracks.Matches,
-  ) -> _State:
-    """Joins matches into points and refines the poses with them."""
-    point_tracks = _tracks(features, matches)
-    scene = refinement.refine(
-      component,
-      state.scene.frame2scene,
-      features,
-      point_tracks,
-      max_iterations=self._rules.max_iterations,
-    )
-    return dataclasses.replace(
-      state, scene=scene, num_refused=point_tracks.num_refused
     )
 
   def _close_loops(
@@ -295,46 +263,77 @@ class Solver:
       rejected=[*state.rejected, *loops.rejected],
     )
 
-  def _pairs(
-    self, num_frames: int, loops: loop_detection.Search
-  ) -> list[tracks.FramePair]:
+  def _match_pairs(
+    self,
+    features: Sequence[matchers.Features],
+    matcher: matching.PairMatcher,
+    state: _State,
+  ) -> _State:
+    """Matches near the composed poses; own fits are compared with these."""
+    pair_matches = matcher.match_near_poses(self._pairs(state), state.scene)
+    return dataclasses.replace(
+      state,
+      pair_matches=pair_matches,
+      verifications=self._verifier.compare(
+        features,
+        state.scene.frame2scene,
+        pair_matches.matches,
+        pair_matches.matcher_poses,
+      ),
+    )
+
+  def _pairs(self, state: _State) -> list[tracks.FramePair]:
     """All pairs of the window, and closures."""
-    window = tracks.window_pairs(num_frames, self._max_gap)
-    closed = sorted(closure.pair for closure in loops.closures)
+    window = tracks.window_pairs(len(self._features), self._max_gap)
+    closed = sorted(closure.pair for closure in state.loops.closures)
     return list(dict.fromkeys([*window, *closed]))
 
-  def _verify(
+  def _refine(
     self,
     features: Sequence[matchers.Features],
     state: _State,
-    pair_matches: matching.PairMatches,
-    verifications: Verifications,
-  ) -> Verifications:
+    component: Int[np.ndarray, 'f'],
+  ) -> _State:
+    """Joins the matches that agree into points, and refines everything."""
+    point_tracks = _tracks(features, _agreeing_matches(state))
+    scene = refinement.refine(
+      component,
+      state.scene.frame2scene,
+      features,
+      point_tracks,
+      max_iterations=self._rules.max_iterations,
+    )
+    return dataclasses.replace(
+      state, scene=scene, num_refused=point_tracks.num_refused
+    )
+
+  def _verify(
+    self, features: Sequence[matchers.Features], state: _State
+  ) -> _State:
     """Checks the pairs that are good so far against the joint solution."""
-    return {
+    verifications = {
       pair: self._verifier.verify(
         features,
         state.scene.frame2scene,
         pair,
         matched,
-        pair_matches.matcher_poses.get(pair),
+        state.pair_matches.matcher_poses.get(pair),
       )
-      if verifications[pair].is_kept
-      else verifications[pair]
-      for pair, matched in pair_matches.matches.items()
+      for pair, matched in state.pair_matches.matches.items()
+      if state.verifications[pair].is_kept
     }
+    return dataclasses.replace(
+      state, verifications={**state.verifications, **verifications}
+    )
 
   def _split_components(
-    self,
-    features: Sequence[matchers.Features],
-    state: _State,
-    matches: tracks.Matches,
+    self, features: Sequence[matchers.Features], state: _State
   ) -> _State:
     """Solves by itself what no good pair joins: it has no common scale."""
-    component = pair_graph.components(len(features), matches)
+    component = pair_graph.components(len(features), _agreeing_matches(state))
     if np.array_equal(component, state.scene.component):
       return state
-    return self._refine(features, state, component, matches)
+    return self._refine(features, state, component)
 
   def _cost(self, matcher: matching.PairMatcher) -> dict[str, int]:
     """Matcher calls of this video, and the most that it could have taken.
@@ -355,7 +354,6 @@ class Solver:
   def _solution(
     self,
     state: _State,
-    verifications: Verifications,
     mask: masks.Mask,
     cost: Mapping[str, int],
   ) -> Solution:
@@ -373,8 +371,8 @@ class Solver:
       points=points,
       observations=scene.observations,
       verifications={
-        pair: verifications.get(pair) or _unmatched(pair, scene.component)
-        for pair in self._pairs(len(scene.component), state.loops)
+        pair: state.verifications.get(pair) or _unmatched(pair, scene.component)
+        for pair in self._pairs(state)
       },
       mask=mask,
       figures={
@@ -427,25 +425,21 @@ def _tracks(
   return tracks.Tracks(matches, [len(frame) for frame in features])
 
 
-def _agreeing_matches(
-  matches: tracks.Matches,
-  verifications: Verifications,
-  loops: loop_detection.Search,
-) -> tracks.Matches:
+def _agreeing_matches(state: _State) -> tracks.Matches:
   """The matches of the pairs that are good so far.
 
   A closure without parallax is no pair for the records, but it joins frames.
   """
-  closed = {closure.pair for closure in loops.closures}
-  return {
-    pair: matched
-    for pair, matched in matches.items()
-    if verifications[pair].is_kept
-    or (
-      pair in closed
-      and verifications[pair].reason is rejections.Reason.NO_PARALLAX
+  closed = {closure.pair for closure in state.loops.closures}
+
+  def agrees(pair: tracks.FramePair) -> bool:
+    check = state.verifications[pair]
+    return check.is_kept or (
+      pair in closed and check.reason is rejections.Reason.NO_PARALLAX
     )
-  }
+
+  matches = state.pair_matches.matches
+  return {pair: matches[pair] for pair in matches if agrees(pair)}
 
 
 def _unmatched(
