@@ -102,7 +102,9 @@ def true_scene(world, points, frame2scene=None):
     np.arange(len(frame2scene)), [len(ids) for ids in world.point]
   )
   point_ids = np.concatenate(world.point)
-  rays = np.concatenate([seen.rays for seen in world.features])
+  rays = np.concatenate(
+    [frame_features.rays for frame_features in world.features]
+  )
   shown = point_ids >= 0
   return reconstruction.Reconstruction(
     component=np.zeros(len(frame2scene), np.int64),
@@ -179,9 +181,9 @@ def test_the_same_walk_among_unique_things_is_closed():
   rng = np.random.default_rng(2)
   truth = there_and_back(rng, 8)
   world, points = unique_world(rng, truth)
-  found = finder(world, true_scene(world, points)).find()
-  assert len(found.closures) == found.tried >= 5
-  for closure in found.closures:
+  search = finder(world, true_scene(world, points)).find()
+  assert len(search.closures) == search.tried >= 5
+  for closure in search.closures:
     check_closure(closure, truth)
 
 
@@ -200,21 +202,25 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
   truth = point_worlds.walk(12, rng)
   world, points = repeated_world(rng, truth)
   search = finder(world, true_scene(world, points))
-  every = [(a, b) for a in range(12) for b in range(a + 3, 12)]
-  monkeypatch.setattr(search, '_loop_candidates', lambda: every)
-  found = search.find()
-  assert found.tried == len(every) and not found.closures
+  pairs = [(a, b) for a in range(12) for b in range(a + 3, 12)]
+  monkeypatch.setattr(search, '_loop_candidates', lambda: pairs)
+  outcome = search.find()
+  assert outcome.tried == len(pairs) and not outcome.closures
   verifier = verification.Verifier(default_rules.pose_rules(), _PIXEL_RAD)
   wrong = 0
-  for a, b in every:
-    one, two = make_matcher().match(world.features[a], world.features[b]).T
-    fit = verifier.fit(world.features[a].rays[one], world.features[b].rays[two])
+  for a, b in pairs:
+    in_source, in_target = (
+      make_matcher().match(world.features[a], world.features[b]).T
+    )
+    fit = verifier.fit(
+      world.features[a].rays[in_source], world.features[b].rays[in_target]
+    )
     way = relative(truth, (a, b))[:, 3]
     wrong += fit is not None and (
       not fit.moves
       or camera.angle_between_deg(fit.target2source[:, 3], way) > 30
     )
-  assert wrong > len(every) / 4
+  assert wrong > len(pairs) / 4
 
 
 def rendered(kind, count, width=384):
@@ -252,13 +258,13 @@ def rendered(kind, count, width=384):
 def test_a_rendered_repeated_corridor_has_no_closure_and_no_flip(monkeypatch):
   """Again all frame pairs are forced on it."""
   world = rendered('repeated_corridor', 6)
-  every = [(a, b) for a in range(6) for b in range(a + 2, 6)]
+  pairs = [(a, b) for a in range(6) for b in range(a + 2, 6)]
   monkeypatch.setattr(
-    loop_detection.Finder, '_loop_candidates', lambda self: every
+    loop_detection.Finder, '_loop_candidates', lambda self: pairs
   )
-  monkeypatch.setattr(loop_detection, 'max_tries', lambda *_: len(every))
+  monkeypatch.setattr(loop_detection, 'max_tries', lambda *_: len(pairs))
   solution = solve(world)
-  assert solution.figures['loops_tried'] == len(every)
+  assert solution.figures['loops_tried'] == len(pairs)
   assert not solution.closures
   assert np.all(solution.component == 0)
   assert worst_direction_deg(solution, world.frame2world) < 1
@@ -418,8 +424,8 @@ def test_a_frame_at_the_same_place_has_a_closure_too():
   truth[11, :, 3] = truth[1, :, 3]
   truth[10, :, 3] = truth[2, :, 3]
   world, points = unique_world(rng, truth)
-  found = finder(world, true_scene(world, points)).find()
-  by_pair = {closure.pair: closure for closure in found.closures}
+  search = finder(world, true_scene(world, points)).find()
+  by_pair = {closure.pair: closure for closure in search.closures}
   assert {(1, 11), (2, 10)} <= set(by_pair)
   for pair in ((1, 11), (2, 10)):
     check_closure(by_pair[pair], truth)
@@ -460,8 +466,8 @@ def test_location_is_exact_and_robust():
       loop_detection.locate(points, rays), centre, atol=1e-9
     )
     rays[:40] = point_worlds.shaken(rng, rays[:40], 0.5)
-    found = loop_detection.locate(points, rays)
-    assert np.linalg.norm(found - centre) < 0.02
+    place = loop_detection.locate(points, rays)
+    assert np.linalg.norm(place - centre) < 0.02
 
 
 def test_looks_are_alike_where_the_place_is_the_same():
@@ -517,7 +523,7 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
   steps = step_constraints(
     *spiral(count, 2 * np.pi / 48 + np.deg2rad(1), 0.005)
   )
-  steps = [dataclasses.replace(one, log_scale=0.0) for one in steps]
+  steps = [dataclasses.replace(step, log_scale=0.0) for step in steps]
   closure = pose_graph.Constraint(
     source=0,
     target=48,
@@ -527,10 +533,10 @@ def test_relaxation_takes_drift_out_of_a_closed_path():
     shift=1e-3,
     stretch=1e-4,
   )
-  found, scale = pose_graph.relax(drifted, np.zeros(count), [*steps, closure])
-  np.testing.assert_array_equal(found[0], drifted[0])
+  relaxed, scale = pose_graph.relax(drifted, np.zeros(count), [*steps, closure])
+  np.testing.assert_array_equal(relaxed[0], drifted[0])
   rms_before, end_before = point_worlds.drift(drifted, truth)
-  rms, end = point_worlds.drift(found, truth)
+  rms, end = point_worlds.drift(relaxed, truth)
   assert end_before > 0.05
   assert rms < rms_before / 10 and end < end_before / 50
   assert np.max(np.abs(scale)) < 1e-2
@@ -554,6 +560,6 @@ def test_relaxation_solves_what_can_be_solved_exactly():
     pose[:, :, :3] @ Rotation.from_rotvec(noise).as_matrix(),
     pose[:, :, 3] + 3 * noise,
   )
-  found, stretch = pose_graph.relax(start, np.zeros(12), exact)
-  np.testing.assert_allclose(found, pose, atol=1e-5)
+  relaxed, stretch = pose_graph.relax(start, np.zeros(12), exact)
+  np.testing.assert_allclose(relaxed, pose, atol=1e-5)
   np.testing.assert_allclose(stretch, scale, atol=1e-5)

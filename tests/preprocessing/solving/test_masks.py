@@ -171,11 +171,11 @@ def test_union_keeps_the_resolution_of_the_painted_mask(tmp_path):
 @given(seed=st.integers(0, 99))
 def test_union_of_equal_cells_is_either(seed):
   rng = np.random.default_rng(seed)
-  one, other = (
+  first, second = (
     masks.Mask(cells=rng.uniform(size=(36, 72)) < 0.2) for _ in range(2)
   )
   np.testing.assert_array_equal(
-    masks.union(one, other).cells, one.cells | other.cells
+    masks.union(first, second).cells, first.cells | second.cells
   )
 
 

@@ -71,8 +71,8 @@ def test_cycles_vote_out_the_wrong_edges_whatever_their_order(seed, wrong):
     for pair, how in spoilt.items()
   }
   # Side by side they may outvote a right one.
-  for one, other in itertools.combinations(spoilt, 2):
-    if max(*one, *other) - min(*one, *other) <= 5:
+  for first, second in itertools.combinations(spoilt, 2):
+    if max(*first, *second) - min(*first, *second) <= 5:
       return
   fits |= {pair: spoil(fits[pair], how) for pair, how in spoilt.items()}
   # Near the ends of the path there are ties, and inliers decide.
@@ -156,7 +156,9 @@ def solved_world(num_frames=24, window=3, seed=0):
     observations=bundle_adjustment.Observations(
       frame=frame,
       point=np.concatenate(world.point),
-      ray=np.concatenate([seen.rays for seen in world.features]),
+      ray=np.concatenate(
+        [frame_features.rays for frame_features in world.features]
+      ),
       noise_rad=np.full(len(frame), 1e-3),
     ),
     verifications={
@@ -174,14 +176,14 @@ def world():
 
 
 def test_frame_depths_are_medians(world):
-  found = pair_graph.frame_depths(
+  depths = pair_graph.frame_depths(
     world.frame2scene, world.points, world.observations
   )
   for frame in (0, 7, 23):
-    mine = world.observations.point[world.observations.frame == frame]
-    away = world.points[mine] - world.frame2scene[frame, :, 3]
-    expected = np.sort(np.linalg.norm(away, axis=1))[len(mine) // 2]
-    assert found[frame] == pytest.approx(expected)
+    points = world.observations.point[world.observations.frame == frame]
+    away = world.points[points] - world.frame2scene[frame, :, 3]
+    expected = np.sort(np.linalg.norm(away, axis=1))[len(points) // 2]
+    assert depths[frame] == pytest.approx(expected)
   none = world.observations.subset(world.observations.frame > 0)
   assert np.isnan(
     pair_graph.frame_depths(world.frame2scene, world.points, none)[0]
@@ -201,17 +203,17 @@ def best_products(world):
 
 
 def test_long_pairs_have_the_confidence_of_their_best_path(world):
-  found = pair_graph.long_range_pairs(world, _RULES)
+  long_pairs = pair_graph.long_range_pairs(world, _RULES)
   best = best_products(world)
-  assert len(found) > 20
-  for pair in found:
+  assert len(long_pairs) > 20
+  for pair in long_pairs:
     assert (pair.source, pair.target) not in world.verifications
     assert pair.hops >= -(-(pair.target - pair.source) // 3)
     assert pair.confidence == pytest.approx(best[pair.source, pair.target])
     assert pair.confidence >= _RULES.min_path_confidence
-  ends = [(pair.source, pair.target) for pair in found]
+  ends = [(pair.source, pair.target) for pair in long_pairs]
   assert ends == sorted(set(ends))
-  assert found == pair_graph.long_range_pairs(world, _RULES)
+  assert long_pairs == pair_graph.long_range_pairs(world, _RULES)
 
 
 def test_long_pairs_are_near_and_share_points(world):
@@ -219,7 +221,7 @@ def test_long_pairs_are_near_and_share_points(world):
   depths = pair_graph.frame_depths(
     world.frame2scene, world.points, world.observations
   )
-  seen = [
+  points_of = [
     set(world.observations.point[world.observations.frame == frame].tolist())
     for frame in range(24)
   ]
@@ -227,11 +229,16 @@ def test_long_pairs_are_near_and_share_points(world):
     apart = np.linalg.norm(centres[pair.source] - centres[pair.target])
     ends = [pair.source, pair.target]
     assert apart <= _RULES.max_baseline * depths[ends].max()
-    for one, other in (ends, ends[::-1]):
-      away = np.linalg.norm(centres - centres[other], axis=1)
-      around = np.flatnonzero(away <= depths[other] / 2)
-      common = seen[one] & set().union(*(seen[frame] for frame in around))
-      assert len(common) >= _RULES.min_shared * len(seen[one])
+    for frame, far_frame in (
+      (pair.source, pair.target),
+      (pair.target, pair.source),
+    ):
+      away = np.linalg.norm(centres - centres[far_frame], axis=1)
+      around = np.flatnonzero(away <= depths[far_frame] / 2)
+      common = points_of[frame] & set().union(
+        *(points_of[near] for near in around)
+      )
+      assert len(common) >= _RULES.min_shared * len(points_of[frame])
   # Nothing is in sight of both.
   assert not pair_graph.long_range_pairs(
     world, dataclasses.replace(_RULES, min_shared=1.01)
@@ -244,16 +251,18 @@ def test_long_pairs_are_near_and_share_points(world):
 @pytest.mark.parametrize('limit', [0, 1, 3])
 def test_long_pairs_are_bounded_and_spread_over_gaps(world, limit):
   rules = dataclasses.replace(_RULES, max_long_pairs_per_frame=limit)
-  found = pair_graph.long_range_pairs(world, rules)
-  counts = np.bincount([pair.source for pair in found], minlength=24)
+  long_pairs = pair_graph.long_range_pairs(world, rules)
+  counts = np.bincount([pair.source for pair in long_pairs], minlength=24)
   assert counts.max(initial=0) == limit
   if limit:
-    gaps = np.bincount([pair.target - pair.source for pair in found])[4:]
-    every = pair_graph.long_range_pairs(
+    gaps = np.bincount([pair.target - pair.source for pair in long_pairs])[4:]
+    unlimited = pair_graph.long_range_pairs(
       world, dataclasses.replace(_RULES, max_long_pairs_per_frame=99)
     )
-    possible = np.bincount([pair.target - pair.source for pair in every])[4:]
-    even = min(possible.min(), len(found) // len(possible) - 1)
+    possible = np.bincount([pair.target - pair.source for pair in unlimited])[
+      4:
+    ]
+    even = min(possible.min(), len(long_pairs) // len(possible) - 1)
     assert np.all(gaps >= min(even, 1))
 
 
@@ -264,15 +273,15 @@ def test_no_long_pair_over_a_cut(world):
     else verification.unmatched(rejections.Reason.FEW_MATCHES)
     for pair, check in world.verifications.items()
   }
-  found = pair_graph.long_range_pairs(
+  long_pairs = pair_graph.long_range_pairs(
     dataclasses.replace(world, verifications=kept), _RULES
   )
-  assert found
-  assert not any(pair.source <= 11 < pair.target for pair in found)
+  assert long_pairs
+  assert not any(pair.source <= 11 < pair.target for pair in long_pairs)
   parts = dataclasses.replace(world, component=np.repeat([0, 1], 12))
-  found = pair_graph.long_range_pairs(parts, _RULES)
-  assert found
-  assert not any(pair.source <= 11 < pair.target for pair in found)
+  long_pairs = pair_graph.long_range_pairs(parts, _RULES)
+  assert long_pairs
+  assert not any(pair.source <= 11 < pair.target for pair in long_pairs)
 
 
 def test_gaps_take_turns_where_all_pairs_share_everything(world):
@@ -280,6 +289,6 @@ def test_gaps_take_turns_where_all_pairs_share_everything(world):
   still[:, :, 3] *= 1e-3
   points = world.points * 10
   room = dataclasses.replace(world, frame2scene=still, points=points)
-  found = pair_graph.long_range_pairs(room, _RULES)
-  gaps = np.array([pair.target - pair.source for pair in found])
+  long_pairs = pair_graph.long_range_pairs(room, _RULES)
+  gaps = np.array([pair.target - pair.source for pair in long_pairs])
   assert len(np.unique(gaps)) > 8

@@ -20,13 +20,13 @@ def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
   pairs, true = [], []
   for gap in gaps:
     for first in range(num_frames - gap):
-      seen = np.sort(rng.choice(num_points, num_points * 2 // 3, False))
+      shown = np.sort(rng.choice(num_points, num_points * 2 // 3, False))
       length = np.exp(rng.normal())
       ends = (first, first + gap)
-      depths = distance[list(ends)][:, seen] / length
+      depths = distance[list(ends)][:, shown] / length
       depths *= np.exp(noise * rng.normal(size=depths.shape))
       pairs.append(
-        scale_averaging.PairDepths(places=ends, points=seen, depths=depths)
+        scale_averaging.PairDepths(places=ends, points=shown, depths=depths)
       )
       true.append(np.log(length))
   return pairs, np.array(true)
@@ -40,11 +40,11 @@ def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
 )
 def test_exact_depths_give_exact_scales(seed, num_frames, gaps):
   pairs, true = make_pairs(np.random.default_rng(seed), num_frames, gaps)
-  found = scale_averaging.resolve(
+  scales = scale_averaging.resolve(
     len(pairs), scale_averaging.links(pairs, min_shared=10)
   )
-  assert np.all(found.component == 0) and not found.outliers
-  np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
+  assert np.all(scales.component == 0) and not scales.outliers
+  np.testing.assert_allclose(scales.log_scale, true - true[0], atol=1e-4)
 
 
 def test_noise_and_moving_points_cost_little():
@@ -54,10 +54,10 @@ def test_noise_and_moving_points_cost_little():
     # A third of the points moved: their depths say nothing.
     moved = rng.uniform(size=len(pair.points)) < 0.33
     pair.depths[:, moved] *= np.exp(rng.uniform(-1, 1, (2, moved.sum())))
-  found = scale_averaging.resolve(
+  scales = scale_averaging.resolve(
     len(pairs), scale_averaging.links(pairs, min_shared=10)
   )
-  assert np.max(np.abs(found.log_scale - (true - true[0]))) < 0.06
+  assert np.max(np.abs(scales.log_scale - (true - true[0]))) < 0.06
 
 
 def test_a_wrong_equation_is_outvoted():
@@ -69,9 +69,9 @@ def test_a_wrong_equation_is_outvoted():
     log_ratio=links[3].log_ratio + 2.0,
     error=links[3].error,
   )
-  found = scale_averaging.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
-  np.testing.assert_allclose(found.log_scale, true - true[0], atol=1e-4)
-  (outlier,) = found.outliers
+  scales = scale_averaging.resolve(len(pairs), [*links[:3], wrong, *links[4:]])
+  np.testing.assert_allclose(scales.log_scale, true - true[0], atol=1e-4)
+  (outlier,) = scales.outliers
   assert outlier[:2] == (wrong.first, wrong.second)
   assert outlier.residual == pytest.approx(-2.0, abs=1e-3)
   assert outlier.error == wrong.error
@@ -79,29 +79,29 @@ def test_a_wrong_equation_is_outvoted():
 
 def test_pairs_that_share_no_points_are_components_of_their_own():
   rng = np.random.default_rng(6)
-  one, true_one = make_pairs(rng, 4, (1, 2))
-  two, true_two = make_pairs(rng, 3, (1, 2))
+  near, true_near = make_pairs(rng, 4, (1, 2))
+  far, true_far = make_pairs(rng, 3, (1, 2))
   apart = [
     scale_averaging.PairDepths(
       places=(pair.places[0] + 3, pair.places[1] + 3),
       points=pair.points + 1000,
       depths=pair.depths,
     )
-    for pair in two
+    for pair in far
   ]
-  pairs = one + apart
-  found = scale_averaging.resolve(
+  pairs = near + apart
+  scales = scale_averaging.resolve(
     len(pairs), scale_averaging.links(pairs, min_shared=10)
   )
-  assert found.component.tolist() == [0] * len(one) + [1] * len(two)
-  true = np.concatenate([true_one - true_one[0], true_two - true_two[0]])
-  np.testing.assert_allclose(found.log_scale, true, atol=1e-4)
+  assert scales.component.tolist() == [0] * len(near) + [1] * len(far)
+  true = np.concatenate([true_near - true_near[0], true_far - true_far[0]])
+  np.testing.assert_allclose(scales.log_scale, true, atol=1e-4)
 
 
 def test_nothing_shared_resolves_to_nothing():
-  found = scale_averaging.resolve(2, [])
-  assert found.log_scale.tolist() == [0, 0]
-  assert found.component.tolist() == [0, 1] and not found.outliers
+  scales = scale_averaging.resolve(2, [])
+  assert scales.log_scale.tolist() == [0, 0]
+  assert scales.component.tolist() == [0, 1] and not scales.outliers
   assert scale_averaging.resolve(0, []).log_scale.shape == (0,)
 
 
@@ -113,9 +113,9 @@ def test_too_few_shared_points_make_no_equation():
 def chain_graph(rng, count, window, loops):
   """Ends of equations: neighbours in a row, and some far apart."""
   near = [
-    (one, other)
-    for one in range(count)
-    for other in range(one + 1, min(one + window + 1, count))
+    (first, second)
+    for first in range(count)
+    for second in range(first + 1, min(first + window + 1, count))
   ]
   far = [tuple(sorted(rng.choice(count, 2, False))) for _ in range(loops)]
   return np.unique(near + far, axis=0)
@@ -148,8 +148,8 @@ def by_node(rng, ends, count):
   """Equations of one pair after the other."""
   return np.concatenate(
     [
-      rng.permutation(np.flatnonzero((ends == one).any(1)))
-      for one in rng.permutation(count)
+      rng.permutation(np.flatnonzero((ends == pair).any(1)))
+      for pair in rng.permutation(count)
     ]
   )
 
@@ -205,10 +205,12 @@ def test_a_third_of_wrong_equations_is_found_and_does_no_harm(kind, window):
   for seed in range(8):
     equations, true, bad = problem(seed, kind, window)
     assert 0.2 < bad.mean() < 0.31
-    found = scale_averaging.resolve(len(true), equations)
-    off.append(np.max(np.abs(found.log_scale - true)))
-    told = {(outlier.first, outlier.second) for outlier in found.outliers}
-    flags = np.array([(link.first, link.second) in told for link in equations])
+    scales = scale_averaging.resolve(len(true), equations)
+    off.append(np.max(np.abs(scales.log_scale - true)))
+    reported = {(outlier.first, outlier.second) for outlier in scales.outliers}
+    flags = np.array(
+      [(link.first, link.second) in reported for link in equations]
+    )
     flagged += flags.sum()
     right += (flags & bad).sum()
     wrong += bad.sum()
@@ -232,7 +234,7 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
   rng = np.random.default_rng(3)
   for seed in range(3):
     equations, true, _ = problem(seed, kind, 3, count=10, loops=4)
-    found = scale_averaging.resolve(len(true), equations).log_scale
+    scales = scale_averaging.resolve(len(true), equations).log_scale
 
     def residuals(free):
       log_scale = np.append(0.0, free)
@@ -242,7 +244,7 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
         for link in equations
       ]
 
-    starts = [true, found, *(true + rng.normal(size=(6, len(true))))]
+    starts = [true, scales, *(true + rng.normal(size=(6, len(true))))]
     solved = [
       optimize.least_squares(
         residuals, start[1:], loss='cauchy', f_scale=2.385, x_scale=0.01
@@ -251,8 +253,8 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
     ]
     losses = [total_loss(np.append(0.0, free), equations) for free in solved]
     best = np.append(0.0, solved[int(np.argmin(losses))])
-    assert total_loss(found, equations) <= min(losses) + 1e-3
-    np.testing.assert_allclose(found, best, atol=1e-4)
+    assert total_loss(scales, equations) <= min(losses) + 1e-3
+    np.testing.assert_allclose(scales, best, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -260,7 +262,7 @@ def test_no_start_leads_scipy_to_a_lower_loss(kind):
 def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
   rng = np.random.default_rng(seed)
   equations, true, _ = problem(seed, 'mixed', window + 1, count=12, loops=3)
-  found = scale_averaging.resolve(len(true), equations)
+  scales = scale_averaging.resolve(len(true), equations)
   turned = [
     scale_averaging.Link(
       first=link.second,
@@ -274,10 +276,10 @@ def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
   ]
   turned = [turned[index] for index in rng.permutation(len(turned))]
   again = scale_averaging.resolve(len(true), turned)
-  np.testing.assert_allclose(again.log_scale, found.log_scale, atol=1e-6)
+  np.testing.assert_allclose(again.log_scale, scales.log_scale, atol=1e-6)
   ends = [
-    sorted(sorted(outlier[:2]) for outlier in one.outliers)
-    for one in (found, again)
+    sorted(sorted(outlier[:2]) for outlier in resolved.outliers)
+    for resolved in (scales, again)
   ]
   assert ends[0] == ends[1]
 
@@ -286,7 +288,7 @@ def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
 @given(seed=st.integers(0, 10_000), unit=st.floats(-3, 3))
 def test_scales_follow_the_units_of_the_pairs(seed, unit):
   equations, true, _ = problem(seed, 'large', 4, count=12, loops=3)
-  found = scale_averaging.resolve(len(true), equations)
+  scales = scale_averaging.resolve(len(true), equations)
   rng = np.random.default_rng(seed)
   units = unit * rng.normal(size=len(true))
   changed = [
@@ -298,9 +300,11 @@ def test_scales_follow_the_units_of_the_pairs(seed, unit):
   ]
   again = scale_averaging.resolve(len(true), changed)
   np.testing.assert_allclose(
-    again.log_scale, found.log_scale + units - units[0], atol=1e-6
+    again.log_scale, scales.log_scale + units - units[0], atol=1e-6
   )
-  assert [o[:2] for o in again.outliers] == [o[:2] for o in found.outliers]
+  assert [outlier[:2] for outlier in again.outliers] == [
+    outlier[:2] for outlier in scales.outliers
+  ]
 
 
 def row_of_fits(rng, num_frames, wrong=None):
@@ -334,18 +338,18 @@ def initialized(rng, num_frames, wrong=None):
 
 def test_initialization_reports_pairs_that_contradict_the_others():
   rng = np.random.default_rng(8)
-  places, found = initialized(rng, 10)
-  assert found.outliers == []
-  places, found = initialized(rng, 10, wrong=(4, 6))
-  assert found.outliers
-  for outlier in found.outliers:
+  places, initial = initialized(rng, 10)
+  assert initial.outliers == []
+  places, initial = initialized(rng, 10, wrong=(4, 6))
+  assert initial.outliers
+  for outlier in initial.outliers:
     assert (4, 6) in (outlier.first, outlier.second)
     # One end of the pair lies; both pairs were seen from there.
     assert set(outlier.first) & set(outlier.second)
     assert abs(outlier.residual) == pytest.approx(np.log(1.5), abs=0.01)
     assert abs(outlier.residual) > 4 * outlier.error
   true = np.linalg.norm(places - places[0], axis=1)
-  length = np.linalg.norm(found.frame2scene[:, :, 3], axis=1)
+  length = np.linalg.norm(initial.frame2scene[:, :, 3], axis=1)
   np.testing.assert_allclose(length * true[1] / length[1], true, rtol=0.01)
 
 

@@ -52,12 +52,12 @@ def pose_errors(solution, truth):
   rows = []
   for pair, check in solution.verifications.items():
     if check.is_kept:
-      found, true = relative(solution.frame2scene, pair), relative(truth, pair)
+      solved, true = relative(solution.frame2scene, pair), relative(truth, pair)
       rows.append(
         (
-          camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T),
-          camera.angle_between_deg(found[:, 3], true[:, 3]),
-          np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]),
+          camera.rotation_angle_deg(solved[:, :3] @ true[:, :3].T),
+          camera.angle_between_deg(solved[:, 3], true[:, 3]),
+          np.linalg.norm(solved[:, 3]) / np.linalg.norm(true[:, 3]),
         )
       )
   return np.array(rows).T
@@ -120,10 +120,12 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
   flips = 0
   for first in range(8):
     pair = first, first + 2
-    one, two = matcher.match(*(world.features[frame] for frame in pair)).T
+    in_source, in_target = matcher.match(
+      *(world.features[frame] for frame in pair)
+    ).T
     fit = relative_pose.fit_pair(
-      world.features[pair[0]].rays[one],
-      world.features[pair[1]].rays[two],
+      world.features[pair[0]].rays[in_source],
+      world.features[pair[1]].rays[in_target],
       max_error_rad=1.5 * _PIXEL_RAD,
       min_inliers=30,
       min_parallax_rad=np.deg2rad(0.5),
@@ -159,19 +161,19 @@ def test_a_pair_whose_own_fit_disagrees_is_rejected(unique):
     axis=1,
   )
   truth = unique.frame2world
-  found = verifier.compare(unique.features, truth, {pair: matched})
-  assert found[pair].is_kept
+  verifications = verifier.compare(unique.features, truth, {pair: matched})
+  assert verifications[pair].is_kept
   assert verifier.verify(unique.features, truth, pair, matched).is_kept
   # The composed pose now says that the camera went the other way.
   backwards = truth.copy()
   backwards[[3, 6], :, 3] = truth[[6, 3], :, 3]
-  found = verifier.compare(unique.features, backwards, {pair: matched})
-  assert found[pair].reason is rejections.Reason.OTHER_DIRECTION
+  verifications = verifier.compare(unique.features, backwards, {pair: matched})
+  assert verifications[pair].reason is rejections.Reason.OTHER_DIRECTION
   # Or that it turned by 5 degrees more.
   turned = truth.copy()
   turned[6, :, :3] = truth[6, :, :3] @ camera.rotation_y(np.deg2rad(5))
-  found = verifier.compare(unique.features, turned, {pair: matched})
-  assert found[pair].reason is rejections.Reason.OTHER_ROTATION
+  verifications = verifier.compare(unique.features, turned, {pair: matched})
+  assert verifications[pair].reason is rejections.Reason.OTHER_ROTATION
   assert not verifier.verify(unique.features, backwards, pair, matched).is_kept
 
 
@@ -199,8 +201,8 @@ def test_moving_things_and_the_holder_are_left_out():
   solution = solve(world)
   check(solution, truth)
   assert np.mean(solution.mask.holds(unit(hand))) > 0.6
-  seen = np.concatenate([frame.rays for frame in world.features])
-  assert np.mean(solution.mask.holds(seen[seen[:, 1] < 0.3])) < 0.02
+  rays = np.concatenate([frame.rays for frame in world.features])
+  assert np.mean(solution.mask.holds(rays[rays[:, 1] < 0.3])) < 0.02
   assert 0.01 < solution.mask.share < 0.25
 
 
@@ -275,11 +277,11 @@ def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
   assert solution.component.tolist() == [0] * 6 + [1] * 5 + [-1]
   for part in range(2):
     frames = np.flatnonzero(solution.component == part)
-    mine = solution.observations.subset(
+    of_part = solution.observations.subset(
       np.isin(solution.observations.frame, frames)
     )
     depth = scene_scale.median_depth(
-      solution.frame2scene, solution.points, mine
+      solution.frame2scene, solution.points, of_part
     )
     assert depth == pytest.approx(1.0)
     inside = {
@@ -403,9 +405,9 @@ def test_a_proposed_pose_wins_where_more_matches_obey_it():
       proposed=proposed,
     )
 
-  def is_true(found):
-    return found is not None and np.allclose(
-      found.target2source, pose, atol=1e-3
+  def is_true(estimate):
+    return estimate is not None and np.allclose(
+      estimate.target2source, pose, atol=1e-3
     )
 
   assert not is_true(fit(None)) and is_true(fit(pose))
@@ -428,25 +430,30 @@ def test_too_few_matches_make_no_fit():
 
 def test_epipolar_error_is_the_smallest_turn_that_mends_a_match():
   pose, source, target, rng = random_pair(3, count=6)
-  one, two = point_worlds.shaken(rng, unit(source), 4e-3), unit(target)
-  found = relative_pose.epipolar_error_rad(pose, one, two)
+  source_rays, target_rays = (
+    point_worlds.shaken(rng, unit(source), 4e-3),
+    unit(target),
+  )
+  errors = relative_pose.epipolar_error_rad(pose, source_rays, target_rays)
   essential = camera.essential_matrix(pose)
   # Oracle: both rays may turn; to first order the cheapest turn shares the
   # error as a pseudo-inverse does. Minimised here by many small trials.
-  for index in range(len(one)):
-    turns = rng.normal(size=(200_000, 2, 3)) * found[index] / 1.5
+  for index in range(len(source_rays)):
+    turns = rng.normal(size=(200_000, 2, 3)) * errors[index] / 1.5
     tried = [
       unit(ray + turn)
-      for ray, turn in zip((one[index], two[index]), np.swapaxes(turns, 0, 1))
+      for ray, turn in zip(
+        (source_rays[index], target_rays[index]), np.swapaxes(turns, 0, 1)
+      )
     ]
     algebraic = np.einsum('ni,ij,nj->n', tried[0], essential, tried[1])
     turn = np.sqrt(
-      np.sum((tried[0] - one[index]) ** 2, axis=1)
-      + np.sum((tried[1] - two[index]) ** 2, axis=1)
+      np.sum((tried[0] - source_rays[index]) ** 2, axis=1)
+      + np.sum((tried[1] - target_rays[index]) ** 2, axis=1)
     )
-    start = abs(one[index] @ essential @ two[index])
+    start = abs(source_rays[index] @ essential @ target_rays[index])
     mended = np.abs(algebraic) < 0.03 * start
-    assert turn[mended].min() == pytest.approx(found[index], rel=0.25)
+    assert turn[mended].min() == pytest.approx(errors[index], rel=0.25)
 
 
 def bundle_problem(rng, noise_rad):
@@ -476,18 +483,18 @@ def test_bundle_adjustment_recovers_exact_geometry():
     @ Rotation.from_rotvec(0.03 * rng.normal(size=(4, 3))).as_matrix()
   )
   first = bundle_adjustment.triangulate(start, observations, len(points))
-  found, moved = bundle_adjustment.adjust(
+  poses, moved = bundle_adjustment.adjust(
     start, first, observations, max_iterations=50, tolerance=0.0
   )
-  np.testing.assert_array_equal(found[0], truth[0])
-  errors = bundle_adjustment.errors_rad(found, moved, observations)
+  np.testing.assert_array_equal(poses[0], truth[0])
+  errors = bundle_adjustment.errors_rad(poses, moved, observations)
   assert np.max(errors) < 1e-6
-  scale = np.linalg.norm(found[4, :, 3] - found[0, :, 3]) / np.linalg.norm(
+  scale = np.linalg.norm(poses[4, :, 3] - poses[0, :, 3]) / np.linalg.norm(
     truth[4, :, 3] - truth[0, :, 3]
   )
-  np.testing.assert_allclose(found[:, :, :3], truth[:, :, :3], atol=1e-5)
+  np.testing.assert_allclose(poses[:, :, :3], truth[:, :, :3], atol=1e-5)
   np.testing.assert_allclose(
-    found[:, :, 3] - found[0, :, 3],
+    poses[:, :, 3] - poses[0, :, 3],
     scale * (truth[:, :, 3] - truth[0, :, 3]),
     atol=1e-4,
   )
@@ -500,9 +507,9 @@ def test_bundle_adjustment_shrugs_off_outliers():
   wrong = rng.uniform(size=len(ray)) < 0.1
   ray[wrong] = unit(ray[wrong] + 0.2 * rng.normal(size=(wrong.sum(), 3)))
   spoilt = dataclasses.replace(observations, ray=ray)
-  found, _ = bundle_adjustment.adjust(truth, points, spoilt, max_iterations=20)
+  poses, _ = bundle_adjustment.adjust(truth, points, spoilt, max_iterations=20)
   apart = camera.rotation_angle_deg(
-    found[:, :, :3] @ np.swapaxes(truth[:, :, :3], 1, 2)
+    poses[:, :, :3] @ np.swapaxes(truth[:, :, :3], 1, 2)
   )
   assert np.max(apart) < 0.06
 
@@ -510,9 +517,11 @@ def test_bundle_adjustment_shrugs_off_outliers():
 def test_triangulation_is_exact_and_knows_what_it_cannot_do():
   rng = np.random.default_rng(10)
   truth, points, observations = bundle_problem(rng, 0.0)
-  found = bundle_adjustment.triangulate(truth, observations, len(points) + 1)
-  np.testing.assert_allclose(found[:-1], points, atol=1e-6)
-  assert np.all(np.isnan(found[-1]))
+  triangulated = bundle_adjustment.triangulate(
+    truth, observations, len(points) + 1
+  )
+  np.testing.assert_allclose(triangulated[:-1], points, atol=1e-6)
+  assert np.all(np.isnan(triangulated[-1]))
   alone = observations.subset(observations.frame == 0)
   assert np.all(
     np.isnan(bundle_adjustment.triangulate(truth, alone, len(points)))
@@ -543,9 +552,9 @@ def test_tracks_join_matches_and_refuse_contradictions():
 
 
 def test_window_pairs_are_all_pairs_of_the_window():
-  found = tracks.window_pairs(6, 2)
-  assert len(found) == len(set(found)) == 5 + 4
-  assert all(0 < target - source <= 2 for source, target in found)
+  pairs = tracks.window_pairs(6, 2)
+  assert len(pairs) == len(set(pairs)) == 5 + 4
+  assert all(0 < target - source <= 2 for source, target in pairs)
   assert tracks.window_pairs(1, 5) == []
 
 
