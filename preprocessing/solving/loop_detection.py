@@ -159,14 +159,15 @@ class Finder:
   def find(self) -> Search:
     """Tries all loop candidates and lets the closures among them vote."""
     pairs = self._loop_candidates()
-    closures: list[Closure] = []
-    reasons: dict[tracks.FramePair, rejections.Reason] = {}
-    for pair in pairs:
-      outcome = self._verify(*pair)
-      if isinstance(outcome, Closure):
-        closures.append(outcome)
-      else:
-        reasons[pair] = outcome
+    outcomes = {pair: self._verify(*pair) for pair in pairs}
+    closures = [
+      outcome for outcome in outcomes.values() if isinstance(outcome, Closure)
+    ]
+    reasons = {
+      pair: outcome
+      for pair, outcome in outcomes.items()
+      if isinstance(outcome, rejections.Reason)
+    }
     reasons |= self.outvoted(closures)
     return Search(
       closures=[closure for closure in closures if closure.pair not in reasons],
