@@ -90,8 +90,9 @@ class Tracks:
     self._starts = starts
     frame_of = np.repeat(np.arange(len(num_features)), num_features)
     parent = list(range(int(starts[-1])))
-    # Frames that show a point, by the point's root; a root that is not here is
-    # a feature by itself.
+    frame = frame_of.tolist()
+    # Frames that show a point, by the root of its features; a root that is not
+    # here is a feature by itself.
     frames: dict[int, set[int]] = {}
 
     def root(node: int) -> int:
@@ -105,13 +106,14 @@ class Tracks:
       kept, joined = root(source), root(target)
       if kept == joined:
         continue
-      frames_kept = frames.get(kept) or {int(frame_of[kept])}
-      frames_joined = frames.get(joined) or {int(frame_of[joined])}
-      if not frames_kept.isdisjoint(frames_joined):
+      shown = frames.get(kept) or {frame[kept]}
+      also_shown = frames.get(joined) or {frame[joined]}
+      if not shown.isdisjoint(also_shown):
         self.num_refused += 1
         continue
       parent[joined] = kept
-      frames[kept] = frames_kept | frames_joined
+      shown |= also_shown
+      frames[kept] = shown
       frames.pop(joined, None)
     roots = np.array([root(node) for node in range(len(parent))], np.int64)
     size = np.bincount(roots, minlength=len(parent))
