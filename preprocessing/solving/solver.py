@@ -156,20 +156,20 @@ class Solver:
       tracked_rays,
       gate_rad=np.deg2rad(self._rules.gate_deg),
     )
-    # 1. and 2.
+    # 1. and 2.: neighbours, and initial poses from them.
     state = self._initialize(features, matcher.match_neighbours())
     for rounds_left in reversed(range(self._rules.rounds)):
       if not rounds_left:
-        # 5.
+        # 5.: before the last round.
         progress('loops')
         state = self._close_loops(features, matcher, state)
-      # 3.
+      # 3.: all pairs, near where the poses put their points.
       progress('pairs')
       state = self._match_pairs(features, matcher, state)
-      # 4.
+      # 4.: everything together.
       progress('refinement')
       state = self._refine(features, state, state.scene.component)
-    # 6.
+    # 6.: pairs against the result.
     state = self._verify(features, state)
     state = self._split_components(features, state)
     solution = self._solution(state, mask, self._cost(matcher))

@@ -13,7 +13,7 @@ from preprocessing.solving import initialization, relative_pose, scale_averaging
 
 
 def make_pairs(rng, num_frames, gaps, noise=0.0, num_points=80):
-  """Depths of random points from frames in a row; each pair in its gauge."""
+  """Depths of random points from frames in a row; each pair in its unit."""
   places = np.cumsum(rng.normal(size=(num_frames, 3)), axis=0)
   points = rng.normal(size=(num_points, 3)) * 6
   distance = np.linalg.norm(points[None] - places[:, None], axis=2)
@@ -110,7 +110,7 @@ def test_too_few_shared_points_make_no_equation():
   assert scale_averaging.links(pairs, min_shared=10) == []
 
 
-def chain_graph(rng, count, window, loops):
+def window_graph(rng, count, window, loops):
   """Ends of equations: neighbours in a row, and some far apart."""
   near = [
     (first, second)
@@ -166,7 +166,7 @@ OFFSETS = {
 def problem(seed, kind, window, count=40, loops=10):
   """Equations, the truth, and which of the equations are wrong."""
   rng = np.random.default_rng(seed)
-  ends = chain_graph(rng, count, window, loops)
+  ends = window_graph(rng, count, window, loops)
   true = np.append(0.0, rng.normal(size=count - 1))
   error = rng.uniform(0.001, 0.004, len(ends))
   order = (
