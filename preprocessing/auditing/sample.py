@@ -12,11 +12,11 @@ the pose of another one: what passes then passes by chance.
 """
 
 import dataclasses
-import math
 from typing import Any, Mapping, Sequence
 
 import cv2
 import numpy as np
+from scipy import stats
 
 from odin_jax.shared import schema
 from preprocessing.auditing import epipolar
@@ -24,8 +24,6 @@ from preprocessing.auditing import epipolar
 # 1 px at 256 px.
 MAX_ERROR_SHARE = 1 / 256
 _QUANTILE = 0.25
-# Standard normal quantile of a 95 % interval.
-_Z95 = 1.959964
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,11 +82,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   """
   if not trials:
     return 0.0, 1.0
-  share, z2 = successes / trials, _Z95**2
-  middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-  spread = share * (1 - share) / trials + z2 / (4 * trials**2)
-  half = _Z95 * math.sqrt(spread) / (1 + z2 / trials)
-  return max(0.0, middle - half), min(1.0, middle + half)
+  interval = stats.binomtest(successes, trials).proportion_ci(
+    confidence_level=0.95, method='wilson'
+  )
+  return float(interval.low), float(interval.high)
 
 
 def figures(sample: Sequence[Judged]) -> dict[str, Any]:

@@ -149,26 +149,31 @@ class _Batch:
   def descend(self) -> Float[np.ndarray, 'b 4']:
     import torch
 
-    angles = self._start.clone()
-    mean, square = torch.zeros_like(angles), torch.zeros_like(angles)
+    angles = self._start.clone().requires_grad_()
+    adam = torch.optim.Adam(
+      [angles],
+      betas=(_MOMENTUM, _MEMORY),
+      eps=_SMALL_GRADIENT,
+      foreach=False,
+    )
     for step in range(_STEPS):
       done = step / (_STEPS - 1)
       size, width = (
         first * (last / first) ** done for first, last in (_STEP_RAD, _WIDTH)
       )
-      angles.requires_grad_()
-      (slope,) = torch.autograd.grad(self._loss(angles, width), angles)
-      mean.lerp_(slope, 1 - _MOMENTUM)
-      square.lerp_(slope**2, 1 - _MEMORY)
-      rate = (square / (1 - _MEMORY ** (step + 1))).sqrt() + _SMALL_GRADIENT
-      momentum = mean / (1 - _MOMENTUM ** (step + 1))
-      angles = self._project(angles.detach() - size * momentum / rate)
-    return angles.numpy()
+      adam.param_groups[0]['lr'] = size
+      adam.zero_grad()
+      self._loss(angles, width).backward()
+      adam.step()
+      self._project(angles)
+    return angles.detach().numpy()
 
-  def _project(self, angles: Tensor) -> Tensor:
-    limit = self._max_pitch
-    angles[:, 1::2] = angles[:, 1::2].clamp(-limit, limit)
-    return angles
+  def _project(self, angles: Tensor) -> None:
+    """Brings the pitches back inside their limits."""
+    import torch
+
+    with torch.no_grad():
+      angles[:, 1::2].clamp_(-self._max_pitch, self._max_pitch)
 
   def _loss(self, angles: Tensor, width: float) -> Tensor:
     sine, cosine = angles.sin(), angles.cos()
