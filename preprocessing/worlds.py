@@ -17,7 +17,8 @@ beside it `NAME.truth.npz`:
         --view_px=64
 
 writes no videos but 16 records per world, with the true poses in the gauge of
-the schema, ready for training. World i depends on --seed and on i alone.
+the schema, ready for training. --config.views.FIELD=VALUE changes how views are
+chosen (`configs/worlds.py`). World i depends on --seed and on i alone.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from preprocessing.writing import shards, splits
 
 TOOL = 'preprocessing.worlds'
 
+_CONFIG = command.define_config('configs/worlds.py')
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write; new, or made by this command.'
 )
@@ -129,6 +131,19 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   return {'settings': settings, 'worlds': names}
 
 
+def _view_rules() -> alignment.ViewRules:
+  try:
+    return alignment.ViewRules(
+      num_views=_VIEWS_PER_PAIR.value,
+      fov_deg=_FOV_DEG.value,
+      **_CONFIG.value.views,
+    )
+  except (AttributeError, TypeError) as error:
+    raise errors.UserError(
+      f'--config: {error}; give one with the fields of configs/worlds.py'
+    ) from error
+
+
 def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   """Records of all worlds, merged; worlds that are done are not made again.
 
@@ -144,9 +159,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     seconds=_SECONDS.value,
     max_gap_s=_MAX_GAP_S.value,
     size_px=_VIEW_PX.value,
-    views=alignment.ViewRules(
-      num_views=_VIEWS_PER_PAIR.value, fov_deg=_FOV_DEG.value
-    ),
+    views=_view_rules(),
     split_by=_SPLIT_BY.value,
     test_fraction=_TEST_FRACTION.value,
     movers=_MOVERS.value,

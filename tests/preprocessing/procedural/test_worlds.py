@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from configs import preprocess, worlds
 from odin_jax.shared import camera, record_folder
 from preprocessing import panorama
 from preprocessing.auditing import quality
@@ -419,6 +420,26 @@ def test_pairs_do_not_go_among_videos(videos, command):
   _, done = command('videos', '--num_worlds=1', '--pairs=2', *_SMALL)
   assert done.returncode == 2
   assert 'holds videos' in done.stderr
+
+
+def test_views_of_worlds_are_chosen_as_those_of_videos_with_fewer_tries():
+  rules = preprocess.get_config().views
+  rules.num_tries = 8
+  assert worlds.get_config().views == rules
+
+
+def test_how_views_are_chosen_can_be_set(command):
+  pairs = ('--num_worlds=1', '--seconds=2', '--pairs=2', '--view_px=32')
+  folder, done = command('rules', *pairs, '--config.views.min_points=999999')
+  assert done.returncode == 0, done.stderr
+  rows = (folder / 'ledger.jsonl').read_text().splitlines()
+  assert [json.loads(row)['reason'] for row in rows] == [
+    'too few points in the source view'
+  ]
+  for argument in ('--config.views.min_point=1', '--config=configs/evaluate.py'):
+    _, done = command('refused', *pairs, argument)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def crowded(kind, movers, *, seconds=1.0, px_per_rad=64 / np.pi):
