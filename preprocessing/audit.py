@@ -24,9 +24,9 @@ from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
   figures,
+  ledger_summary,
   quality,
   records,
-  rejections,
   sample,
 )
 
@@ -66,19 +66,19 @@ def main() -> None:
       f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
     )
   output = files.claim_output(_OUTPUT.value, TOOL)
-  report, rows = figures.judge(audited, _TRUTH.value, _MAX_MATCHED.value)
-  judged = [
-    sample.judge(audited[row['place']])
+  report, rows = figures.compute(audited, _TRUTH.value, _MAX_MATCHED.value)
+  assessments = [
+    sample.assess(audited[row['place']])
     for row in sample.draw(rows, _SAMPLE.value, _SEED)
   ]
   report = {
     **report,
-    'sample': sample.figures(judged),
-    'rejected': rejections.by_reason(audited.ledger),
+    'sample': sample.figures(assessments),
+    'rejected': ledger_summary.by_reason(audited.ledger),
   }
   drawings = figures.draw_pairs(audited, rows, output)
   html = audit_page.render(
-    report, quality.gather_components(rows), judged, audited.path
+    report, quality.gather_components(rows), assessments, audited.path
   )
   with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)

@@ -3,14 +3,14 @@
 import pathlib
 from typing import Any, Sequence
 
-import cv2
 import numpy as np
 
 from odin_jax.shared import page
 from preprocessing.auditing import epipolar, figures, quality, sample
+from preprocessing.writing import jpeg
 
 _TEMPLATE = pathlib.Path(__file__).with_name('audit_page.html')
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
+_JPEG_QUALITY = 80
 # A page has to open in a browser: so many paths and videos, spread evenly.
 _MAX_PATHS = 24
 _MAX_VIDEOS = 200
@@ -19,7 +19,7 @@ _MAX_VIDEOS = 200
 def render(
   report: dict[str, Any],
   components: Sequence[quality.Component],
-  sample: Sequence[sample.Judged],
+  assessments: Sequence[sample.Assessment],
   records: pathlib.Path,
 ) -> str:
   """The page as HTML.
@@ -27,7 +27,7 @@ def render(
   Args:
     report: the contents of audit.json.
     components: poses of the frames.
-    sample: the records that were judged one by one.
+    assessments: of the records that were matched one by one.
     records: the folder that was audited, where pictures of examples are.
   """
   return page.render(
@@ -38,25 +38,27 @@ def render(
         **report,
         'videos': figures.spread(report['videos'], _MAX_VIDEOS),
       },
-      'sample': [_sampled(one) for one in sample],
-      'paths': [_path(one) for one in figures.spread(components, _MAX_PATHS)],
+      'sample': [_sampled(assessment) for assessment in assessments],
+      'paths': [
+        _path(component) for component in figures.spread(components, _MAX_PATHS)
+      ],
       'pictures': _pictures(report['rejected'], records),
     },
   )
 
 
-def _sampled(one: sample.Judged) -> dict[str, Any]:
-  drawing = epipolar.draw(one.record)[..., ::-1]
-  _, data = cv2.imencode('.jpg', drawing, _JPEG)
+def _sampled(assessment: sample.Assessment) -> dict[str, Any]:
+  record = assessment.record
+  picture = jpeg.encode(epipolar.draw(record), quality=_JPEG_QUALITY)
   return {
-    'video_id': one.record['video_id'],
-    'gap_s': figures.gap_s(one.record),
-    'overlap': one.record['overlap'],
-    'hops': one.record['hops'],
-    'matches': one.matches,
-    'error_px': one.error_px,
-    'consistent': one.consistent,
-    'picture': page.data_uri(data.tobytes(), 'image/jpeg'),
+    'video_id': record['video_id'],
+    'gap_s': figures.gap_s(record),
+    'overlap': record['overlap'],
+    'hops': record['hops'],
+    'matches': assessment.matches,
+    'error_px': assessment.error_px,
+    'consistent': assessment.consistent,
+    'picture': page.data_uri(picture, 'image/jpeg'),
   }
 
 

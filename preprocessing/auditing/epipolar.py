@@ -10,16 +10,12 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
+from preprocessing.writing import jpeg
 
 _RATIO = 0.8
 # Fewer matches say nothing of a pair.
 MIN_MATCHES = 8
 _DRAWN_MATCHES = 10
-
-
-def decode_jpeg(data: bytes) -> UInt8[np.ndarray, 'h w']:
-  """A JPEG's brightness."""
-  return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
 def mutual_matches(
@@ -35,11 +31,11 @@ def mutual_matches(
     *(sift.detectAndCompute(image, None) for image in (source, target))
   )
   empty = np.zeros((0, 2))
-  if any(found is None or len(found) < 2 for found in descriptors):
+  if any(rows is None or len(rows) < 2 for rows in descriptors):
     return empty, empty
   matcher = cv2.BFMatcher(cv2.NORM_L2)
   forward = _ratio_matches(matcher, *descriptors)
-  backward = _ratio_matches(matcher, *descriptors[::-1])
+  backward = _ratio_matches(matcher, descriptors[1], descriptors[0])
   pairs = sorted((i, j) for i, j in forward.items() if backward.get(j) == i)
   if not pairs:
     return empty, empty
@@ -100,7 +96,7 @@ def sampson_px(
 def fresh_errors_px(record: Mapping[str, Any]) -> Float[np.ndarray, 'n']:
   """Sampson distances of a record's fresh matches, at the pictures' size."""
   source, target = (
-    decode_jpeg(record[f'{side}/image']) for side in ('source', 'target')
+    jpeg.decode_grey(record[f'{side}/image']) for side in ('source', 'target')
   )
   points = mutual_matches(source, target)
   matrix = camera.intrinsics(record['fov_deg'], source.shape[0])
@@ -127,12 +123,9 @@ def draw(record: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:
   Returns:
     RGB.
   """
-  data = [record[f'{side}/image'] for side in ('source', 'target')]
-  points = mutual_matches(*(decode_jpeg(jpeg) for jpeg in data))
-  views = [
-    cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    for jpeg in data
-  ]
+  pictures = [record[f'{side}/image'] for side in ('source', 'target')]
+  points = mutual_matches(*map(jpeg.decode_grey, pictures))
+  views = [jpeg.decode(picture) for picture in pictures]
   matrix = camera.intrinsics(record['fov_deg'], views[0].shape[0])
   pose = record['target2source'].astype(np.float64)
   fundamental = fundamental_matrix(pose, matrix)
@@ -144,12 +137,12 @@ def draw(record: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:
   drawn = []
   # x_source^T F x_target = 0: F x_target is a line in the source.
   sides = ((fundamental, points[1]), (fundamental.T, points[0]))
-  for index, (matrix_here, others) in enumerate(sides):
+  for index, (matrix_here, facing) in enumerate(sides):
     canvas = np.ascontiguousarray(views[index])
     for number, match in enumerate(good[::step]):
       hue = np.uint8([[[180 * number // _DRAWN_MATCHES % 180, 255, 255]]])
       colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-      _draw_line(canvas, matrix_here @ np.append(others[match], 1.0), colour)
+      _draw_line(canvas, matrix_here @ np.append(facing[match], 1.0), colour)
       u, v = (int(value) for value in points[index][match])
       cv2.circle(canvas, (u, v), 3, colour, 1, cv2.LINE_AA)
     drawn.append(canvas)

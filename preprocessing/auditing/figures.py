@@ -7,12 +7,12 @@ import collections
 import pathlib
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from odin_jax.shared import files
 from preprocessing.auditing import epipolar, quality, records
+from preprocessing.writing import jpeg
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
 _EPIPOLAR_MAX_GAP_S = 2
@@ -111,18 +111,20 @@ def by_kind(
   """Pose errors of all videos of a kind, and their worst other figures."""
   pose = {}
   for kind in sorted(set(kinds.values())):
-    mine = [video for video in videos if kinds[video['video_id']] == kind]
-    found = [error for video in mine for error in errors[video['video_id']]]
-    shares = [video['kept_share_per_gap'] for video in mine]
+    of_kind = [video for video in videos if kinds[video['video_id']] == kind]
+    pose_errors = [
+      error for video in of_kind for error in errors[video['video_id']]
+    ]
+    shares = [video['kept_share_per_gap'] for video in of_kind]
     gaps = sorted({gap for share in shares for gap in share}, key=float)
-    depths = [video['median_depth'] for video in mine]
+    depths = [video['median_depth'] for video in of_kind]
     pose[kind] = {
-      'videos': len(mine),
-      **(pose_figures(found) if found else {'frame_pairs': 0}),
-      'max_components': max(video['components'] for video in mine),
-      'max_poses_per_frame': max(video['poses_per_frame'] for video in mine),
+      'videos': len(of_kind),
+      **(pose_figures(pose_errors) if pose_errors else {'frame_pairs': 0}),
+      'max_components': max(video['components'] for video in of_kind),
+      'max_poses_per_frame': max(video['poses_per_frame'] for video in of_kind),
       'median_depth': float(np.median([d for d in depths if d] or [0.0])),
-      'kept_share': float(np.mean([video['kept_share'] for video in mine])),
+      'kept_share': float(np.mean([video['kept_share'] for video in of_kind])),
       'kept_share_per_gap': {
         gap: float(np.mean([share[gap] for share in shares if gap in share]))
         for gap in gaps
@@ -135,7 +137,7 @@ def by_kind(
 
 
 def epipolar_figures(
-  records: records.Records, rows: Sequence[Mapping[str, Any]], limit: int
+  folder: records.Records, rows: Sequence[Mapping[str, Any]], limit: int
 ) -> dict[str, Any]:
   """Sampson distances of close pairs, in all, per gap and per video."""
   close = [
@@ -147,7 +149,7 @@ def epipolar_figures(
   tried = spread(close, limit)
   matched = []
   for row in tqdm(tried, desc='matching', unit='record'):
-    error = epipolar.median_error_px(records[row['place']])
+    error = epipolar.median_error_px(folder[row['place']])
     if error is not None:
       matched.append((row, error))
 
@@ -195,11 +197,11 @@ def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     'baseline': (np.minimum(baselines, longest), np.linspace(0, longest, 21)),
     'gap_s': (gaps, _edges_around(gaps)),
   }
-  found = {}
+  binned_counts = {}
   for name, (values, edges) in binned.items():
     counts, edges = np.histogram(values, edges)
-    found[name] = {'edges': edges.tolist(), 'counts': counts.tolist()}
-  return found
+    binned_counts[name] = {'edges': edges.tolist(), 'counts': counts.tolist()}
+  return binned_counts
 
 
 def _edges_around(gaps: Sequence[float]) -> np.ndarray:
@@ -210,7 +212,7 @@ def _edges_around(gaps: Sequence[float]) -> np.ndarray:
 
 
 def scan(
-  records: records.Records,
+  folder: records.Records,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
   """Reads every record once.
 
@@ -219,7 +221,7 @@ def scan(
     `target2source` from what the other fields give.
   """
   rows, rotation, translation = [], [0.0], [0.0]
-  for place, record in tqdm(records.places(), desc='reading', unit='record'):
+  for place, record in tqdm(folder.places(), desc='reading', unit='record'):
     deviation = quality.pose_inconsistency(record)
     rotation.append(deviation[0])
     translation.append(deviation[1])
@@ -237,7 +239,7 @@ def scan(
 
 
 def draw_pairs(
-  records: records.Records,
+  audited: records.Records,
   rows: Sequence[Mapping[str, Any]],
   output: pathlib.Path,
 ) -> int:
@@ -261,9 +263,9 @@ def draw_pairs(
     )
   ]
   for number, row in enumerate(chosen):
-    drawing = epipolar.draw(records[row['place']])[..., ::-1]
+    drawing = epipolar.draw(audited[row['place']])
     with files.atomic_path(folder / f'{number:03d}.jpg') as temporary:
-      cv2.imwrite(str(temporary), drawing)
+      temporary.write_bytes(jpeg.encode(drawing))
   return len(chosen)
 
 
@@ -276,35 +278,38 @@ def _by_video(
   return groups
 
 
-def judge(
-  records: records.Records, truth_folder: str | None, limit: int
+def compute(
+  folder: records.Records, truth_folder: str | None, limit: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """All figures of audit.json, and the records without their pictures.
 
   Args:
-    records: what is judged.
+    folder: the records.
     truth_folder: folder of truths, or None.
     limit: most records to match afresh.
   """
-  rows, consistency = scan(records)
+  rows, consistency = scan(folder)
   components_of = _by_video(
     quality.gather_components(rows), lambda component: component.video_id
   )
   rows_of = _by_video(rows, lambda row: row['video_id'])
   videos, errors, kinds = [], {}, {}
-  for summary in records.manifest['videos']:
+  for summary in folder.manifest['videos']:
     name = summary['video_id']
-    mine = components_of[name]
-    video = video_figures(summary, mine, rows_of[name])
+    components = components_of[name]
+    video = video_figures(summary, components, rows_of[name])
     if truth_folder:
       truth = read_truth(truth_folder, name)
-      errors[name] = [quality.pose_errors(part, truth) for part in mine]
+      errors[name] = [
+        quality.pose_errors(component, truth) for component in components
+      ]
       kinds[name] = str(truth['kind'])
       video['kind'] = kinds[name]
       if errors[name]:
         video['pose'] = pose_figures(errors[name])
       long = [
-        quality.pose_errors(part, truth, part.long_pairs) for part in mine
+        quality.pose_errors(component, truth, component.long_pairs)
+        for component in components
       ]
       if any(len(error['gap_s']) for error in long):
         video['pose_of_long_pairs'] = pose_figures(long)
@@ -316,7 +321,7 @@ def judge(
     report['real'] = videos[0] if len(videos) == 1 else videos
   return {
     **report,
-    'epipolar': epipolar_figures(records, rows, limit),
+    'epipolar': epipolar_figures(folder, rows, limit),
     'histograms': histograms(rows),
     'consistency': consistency,
     'videos': videos,

@@ -48,7 +48,7 @@ def gather_components(
 ) -> list[Component]:
   """The components that records belong to, in order of appearance."""
   components: dict[tuple[str, int], Component] = {}
-  seen: dict[tuple[str, int, float], set[bytes]] = {}
+  poses_of: dict[tuple[str, int, float], set[bytes]] = {}
   for row in rows:
     key = row['video_id'], row['scene_id']
     component = components.setdefault(key, Component(*key))
@@ -57,11 +57,14 @@ def gather_components(
       time_s, pose = row[f'{side}/time_s'], row[f'{side}/frame2scene']
       times.append(time_s)
       component.poses.setdefault(time_s, pose.astype(np.float64))
-      distinct = seen.setdefault((*key, time_s), set())
+      distinct = poses_of.setdefault((*key, time_s), set())
       distinct.add(np.asarray(pose, np.float32).tobytes())
       component.poses_per_frame = max(component.poses_per_frame, len(distinct))
-    pairs = component.frame_pairs if row['hops'] == 1 else component.long_pairs
-    pairs.add((min(times), max(times)))
+    pair = min(times), max(times)
+    if row['hops'] == 1:
+      component.frame_pairs.add(pair)
+    else:
+      component.long_pairs.add(pair)
   return list(components.values())
 
 
@@ -100,14 +103,16 @@ def pose_errors(
   rows = []
   chosen = component.frame_pairs if pairs is None else pairs
   for earlier, later in sorted(chosen):
-    found = camera.relative(component.poses[earlier], component.poses[later])
+    estimated = camera.relative(
+      component.poses[earlier], component.poses[later]
+    )
     true = camera.relative(pose_at(truth, earlier), pose_at(truth, later))
-    rotation = camera.rotation_angle_deg(found[:, :3].T @ true[:, :3])
+    rotation = camera.rotation_angle_deg(estimated[:, :3].T @ true[:, :3])
     direction, ratio = np.nan, np.nan
     baseline_m = np.linalg.norm(true[:, 3])
     if baseline_m > _MIN_BASELINE_M:
-      direction = camera.angle_between_deg(found[:, 3], true[:, 3])
-      ratio = np.linalg.norm(found[:, 3]) / baseline_m
+      direction = camera.angle_between_deg(estimated[:, 3], true[:, 3])
+      ratio = np.linalg.norm(estimated[:, 3]) / baseline_m
     rows.append((later - earlier, rotation, direction, ratio))
   gap, rotation, direction, ratio = np.array(rows, np.float64).reshape(-1, 4).T
   moved = ratio[np.isfinite(ratio)]

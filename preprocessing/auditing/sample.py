@@ -14,12 +14,12 @@ the pose of another one: what passes then passes by chance.
 import dataclasses
 from typing import Any, Mapping, Sequence
 
-import cv2
 import numpy as np
 from scipy import stats
 
 from odin_jax.shared import schema
 from preprocessing.auditing import epipolar
+from preprocessing.writing import jpeg
 
 # 1 px at 256 px.
 MAX_ERROR_SHARE = 1 / 256
@@ -27,8 +27,8 @@ _QUANTILE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-  """One record of the sample.
+class Assessment:
+  """What is found of one record of the sample.
 
   Attributes:
     record: the record itself.
@@ -53,14 +53,14 @@ def draw(
   return [rows[index] for index in sorted(chosen.tolist())]
 
 
-def judge(record: schema.Record) -> Judged:
-  """Judges one record."""
+def assess(record: schema.Record) -> Assessment:
+  """Matches one record afresh."""
   errors = epipolar.fresh_errors_px(record)
   error_px, consistent = None, None
   if len(errors) >= epipolar.MIN_MATCHES:
     error_px = float(np.quantile(errors, _QUANTILE))
     consistent = error_px <= MAX_ERROR_SHARE * _size_px(record)
-  return Judged(
+  return Assessment(
     record=record,
     matches=len(errors),
     error_px=error_px,
@@ -69,8 +69,7 @@ def judge(record: schema.Record) -> Judged:
 
 
 def _size_px(record: Mapping[str, Any]) -> int:
-  data = np.frombuffer(record['source/image'], np.uint8)
-  return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).shape[0]
+  return jpeg.decode_grey(record['source/image']).shape[0]
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -88,15 +87,15 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   return float(interval.low), float(interval.high)
 
 
-def figures(sample: Sequence[Judged]) -> dict[str, Any]:
+def figures(sample: Sequence[Assessment]) -> dict[str, Any]:
   """The share of consistent records, its interval, and what chance gives.
 
   Returns:
     counts, `share` and `interval_95`; the same of the records that were matched
     directly and of those whose pose is composed; `chance_share`.
   """
-  direct = [one for one in sample if one.record['hops'] == 1]
-  composed = [one for one in sample if one.record['hops'] > 1]
+  direct = [item for item in sample if item.record['hops'] == 1]
+  composed = [item for item in sample if item.record['hops'] > 1]
   return {
     **_share(sample),
     'direct': _share(direct),
@@ -106,13 +105,13 @@ def figures(sample: Sequence[Judged]) -> dict[str, Any]:
   }
 
 
-def _decided(sample: Sequence[Judged]) -> list[Judged]:
-  return [one for one in sample if one.consistent is not None]
+def _decided(sample: Sequence[Assessment]) -> list[Assessment]:
+  return [item for item in sample if item.consistent is not None]
 
 
-def _share(sample: Sequence[Judged]) -> dict[str, Any]:
+def _share(sample: Sequence[Assessment]) -> dict[str, Any]:
   decided = _decided(sample)
-  consistent = sum(bool(one.consistent) for one in decided)
+  consistent = sum(bool(item.consistent) for item in decided)
   return {
     'size': len(sample),
     'decided': len(decided),
@@ -122,13 +121,14 @@ def _share(sample: Sequence[Judged]) -> dict[str, Any]:
   }
 
 
-def _with_other_poses(decided: Sequence[Judged]) -> float | None:
+def _with_other_poses(decided: Sequence[Assessment]) -> float | None:
   """Share that passes with the pose of a record from far off in the sample."""
   if len(decided) < 2:
     return None
   passed = 0
-  for place, one in enumerate(decided):
-    other = decided[(place + len(decided) // 2) % len(decided)]
-    pose = other.record['target2source']
-    passed += bool(judge({**one.record, 'target2source': pose}).consistent)
+  for place, item in enumerate(decided):
+    far_off = decided[(place + len(decided) // 2) % len(decided)]
+    pose = far_off.record['target2source']
+    control = assess({**item.record, 'target2source': pose})
+    passed += bool(control.consistent)
   return passed / len(decided)

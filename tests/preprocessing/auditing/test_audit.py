@@ -14,14 +14,14 @@ from odin_jax.shared import camera, files
 from preprocessing.auditing import (
   epipolar,
   figures,
+  ledger_summary,
   quality,
   records,
-  rejections,
   sample,
 )
 from preprocessing.procedural import footage, true_pairs
-from preprocessing.views import alignment
 from preprocessing.writing import parts, shards
+from tests.helpers import default_rules
 
 
 def turn(degrees):
@@ -184,7 +184,7 @@ def run(tmp_path_factory):
     seconds=8.0,
     max_gap_s=2,
     size_px=192,
-    views=alignment.ViewRules(),
+    views=default_rules.view_rules(),
     split_by='time',
     test_fraction=0.4,
   )
@@ -211,7 +211,7 @@ def run(tmp_path_factory):
 
 
 def test_true_records_pass_the_audit(run):
-  report, rows = figures.judge(
+  report, rows = figures.compute(
     records.Records(run / 'records'), str(run / 'truth'), 100
   )
   assert report['records'] == len(rows) == 20
@@ -277,7 +277,7 @@ def test_a_sample_has_no_record_twice_and_repeats():
 
 def test_consistent_share_tells_true_poses_from_turned_ones(run):
   audited = list(records.Records(run / 'records'))
-  found = sample.figures([sample.judge(one) for one in audited])
+  found = sample.figures([sample.assess(one) for one in audited])
   assert found['size'] == 20 and found['decided'] >= 10
   assert found['share'] > 0.9
   low, high = found['interval_95']
@@ -289,7 +289,7 @@ def test_consistent_share_tells_true_poses_from_turned_ones(run):
     # A turn about the axis across the view moves points off their lines.
     tilt = camera.rotation_x(np.deg2rad(8.0)).astype(np.float32)
     pose[:, :3] = tilt @ pose[:, :3]
-    wrong.append(sample.judge({**record, 'target2source': pose}))
+    wrong.append(sample.assess({**record, 'target2source': pose}))
   assert sample.figures(wrong)['share'] < 0.5
 
 
@@ -299,7 +299,7 @@ def test_rejections_are_counted_with_examples():
     {'stage': 'views', 'reason': 'a', 'video_id': 'y', 'picture': 'p.jpg'},
     {'stage': 'poses', 'reason': 'b', 'video_id': 'x'},
   ]
-  first, second = rejections.by_reason(rows)
+  first, second = ledger_summary.by_reason(rows)
   assert (first['stage'], first['reason'], first['count']) == ('views', 'a', 4)
   assert first['examples'][0]['picture'] == 'p.jpg'
   assert second['count'] == 1
