@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from odin_jax.shared import command, errors, files
 from preprocessing import ids
-from preprocessing.writing import shards
+from preprocessing.writing import dropping, shards
 
 _TOOLS = ('preprocessing.run', 'preprocessing.worlds')
 
@@ -45,7 +45,7 @@ def main() -> None:
       f'{folder}: records of {tool}; give a folder of {" or ".join(_TOOLS)}'
     )
   files.claim_output(folder, tool)
-  manifest = shards.drop(folder, asked)
+  manifest = dropping.drop(folder, asked)
   logging.info('dropped so far: %s', manifest['dropped_on_request'])
   if manifest['absent_on_request']:
     logging.warning(

@@ -29,7 +29,7 @@ from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import projections
 from preprocessing.running import ray_engine, workers
-from preprocessing.writing import parts, shards
+from preprocessing.writing import dropping, merging, parts
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
@@ -259,7 +259,7 @@ def main() -> None:
   videos, dropped = find_videos(source)
   output = files.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
-  shards.finish_drop(output)
+  dropping.finish_drop(output)
   videos, rows = without_excluded(videos, output)
   dropped += rows
   if not videos:
@@ -285,7 +285,7 @@ def main() -> None:
     for video_id in usable:
       dropped += parts.read_note(output, video_id)['dropped']
     raise errors.UserError(_nothing(source, usable, dropped))
-  shards.merge(
+  merging.merge(
     output,
     video_ids=usable,
     config=config,

@@ -33,7 +33,7 @@ from odin_jax.shared import command, errors, files
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
 from preprocessing.views import alignment
-from preprocessing.writing import shards, splits
+from preprocessing.writing import merging, splits
 
 TOOL = 'preprocessing.worlds'
 
@@ -184,7 +184,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     steps=len(jobs),
     unit='world',
   )
-  manifest = shards.merge(output, video_ids=names, config=settings, tool=TOOL)
+  manifest = merging.merge(output, video_ids=names, config=settings, tool=TOOL)
   return {'settings': settings, 'counts': manifest['counts']}
 
 

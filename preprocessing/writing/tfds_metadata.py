@@ -73,12 +73,12 @@ def write(
     description='Posed pairs of perspective views cut from 360-degree videos.',
   )
   for split in schema.SPLITS:
-    mine = [shard for shard in shards.values() if shard['split'] == split]
-    if mine:
+    entries = [shard for shard in shards.values() if shard['split'] == split]
+    if entries:
       info.splits.add(
         name=split,
-        shard_lengths=[shard['records'] for shard in mine],
-        num_bytes=sum(shard['bytes'] for shard in mine),
+        shard_lengths=[shard['records'] for shard in entries],
+        num_bytes=sum(shard['bytes'] for shard in entries),
         filepath_template=_FILE_PATTERN,
       )
   files.write_json(

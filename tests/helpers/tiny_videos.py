@@ -7,7 +7,7 @@ import numpy as np
 from configs import preprocess
 from preprocessing.procedural import footage
 from preprocessing.running import workers
-from preprocessing.writing import shards
+from preprocessing.writing import merging
 
 _KINDS = ('unique_room', 'repeated_corridor')
 _SIZE = {'width': 256, 'height': 128}
@@ -61,7 +61,7 @@ def finish(paths, output, events):
     for event in events
     if isinstance(event, workers.Outcome)
   }
-  shards.merge(
+  merging.merge(
     output,
     video_ids=[path.stem for path in paths if not outcomes[path.stem].error],
     config=config(),

@@ -20,7 +20,7 @@ from preprocessing.auditing import (
   sample,
 )
 from preprocessing.procedural import footage, true_pairs
-from preprocessing.writing import parts, shards
+from preprocessing.writing import merging, parts
 from tests.helpers import default_rules
 
 
@@ -206,7 +206,7 @@ def run(tmp_path_factory):
     )
     truth = footage.truth(world, np.arange(0, 9, 0.2), width=16, height=8)
     np.savez(folder / 'truth' / f'{name}.truth.npz', **truth)
-  shards.merge(output, video_ids=names, config={}, tool='t')
+  merging.merge(output, video_ids=names, config={}, tool='t')
   return folder
 
 

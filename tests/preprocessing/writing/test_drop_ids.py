@@ -11,7 +11,7 @@ import pytest
 
 from odin_jax.shared import errors, files, record_folder, schema, tfrecord
 from preprocessing import ids
-from preprocessing.writing import parts, shards
+from preprocessing.writing import dropping, merging, parts, shards
 from tests.helpers import commands, posed_records
 
 NAMES = ['walk', 'ride', 'boat', 'Walk #3', 'empty']
@@ -39,7 +39,7 @@ def make_part(output, index, name):
 
 
 def merge(output, names):
-  return shards.merge(
+  return merging.merge(
     output,
     video_ids=names,
     config={'fps': 1},
@@ -107,7 +107,7 @@ def test_nothing_of_the_videos_is_left(folder, without, with_parts):
   if not with_parts:
     shutil.rmtree(folder / 'parts')
   old = json.loads((folder / 'manifest.json').read_text())
-  manifest = shards.drop(folder, ASKED)
+  manifest = dropping.drop(folder, ASKED)
   told = {'manifest.json', 'ledger.jsonl', 'dropped_ids.txt'}
   found, expected = contents(folder), contents(without)
   if not with_parts:
@@ -129,7 +129,7 @@ def test_nothing_of_the_videos_is_left(folder, without, with_parts):
 
 
 def test_the_ledger_keeps_one_row_for_each(folder):
-  shards.drop(folder, ASKED | {'flat'})
+  dropping.drop(folder, ASKED | {'flat'})
   rows = [json.loads(row) for row in (folder / 'ledger.jsonl').open()]
   assert [row['video_id'] for row in rows] == [
     'walk',
@@ -152,14 +152,14 @@ def test_the_ledger_keeps_one_row_for_each(folder):
 def test_one_by_one_is_as_all_at_once(folder, tmp_path, monkeypatch):
   other = make(tmp_path / 'other', NAMES, monkeypatch)
   for name in sorted(ASKED):
-    shards.drop(folder, [name])
-  shards.drop(other, ASKED)
-  shards.drop(other, [])
+    dropping.drop(folder, [name])
+  dropping.drop(other, ASKED)
+  dropping.drop(other, [])
   assert contents(folder) == contents(other)
 
 
 def test_a_later_merge_brings_nothing_back(folder):
-  shards.drop(folder, ASKED)
+  dropping.drop(folder, ASKED)
   before = contents(folder)
   make_part(folder, NAMES.index('ride'), 'ride')
   make_part(folder, NAMES.index('Walk #3'), 'Walk #3')
@@ -167,7 +167,7 @@ def test_a_later_merge_brings_nothing_back(folder):
   assert contents(folder) == before
   # So does one that was told to leave them out.
   rows = [{**UNUSABLE, 'video_id': name} for name in GONE]
-  shards.merge(
+  merging.merge(
     folder,
     video_ids=[name for name in NAMES if name not in GONE],
     config={'fps': 1},
@@ -180,7 +180,7 @@ def test_a_later_merge_brings_nothing_back(folder):
 def test_ids_that_are_not_there_rewrite_no_shard(folder):
   before = public(folder)
   inodes = {path.name: path.stat().st_ino for path in folder.glob('*tfrecord*')}
-  shards.drop(folder, {'never here', '..'})
+  dropping.drop(folder, {'never here', '..'})
   found = public(folder)
   assert found.pop('dropped_ids.txt') == b'..\nnever here\n'
   manifest = json.loads(found.pop('manifest.json'))
@@ -195,7 +195,7 @@ def test_ids_that_are_not_there_rewrite_no_shard(folder):
 def test_nothing_is_touched_when_nothing_would_be_left(folder):
   before = contents(folder)
   with pytest.raises(errors.UserError, match='no record would be left'):
-    shards.drop(folder, NAMES[:4])
+    dropping.drop(folder, NAMES[:4])
   assert contents(folder) == before
 
 
@@ -215,7 +215,7 @@ def test_nothing_is_touched_where_the_folder_is_damaged(folder, damage):
     path.write_text('{"video')
   before = contents(folder)
   with pytest.raises(errors.UserError, match=path.name):
-    shards.drop(folder, ASKED)
+    dropping.drop(folder, ASKED)
   assert contents(folder) == before
 
 
@@ -260,7 +260,7 @@ def test_a_kill_at_any_moment_is_mended_by_a_rerun(tmp_path, monkeypatch):
   before = public(folder)
   done = tmp_path / 'done'
   shutil.copytree(folder, done)
-  shards.drop(done, asked)
+  dropping.drop(done, asked)
   new, expected = records(done), contents(done)
   # Old and new shards have the same names, so they could be mixed up.
   shard_names = [path.name for path in sorted(folder.glob('*tfrecord*'))]
@@ -270,7 +270,7 @@ def test_a_kill_at_any_moment_is_mended_by_a_rerun(tmp_path, monkeypatch):
   while died:
     copy = tmp_path / 'copy'
     shutil.copytree(folder, copy)
-    died = killed_at(change, lambda: shards.drop(copy, asked))
+    died = killed_at(change, lambda: dropping.drop(copy, asked))
     begun = (copy / '.drop').is_dir() or public(copy) != before
     stages.add((died, begun))
     if not begun:
@@ -288,7 +288,7 @@ def test_a_kill_at_any_moment_is_mended_by_a_rerun(tmp_path, monkeypatch):
         assert contents(copy) == expected
       else:
         assert public(copy) == before
-    shards.drop(copy, asked)
+    dropping.drop(copy, asked)
     assert contents(copy) == expected, change
     shutil.rmtree(copy)
     # Before the new files replace the old ones, some moments will do.

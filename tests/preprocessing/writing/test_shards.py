@@ -14,12 +14,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from odin_jax.shared import errors, record_folder, schema, tfrecord
-from preprocessing.writing import jpeg, parts, shards, splits
+from preprocessing.writing import jpeg, merging, parts, splits
 from tests.helpers import noise_records
 
 
 def merge(output, names, **more):
-  return shards.merge(
+  return merging.merge(
     output, video_ids=names, config={'fps': 1}, tool='a.tool', **more
   )
 

@@ -1,0 +1,99 @@
+"""Parts of videos to shards, with all that describes them.
+
+The parts are merged in the order of the videos, so that the shards depend on
+nothing but the records.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+from typing import Any, Mapping, Sequence
+
+from odin_jax.shared import files, schema
+from preprocessing import ids
+from preprocessing.writing import dropping, parts, shards, tfds_metadata
+
+_VERSIONS_OF = ('numpy', 'opencv-python-headless', 'av', 'pycolmap', 'torch')
+Path = str | os.PathLike[str]
+
+
+def merge(
+  output: Path,
+  *,
+  video_ids: Sequence[str],
+  config: Mapping[str, Any],
+  tool: str,
+  extra_dropped: Sequence[Mapping[str, Any]] = (),
+  num_shards: int | None = None,
+) -> dict[str, Any]:
+  """Merges parts into shards and writes everything that describes them.
+
+  Args:
+    output: the run's output folder.
+    video_ids: whose parts to merge, in this order; those that were taken out
+      of this folder stay out.
+    config: goes into the manifest.
+    tool: the command that made the records.
+    extra_dropped: ledger rows of what has no part, with `video_id`.
+    num_shards: per split; by default so many that none is large.
+
+  Returns:
+    the manifest.
+
+  Raises:
+    errors.UserError: a part is missing or damaged.
+  """
+  output = pathlib.Path(output)
+  dropping.finish_drop(output)
+  dropped_ids = ids.read_dropped(output)
+  notes = {
+    video_id: parts.read_note(output, video_id)
+    for video_id in video_ids
+    if video_id not in dropped_ids
+  }
+  # A file without records has no frame to index.
+  records_of = shards.by_split(
+    parts.paths(output, video_id)[0]
+    for video_id, note in notes.items()
+    if note['records']
+  )
+  entries = shards.write(output, records_of, num_shards)
+  shards.remove(output, keep=entries)
+  parts.remove(output, dropped_ids)
+  optional = shards.optional_features(records_of)
+  tfds_metadata.write(output, entries, optional)
+  rows = [row for note in notes.values() for row in note['dropped']]
+  rows, removed = dropping.ledger_without(
+    (*rows, *extra_dropped), dropped_ids, present=video_ids
+  )
+  shards.write_ledger(output, rows)
+  manifest = {
+    'tool': tool,
+    'schema_version': schema.SCHEMA_VERSION,
+    'versions': _versions(),
+    'config': dict(config),
+    'counts': {
+      'videos': len(notes),
+      'dropped': len(rows),
+      **{split: len(records_of[split]) for split in schema.SPLITS},
+    },
+    'videos': [
+      {'video_id': video_id, **note['summary'], 'records': note['records']}
+      for video_id, note in notes.items()
+    ],
+    'shards': entries,
+    'dropped_on_request': removed,
+    'absent_on_request': len(dropped_ids) - len(removed),
+  }
+  files.write_json(output / shards.MANIFEST, manifest)
+  return manifest
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for package in _VERSIONS_OF:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = 'absent'
+  return versions
