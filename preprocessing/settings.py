@@ -104,7 +104,7 @@ def _check_table(
       f'{sorted(set(table) ^ fields)}'
     )
   try:
-    rules(**table)
+    rules(**table, **dict.fromkeys(elsewhere))
   except (TypeError, ValueError) as error:
     raise errors.UserError(f'config.{name}: {error}') from error
 

@@ -16,7 +16,7 @@ from preprocessing.keyframes import keyframes
 from preprocessing.reading import detection, frames
 from preprocessing.solving import pair_graph, solver, tracks, verification
 from preprocessing.views import cutting, frame_pairs, visibility
-from preprocessing.writing import parts, rejected_pictures, splits
+from preprocessing.writing import parts, rejected_pictures, rejections, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def process(
     seen,
     solution,
     config,
-    visibility.make_sees(decision.layout, config.fov_deg, seen.width_px),
+    visibility.of_views(decision.layout, config.fov_deg, seen.width_px),
   )
   split_of = splits.split_frames(
     video_id,
@@ -126,13 +126,21 @@ def process(
     split_by=config.split_by,
     test_fraction=config.test_fraction,
   )
-  found = frame_pairs.Candidates(seen, solution, split_of, window)
-  chosen, refused = cutter.choose(found.frame_pairs)
-  rejected = [rejection.row(seen.times_s) for rejection in solution.rejected]
-  dropped = [*seen.dropped, *found.dropped, *rejected, *refused]
-  dropped = [rejected_pictures.with_times(row, seen.times_s) for row in dropped]
-  examples = rejected_pictures.pictures(
-    video_id, dropped, seen, config.examples_per_reason
+  selection = frame_pairs.select(
+    solution, slots=seen.slots, split_of=split_of, window=window
+  )
+  chosen, without_views = cutter.choose(selection.frame_pairs)
+  dropped, examples = rejected_pictures.rows_and_pictures(
+    video_id,
+    [
+      *map(rejections.of_row, seen.dropped),
+      *selection.rejected,
+      *solution.rejected,
+      *without_views,
+    ],
+    times_s=seen.times_s,
+    panoramas=seen.pictures,
+    limit=config.examples_per_reason,
   )
   return Result(
     video_id=video_id,
@@ -141,7 +149,7 @@ def process(
     ),
     summary={
       'projection': decision.to_dict(),
-      **_summary(solution, chosen, found, config.fps),
+      **_summary(solution, chosen, selection, config.fps),
     },
     dropped=dropped,
     path=cameras.of_solution(
@@ -156,8 +164,8 @@ def process(
 
 def _summary(
   solution: solver.Solution,
-  chosen: Sequence[cutting.Chosen],
-  found: frame_pairs.Candidates,
+  chosen: Sequence[cutting.SelectedViews],
+  selection: frame_pairs.Selection,
   fps: float,
 ) -> dict[str, Any]:
   """The video's figures for the manifest; gaps are named in seconds."""
@@ -166,11 +174,11 @@ def _summary(
     return {f'{gap / fps:g}': counts[gap] for gap in sorted(counts)}
 
   def gaps(frame_pairs: Iterable[tracks.FramePair]) -> dict[str, int]:
-    return per_gap(collections.Counter(map(found.gap, frame_pairs)))
+    return per_gap(collections.Counter(map(selection.gap, frame_pairs)))
 
-  counts = found.counts
+  counts = selection.counts
   kept = {item.frames for item in chosen if item.hops == 1}
-  beyond = {pair for pair in kept if found.is_beyond(pair)}
+  beyond = {pair for pair in kept if selection.is_beyond(pair)}
   long_kept = {item.frames for item in chosen if item.hops > 1}
   calls = solution.figures['matcher_calls']
   return {
@@ -190,7 +198,7 @@ def _summary(
     },
     'long_frame_pairs': {
       'candidates': gaps(
-        pair.frames for pair in found.frame_pairs if pair.hops > 1
+        pair.frames for pair in selection.frame_pairs if pair.hops > 1
       ),
       'kept': gaps(long_kept),
     },

@@ -4,11 +4,12 @@ Frame pairs, views and gauge are those of the pipeline for videos; only the
 poses and the scene points are known rather than found.
 """
 
+import collections
 import dataclasses
 import pathlib
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
 from odin_jax.shared import camera, schema
@@ -16,7 +17,7 @@ from preprocessing import panorama
 from preprocessing.procedural import footage, raycaster, scenes
 from preprocessing.running import pool
 from preprocessing.views import alignment
-from preprocessing.writing import jpeg, parts, splits
+from preprocessing.writing import jpeg, parts, rejections, splits
 
 _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
 # A point is seen by another frame if it lies at the distance seen there.
@@ -57,18 +58,27 @@ def supersampling(size_px: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
-  """What one panorama sees of the static scene, on a coarse grid, metres."""
+class FrameGeometry:
+  """What one panorama sees of the static scene, on a coarse grid, metres.
+
+  Attributes:
+    time_s: when.
+    frame2world: its pose.
+    distance: of what is seen on the grid, moving or not.
+    points: the static points on the grid, in the world.
+    weights: solid angles that they stand for, up to a factor.
+    point_distance: of the points.
+  """
 
   time_s: float
   frame2world: Float[np.ndarray, '3 4']
-  distance: np.ndarray
+  distance: Float[np.ndarray, 'h w']
   points: Float[np.ndarray, 'n 3']
   weights: Float[np.ndarray, 'n']
   point_distance: Float[np.ndarray, 'n']
 
 
-def observe(world: scenes.World, time_s: float) -> Frame:
+def observe(world: scenes.World, time_s: float) -> FrameGeometry:
   """What the walk's panorama sees at a time."""
   frame2world = world.walk.frame2world(time_s)
   rays = raycaster.panorama_rays(_GRID_WIDTH_PX, _GRID_HEIGHT_PX)
@@ -78,38 +88,51 @@ def observe(world: scenes.World, time_s: float) -> Frame:
     hits.surface
   ]
   distance = hits.distance.astype(np.float64)
-  points = turned[static] * distance[static][:, None] + frame2world[:, 3]
   area = np.hypot(rays[..., 0], rays[..., 2]).astype(np.float64)
-  return Frame(
-    time_s, frame2world, distance, points, area[static], distance[static]
+  return FrameGeometry(
+    time_s=time_s,
+    frame2world=frame2world,
+    distance=distance,
+    points=turned[static] * distance[static][:, None] + frame2world[:, 3],
+    weights=area[static],
+    point_distance=distance[static],
   )
 
 
-def _seen_by(frame: Frame, points: Float[np.ndarray, 'n 3']) -> np.ndarray:
+def _is_visible(
+  frame: FrameGeometry, points: Float[np.ndarray, 'n 3']
+) -> Bool[np.ndarray, 'n']:
+  """Which points of the world lie at the distance that a frame sees there."""
   local = camera.transform(camera.inverse(frame.frame2world), points)
   u, v = camera.direction_to_equirect(local, _GRID_WIDTH_PX, _GRID_HEIGHT_PX)
   column = u.astype(int) % _GRID_WIDTH_PX
   row = np.minimum(v.astype(int), _GRID_HEIGHT_PX - 1)
-  there = frame.distance[row, column]
+  seen_there = frame.distance[row, column]
   away = np.linalg.norm(local, axis=1)
-  return np.abs(away - there) < _SAME_DISTANCE * there
+  return np.abs(away - seen_there) < _SAME_DISTANCE * seen_there
 
 
-def _shared_points(
-  a: Frame, b: Frame
+def shared_points(
+  first: FrameGeometry, second: FrameGeometry
 ) -> tuple[Float[np.ndarray, 'n 3'], Float[np.ndarray, 'n']]:
   """Points that both frames see, and their weights."""
-  in_b, in_a = _seen_by(b, a.points), _seen_by(a, b.points)
-  points = np.concatenate([a.points[in_b], b.points[in_a]])
-  return points, np.concatenate([a.weights[in_b], b.weights[in_a]])
-
-
-def gauge_m(frames: list[Frame]) -> float:
-  """Metres per scene unit: the median distance of static points."""
-  return alignment.weighted_median(
-    np.concatenate([frame.point_distance for frame in frames]),
-    np.concatenate([frame.weights for frame in frames]),
+  in_second = _is_visible(second, first.points)
+  in_first = _is_visible(first, second.points)
+  return (
+    np.concatenate([first.points[in_second], second.points[in_first]]),
+    np.concatenate([first.weights[in_second], second.weights[in_first]]),
   )
+
+
+def gauge_m(frames: Sequence[FrameGeometry]) -> float:
+  """Metres per scene unit: the median distance of static points."""
+  median = np.quantile(
+    np.concatenate([frame.point_distance for frame in frames]),
+    0.5,
+    weights=np.concatenate([frame.weights for frame in frames]),
+    method='inverted_cdf',
+  )
+  return float(median)
 
 
 def render_view(
@@ -142,19 +165,23 @@ def render_view(
 
 
 def _frame_pairs(
-  splits: list[str], max_gap_s: int
+  split_of: Sequence[str], max_gap_s: int
 ) -> tuple[Int[np.ndarray, 'n 2'], dict[str, int], int]:
   """Frame pairs within one split; candidates per gap; how many straddle."""
-  count = len(splits)
+  count = len(split_of)
   candidates = {
     str(gap): max(count - gap, 0) for gap in range(1, max_gap_s + 1)
   }
   pairs = [
-    (i, j)
-    for i in range(count)
-    for j in range(i + 1, min(i + max_gap_s, count - 1) + 1)
+    (first, second)
+    for first in range(count)
+    for second in range(first + 1, min(first + max_gap_s, count - 1) + 1)
   ]
-  inside = [(i, j) for i, j in pairs if splits[i] == splits[j]]
+  inside = [
+    (first, second)
+    for first, second in pairs
+    if split_of[first] == split_of[second]
+  ]
   return (
     np.array(inside, int).reshape(-1, 2),
     candidates,
@@ -179,38 +206,40 @@ def make_records(
     split_by=rules.split_by,
     test_fraction=rules.test_fraction,
   )
-  pairs, candidates, straddling = _frame_pairs(split_of, rules.max_gap_s)
+  pairs, candidates, num_straddling = _frame_pairs(split_of, rules.max_gap_s)
   unit_m = gauge_m(frames)
-  made: list[schema.Record] = []
-  used = set()
-  refused: dict[str, int] = {}
-  for i, j in _rounds(pairs, rng):
-    if len(made) >= rules.num_records:
+  records: list[schema.Record] = []
+  gaps: dict[tuple[int, int], str] = {}
+  reasons: collections.Counter[rejections.Reason] = collections.Counter()
+  for source, target in _rounds(pairs, rng):
+    if len(records) >= rules.num_records:
       break
-    chosen, reasons = _choose(frames[i], frames[j], unit_m, rules, rng)
-    for reason in reasons:
-      refused[reason] = refused.get(reason, 0) + 1
-    for pair in chosen[: rules.num_records - len(made)]:
-      ends = frames[i], frames[j]
-      record = _record(world, ends, pair, unit_m, rules)
-      made.append({**record, 'video_id': video_id, 'split': split_of[i]})
-      used.add((min(i, j), max(i, j)))
-  _set_units(made)
-  kept = {gap: sum(str(j - i) == gap for i, j in used) for gap in candidates}
+    ends = frames[source], frames[target]
+    choice = _choose(*ends, unit_m, rules, rng)
+    reasons.update(choice.reasons)
+    for view_pair in choice.view_pairs[: rules.num_records - len(records)]:
+      record = _record(world, ends, view_pair, unit_m, rules)
+      records.append(
+        {**record, 'video_id': video_id, 'split': split_of[source]}
+      )
+      first, second = sorted((source, target))
+      gaps[first, second] = str(second - first)
+  _set_units(records)
+  kept = collections.Counter(gaps.values())
   summary = {
     'frames': len(frames),
     'components': 1,
-    'frame_pairs': {'candidates': candidates, 'kept': kept},
+    'frame_pairs': {
+      'candidates': candidates,
+      'kept': {gap: kept[gap] for gap in candidates},
+    },
     'masked_share': 0.0,
     'matcher_calls': 0,
   }
-  if straddling:
-    refused['frames belong to different splits'] = straddling
-  dropped = [
-    {'stage': 'pairs', 'reason': reason, 'count': count}
-    for reason, count in sorted(refused.items())
-  ]
-  return made, summary, dropped
+  if num_straddling:
+    reasons[rejections.Reason.SPLITS] = num_straddling
+  rejected = rejections.counted(rejections.Stage.PAIRS, reasons)
+  return records, summary, [rejection.row() for rejection in rejected]
 
 
 def _rounds(
@@ -219,18 +248,21 @@ def _rounds(
   """All frame pairs in random order and direction, again and again."""
   for _ in range(_MAX_ROUNDS):
     for index in rng.permutation(len(pairs)):
-      i, j = pairs[index].tolist()
-      yield (j, i) if rng.uniform() < 0.5 else (i, j)
+      first, second = pairs[index].tolist()
+      if rng.uniform() < 0.5:
+        yield second, first
+      else:
+        yield first, second
 
 
 def _choose(
-  source: Frame,
-  target: Frame,
+  source: FrameGeometry,
+  target: FrameGeometry,
   unit_m: float,
   rules: PairRules,
   rng: np.random.Generator,
-) -> tuple[list[alignment.ViewPair], list[str]]:
-  points, weights = _shared_points(source, target)
+) -> alignment.Choice:
+  points, weights = shared_points(source, target)
   return alignment.choose_view_pairs(
     _in_units(source.frame2world, unit_m),
     _in_units(target.frame2world, unit_m),
@@ -249,22 +281,22 @@ def _in_units(
 
 def _record(
   world: scenes.World,
-  ends: tuple[Frame, Frame],
-  pair: alignment.ViewPair,
+  ends: tuple[FrameGeometry, FrameGeometry],
+  view_pair: alignment.ViewPair,
   unit_m: float,
   rules: PairRules,
 ) -> schema.Record:
   record: schema.Record = {
-    'target2source': pair.target2source,
+    'target2source': view_pair.target2source,
     'fov_deg': rules.views.fov_deg,
     'scene_id': 0,
-    'median_depth': pair.median_depth,
-    'overlap': pair.overlap,
+    'median_depth': view_pair.median_depth,
+    'overlap': view_pair.overlap,
     'confidence': 1.0,
     'hops': 1,
     'matcher': 'procedural',
   }
-  sides = zip(('source', 'target'), ends, (pair.source, pair.target))
+  sides = zip(('source', 'target'), ends, (view_pair.source, view_pair.target))
   for side, frame, angles in sides:
     image = render_view(
       world,
@@ -281,10 +313,10 @@ def _record(
   return record
 
 
-def _set_units(made: list[schema.Record]) -> None:
+def _set_units(records: list[schema.Record]) -> None:
   """Makes the median depth of the source views one, as in `video`."""
-  units = 1 / np.median([record['median_depth'] for record in made] or [1.0])
-  for record in made:
+  units = 1 / np.median([record['median_depth'] for record in records] or [1.0])
+  for record in records:
     record['median_depth'] *= units
     for name in ('target2source', 'source/frame2scene', 'target/frame2scene'):
       record[name] = camera.rescale(record[name], float(units))
@@ -336,13 +368,13 @@ def make_part(job: PairsJob) -> str:
     px_per_rad=float(focal_px),
     movers=job.rules.movers,
   )
-  made, summary, dropped = make_records(
+  records, summary, dropped = make_records(
     world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
   )
   parts.write(
     job.output,
     job.name,
-    records=made,
+    records=records,
     summary={'kind': world.kind, **summary},
     dropped=dropped,
     fingerprint=job.fingerprint,

@@ -30,6 +30,7 @@ import numpy as np
 
 from odin_jax.shared import camera
 from preprocessing.views import descent
+from preprocessing.writing import rejections
 
 # How far views that look along the path look past it.
 _PATH_SPREAD_DEG = 15.0
@@ -45,6 +46,10 @@ class Angles(NamedTuple):
 
   yaw_deg: float
   pitch_deg: float
+
+
+# Whether the camera saw all that a view with these angles shows.
+Visibility = Callable[[Angles], bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,18 +75,18 @@ class ViewRules:
     min_points: a view with fewer points is not judged but dropped.
   """
 
-  num_views: int = 4
-  num_tries: int = 8
-  fov_deg: float = 90.0
-  max_pitch_deg: float = 10.0
-  jitter_yaw_deg: float = 20.0
-  jitter_pitch_deg: float = 6.0
-  max_turn_deg: float = 60.0
-  preferred_overlap: float = 0.5
-  goal_overlap: float = 0.65
-  min_overlap: float = 0.2
-  min_coverage: float = 0.5
-  min_points: int = 12
+  num_views: int
+  num_tries: int
+  fov_deg: float
+  max_pitch_deg: float
+  jitter_yaw_deg: float
+  jitter_pitch_deg: float
+  max_turn_deg: float
+  preferred_overlap: float
+  goal_overlap: float
+  min_overlap: float
+  min_coverage: float
+  min_points: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,14 +110,6 @@ class ViewPair:
   median_depth: float
 
 
-def weighted_median(values: Float[np.ndarray, 'n'], weights: Weights) -> float:
-  """The value with half of the weight on either side."""
-  order = np.argsort(values, kind='stable')
-  cumulative = np.cumsum(weights[order])
-  middle = np.searchsorted(cumulative, cumulative[-1] / 2)
-  return float(values[order[min(middle, len(order) - 1)]])
-
-
 def points_in_view(
   points_frame: Points, angles: Angles, fov_deg: float
 ) -> Bool[np.ndarray, 'n']:
@@ -123,7 +120,7 @@ def points_in_view(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ViewProposal:
   """Two views, and points that tell what they share.
 
   Attributes:
@@ -161,8 +158,8 @@ class Candidate:
     shared = weights @ (self.in_source & self.in_target)
     # A view without points shares none either.
     overlap, coverage = (
-      min(float(shared / max(weights @ held, 1e-12)), 1.0)
-      for held in (self.in_source, self.in_target)
+      min(float(shared / max(weights @ in_view, 1e-12)), 1.0)
+      for in_view in (self.in_source, self.in_target)
     )
     return overlap, coverage
 
@@ -182,53 +179,51 @@ class Candidate:
     return float(camera.angle_between_deg(source, self.target2source @ target))
 
 
-Sees = Callable[[Angles], bool]
-
-
 def align(
-  candidates: Sequence[Candidate],
+  proposals: Sequence[ViewProposal],
   rules: ViewRules,
-  sees: Sees | None = None,
-) -> list[Candidate]:
-  """Turns the views of each candidate until they share enough.
+  is_visible: Visibility | None = None,
+) -> list[ViewProposal]:
+  """Turns the views of each proposal until they share enough.
 
   The views stay near their start, within the limits of pitch of `rules`, and
   are turned from each other by at most `max_turn_deg`, or as they were before.
   Nothing depends on what else is in the list.
 
   Args:
-    candidates: what to start from.
+    proposals: what to start from.
     rules: the goal and the limits.
-    sees: whether the camera saw all of a view.
+    is_visible: whether the camera saw all of a view.
 
   Returns:
-    the candidates in order: with new angles where the views share more so, by
+    the proposals in order: with new angles where the views share more so, by
     count of all points; as they came elsewhere.
   """
-  todo = [
+  aligned = list(proposals)
+  below_goal = [
     index
-    for index, start in enumerate(candidates)
+    for index, start in enumerate(proposals)
     if min(start.shares) < rules.goal_overlap and start.weights.sum() > 0
   ]
-  found = list(candidates)
-  if not todo:
-    return found
-  turned = descent.descend(
-    [_problem(candidates[index], rules) for index in todo],
+  if not below_goal:
+    return aligned
+  angles_rad = descent.descend(
+    [_problem(proposals[index], rules) for index in below_goal],
     goal=rules.goal_overlap,
   )
-  for index, angles in zip(todo, np.rad2deg(turned).tolist(), strict=True):
+  angles_deg = np.rad2deg(angles_rad).tolist()
+  for index, angles in zip(below_goal, angles_deg, strict=True):
     end = dataclasses.replace(
-      candidates[index],
+      proposals[index],
       source=_angles(*angles[:2]),
       target=_angles(*angles[2:]),
     )
-    if _is_better(end, candidates[index], rules, sees):
-      found[index] = end
-  return found
+    if _is_better(end, proposals[index], rules, is_visible):
+      aligned[index] = end
+  return aligned
 
 
-def _problem(start: Candidate, rules: ViewRules) -> descent.Problem:
+def _problem(start: ViewProposal, rules: ViewRules) -> descent.Problem:
   steepest = max(
     abs(start.target.pitch_deg), rules.max_pitch_deg + rules.jitter_pitch_deg
   )
@@ -246,7 +241,10 @@ def _problem(start: Candidate, rules: ViewRules) -> descent.Problem:
 
 
 def _is_better(
-  end: Candidate, start: Candidate, rules: ViewRules, sees: Sees | None
+  end: ViewProposal,
+  start: ViewProposal,
+  rules: ViewRules,
+  is_visible: Visibility | None,
 ) -> bool:
   # Angles are rounded, so a turn may pass its limit by a hair.
   limit_deg = max(rules.max_turn_deg, start.turn_deg) + 1e-3
@@ -254,13 +252,15 @@ def _is_better(
     end.merit(rules) > start.merit(rules)
     and end.in_source.sum() >= rules.min_points
     and end.turn_deg <= limit_deg
-    and (sees is None or (sees(end.source) and sees(end.target)))
+    and (
+      is_visible is None or (is_visible(end.source) and is_visible(end.target))
+    )
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FramePair:
-  """Two panoramas of which views are wanted.
+class PosedFrames:
+  """Two panoramas in one scene, to look for views of.
 
   Attributes:
     source_frame2scene: pose of the source panorama.
@@ -279,7 +279,16 @@ class FramePair:
   rng: np.random.Generator
 
 
-Choice = tuple[list[ViewPair], list[str]]
+class Choice(NamedTuple):
+  """What came of one frame pair.
+
+  Attributes:
+    view_pairs: those that pass.
+    reasons: for each of the others, why there is none.
+  """
+
+  view_pairs: list[ViewPair]
+  reasons: list[rejections.Reason]
 
 
 def choose_view_pairs(
@@ -290,10 +299,10 @@ def choose_view_pairs(
   *,
   rules: ViewRules,
   rng: np.random.Generator,
-  sees: Sees | None = None,
+  is_visible: Visibility | None = None,
 ) -> Choice:
   """Pairs of views of one frame pair; see `choose_all`."""
-  pair = FramePair(
+  frames = PosedFrames(
     source_frame2scene=source_frame2scene,
     target_frame2scene=target_frame2scene,
     points=points,
@@ -301,11 +310,14 @@ def choose_view_pairs(
     num_views=rules.num_views,
     rng=rng,
   )
-  return choose_all([pair], rules=rules, sees=sees)[0]
+  return choose_all([frames], rules=rules, is_visible=is_visible)[0]
 
 
 def choose_all(
-  pairs: Iterable[FramePair], *, rules: ViewRules, sees: Sees | None = None
+  frame_pairs: Iterable[PosedFrames],
+  *,
+  rules: ViewRules,
+  is_visible: Visibility | None = None,
 ) -> list[Choice]:
   """Pairs of views of many frame pairs, turned many at a time.
 
@@ -313,75 +325,81 @@ def choose_all(
   its time.
 
   Args:
-    pairs: the frame pairs; a generator saves memory.
+    frame_pairs: a generator saves memory.
     rules: fields of view and limits; its `num_views` is not used.
-    sees: whether the camera saw all of a view with these angles, where it did
-      not see all around; views that reach beyond are refused.
-
-  Returns:
-    of each frame pair the view pairs that pass, and for each of the others the
-    reason.
+    is_visible: whether the camera saw all of a view with these angles, where
+      it did not see all around; views that reach beyond are refused.
   """
-  rest, chosen = iter(pairs), []
-  while some := list(itertools.islice(rest, _FRAME_PAIRS)):
-    chosen += _choose(some, rules, sees)
-  return chosen
+  rest, choices = iter(frame_pairs), []
+  while batch := list(itertools.islice(rest, _FRAME_PAIRS)):
+    choices += _choose(batch, rules, is_visible)
+  return choices
 
 
 def _choose(
-  pairs: Sequence[FramePair], rules: ViewRules, sees: Sees | None
+  frame_pairs: Sequence[PosedFrames],
+  rules: ViewRules,
+  is_visible: Visibility | None,
 ) -> list[Choice]:
-  searches = [_Search(pair, rules, sees) for pair in pairs]
-  proposals = [search.propose() for search in searches]
-  found = itertools.chain.from_iterable(proposals)
-  candidates = [view for view in found if isinstance(view, Candidate)]
-  aligned = iter(align(candidates, rules, sees))
-  chosen = []
-  for search, views in zip(searches, proposals, strict=True):
-    kept: list[ViewPair] = []
-    reasons: list[str] = []
-    for view in views:
-      judged = view if isinstance(view, str) else search.judge(next(aligned))
-      (reasons if isinstance(judged, str) else kept).append(judged)
-    chosen.append((kept, reasons))
-  return chosen
+  searches = [_Search(frames, rules, is_visible) for frames in frame_pairs]
+  proposed = [search.propose() for search in searches]
+  proposals = itertools.chain.from_iterable(views for views, _ in proposed)
+  aligned = iter(align(list(proposals), rules, is_visible))
+  choices = []
+  for search, (views, reasons) in zip(searches, proposed, strict=True):
+    own = list(itertools.islice(aligned, len(views)))
+    passed = [view for view in own if view.merit(rules)[0]]
+    refused = [rejections.Reason.LITTLE_OVERLAP] * (len(own) - len(passed))
+    choices.append(
+      Choice([search.view_pair(view) for view in passed], reasons + refused)
+    )
+  return choices
 
 
 class _Search:
   """Looks for views of one frame pair."""
 
-  def __init__(self, pair: FramePair, rules: ViewRules, sees: Sees | None):
-    self._frames2scene = pair.source_frame2scene, pair.target_frame2scene
+  def __init__(
+    self,
+    frames: PosedFrames,
+    rules: ViewRules,
+    is_visible: Visibility | None,
+  ):
+    self._frames2scene = frames.source_frame2scene, frames.target_frame2scene
     self._in_source, self._in_target = (
-      camera.transform(camera.inverse(pose), pair.points)
+      camera.transform(camera.inverse(pose), frames.points)
       for pose in self._frames2scene
     )
     self._target2source = camera.relative(
-      pair.source_frame2scene, pair.target_frame2scene
+      frames.source_frame2scene, frames.target_frame2scene
     )
     self._target_rays = self._in_target / np.linalg.norm(
       self._in_target, axis=1, keepdims=True
     )
     self._path_yaw_deg, _ = camera.yaw_pitch_deg(self._target2source[:, 3])
-    self._weights = pair.weights
-    self._num_views = pair.num_views
-    self._rng = pair.rng
+    self._weights = frames.weights
+    self._num_views = frames.num_views
+    self._rng = frames.rng
     self._rules = rules
-    self._sees = sees
+    self._is_visible = is_visible
 
-  def propose(self) -> list[Candidate | str]:
-    """Views all around, each with a target; or reasons why not."""
+  def propose(self) -> tuple[list[ViewProposal], list[rejections.Reason]]:
+    """Views all around, each with a target; and why there are not more."""
     phase = self._rng.uniform(0, 360)
-    return [
-      self._look_at(phase + 360 * index / self._num_views)
+    results = [
+      self._propose_at(phase + 360 * index / self._num_views)
       for index in range(self._num_views)
     ]
+    views = [result for result in results if isinstance(result, ViewProposal)]
+    reasons = [
+      result for result in results if isinstance(result, rejections.Reason)
+    ]
+    return views, reasons
 
-  def judge(self, views: Candidate) -> ViewPair | str:
-    """What is kept of two views, or the reason why nothing is."""
-    if not views.merit(self._rules)[0]:
-      return 'views overlap too little'
-    seen, (overlap, coverage) = views.in_source, views.shares
+  def view_pair(self, views: ViewProposal) -> ViewPair:
+    """What is kept of two views."""
+    overlap, coverage = views.shares
+    depths = np.linalg.norm(self._in_source[views.in_source], axis=1)
     return ViewPair(
       source=views.source,
       target=views.target,
@@ -390,31 +408,36 @@ class _Search:
       ),
       overlap=overlap,
       coverage=coverage,
-      median_depth=weighted_median(
-        np.linalg.norm(self._in_source[seen], axis=1), self._weights[seen]
+      median_depth=float(
+        np.quantile(
+          depths,
+          0.5,
+          weights=self._weights[views.in_source],
+          method='inverted_cdf',
+        )
       ),
     )
 
-  def _look_at(self, yaw_deg: float) -> Candidate | str:
-    """Views whose source looks there, or else elsewhere; or a reason."""
-    rules, best, reason = self._rules, None, ''
+  def _propose_at(self, yaw_deg: float) -> ViewProposal | rejections.Reason:
+    """Views whose source looks there, or else elsewhere; or why none do."""
+    rules, best, reason = self._rules, None, None
     for attempt in range(rules.num_tries):
-      found = self._try(yaw_deg)
+      result = self._try(yaw_deg)
       # Where frames are far apart, views along the path overlap best.
       yaw_deg = self._rng.uniform(0, 360)
       if attempt % 2:
         yaw_deg = self._path_yaw_deg + self._rng.normal(0, _PATH_SPREAD_DEG)
         yaw_deg += 180 * self._rng.integers(2)
-      if isinstance(found, str):
-        reason = found
+      if isinstance(result, rejections.Reason):
+        reason = result
         continue
-      if best is None or found.merit(rules) > best.merit(rules):
-        best = found
-      if min(found.shares) >= rules.preferred_overlap:
+      if best is None or result.merit(rules) > best.merit(rules):
+        best = result
+      if min(result.shares) >= rules.preferred_overlap:
         break
-    return best or reason
+    return reason if best is None else best
 
-  def _try(self, yaw_deg: float) -> Candidate | str:
+  def _try(self, yaw_deg: float) -> ViewProposal | rejections.Reason:
     rules, rng = self._rules, self._rng
     pitch = rng.uniform(-rules.max_pitch_deg, rules.max_pitch_deg)
     jitter = rng.uniform(-1, 1, 2) * (
@@ -422,13 +445,14 @@ class _Search:
       rules.jitter_pitch_deg,
     )
     source = _angles(yaw_deg, pitch)
-    seen = points_in_view(self._in_source, source, rules.fov_deg)
-    if seen.sum() < rules.min_points:
-      return 'too few points in the source view'
-    target = self._aim(source, seen, jitter)
-    if self._sees and not (self._sees(source) and self._sees(target)):
-      return 'view reaches beyond what the camera saw'
-    return Candidate(
+    in_source = points_in_view(self._in_source, source, rules.fov_deg)
+    if in_source.sum() < rules.min_points:
+      return rejections.Reason.FEW_POINTS
+    target = self._aim(source, in_source, jitter)
+    is_visible = self._is_visible
+    if is_visible and not (is_visible(source) and is_visible(target)):
+      return rejections.Reason.NOT_SEEN
+    return ViewProposal(
       points_source=self._in_source,
       points_target=self._in_target,
       weights=self._weights,
@@ -441,13 +465,17 @@ class _Search:
   def _aim(
     self,
     source: Angles,
-    seen: Bool[np.ndarray, 'n'],
+    in_source: Bool[np.ndarray, 'n'],
     jitter_deg: Float[np.ndarray, '2'],
   ) -> Angles:
     """The view of the middle of what the source view sees, then turned away."""
-    directions = self._target_rays[seen]
-    weights = self._weights[seen]
-    centre = np.array([weighted_median(axis, weights) for axis in directions.T])
+    centre = np.quantile(
+      self._target_rays[in_source],
+      0.5,
+      axis=0,
+      weights=self._weights[in_source],
+      method='inverted_cdf',
+    )
     source_axis = (
       self._target2source[:, :3].T @ camera.view2frame_rotation(*source)[:, 2]
     )

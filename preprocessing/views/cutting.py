@@ -12,33 +12,17 @@ import numpy as np
 
 from odin_jax.shared import camera, schema
 from preprocessing import panorama
-from preprocessing.keyframes import static_weights
-from preprocessing.keyframes.keyframes import Observed, Progress
-from preprocessing.solving import scene_scale, solver
-from preprocessing.views import alignment
-from preprocessing.writing import jpeg
+from preprocessing.keyframes import keyframes, static_weights
+from preprocessing.solving import scene_scale, solver, tracks
+from preprocessing.views import alignment, frame_pairs
+from preprocessing.writing import jpeg, rejections
 
 # Panoramas that views are cut from; a large one takes 25 MB.
 _OPEN_PANORAMAS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FramePair:
-  """Two key frames to cut views of.
-
-  Attributes:
-    frames: the earlier and the later one.
-    confidence: 0..1.
-    hops: 1 = matched directly.
-  """
-
-  frames: tuple[int, int]
-  confidence: float
-  hops: int = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SelectedViews:
   """A pair of views to cut."""
 
   source: int
@@ -48,15 +32,15 @@ class Chosen:
   hops: int
 
   @property
-  def frames(self) -> tuple[int, int]:
+  def frames(self) -> tracks.FramePair:
     """The earlier and the later frame."""
     return min(self.source, self.target), max(self.source, self.target)
 
 
-class _Directed(NamedTuple):
-  """One direction of a frame pair."""
+class _DirectedPair(NamedTuple):
+  """A frame pair in one direction, and the views to look for in it."""
 
-  pair: FramePair
+  pair: frame_pairs.SelectedPair
   source: int
   target: int
   num_views: int
@@ -67,96 +51,100 @@ class Cutter:
 
   Args:
     video_id: goes into the records, and seeds the choice of views.
-    seen: the key frames.
+    observed: the keyframes.
     solution: their poses.
     config: see `configs/preprocess.py`.
-    sees: whether the camera saw all that a view shows; None: it sees all.
+    is_visible: whether the camera saw all that a view shows; None: it sees all.
   """
 
   def __init__(
     self,
     video_id: str,
-    seen: Observed,
+    observed: keyframes.Observed,
     solution: solver.Solution,
     config: ml_collections.ConfigDict,
-    sees: alignment.Sees | None = None,
+    is_visible: alignment.Visibility | None = None,
   ):
     self._video_id = video_id
-    self._seen = seen
+    self._keyframes = observed
     self._solution = solution
     self._config = config
-    self._sees = sees
+    self._is_visible = is_visible
     self._rules = alignment.ViewRules(
       num_views=config.views_per_pair, fov_deg=config.fov_deg, **config.views
     )
 
   def choose(
-    self, frame_pairs: Sequence[FramePair]
-  ) -> tuple[list[Chosen], list[dict[str, Any]]]:
-    """View pairs of frame pairs, and ledger rows of those that are refused."""
-    directed = [
-      one
-      for pair in sorted(frame_pairs, key=lambda pair: pair.frames)
-      for one in self._directions(pair)
+    self, selected: Sequence[frame_pairs.SelectedPair]
+  ) -> tuple[list[SelectedViews], list[rejections.Rejection]]:
+    """View pairs of frame pairs, and the frame pairs that none was found of."""
+    directed_pairs = [
+      directed
+      for pair in sorted(selected, key=lambda pair: pair.frames)
+      for directed in self._directions(pair)
     ]
     choices = alignment.choose_all(
-      (self._wanted(one) for one in directed),
+      (self._posed_frames(directed) for directed in directed_pairs),
       rules=self._rules,
-      sees=self._sees,
+      is_visible=self._is_visible,
     )
-    chosen: list[Chosen] = []
-    refused: dict[tuple[int, int], list[str]] = collections.defaultdict(list)
-    for one, (views, reasons) in zip(directed, choices, strict=True):
-      refused[one.pair.frames] += reasons
+    chosen: list[SelectedViews] = []
+    reasons_of: dict[
+      tracks.FramePair, collections.Counter[rejections.Reason]
+    ] = {}
+    for directed, choice in zip(directed_pairs, choices, strict=True):
+      pair = directed.pair
+      reasons_of.setdefault(pair.frames, collections.Counter()).update(
+        choice.reasons
+      )
       chosen += [
-        Chosen(
-          source=one.source,
-          target=one.target,
+        SelectedViews(
+          source=directed.source,
+          target=directed.target,
           views=view_pair,
-          confidence=one.pair.confidence,
-          hops=one.pair.hops,
+          confidence=pair.confidence,
+          hops=pair.hops,
         )
-        for view_pair in views
+        for view_pair in choice.view_pairs
       ]
     # A frame pair is lost only if all of its views are.
-    kept = {item.frames for item in chosen}
-    dropped = [
-      {
-        'stage': 'views',
-        'reason': reason,
-        'count': count,
-        'frames': list(frames),
-      }
-      for frames, reasons in refused.items()
+    kept = {views.frames for views in chosen}
+    rejected = [
+      rejection
+      for frames, reasons in reasons_of.items()
       if frames not in kept
-      for reason, count in sorted(collections.Counter(reasons).items())
+      for rejection in rejections.counted(
+        rejections.Stage.VIEWS, reasons, frames
+      )
     ]
-    return chosen, dropped
+    return chosen, rejected
 
-  def _directions(self, pair: FramePair) -> Iterator[_Directed]:
+  def _directions(
+    self, pair: frame_pairs.SelectedPair
+  ) -> Iterator[_DirectedPair]:
     """Both directions of a frame pair, with half of its views each."""
     earlier, later = pair.frames
-    half = self._rules.num_views // 2
-    for source, target, num_views in (
-      (earlier, later, self._rules.num_views - half),
-      (later, earlier, half),
-    ):
-      if num_views:
-        yield _Directed(pair, source, target, num_views)
+    backward = self._rules.num_views // 2
+    forward = self._rules.num_views - backward
+    if forward:
+      yield _DirectedPair(pair, earlier, later, forward)
+    if backward:
+      yield _DirectedPair(pair, later, earlier, backward)
 
-  def _wanted(self, one: _Directed) -> alignment.FramePair:
-    source_frame2scene = self._solution.frame2scene[one.source]
-    points = self._solution.points_of_pair(*one.pair.frames)
-    return alignment.FramePair(
+  def _posed_frames(self, directed: _DirectedPair) -> alignment.PosedFrames:
+    source, target = directed.source, directed.target
+    source_frame2scene = self._solution.frame2scene[source]
+    points = self._solution.points_of_pair(*directed.pair.frames)
+    return alignment.PosedFrames(
       source_frame2scene=source_frame2scene,
-      target_frame2scene=self._solution.frame2scene[one.target],
+      target_frame2scene=self._solution.frame2scene[target],
       points=points,
       weights=scene_scale.direction_weights(points - source_frame2scene[:, 3]),
-      num_views=one.num_views,
-      rng=_generator(self._config.seed, self._video_id, one.source, one.target),
+      num_views=directed.num_views,
+      rng=_generator(self._config.seed, self._video_id, source, target),
     )
 
-  def units(self, chosen: Sequence[Chosen]) -> dict[int, float]:
+  def units(self, chosen: Sequence[SelectedViews]) -> dict[int, float]:
     """Scene units per unit of the solution, by component.
 
     In scene units the median depth of a component's source views is one: the
@@ -174,11 +162,11 @@ class Cutter:
 
   def cut(
     self,
-    chosen: Sequence[Chosen],
+    chosen: Sequence[SelectedViews],
     *,
     splits: Sequence[str],
     matcher: str,
-    progress: Progress,
+    progress: keyframes.Progress,
   ) -> Iterator[schema.Record]:
     """Cuts the chosen views and makes records of them.
 
@@ -190,7 +178,7 @@ class Cutter:
     """
     units = self.units(chosen)
     panorama_of = functools.lru_cache(_OPEN_PANORAMAS)(
-      lambda frame: panorama.Views(self._seen.pictures[frame])
+      lambda frame: panorama.Views(self._keyframes.pictures[frame])
     )
     for index, item in enumerate(chosen):
       progress('records', (index + 1) / len(chosen))
@@ -224,7 +212,7 @@ class Cutter:
     view = panorama_of(frame).cut(**self._view(angles))
     return {
       f'{side}/image': jpeg.encode(view),
-      f'{side}/time_s': self._seen.times_s[frame],
+      f'{side}/time_s': self._keyframes.times_s[frame],
       f'{side}/yaw_deg': angles.yaw_deg,
       f'{side}/pitch_deg': angles.pitch_deg,
     }
@@ -240,11 +228,12 @@ class Cutter:
       'size_px': self._config.view_size_px,
     }
 
-  def _static_weight(self, item: Chosen) -> dict[str, bytes]:
-    if not self._seen.static_weights:
+  def _static_weight(self, item: SelectedViews) -> dict[str, bytes]:
+    if not self._keyframes.static_weights:
       return {}
     weight = static_weights.cut(
-      self._seen.static_weights[item.target], **self._view(item.views.target)
+      self._keyframes.static_weights[item.target],
+      **self._view(item.views.target),
     )
     return {'target/static_weight': static_weights.encode_png(weight)}
 

@@ -13,19 +13,19 @@ _ASKED_PX = 32
 
 def known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
   """What is known not to be scene before anything is looked at."""
-  known = []
+  parts = []
   if path:
-    known.append(masks.read_mask(path))
+    parts.append(masks.read_mask(path))
   if not layout.full_sphere:
-    known.append(masks.outside(layout.sees))
-  if not known:
+    parts.append(masks.outside(layout.sees))
+  if not parts:
     return None
-  return known[0] if len(known) == 1 else masks.union(*known)
+  return parts[0] if len(parts) == 1 else masks.union(*parts)
 
 
-def make_sees(
+def of_views(
   layout: projections.Layout, fov_deg: float, width_px: int
-) -> alignment.Sees | None:
+) -> alignment.Visibility | None:
   """Whether a camera of this layout sees all that a view shows."""
   if layout.full_sphere:
     return None
@@ -35,7 +35,7 @@ def make_sees(
   asked_deg = 2 * np.rad2deg(np.arctan(border))
   asked_deg += 2 * panorama.MARGIN_PX * 360 / width_px
 
-  def sees(angles: alignment.Angles) -> bool:
+  def is_visible(angles: alignment.Angles) -> bool:
     directions = panorama.view_directions(
       yaw_deg=angles.yaw_deg,
       pitch_deg=angles.pitch_deg,
@@ -44,4 +44,4 @@ def make_sees(
     )
     return bool(np.all(layout.sees(directions)))
 
-  return sees
+  return is_visible

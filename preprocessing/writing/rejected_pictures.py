@@ -4,43 +4,53 @@ import collections
 from typing import Any, Sequence
 
 import cv2
+from jaxtyping import UInt8
 import numpy as np
 
-from preprocessing.keyframes import keyframes
+from preprocessing.writing import jpeg, rejections
 
 # Of each panorama.
 _HEIGHT_PX = 160
-_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 80]
+_JPEG_QUALITY = 80
 
 
-def with_times(row: dict[str, Any], times_s: Sequence[float]) -> dict[str, Any]:
-  """A ledger row that says when, too."""
-  if 'frames' not in row:
-    return row
-  return {**row, 'times_s': [round(times_s[f], 3) for f in row['frames']]}
-
-
-def pictures(
+def rows_and_pictures(
   video_id: str,
-  dropped: list[dict[str, Any]],
-  seen: keyframes.Observed,
+  rejected: Sequence[rejections.Rejection],
+  *,
+  times_s: Sequence[float],
+  panoramas: Sequence[UInt8[np.ndarray, 'h w 3']],
   limit: int,
-) -> dict[str, bytes]:
-  """Pictures of the first rejected pairs of every reason.
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+  """Ledger rows of what was rejected, and pictures of the first of a reason.
 
-  Their rows get `picture`, the file's name in the output folder.
+  Args:
+    video_id: the video's stem.
+    rejected: in the order of the rows.
+    times_s: of all keyframes.
+    panoramas: all keyframes.
+    limit: most pictures for each stage and reason.
+
+  Returns:
+    the rows, those with a picture with its name as `picture`; and the pictures,
+    JPEG, by their names in the output folder.
   """
-  made: dict[str, bytes] = {}
-  count: collections.Counter[tuple[str, str]] = collections.Counter()
-  for row in dropped:
-    key = row['stage'], row['reason']
-    if 'frames' not in row or count[key] >= limit:
+  rows: list[dict[str, Any]] = []
+  pictures: dict[str, bytes] = {}
+  count: collections.Counter[Any] = collections.Counter()
+  for rejection in rejected:
+    row = rejection.row(times_s)
+    rows.append(row)
+    key = rejection.stage, rejection.reason
+    if not rejection.frames or count[key] >= limit:
       continue
     count[key] += 1
-    name = f'rejected/{video_id}/{len(made):03d}.jpg'
+    name = f'rejected/{video_id}/{len(pictures):03d}.jpg'
     row['picture'] = name
-    made[name] = _side_by_side([seen.pictures[f] for f in row['frames']])
-  return made
+    pictures[name] = _side_by_side(
+      [panoramas[frame] for frame in rejection.frames]
+    )
+  return rows, pictures
 
 
 def _side_by_side(images: Sequence[np.ndarray]) -> bytes:
@@ -48,5 +58,4 @@ def _side_by_side(images: Sequence[np.ndarray]) -> bytes:
   small = [
     cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images
   ]
-  joined = np.concatenate(small, axis=1)[..., ::-1]
-  return cv2.imencode('.jpg', joined, _QUALITY)[1].tobytes()
+  return jpeg.encode(np.concatenate(small, axis=1), quality=_JPEG_QUALITY)

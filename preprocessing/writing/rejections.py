@@ -87,3 +87,38 @@ class Rejection:
       **of_frames,
       **self.details,
     }
+
+
+def counted(
+  stage: Stage, reasons: Mapping[Reason, int], frames: tuple[int, ...] = ()
+) -> list[Rejection]:
+  """A rejection for every reason, which says how often it was given.
+
+  Args:
+    stage: of all of them.
+    reasons: how often each was given.
+    frames: keyframes that they concern.
+  """
+  return [
+    Rejection(
+      stage=stage, reason=reason, frames=frames, details={'count': count}
+    )
+    for reason, count in sorted(
+      reasons.items(), key=lambda entry: entry[0].value
+    )
+  ]
+
+
+def of_row(row: Mapping[str, Any]) -> Rejection:
+  """The rejection that a row stands for.
+
+  Raises:
+    ValueError: an unknown stage or reason.
+  """
+  named = ('stage', 'reason', 'frames')
+  return Rejection(
+    stage=Stage(row['stage']),
+    reason=Reason(row['reason']),
+    frames=tuple(row.get('frames', ())),
+    details={name: row[name] for name in row if name not in named},
+  )

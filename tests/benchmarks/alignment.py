@@ -27,6 +27,7 @@ from preprocessing.auditing import epipolar
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.solving import relative_pose
 from preprocessing.views import alignment
+from tests.helpers import default_rules
 
 _NUM_WORLDS = 3
 # Per world, a second apart.
@@ -53,7 +54,7 @@ class Walk:
   """
 
   world: scenes.World
-  frames: list[true_pairs.Frame]
+  frames: list[true_pairs.FrameGeometry]
 
   def pairs(self) -> Iterator[tuple[int, int]]:
     """Frame pairs, in time."""
@@ -63,13 +64,9 @@ class Walk:
 
   def points(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
     """Scene points that both frames see, and their weights."""
-    one, other = self.frames[first], self.frames[second]
-    seen = [
-      _sees(other, one.points),
-      _sees(one, other.points),
-    ]
-    points = np.concatenate([one.points[seen[0]], other.points[seen[1]]])
-    weights = np.concatenate([one.weights[seen[0]], other.weights[seen[1]]])
+    points, weights = true_pairs.shared_points(
+      self.frames[first], self.frames[second]
+    )
     rng = np.random.default_rng([first, second])
     chosen = rng.permutation(len(points))[:_POINTS]
     return points[chosen], weights[chosen]
@@ -88,30 +85,18 @@ def walk(index: int, num_frames: int) -> Walk:
   return Walk(world=world, frames=frames)
 
 
-def _sees(frame: true_pairs.Frame, points: np.ndarray) -> np.ndarray:
-  """Which points lie at the distance that a frame sees in their direction."""
-  height, width = frame.distance.shape
-  local = camera.transform(camera.inverse(frame.frame2world), points)
-  u, v = camera.direction_to_equirect(local, width, height)
-  there = frame.distance[
-    np.minimum(v.astype(int), height - 1), u.astype(int) % width
-  ]
-  away = np.linalg.norm(local, axis=1)
-  return np.abs(away - there) < 0.05 * there
-
-
 def choose_views(
   walks: Sequence[Walk], rules: alignment.ViewRules
 ) -> dict[str, Any]:
   """Figures of the view pairs that `rules` choose."""
-  gaps, chosen, seconds = [], [], 0.0
-  for one in walks:
-    asked = []
-    for first, second in one.pairs():
-      points, weights = one.points(first, second)
+  gaps, choices, seconds = [], [], 0.0
+  for world_walk in walks:
+    posed = []
+    for first, second in world_walk.pairs():
+      points, weights = world_walk.points(first, second)
       for ends in ((first, second), (second, first)):
-        poses = [one.frames[end].frame2world for end in ends]
-        pair = alignment.FramePair(
+        poses = [world_walk.frames[end].frame2world for end in ends]
+        frames = alignment.PosedFrames(
           source_frame2scene=poses[0],
           target_frame2scene=poses[1],
           points=points,
@@ -119,15 +104,15 @@ def choose_views(
           num_views=rules.num_views,
           rng=np.random.default_rng(ends),
         )
-        asked.append(pair)
+        posed.append(frames)
         gaps.append(second - first)
     start = time.process_time()
-    chosen += alignment.choose_all(asked, rules=rules)
+    choices += alignment.choose_all(posed, rules=rules)
     seconds += time.process_time() - start
   views = [
     (gap, view)
-    for gap, (kept, _) in zip(gaps, chosen, strict=True)
-    for view in kept
+    for gap, choice in zip(gaps, choices, strict=True)
+    for view in choice.view_pairs
   ]
   turns = [camera.rotation_angle_deg(v.target2source[:, :3]) for _, v in views]
   return {
@@ -138,9 +123,7 @@ def choose_views(
     'median_share_by_gap_s': {
       gap: round(
         float(
-          np.median(
-            [min(v.overlap, v.coverage) for other, v in views if other == gap]
-          )
+          np.median([min(v.overlap, v.coverage) for g, v in views if g == gap])
         ),
         3,
       )
@@ -157,9 +140,13 @@ def _quantiles(values: Sequence[float]) -> list[float]:
   return np.round(np.percentile(values, [5, 25, 50, 75, 95]), 3).tolist()
 
 
-def coarse_candidates(
-  one: Walk, rules: alignment.ViewRules, *, pointmaps: bool, per_pair: int = 1
-) -> list[tuple[tuple[int, int], alignment.Candidate]]:
+def coarse_proposals(
+  world_walk: Walk,
+  rules: alignment.ViewRules,
+  *,
+  pointmaps: bool,
+  per_pair: int = 1,
+) -> list[tuple[tuple[int, int], alignment.ViewProposal]]:
   """Pairs of views on a grid of yaws that have little in common.
 
   Returns:
@@ -167,14 +154,14 @@ def coarse_candidates(
     is to be given.
   """
   found = []
-  for ends in one.pairs():
+  for ends in world_walk.pairs():
     rng = np.random.default_rng(ends)
-    points, weights = one.points(*ends)
-    poses = [one.frames[end].frame2world for end in ends]
+    points, weights = world_walk.points(*ends)
+    poses = [world_walk.frames[end].frame2world for end in ends]
     local = [camera.transform(camera.inverse(pose), points) for pose in poses]
     yaws = np.arange(-180.0, 180.0, _COARSE_DEG)
     grid = [
-      alignment.Candidate(
+      alignment.ViewProposal(
         points_source=local[0],
         points_target=local[1],
         weights=weights,
@@ -194,8 +181,8 @@ def coarse_candidates(
 
 
 def _as_pointmaps(
-  view: alignment.Candidate, rng: np.random.Generator
-) -> alignment.Candidate:
+  view: alignment.ViewProposal, rng: np.random.Generator
+) -> alignment.ViewProposal:
   """Keeps only what the views show, with an error in depth."""
   shown = view.in_source | view.in_target
   factor = np.exp(_DEPTH_ERROR * rng.normal(size=(2, shown.sum(), 1)))
@@ -236,10 +223,10 @@ class Panoramas:
 
 
 def pose_error_deg(
-  one: Walk,
+  world_walk: Walk,
   pictures: Panoramas,
   ends: tuple[int, int],
-  view: alignment.Candidate,
+  view: alignment.ViewProposal,
 ) -> tuple[float, float]:
   """Rotation and direction error of the pose of two views, matched alone.
 
@@ -264,7 +251,7 @@ def pose_error_deg(
   )
   if fit is None or not fit.moves:
     return np.inf, np.inf
-  poses = [one.frames[end].frame2world for end in ends]
+  poses = [world_walk.frames[end].frame2world for end in ends]
   true = camera.relative_view_pose(*poses, *angles)
   found = fit.target2source
   return (
@@ -282,27 +269,27 @@ def pose_errors(
 ) -> dict[str, dict[str, Any]]:
   """Figures of the coarse pairs before and after the descent."""
   shares, errors = {'before': [], 'after': []}, {'before': [], 'after': []}
-  for one in walks:
-    found = coarse_candidates(
-      one, rules, pointmaps=pointmaps, per_pair=per_pair
+  for world_walk in walks:
+    found = coarse_proposals(
+      world_walk, rules, pointmaps=pointmaps, per_pair=per_pair
     )
     ends, before = zip(*found, strict=True)
-    pictures = Panoramas(one.world)
+    pictures = Panoramas(world_walk.world)
     sides = {'before': before, 'after': alignment.align(before, rules)}
     for name, views in sides.items():
       for pair, view in zip(ends, views, strict=True):
-        shares[name].append(_true_share(one, pair, view))
-        errors[name].append(pose_error_deg(one, pictures, pair, view))
+        shares[name].append(_true_share(world_walk, pair, view))
+        errors[name].append(pose_error_deg(world_walk, pictures, pair, view))
   return {name: _summary(shares[name], errors[name]) for name in shares}
 
 
 def _true_share(
-  one: Walk, ends: tuple[int, int], view: alignment.Candidate
+  world_walk: Walk, ends: tuple[int, int], view: alignment.ViewProposal
 ) -> float:
   """What the views share of all scene points, without error."""
-  points, weights = one.points(*ends)
+  points, weights = world_walk.points(*ends)
   local = [
-    camera.transform(camera.inverse(one.frames[end].frame2world), points)
+    camera.transform(camera.inverse(world_walk.frames[end].frame2world), points)
     for end in ends
   ]
   return min(
@@ -332,7 +319,7 @@ def _summary(
 def main() -> None:
   """Prints all figures."""
   walks = [walk(index, _NUM_FRAMES) for index in range(_NUM_WORLDS)]
-  rules = alignment.ViewRules(num_tries=48)
+  rules = default_rules.view_rules()
   for name, goal in (('before', 0.0), ('after', rules.goal_overlap)):
     changed = dataclasses.replace(rules, goal_overlap=goal)
     _tell({'views': name, **choose_views(walks, changed)})

@@ -436,7 +436,10 @@ def test_how_views_are_chosen_can_be_set(command):
   assert [json.loads(row)['reason'] for row in rows] == [
     'too few points in the source view'
   ]
-  for argument in ('--config.views.min_point=1', '--config=configs/evaluate.py'):
+  for argument in (
+    '--config.views.min_point=1',
+    '--config=configs/evaluate.py',
+  ):
     _, done = command('refused', *pairs, argument)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -9,7 +9,9 @@ import pytest
 
 from odin_jax.shared import camera
 from preprocessing.views import alignment
+from preprocessing.writing import rejections
 from tests.benchmarks import alignment as benchmark
+from tests.helpers import default_rules
 
 
 def room_points(rng, count=4000):
@@ -34,7 +36,7 @@ def choose(poses, points, seed=0, **rules):
     *poses,
     points,
     np.ones(len(points)),
-    rules=alignment.ViewRules(**rules),
+    rules=default_rules.view_rules(**rules),
     rng=np.random.default_rng(seed),
   )
 
@@ -45,22 +47,6 @@ def shown(points, frame2scene, angles, fov_deg):
   view = local @ camera.view2frame_rotation(*angles)
   pixels, depth = camera.project(view, camera.intrinsics(fov_deg, 100))
   return (depth > 0) & np.all((pixels >= 0) & (pixels <= 100), axis=1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-  values=st.lists(
-    st.tuples(st.floats(-1e3, 1e3), st.integers(1, 6)), min_size=1, max_size=40
-  )
-)
-def test_weighted_median_is_that_of_repeated_values(values):
-  number, weight = (np.array(column) for column in zip(*values))
-  repeated = np.sort(np.repeat(number, weight))
-  found = alignment.weighted_median(
-    number.astype(np.float64), weight.astype(np.float64)
-  )
-  # The lower of the two middle values where the count is even.
-  assert found == repeated[(len(repeated) - 1) // 2]
 
 
 @settings(max_examples=12, deadline=None)
@@ -200,17 +186,17 @@ def test_refused_views_have_a_reason():
   rng = np.random.default_rng(5)
   poses, points = frames(rng), room_points(rng)
   kept, reasons = choose(poses, points[:20])
-  assert not kept and set(reasons) == {'too few points in the source view'}
+  assert not kept and set(reasons) == {rejections.Reason.FEW_POINTS}
   far = [poses[0], poses[1] + np.array([[0, 0, 0, 3.9], [0] * 4, [0] * 4])]
   once = dict(num_views=12, num_tries=1)
   _, reasons = choose(far, points, goal_overlap=0.0, **once)
-  assert 'views overlap too little' in reasons
+  assert rejections.Reason.LITTLE_OVERLAP in reasons
   # The descent finds what the first try did not.
   assert len(choose(far, points, **once)[1]) < len(reasons)
   assert not choose(poses, np.zeros((0, 3)))[0]
 
 
-def candidates(rng, count, step=0.8, apart_deg=60.0):
+def proposals(rng, count, step=0.8, apart_deg=60.0):
   """Pairs of views, their axes some way from the same direction."""
   found = []
   for _ in range(count):
@@ -220,7 +206,7 @@ def candidates(rng, count, step=0.8, apart_deg=60.0):
     axis = rotation.T @ camera.view2frame_rotation(yaw, pitch)[:, 2]
     target_yaw, target_pitch = camera.yaw_pitch_deg(axis)
     found.append(
-      alignment.Candidate(
+      alignment.ViewProposal(
         points_source=camera.transform(camera.inverse(poses[0]), points),
         points_target=camera.transform(camera.inverse(poses[1]), points),
         weights=rng.uniform(0.5, 1.5, len(points)),
@@ -240,13 +226,13 @@ def worst(views):
   return np.array([min(view.shares) for view in views])
 
 
-RULES = alignment.ViewRules()
+RULES = default_rules.view_rules()
 
 
 @pytest.fixture(scope='module')
 def turned():
-  """Candidates before and after the descent."""
-  before = candidates(np.random.default_rng(11), 60)
+  """Proposals before and after the descent."""
+  before = proposals(np.random.default_rng(11), 60)
   return before, alignment.align(before, RULES)
 
 
@@ -287,7 +273,7 @@ def test_descent_keeps_the_limits(turned):
 def test_turns_stay_below_their_limit():
   rng = np.random.default_rng(13)
   # Side by side with a wall near: what one sees lies beside the other.
-  before = candidates(rng, 20, step=1.4, apart_deg=20.0)
+  before = proposals(rng, 20, step=1.4, apart_deg=20.0)
   tight = dataclasses.replace(RULES, max_turn_deg=15.0, goal_overlap=0.95)
   free = dataclasses.replace(tight, max_turn_deg=120.0)
 
@@ -302,7 +288,7 @@ def test_turns_stay_below_their_limit():
 
 def test_same_directions_are_found_without_translation():
   # Nothing but a turn: with a goal of 1 both views end up alike.
-  before = candidates(np.random.default_rng(12), 10, step=0.0, apart_deg=40.0)
+  before = proposals(np.random.default_rng(12), 10, step=0.0, apart_deg=40.0)
   after = alignment.align(
     before, dataclasses.replace(RULES, goal_overlap=0.999)
   )
@@ -350,7 +336,7 @@ def test_many_frame_pairs_at_once_are_as_one_by_one():
   rng = np.random.default_rng(15)
   places = [(frames(rng), room_points(rng, 800)) for _ in range(4)]
   asked = [
-    alignment.FramePair(
+    alignment.PosedFrames(
       source_frame2scene=poses[0],
       target_frame2scene=poses[1],
       points=points,
@@ -374,14 +360,14 @@ def test_views_beyond_what_the_camera_saw_are_refused():
   points = room_points(rng)
   poses = [camera.make_pose(np.eye(3), rng.uniform(-0.6, 0.6, 3)) for _ in '12']
 
-  def pairs(sees, **rules):
+  def pairs(is_visible, **rules):
     return alignment.choose_view_pairs(
       *poses,
       points,
       np.ones(len(points)),
-      rules=alignment.ViewRules(fov_deg=60.0, num_tries=20, **rules),
+      rules=default_rules.view_rules(fov_deg=60.0, num_tries=20, **rules),
       rng=np.random.default_rng(0),
-      sees=sees,
+      is_visible=is_visible,
     )
 
   def ahead(angles):
@@ -396,7 +382,7 @@ def test_views_beyond_what_the_camera_saw_are_refused():
   )
   kept, reasons = pairs(lambda _: False)
   assert not kept
-  assert set(reasons) == {'view reaches beyond what the camera saw'}
+  assert set(reasons) == {rejections.Reason.NOT_SEEN}
 
 
 def test_threads_are_as_before():
@@ -405,7 +391,7 @@ def test_threads_are_as_before():
   before = torch.get_num_threads()
   try:
     torch.set_num_threads(2)
-    alignment.align(candidates(np.random.default_rng(17), 1), RULES)
+    alignment.align(proposals(np.random.default_rng(17), 1), RULES)
     assert torch.get_num_threads() == 2
   finally:
     torch.set_num_threads(before)

@@ -14,12 +14,12 @@ def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
   front = np.full((width_px // 2, width_px // 2, 3), 255, np.uint8)
   seen = projections.to_equirectangular(front, layout, width_px)
   assert (seen == 0).mean() == pytest.approx(0.5, abs=0.01)
-  sees = visibility.make_sees(layout, fov_deg=90.0, width_px=width_px)
+  is_visible = visibility.of_views(layout, fov_deg=90.0, width_px=width_px)
   accepted = []
   for yaw_deg in np.arange(-60.0, 60.1, 1.5):
     for pitch_deg in (-16.0, 0.0, 5.0, 16.0):
       angles = alignment.Angles(float(yaw_deg), pitch_deg)
-      if sees(angles):
+      if is_visible(angles):
         accepted.append(yaw_deg)
         view = panorama.cut_view(
           seen,
@@ -36,4 +36,4 @@ def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
 
 def test_a_camera_that_saw_all_is_not_asked():
   layout = projections.NAMES['equirectangular']
-  assert visibility.make_sees(layout, fov_deg=90.0, width_px=512) is None
+  assert visibility.of_views(layout, fov_deg=90.0, width_px=512) is None
