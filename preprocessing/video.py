@@ -39,7 +39,7 @@ class Result:
   records: Iterator[schema.Record]
   summary: Mapping[str, Any]
   dropped: Sequence[Mapping[str, Any]]
-  path: cameras.Path
+  path: cameras.CameraPath
   pictures: Sequence[np.ndarray]
   examples: Mapping[str, bytes]
   formats: Sequence[str]

@@ -206,8 +206,10 @@ def main() -> None:
     raise errors.UserError('--width and --height: must be even for H.264')
   stopwatch = command.Stopwatch()
   output = files.claim_output(_OUTPUT.value, TOOL)
-  write = write_pairs if _PAIRS.value else write_videos
-  report = write(output, kinds)
+  if _PAIRS.value:
+    report = write_pairs(output, kinds)
+  else:
+    report = write_videos(output, kinds)
   files.write_json(output / 'worlds.json', {**report, **stopwatch.figures()})
 
 

@@ -10,7 +10,7 @@ from preprocessing.solving import bundle_adjustment, masks, solver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Path:
+class CameraPath:
   """Where the panoramas of a video were taken, and what they saw.
 
   Lengths are in the units of the video's records: the median depth of a
@@ -44,10 +44,10 @@ class Path:
     """The keyframes of a component."""
     return np.flatnonzero(self.component == component).tolist()
 
-  def seen_in(self, component: int) -> bundle_adjustment.Observations:
+  def observations_of(self, component: int) -> bundle_adjustment.Observations:
     """The observations of a component."""
-    seen = self.observations
-    return seen.subset(self.component[seen.frame] == component)
+    observations = self.observations
+    return observations.subset(self.component[observations.frame] == component)
 
   def summary(self) -> dict[str, Any]:
     """The path as JSON; a keyframe without a pose has `null` for one."""
@@ -72,7 +72,7 @@ def of_solution(
   times_s: Sequence[float],
   solution: solver.Solution,
   units_per_gauge: Mapping[int, float],
-) -> Path:
+) -> CameraPath:
   """The path of a solved video, in the units of its records.
 
   Args:
@@ -84,20 +84,22 @@ def of_solution(
       components keep the unit of the solution.
   """
   count = int(solution.component.max(initial=-1)) + 1
-  factors = np.array([units_per_gauge.get(one, 1.0) for one in range(count)])
+  factors = np.array(
+    [units_per_gauge.get(component, 1.0) for component in range(count)]
+  )
   # Frames without a pose and points that nothing saw keep what they have.
   of_frame = np.append(factors, 1.0)[solution.component]
   frame2scene = solution.frame2scene.copy()
   frame2scene[:, :, 3] *= of_frame[:, None]
   of_point = np.ones(len(solution.points))
-  seen = solution.observations
-  of_point[seen.point] = of_frame[seen.frame]
-  return Path(
+  observations = solution.observations
+  of_point[observations.point] = of_frame[observations.frame]
+  return CameraPath(
     video_id=video_id,
     times_s=np.asarray(times_s, np.float64),
     component=solution.component,
     frame2scene=frame2scene,
     points=solution.points * of_point[:, None],
-    observations=solution.observations,
+    observations=observations,
     mask=solution.mask,
   )

@@ -31,7 +31,7 @@ def image_name(frame: int, sensor: sensors.Sensor) -> str:
 
 def write(
   folder: str | os.PathLike[str],
-  path: cameras.Path,
+  path: cameras.CameraPath,
   component: int,
   rig: Sequence[sensors.Sensor],
   colours: UInt8[np.ndarray, 'p 3'],
@@ -54,13 +54,13 @@ def write(
 
   model = pycolmap.Reconstruction()
   _add_rig(model, rig)
-  seen = path.seen_in(component)
+  observations = path.observations_of(component)
   tracks = collections.defaultdict(pycolmap.Track)
   for frame in path.frames(component):
-    mine = seen.subset(seen.frame == frame)
+    of_frame = observations.subset(observations.frame == frame)
     images = []
     for index, sensor in enumerate(rig):
-      pixels, inside = sensor.project(mine.ray)
+      pixels, inside = sensor.project(of_frame.ray)
       image_id = frame * len(rig) + index + 1
       images.append(
         pycolmap.Image(
@@ -70,7 +70,7 @@ def write(
           image_id=image_id,
         )
       )
-      for number, point in enumerate(mine.point[inside].tolist()):
+      for number, point in enumerate(of_frame.point[inside].tolist()):
         tracks[point].add_element(image_id, number)
     _add_frame(model, frame + 1, images, path.frame2scene[frame], rig[0])
   for point in sorted(tracks):

@@ -39,7 +39,7 @@ _PLY_TYPES = {'<f4': 'float', '|u1': 'uchar'}
 
 def write(
   folder: str | os.PathLike[str],
-  path: cameras.Path,
+  path: cameras.CameraPath,
   component: int,
   rig: Sequence[sensors.Sensor],
   colours: UInt8[np.ndarray, 'p 3'],
@@ -60,11 +60,11 @@ def write(
   folder = pathlib.Path(folder)
   suffix = f'_{component}' if component else ''
   points = f'points{suffix}.ply'
-  seen = np.unique(path.seen_in(component).point)
+  visible = np.unique(path.observations_of(component).point)
   _write_ply(
     folder / points,
-    camera.transform(_SCENE2WORLD, path.points[seen]),
-    colours[seen],
+    camera.transform(_SCENE2WORLD, path.points[visible]),
+    colours[visible],
   )
   files.write_json(
     folder / f'transforms{suffix}.json',

@@ -89,7 +89,7 @@ class Rules:
 
 def write(
   folder: str | os.PathLike[str],
-  path: cameras.Path,
+  path: cameras.CameraPath,
   panorama: PanoramaOf,
   formats: Sequence[str],
   rules: Rules,
@@ -183,7 +183,7 @@ def _layouts(
 
 def _write_pictures(
   layouts: Layouts,
-  path: cameras.Path,
+  path: cameras.CameraPath,
   panorama: PanoramaOf,
   jpeg_quality: int,
 ) -> UInt8[np.ndarray, 'p 3']:
@@ -199,10 +199,10 @@ def _write_pictures(
   quality = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
   for frame in np.flatnonzero(path.component >= 0).tolist():
     image = panorama(frame)
-    mine = path.observations.subset(path.observations.frame == frame)
+    of_frame = path.observations.subset(path.observations.frame == frame)
     # A frame sees a point once at most.
-    sums[mine.point] += _colours(image, mine.ray)
-    counts[mine.point] += 1
+    sums[of_frame.point] += _colours(image, of_frame.ray)
+    counts[of_frame.point] += 1
     for folder, rig in layouts.items():
       for sensor in rig:
         name = export_colmap.image_name(frame, sensor)

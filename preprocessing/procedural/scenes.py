@@ -144,8 +144,18 @@ class _Builder:
 
   def surface(self, width_m: float, height_m: float) -> int:
     """Any of the above that suits furniture."""
-    make = (self.rough, self.tiles, self.poster)[self.rng.integers(3)]
-    return make(width_m, height_m)
+    number = self.rng.integers(3)
+    if number == 0:
+      return self.rough(width_m, height_m)
+    if number == 1:
+      return self.tiles(width_m, height_m)
+    return self.poster(width_m, height_m)
+
+  def wall(self, width_m: float, height_m: float) -> int:
+    """Tiles or plaster."""
+    if self.rng.integers(2) == 0:
+      return self.tiles(width_m, height_m)
+    return self.rough(width_m, height_m)
 
   def box(
     self,
@@ -209,8 +219,8 @@ class _Builder:
       if np.linalg.norm(curve - place, axis=1).min() < clearance_m + radius_m:
         continue
       if any(
-        np.hypot(place[0] - x, place[1] - z) < radius_m + other
-        for x, z, other in self._taken
+        np.hypot(place[0] - x, place[1] - z) < radius_m + taken_m
+        for x, z, taken_m in self._taken
       ):
         continue
       self._taken.append((place[0], place[1], radius_m))
@@ -270,8 +280,7 @@ def _hall(
   """Floor, walls and ceiling, each with a texture that occurs once."""
   length, width = z_high_m - z_low_m, 2 * half_x_m
   walls = [
-    (builder.tiles, builder.rough)[builder.rng.integers(2)](side, height_m)
-    for side in (length, length, width, width)
+    builder.wall(side, height_m) for side in (length, length, width, width)
   ]
   faces = [
     *walls[:2],
@@ -406,7 +415,7 @@ def _unique_outdoor(builder: _Builder, seconds: float) -> walks.Walk:
   curve = walks.loop(rng, half * 0.7, half * rng.uniform(0.55, 0.7))
   dome = builder.add_texture(textures.sky(rng, 1024))
   builder.sphere((0.0, 0.0, 0.0), 150.0, dome, inside=True, backdrop=True)
-  paving = (builder.tiles, builder.rough)[rng.integers(2)](2 * half, 2 * half)
+  paving = builder.wall(2 * half, 2 * half)
   builder.box((0.0, 0.05, 0.0), (half, 0.05, half), paving)
   field = raycaster.Face(builder.rough(15.0, 15.0), (15.0, 15.0))
   builder.box((0.0, 0.15, 0.0), (140.0, 0.05, 140.0), [field] * 6)

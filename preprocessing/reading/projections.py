@@ -33,8 +33,6 @@ Image = UInt8[np.ndarray, 'h w 3']
 
 # A panorama is twice as wide as high; encoders pad it to whole blocks.
 _ASPECT_RANGE = (1.9, 2.1)
-# Bicubic interpolation reads two pixels to each side of a sample.
-_MARGIN_PX = 3
 _EAC_PADDING_PX = 2
 # Stereo mode -> parts of the frame's height and width that one eye fills.
 _EYE_SHARE = {'mono': (1, 1), 'top-bottom': (2, 1), 'left-right': (1, 2)}
@@ -246,10 +244,10 @@ def to_equirectangular(
   factor = max(1, round(native_px / width_px))
   u, v, seen = _maps(layout, width, height, width_px * factor)
   if layout.full_sphere and layout.projection == 'equirectangular':
-    padded = panorama.pad(eye, _MARGIN_PX)
+    padded = panorama.pad(eye, panorama.MARGIN_PX)
   else:
     padded = cv2.copyMakeBorder(
-      eye, *(_MARGIN_PX,) * 4, borderType=cv2.BORDER_REPLICATE
+      eye, *(panorama.MARGIN_PX,) * 4, borderType=cv2.BORDER_REPLICATE
     )
   output = cv2.remap(padded, u, v, cv2.INTER_CUBIC)
   if not layout.full_sphere:
@@ -285,7 +283,7 @@ def _maps(
   u, v = camera.pixel_centres(width_px, width_px // 2)
   directions = camera.equirect_to_direction(u, v, width_px, width_px // 2)
   u, v = layout.pixels(directions, width, height)
-  shift = _MARGIN_PX - 0.5
+  shift = panorama.MARGIN_PX - 0.5
   return (
     (u + shift).astype(np.float32),
     (v + shift).astype(np.float32),

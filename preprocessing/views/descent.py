@@ -83,12 +83,12 @@ def descend(
     problems: any number; the answer to one does not depend on the others.
     goal: share at which overlap and coverage are enough.
   """
-  found = [np.zeros((0, 4))]
+  angles_rad = [np.zeros((0, 4))]
   with _one_thread():
     for first in range(0, len(problems), _BATCH):
       batch = _Batch(problems[first : first + _BATCH], goal)
-      found.append(batch.descend())
-  return np.concatenate(found)
+      angles_rad.append(batch.descend())
+  return np.concatenate(angles_rad)
 
 
 @contextlib.contextmanager
@@ -181,8 +181,8 @@ class _Batch:
     target = self._inside(self._target, sine[:, 2:], cosine[:, 2:], width)
     both = (source * target).sum(1)
     missing = sum(
-      (self._goal - both / (one.sum(1) + 1e-9)).clamp(min=0) ** 2
-      for one in (source, target)
+      (self._goal - both / (inside.sum(1) + 1e-9)).clamp(min=0) ** 2
+      for inside in (source, target)
     )
     away = ((angles - self._start) ** 2 + _NEAR_RAD**2).sqrt().sum(1)
     beyond = (self._turn(sine, cosine) - self._max_turn).clamp(

@@ -24,10 +24,11 @@ from preprocessing.writing import parts, shards, tfds_metadata
 
 _STAGED = '.tmp-drop'
 _READY = '.drop'
-Path = str | os.PathLike[str]
 
 
-def drop(output: Path, video_ids: Collection[str]) -> dict[str, Any]:
+def drop(
+  output: str | os.PathLike[str], video_ids: Collection[str]
+) -> dict[str, Any]:
   """Takes videos out of a folder of records.
 
   The shards become those of a run that never had these videos. For a time
@@ -117,7 +118,7 @@ def _stage(
   return manifest
 
 
-def finish_drop(output: Path) -> None:
+def finish_drop(output: str | os.PathLike[str]) -> None:
   """Finishes what a `drop` that was killed had begun, or undoes it."""
   output = pathlib.Path(output)
   parts.remove_scratch(output)

@@ -14,11 +14,10 @@ from preprocessing import ids
 from preprocessing.writing import dropping, parts, shards, tfds_metadata
 
 _VERSIONS_OF = ('numpy', 'opencv-python-headless', 'av', 'pycolmap', 'torch')
-Path = str | os.PathLike[str]
 
 
 def merge(
-  output: Path,
+  output: str | os.PathLike[str],
   *,
   video_ids: Sequence[str],
   config: Mapping[str, Any],

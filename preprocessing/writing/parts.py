@@ -25,10 +25,11 @@ from odin_jax.shared import files, schema, tfrecord
 # Where attempts on other machines write until they are whole.
 SCRATCH = '.tmp-ray'
 _FOLDERS_PER_VIDEO = ('cameras', 'rejected')
-Path = str | os.PathLike[str]
 
 
-def paths(output: Path, video_id: str) -> tuple[pathlib.Path, pathlib.Path]:
+def paths(
+  output: str | os.PathLike[str], video_id: str
+) -> tuple[pathlib.Path, pathlib.Path]:
   folder = pathlib.Path(output) / 'parts'
   return folder / f'{video_id}.part', folder / f'{video_id}.json'
 
@@ -40,7 +41,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def write(
-  output: Path,
+  output: str | os.PathLike[str],
   video_id: str,
   *,
   records: Iterable[Mapping[str, Any]],
@@ -98,7 +99,9 @@ def _ledger_row(video_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
   return {'video_id': video_id, **row}
 
 
-def is_done(output: Path, video_id: str, fingerprint: str) -> bool:
+def is_done(
+  output: str | os.PathLike[str], video_id: str, fingerprint: str
+) -> bool:
   """Whether the part is there, whole, and of this fingerprint."""
   part, note = paths(output, video_id)
   if not (part.is_file() and note.is_file()):
@@ -112,7 +115,7 @@ def is_done(output: Path, video_id: str, fingerprint: str) -> bool:
   return content['sha256'] == sha256(part)
 
 
-def size(output: Path, video_id: str) -> int:
+def size(output: str | os.PathLike[str], video_id: str) -> int:
   """Number of records in a part that is done."""
   _, note = paths(output, video_id)
   return json.loads(note.read_text())['records']
@@ -135,7 +138,7 @@ def read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
   return content
 
 
-def remove(output: Path, video_ids: Collection[str]) -> None:
+def remove(output: str | os.PathLike[str], video_ids: Collection[str]) -> None:
   """Removes all that is kept of single videos, where it is there.
 
   Args:
@@ -157,7 +160,7 @@ def remove(output: Path, video_ids: Collection[str]) -> None:
           shutil.rmtree(entry)
 
 
-def remove_scratch(output: Path) -> None:
+def remove_scratch(output: str | os.PathLike[str]) -> None:
   """Removes what attempts of a run that was killed had not finished."""
   shutil.rmtree(pathlib.Path(output) / SCRATCH, ignore_errors=True)
 

@@ -24,10 +24,9 @@ MANIFEST = 'manifest.json'
 _LEDGER = 'ledger.jsonl'
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARDS = 1024
-Path = str | os.PathLike[str]
 
 
-def read_manifest(output: Path) -> dict[str, Any]:
+def read_manifest(output: str | os.PathLike[str]) -> dict[str, Any]:
   """The manifest of a folder of records.
 
   Raises:
@@ -46,7 +45,7 @@ def _damaged(path: pathlib.Path, error: object) -> errors.UserError:
   return errors.UserError(f'{path}: damaged ({error}); run the pipeline again')
 
 
-def read_ledger(output: Path) -> list[dict[str, Any]]:
+def read_ledger(output: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The rows of a folder's ledger.
 
   Raises:

@@ -153,7 +153,7 @@ def coarse_proposals(
     (first frame, second frame) and the views, with the points that the descent
     is to be given.
   """
-  found = []
+  proposals = []
   for ends in world_walk.pairs():
     rng = np.random.default_rng(ends)
     points, weights = world_walk.points(*ends)
@@ -176,8 +176,8 @@ def coarse_proposals(
     poor = [view for view in grid if low <= min(view.shares) <= high]
     for index in rng.permutation(len(poor))[:per_pair]:
       view = poor[index]
-      found.append((ends, _as_pointmaps(view, rng) if pointmaps else view))
-  return found
+      proposals.append((ends, _as_pointmaps(view, rng) if pointmaps else view))
+  return proposals
 
 
 def _as_pointmaps(
@@ -253,10 +253,10 @@ def pose_error_deg(
     return np.inf, np.inf
   poses = [world_walk.frames[end].frame2world for end in ends]
   true = camera.relative_view_pose(*poses, *angles)
-  found = fit.target2source
+  fitted = fit.target2source
   return (
-    float(camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T)),
-    float(camera.angle_between_deg(found[:, 3], true[:, 3])),
+    float(camera.rotation_angle_deg(fitted[:, :3] @ true[:, :3].T)),
+    float(camera.angle_between_deg(fitted[:, 3], true[:, 3])),
   )
 
 
@@ -270,10 +270,10 @@ def pose_errors(
   """Figures of the coarse pairs before and after the descent."""
   shares, errors = {'before': [], 'after': []}, {'before': [], 'after': []}
   for world_walk in walks:
-    found = coarse_proposals(
+    proposals = coarse_proposals(
       world_walk, rules, pointmaps=pointmaps, per_pair=per_pair
     )
-    ends, before = zip(*found, strict=True)
+    ends, before = zip(*proposals, strict=True)
     pictures = Panoramas(world_walk.world)
     sides = {'before': before, 'after': alignment.align(before, rules)}
     for name, views in sides.items():

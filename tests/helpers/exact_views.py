@@ -7,7 +7,7 @@ from preprocessing import panorama
 
 # Of Keys' kernel, as OpenCV has it.
 _SHARPNESS = -0.75
-_MARGIN_PX = 4
+_PADDING_PX = 4
 
 
 def cubic(distance):
@@ -29,9 +29,9 @@ def view(image, yaw_deg, pitch_deg, fov_deg, size_px, kernel=cubic):
   rays = rays @ camera.view2frame_rotation(yaw_deg, pitch_deg).T
   height, width = image.shape[:2]
   u, v = camera.direction_to_equirect(rays, width, height)
-  padded = panorama.pad(image, _MARGIN_PX).astype(np.float64)
+  padded = panorama.pad(image, _PADDING_PX).astype(np.float64)
   # Places between pixel centres, counted from the first one.
-  x, y = u + _MARGIN_PX - 0.5, v + _MARGIN_PX - 0.5
+  x, y = u + _PADDING_PX - 0.5, v + _PADDING_PX - 0.5
   column, row = np.floor(x).astype(int), np.floor(y).astype(int)
   total = 0.0
   for down in range(-1, 3):

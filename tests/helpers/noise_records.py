@@ -33,16 +33,16 @@ def make_record(video_id, index, split):
 
 
 def write_part(output, video_id, count=5, test=2, fingerprint='a'):
-  made = [
+  records = [
     make_record(video_id, i, 'test' if i < test else 'train')
     for i in range(count)
   ]
   parts.write(
     output,
     video_id,
-    records=made,
+    records=records,
     summary={'frames': 7, 'components': 1},
     dropped=[{'stage': 'pairs', 'reason': 'too blurred', 'gap_s': 2}],
     fingerprint=fingerprint,
   )
-  return made
+  return records

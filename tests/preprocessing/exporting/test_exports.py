@@ -119,7 +119,7 @@ def path():
     local += rng.normal(scale=NOISE_RAD, size=local.shape)
     local /= np.linalg.norm(local, axis=1, keepdims=True)
     rows += [(frame, *row) for row in zip(mine, local)]
-  return cameras.Path(
+  return cameras.CameraPath(
     video_id='room',
     times_s=np.arange(len(COMPONENT)) * 0.5,
     component=COMPONENT,
@@ -198,7 +198,7 @@ def test_colmap_observations_are_those_of_the_path(
   exported, path, layout, number
 ):
   model = model_of(exported, layout, number)
-  seen = path.seen_in(number)
+  seen = path.observations_of(number)
   truth = {
     (int(frame), int(point)): ray
     for frame, point, ray in zip(seen.frame, seen.point, seen.ray)
@@ -240,7 +240,7 @@ def test_colmap_points_project_to_their_own_colour(exported, number):
 @pytest.mark.parametrize('number', [0, 1])
 def test_colmap_errors_are_our_own(exported, path, number):
   model = model_of(exported, '.', number)
-  seen = path.seen_in(number)
+  seen = path.observations_of(number)
   error_px = (
     bundle_adjustment.errors_rad(path.frame2scene, path.points, seen)
     * WIDTH
@@ -552,7 +552,7 @@ def test_a_path_is_in_the_units_of_the_records(path):
         found.frame2scene[frame],
         camera.rescale(path.frame2scene[frame], factor),
       )
-    seen = np.unique(path.seen_in(component).point)
+    seen = np.unique(path.observations_of(component).point)
     np.testing.assert_array_equal(
       found.points[seen], path.points[seen] * factor
     )
