@@ -22,7 +22,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Seed of the one sample that each pair gets, and of the shuffled poses.
     seed=0,
     batch_size=32,
-    # Sampler of the model (ddim, dpm++2m or euler), its steps and their spacing
+    # How a model is sampled, which is also how odin_jax.generate does it: its
+    # sampler (ddim, dpm++2m or euler), its steps and their spacing
     # ('' = the one of the training config), weight of classifier-free guidance
     # (1 = none) and its rescaling (0 = none), averaged parameters or the last
     # ones. Of one small model 10, 25 and 50 DDIM steps gave 17.94, 17.63 and

@@ -183,6 +183,9 @@ def _small_world(config: ml_collections.ConfigDict) -> None:
 # -- odin ----------------------------------------------------------------------
 
 
+# The sizes are Stable Diffusion's and CLIP ViT-L/14's. They stand nowhere else:
+# for what a public checkpoint does not say of itself, odin_jax.port_weights
+# reads them here.
 def _odin(config: ml_collections.ConfigDict) -> None:
   config.steps = 100_000
   config.batch_size = 1536

@@ -32,6 +32,7 @@ from odin_jax.models import lpips
 from odin_jax.shared import command, errors, files
 
 _TOOL = 'odin_jax.evaluate'
+_MODEL = predictors.Model.name
 _CONFIG = command.define_config('configs/evaluate.py')
 _BENCHMARK = flags.DEFINE_enum(
   'benchmark', 'records', sorted(BENCHMARKS), 'Layout of --data.'
@@ -41,8 +42,8 @@ _DATA = flags.DEFINE_string(
 )
 _PREDICTOR = flags.DEFINE_enum(
   'predictor',
-  'model',
-  predictors.NAMES,
+  _MODEL,
+  [_MODEL, *predictors.BASELINES],
   'model: samples of a trained model; copy: the source view itself; mean: its '
   'mean colour.',
 )
@@ -56,7 +57,6 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
   'shuffle_poses', False, "Give each pair another pair's pose, as a control."
 )
 flags.mark_flags_as_required(['data', 'output'])
-_BASELINES = {'copy': predictors.Copy, 'mean': predictors.Mean}
 
 
 def derangement(count: int, seed: int) -> Int[np.ndarray, 'n']:
@@ -97,8 +97,8 @@ def predict_all(
 
 
 def _load_predictor(config: Any) -> predictors.Predictor:
-  if _PREDICTOR.value != 'model':
-    return _BASELINES[_PREDICTOR.value]()
+  if _PREDICTOR.value != _MODEL:
+    return predictors.BASELINES[_PREDICTOR.value]()
   if not _WORKDIR.value:
     raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
@@ -205,7 +205,7 @@ def _protocol(
     'data': _DATA.value,
     **pair_set.protocol,
     'predictor': _PREDICTOR.value,
-    'workdir': _WORKDIR.value if _PREDICTOR.value == 'model' else None,
+    'workdir': _WORKDIR.value if _PREDICTOR.value == _MODEL else None,
     'shuffle_poses': _SHUFFLE_POSES.value,
     'samples_per_pair': 1,
     'config': config.to_dict(),

@@ -41,6 +41,8 @@ from odin_jax.geometry import trajectory
 from odin_jax.shared import camera, command, errors, files
 
 _TOOL = 'odin_jax.generate'
+# Views are sampled as evaluation samples them, unless flags say otherwise.
+_PROTOCOL = command.load_config('configs/evaluate.py')
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -79,7 +81,7 @@ _CONDITION_ON = flags.DEFINE_enum(
 )
 _SEED = flags.DEFINE_integer(
   'seed',
-  0,
+  _PROTOCOL.seed,
   'Seed of the sampler and of --condition_on=random.',
   lower_bound=0,
   upper_bound=2**31 - 1,
@@ -91,31 +93,44 @@ _NOISE = flags.DEFINE_enum(
   'Whether every view starts from noise of its own or all from the same.',
 )
 _SAMPLER = flags.DEFINE_enum(
-  'sampler', 'ddim', sorted(sampler.SAMPLERS), 'How views are sampled.'
+  'sampler',
+  _PROTOCOL.sampler,
+  sorted(sampler.SAMPLERS),
+  'How views are sampled.',
 )
 _NUM_STEPS = flags.DEFINE_integer(
-  'num_steps', 10, 'Steps of the sampler per view.', lower_bound=1
+  'num_steps',
+  _PROTOCOL.num_steps,
+  'Steps of the sampler per view.',
+  lower_bound=1,
 )
 _SPACING = flags.DEFINE_enum(
   'spacing',
-  '',
+  _PROTOCOL.spacing,
   ['', *sampler.SPACINGS],
   'Spacing of the timesteps; by default that of the training config.',
 )
 _GUIDANCE = flags.DEFINE_float(
-  'guidance', 1.0, 'Weight of classifier-free guidance; 1 is none.'
+  'guidance',
+  _PROTOCOL.guidance,
+  'Weight of classifier-free guidance; 1 is none.',
 )
 _GUIDANCE_RESCALE = flags.DEFINE_float(
   'guidance_rescale',
-  0.0,
+  _PROTOCOL.guidance_rescale,
   'Share of the deviation that guidance adds to be taken back; 0 is none.',
   lower_bound=0.0,
   upper_bound=1.0,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 32, 'Most views that are sampled at a time.', lower_bound=1
+  'batch_size',
+  _PROTOCOL.batch_size,
+  'Most views that are sampled at a time.',
+  lower_bound=1,
 )
-_EMA = flags.DEFINE_bool('ema', True, 'Sample with averaged parameters.')
+_EMA = flags.DEFINE_bool(
+  'ema', _PROTOCOL.ema, 'Sample with averaged parameters.'
+)
 _FRAMES_PER_S = flags.DEFINE_integer(
   'frames_per_s', 8, 'Frame rate of video.mp4.', lower_bound=1
 )

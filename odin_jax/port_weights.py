@@ -135,6 +135,7 @@ def _import() -> dict[str, Any]:
     average=_EMA.value,
     dtype=_DTYPES[_DTYPE.value],
     shapes=_shapes,
+    recipe=command.load_config('configs/train.py', 'odin').to_dict(),
   )
   leaves = jax.tree.leaves((model.params, model.encoders))
   # Before anything is written, all is read once: damage is found here.

@@ -20,7 +20,6 @@ from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import errors
 
-NAMES = ('model', 'copy', 'mean')
 Source = UInt8[np.ndarray, 'b s s 3']
 _SD_SPACINGS = ('leading', 'zero123')
 Prediction = Float32[np.ndarray, 'b s s 3']
@@ -58,7 +57,8 @@ class Predictor(Protocol):
 class Copy:
   """Predicts the source view itself."""
 
-  protocol = {'predictor': 'copy'}
+  name = 'copy'
+  protocol = {'predictor': name}
 
   def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
     """See `Predictor`."""
@@ -69,7 +69,8 @@ class Copy:
 class Mean:
   """Predicts the mean colour of the source view."""
 
-  protocol = {'predictor': 'mean'}
+  name = 'mean'
+  protocol = {'predictor': name}
 
   def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
     """See `Predictor`."""
@@ -78,9 +79,12 @@ class Mean:
     return np.broadcast_to(colour, source.shape).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
+BASELINES = {baseline.name: baseline for baseline in (Copy, Mean)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How samples are drawn.
+  """How samples are drawn; configs/evaluate.py has the usual way.
 
   Attributes:
     sampler: one of `odin_jax.diffusion.sampler.SAMPLERS`.
@@ -91,11 +95,11 @@ class Sampling:
     spacing: of the timesteps; '' is that of the training config.
   """
 
-  sampler: str = 'ddim'
-  num_steps: int = 10
-  guidance: float = 1.0
-  guidance_rescale: float = 0.0
-  spacing: str = ''
+  sampler: str
+  num_steps: int
+  guidance: float
+  guidance_rescale: float
+  spacing: str
 
 
 def _timesteps(sampling: Sampling, diffusion: Any) -> Int[np.ndarray, 'n']:
@@ -180,6 +184,8 @@ class Model:
     protocol: further facts for the protocol.
   """
 
+  name = 'model'
+
   def __init__(
     self,
     params: Any,
@@ -209,7 +215,7 @@ class Model:
     self._batch_size = batch_size
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
-      'predictor': 'model',
+      'predictor': self.name,
       'image_size_px': self.image_size_px,
       **dataclasses.asdict(sampling),
       'timesteps': _timesteps(sampling, config['diffusion']).tolist(),
@@ -275,8 +281,8 @@ def load_model(
   workdir: str | os.PathLike[str],
   *,
   sampling: Sampling,
-  batch_size: int = 32,
-  ema: bool = True,
+  batch_size: int,
+  ema: bool,
 ) -> Model:
   """The model of the newest checkpoint of a training run, or a ported one.
 

@@ -38,14 +38,20 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder for points.ply, depth/ and reconstruction.json.'
 )
 _MIN_DEPTH = flags.DEFINE_float(
-  'min_depth', 0.25, 'Nearest depth, scene units.', lower_bound=1e-6
+  'min_depth',
+  stereo.SWEEP.min_depth,
+  'Nearest depth, scene units.',
+  lower_bound=1e-6,
 )
 _MAX_DEPTH = flags.DEFINE_float(
-  'max_depth', 10.0, 'Farthest depth, scene units.', lower_bound=1e-6
+  'max_depth',
+  stereo.SWEEP.max_depth,
+  'Farthest depth, scene units.',
+  lower_bound=1e-6,
 )
 _MIN_VIEWS = flags.DEFINE_integer(
   'min_views',
-  3,
+  fusion.AGREEMENT.num_views,
   'How many other views have to agree on a depth before it is believed; all '
   'others where there are fewer.',
   lower_bound=1,
@@ -127,17 +133,19 @@ def settings(
   views of pure noise: depth is believed at 2 % of the pixels).
   """
   enlarged = max(1.0, working_px / size_px)
-  window_px = max(stereo.Sweep.window_px, math.ceil(_MIN_WINDOW_PX * enlarged))
-  sweep = stereo.Sweep(
+  window_px = max(stereo.SWEEP.window_px, math.ceil(_MIN_WINDOW_PX * enlarged))
+  sweep = dataclasses.replace(
+    stereo.SWEEP,
     min_depth=_MIN_DEPTH.value,
     max_depth=_MAX_DEPTH.value,
     window_px=window_px + 1 - window_px % 2,
   )
-  rule = fusion.Agreement(
-    reprojection_px=fusion.Agreement.reprojection_px * math.sqrt(enlarged),
-    relative_depth=fusion.Agreement.relative_depth * enlarged,
+  rule = dataclasses.replace(
+    fusion.AGREEMENT,
+    reprojection_px=fusion.AGREEMENT.reprojection_px * math.sqrt(enlarged),
+    relative_depth=fusion.AGREEMENT.relative_depth * enlarged,
     num_views=min(_MIN_VIEWS.value, max(1, num_views - 1)),
-    correlation=fusion.Agreement.correlation / enlarged**0.25,
+    correlation=fusion.AGREEMENT.correlation / enlarged**0.25,
   )
   return sweep, rule
 

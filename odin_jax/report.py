@@ -29,6 +29,10 @@ _VIDEOS = flags.DEFINE_string(
 _TITLE = flags.DEFINE_string('title', 'ODIN', 'Heading of the page.')
 
 _TOOL = 'odin_jax.report'
+# Folders under `evaluate` as launch/demo.sh names them: the model, what it has
+# to beat, and the model with poses shuffled.
+_MODEL, _BASELINES, _SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
+_EVALUATIONS = (_MODEL, *_BASELINES, _SHUFFLED)
 _TEMPLATE = pathlib.Path(__file__).with_name('report.html')
 _GRID_PAIRS = 16
 _MAX_POINTS = 30_000
@@ -68,20 +72,20 @@ def _gains(
   """
   rows = {
     name: evaluations[name + suffix]
-    for name in ('model', 'copy', 'mean', 'shuffled')
+    for name in _EVALUATIONS
     if name + suffix in evaluations
   }
-  if len(rows) < 4:
+  if len(rows) < len(_EVALUATIONS):
     return {}
   psnr = {name: row['psnr'] for name, row in rows.items()}
   ssim = {name: row['ssim'] for name, row in rows.items()}
   return {
-    'pairs': rows['model']['pairs'],
+    'pairs': rows[_MODEL]['pairs'],
     'psnr': psnr,
     'ssim': ssim,
-    'gain_db': psnr['model'] - max(psnr['copy'], psnr['mean']),
-    'ssim_gain': ssim['model'] - max(ssim['copy'], ssim['mean']),
-    'shuffle_drop_db': psnr['model'] - psnr['shuffled'],
+    'gain_db': psnr[_MODEL] - max(psnr[name] for name in _BASELINES),
+    'ssim_gain': ssim[_MODEL] - max(ssim[name] for name in _BASELINES),
+    'shuffle_drop_db': psnr[_MODEL] - psnr[_SHUFFLED],
   }
 
 
@@ -192,7 +196,7 @@ def page_data(
     'matches': [page.data_uri(p.read_bytes(), 'image/jpeg') for p in drawings],
     'paths': _camera_paths(run / 'records'),
     'curves': _read_rows(run / 'train' / 'metrics.jsonl'),
-    'grid': _grid(run / 'evaluate' / 'model'),
+    'grid': _grid(run / 'evaluate' / _MODEL),
     'video': page.data_uri((generated / 'video.mp4').read_bytes(), 'video/mp4'),
     'trajectory': [frame['camera2scene'] for frame in poses['frames']],
     'points': _point_cloud(run / 'reconstruct' / 'points.ply'),

@@ -32,11 +32,21 @@ class Agreement:
     correlation: least ZNCC of the match.
   """
 
-  reprojection_px: float = 1.0
-  relative_depth: float = 0.03
-  parallax_deg: float = 1.0
-  num_views: int = 2
-  correlation: float = 0.5
+  reprojection_px: float
+  relative_depth: float
+  parallax_deg: float
+  num_views: int
+  correlation: float
+
+
+# For views at their own size.
+AGREEMENT = Agreement(
+  reprojection_px=1.0,
+  relative_depth=0.03,
+  parallax_deg=1.0,
+  num_views=3,
+  correlation=0.5,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

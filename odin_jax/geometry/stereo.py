@@ -57,7 +57,7 @@ class Views:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-  """How depth is searched for.
+  """How depth is searched for; `SWEEP` has the usual values.
 
   Attributes:
     min_depth: nearest depth, scene units.
@@ -73,15 +73,28 @@ class Sweep:
     large_penalty: cost of a larger change.
   """
 
-  min_depth: float = 0.25
-  max_depth: float = 10.0
-  window_px: int = 7
-  num_neighbours: int = 6
-  baseline: float = 0.2
-  plane_step_px: float = 0.7
-  max_planes: int = 160
-  small_penalty: float = 0.04
-  large_penalty: float = 0.4
+  min_depth: float
+  max_depth: float
+  window_px: int
+  num_neighbours: int
+  baseline: float
+  plane_step_px: float
+  max_planes: int
+  small_penalty: float
+  large_penalty: float
+
+
+SWEEP = Sweep(
+  min_depth=0.25,
+  max_depth=10.0,
+  window_px=7,
+  num_neighbours=6,
+  baseline=0.2,
+  plane_step_px=0.7,
+  max_planes=160,
+  small_penalty=0.04,
+  large_penalty=0.4,
+)
 
 
 def _grid_rays(views: Views, count: int) -> Float[np.ndarray, 'p 3']:

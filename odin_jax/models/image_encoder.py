@@ -130,8 +130,7 @@ class ClipVision(nnx.Module):
     projection: width of the embedding.
     hidden: width of the hidden layer of the feed-forward layers.
 
-  CLIP ViT-L/14 is width=1024, num_layers=24, num_heads=16, patch_px=14,
-  image_size_px=224, projection=768, hidden=4096.
+  configs/train.py has those of CLIP ViT-L/14.
   """
 
   def __init__(
@@ -209,7 +208,7 @@ class ImageEncoder:
 
   params: Any
   settings: _Frozen = flax.struct.field(pytree_node=False)
-  dtype: str = flax.struct.field(pytree_node=False, default='float32')
+  dtype: str = flax.struct.field(pytree_node=False)
 
   def encode(
     self, images: Float[Array, 'b s s 3']

@@ -137,9 +137,7 @@ class UNet(nnx.Module):
   Raises:
     ValueError: `remat` is none of the above.
 
-  Stable Diffusion's is model_channels=320, channel_mult=(1, 2, 4, 4),
-  num_res_blocks=2, attention_levels=(0, 1, 2), transformer_depth=1,
-  num_heads=8, context_dim=768, num_groups=32, feedforward_factor=4.
+  configs/train.py has those of Stable Diffusion.
   """
 
   def __init__(

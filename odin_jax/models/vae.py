@@ -2,8 +2,7 @@
 
 Rombach et al. 2022, arXiv 2112.10752, section 3.1; the network is that of
 CompVis/latent-diffusion `ldm/modules/diffusionmodules/model.py` with widths
-and depths as arguments. Stable Diffusion's is base_channels=128,
-channel_mult=(1, 2, 4, 4), num_res_blocks=2, latent_channels=4, num_groups=32.
+and depths as arguments; configs/train.py has those of Stable Diffusion.
 
 The encoder gives the posterior N(mean, exp(log variance)) of a latent z; the
 diffusion model sees scale * z, which has unit variance or so.
@@ -257,8 +256,8 @@ class KlAutoencoder:
 
   params: Any
   settings: _Frozen = flax.struct.field(pytree_node=False)
-  scale: float = flax.struct.field(pytree_node=False, default=0.18215)
-  dtype: str = flax.struct.field(pytree_node=False, default='float32')
+  scale: float = flax.struct.field(pytree_node=False)
+  dtype: str = flax.struct.field(pytree_node=False)
 
   @property
   def downsampling(self) -> int:

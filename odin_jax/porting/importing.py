@@ -22,11 +22,6 @@ Flat = dict[str, LazyArray]
 # (network, its settings) -> shape of every parameter by path.
 Shapes = Callable[[str, Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
 NAMING = {'unet': unet, 'autoencoder': vae, 'image': clip}
-_FROM_CONFIG = {
-  'unet': unet.settings_from_diffusers,
-  'autoencoder': vae.settings_from_diffusers,
-  'image': clip.settings_from_transformers,
-}
 _ROLES = {
   'unet': 'the U-Net',
   'autoencoder': 'the KL autoencoder',
@@ -142,12 +137,14 @@ class _Job:
     average: bool | None,
     dtype: np.dtype,
     shapes: Shapes,
+    recipe: Mapping[str, Any],
   ):
     self.name = name
     self.row = formats.FORMATS[name]
     self.configs = source.configs
     self.dtype = dtype
     self.shapes = shapes
+    self.recipe = recipe
     self.where = str(source.paths[0])
     self.ledger = _Ledger(self.where, source.tensors)
     self.own = self._own_config()
@@ -202,11 +199,13 @@ class _Job:
     config = self.configs.get(prefix.removesuffix('.'))
     with self._explained(network):
       if config is not None:
-        settings = _FROM_CONFIG[network](config)
+        settings = _from_config(network, config, self.recipe)
       elif self.own is not None:
         settings = _from_own(network, self.own, shapes, layout)
       else:
-        settings = NAMING[network].settings_from_shapes(shapes, layout)
+        settings = NAMING[network].settings_from_shapes(
+          shapes, layout, **_untold(network, self.recipe)
+        )
     if network == 'autoencoder' and self.row.scale in self.ledger.tensors:
       settings['scale'] = self._scale()
     return settings
@@ -419,6 +418,30 @@ MASK = (
 PROJECTION = (('kernel', 'weight', 'linear'), ('bias', 'bias', 'same'))
 
 
+def _from_config(
+  network: str, config: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Settings of a network by the config.json beside it."""
+  if network == 'unet':
+    return unet.settings_from_diffusers(config)
+  if network == 'image':
+    return clip.settings_from_transformers(config)
+  return vae.settings_from_diffusers(
+    config, scale=recipe['autoencoder']['scale']
+  )
+
+
+def _untold(network: str, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings that shapes do not tell, from a training config."""
+  if network == 'unet':
+    section, names = config['model']['unet'], ('num_heads', 'num_groups')
+  elif network == 'autoencoder':
+    section, names = config['autoencoder'], ('num_groups', 'scale')
+  else:
+    return {}
+  return {name: section[name] for name in names}
+
+
 def _from_own(
   network: str,
   own: Mapping[str, Any],
@@ -428,12 +451,7 @@ def _from_own(
   """Settings of a network of ours: shapes do not tell all of them."""
   if network == 'unet':
     values = own['model']['unet']
-    found = unet.settings_from_shapes(
-      shapes,
-      layout,
-      num_heads=values['num_heads'],
-      num_groups=values['num_groups'],
-    )
+    found = unet.settings_from_shapes(shapes, layout, **_untold(network, own))
   else:
     section, known = SECTIONS[network]
     found, values = {}, dict(own[section])
@@ -463,9 +481,6 @@ PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 SCHEDULES = {'scaled_linear': 'scaled_linear', 'squaredcos_cap_v2': 'cosine'}
 SPACINGS = ('leading', 'trailing')
 BETAS = {'beta_start': 0.00085, 'beta_end': 0.012}
-_PIXELS = 256
-# Levels of Stable Diffusion's autoencoder.
-_CHANNEL_MULT = (1, 2, 4, 4)
 
 
 def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -494,20 +509,22 @@ def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sections(
-  settings: Mapping[str, dict[str, Any]], own: Mapping[str, Any]
+  settings: Mapping[str, dict[str, Any]],
+  own: Mapping[str, Any],
+  recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
   """`config.autoencoder` and `config.image_encoder`.
 
-  Of a network that is not there only what the U-Net tells: it can be exported,
-  and the config says why it cannot be sampled from.
+  Of a network that is not there only what the U-Net and the recipe tell: it can
+  be exported, and the config says why it cannot be sampled from.
   """
   network = settings['unet']
   sections = {
     'autoencoder': dict(
       kind='none',
       latent_channels=network['out_channels'],
-      channel_mult=_CHANNEL_MULT,
-      scale=vae.SCALE,
+      channel_mult=recipe['autoencoder']['channel_mult'],
+      scale=recipe['autoencoder']['scale'],
     ),
     'image_encoder': dict(kind='none', projection=network['context_dim']),
   }
@@ -520,11 +537,13 @@ def _sections(
 
 
 def _image_size_px(
-  configs: Mapping[str, Any], autoencoder: Mapping[str, Any]
+  configs: Mapping[str, Any],
+  autoencoder: Mapping[str, Any],
+  recipe: Mapping[str, Any],
 ) -> int:
   latents = configs.get('unet', {}).get('sample_size')
   if not isinstance(latents, int):
-    return _PIXELS
+    return recipe['image_size_px']
   return latents * 2 ** (len(autoencoder['channel_mult']) - 1)
 
 
@@ -535,6 +554,7 @@ def convert(
   average: bool | None,
   dtype: np.dtype,
   shapes: Shapes,
+  recipe: Mapping[str, Any],
 ) -> Imported:
   """The model in a checkpoint.
 
@@ -545,18 +565,20 @@ def convert(
     dtype: of the parameters.
     shapes: what the networks of given settings need; those of the conditioning
       are a config.
+    recipe: a training config with Stable Diffusion's sizes, for what the
+      checkpoint does not say of itself.
 
   Raises:
     errors.UserError: tensors are missing, left over, of a wrong shape, or
       belong to another network.
   """
-  job = _Job(name, source, average, dtype, shapes)
+  job = _Job(name, source, average, dtype, shapes, recipe)
   found = {network: job.settings(network) for network in NAMING}
   settings = {network: sizes for network, sizes in found.items() if sizes}
   params = {
     network: job.network(network, sizes) for network, sizes in settings.items()
   }
-  sections = _sections(settings, job.own or {})
+  sections = _sections(settings, job.own or {}, recipe)
   latent = sections['autoencoder']['latent_channels']
   names, conditioning, new_parts = job.conditioning(sections, settings['unet'])
   mask = job.mask(params['unet'])
@@ -573,7 +595,9 @@ def convert(
       },
     ),
     diffusion=_diffusion(job.where, source.configs.get('scheduler', {})),
-    image_size_px=_image_size_px(source.configs, sections['autoencoder']),
+    image_size_px=_image_size_px(
+      source.configs, sections['autoencoder'], recipe
+    ),
   )
   return Imported(
     params=dict(

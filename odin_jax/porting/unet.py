@@ -260,7 +260,7 @@ def _inside(
 
 
 def settings_from_shapes(
-  shapes: Shapes, layout: str, *, num_heads: int = 8, num_groups: int = 32
+  shapes: Shapes, layout: str, *, num_heads: int, num_groups: int
 ) -> dict[str, Any]:
   """Arguments of the `UNet` that a checkpoint's tensors belong to.
 

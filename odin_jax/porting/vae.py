@@ -13,10 +13,6 @@ from odin_jax.porting import tensors
 # The arguments of `odin_jax.models.vae.AutoencoderKL` and `scale`.
 Settings = Mapping[str, Any]
 
-# Standard deviation of Stable Diffusion's latents, inverted; no checkpoint
-# holds it.
-SCALE = 0.18215
-
 
 class Names(NamedTuple):
   """How a layout names modules.
@@ -206,7 +202,11 @@ def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
 
 
 def settings_from_shapes(
-  shapes: Mapping[str, tuple[int, ...]], layout: str, *, num_groups: int = 32
+  shapes: Mapping[str, tuple[int, ...]],
+  layout: str,
+  *,
+  num_groups: int,
+  scale: float,
 ) -> dict[str, Any]:
   """The settings of a checkpoint, read from the shapes of its tensors.
 
@@ -214,6 +214,7 @@ def settings_from_shapes(
     shapes: of all tensors by name.
     layout: a key of `LAYOUTS`.
     num_groups: of the group normalisations; shapes do not tell.
+    scale: of the latents; shapes do not tell.
 
   Raises:
     ValueError: this is no KL autoencoder, or one that ours cannot be.
@@ -250,7 +251,7 @@ def settings_from_shapes(
     num_res_blocks=blocks,
     latent_channels=latent_channels,
     num_groups=num_groups,
-    scale=SCALE,
+    scale=scale,
   )
 
 
@@ -290,7 +291,6 @@ _READ = dict(
   layers_per_block=1,
   latent_channels=4,
   norm_num_groups=32,
-  scaling_factor=SCALE,
 )
 # Fields that do not change what the network computes.
 _FREE = ('sample_size', 'force_upcast')
@@ -334,14 +334,19 @@ def _check_fixed(given: Mapping[str, Any], levels: int) -> None:
       value = list(value) if isinstance(value, tuple) else value
       if value != fixed[key]:
         raise ValueError(f'{key}={value} is not supported, {fixed[key]} is')
-    elif key not in _READ and key not in _FREE:
+    elif key not in (*_READ, *_FREE, 'scaling_factor'):
       raise ValueError(f'unknown field {key}={value}')
 
 
-def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_diffusers(
+  config: Mapping[str, Any], *, scale: float
+) -> dict[str, Any]:
   """The settings of a `config.json` of diffusers' AutoencoderKL.
 
-  A field that an older diffusers did not write has the default of today's.
+  Args:
+    config: a field that an older diffusers did not write has the default of
+      today's.
+    scale: Stable Diffusion's, which is that default of `scaling_factor`.
 
   Raises:
     ValueError: a field is unknown, missing or has a value that ours cannot be.
@@ -361,5 +366,5 @@ def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     num_res_blocks=read['layers_per_block'],
     latent_channels=read['latent_channels'],
     num_groups=read['norm_num_groups'],
-    scale=read['scaling_factor'],
+    scale=given.get('scaling_factor', scale),
   )

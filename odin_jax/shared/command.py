@@ -8,6 +8,7 @@ and keeps its traceback.
 """
 
 import errno
+import importlib.util
 import pathlib
 import resource
 import sys
@@ -15,6 +16,7 @@ import time
 from typing import Any, Callable, NoReturn
 
 from absl import app, flags, logging
+import ml_collections
 from ml_collections import config_flags
 
 from odin_jax.shared import errors
@@ -121,6 +123,21 @@ def define_config(default: str) -> flags.FlagHolder[Any]:
     'key=value pairs); --config.FIELD=VALUE sets single fields. '
     f'(default: {default})',
   )
+
+
+def load_config(
+  path: str, argument: str | None = None
+) -> ml_collections.ConfigDict:
+  """A config as its file has it, for commands that have no `--config` of it.
+
+  Args:
+    path: of the config file in this repository.
+    argument: what `--config=FILE:ARGUMENT` would give.
+  """
+  spec = importlib.util.spec_from_file_location('config', REPOSITORY / path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
 
 
 class Stopwatch:

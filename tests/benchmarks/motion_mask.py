@@ -55,6 +55,7 @@ from odin_jax.diffusion import loss, schedule
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import command, files
 from tests.benchmarks import true_motion
+from tests.helpers import default_sampling
 
 _TOOL = 'tests.benchmarks.motion_mask'
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
@@ -78,7 +79,7 @@ _SMALLER = (
 )
 # Of 1 - M, fixed before anything was measured.
 _THRESHOLD = 0.5
-_SAMPLING = predictors.Sampling(sampler='ddim', num_steps=10)
+_SAMPLING = default_sampling.sampling()
 _BOOTSTRAP = 2000
 # Of `true_motion.KINDS`, RGB, in the picture.
 _COLOURS = np.array([[60, 60, 60], [70, 90, 150], [255, 170, 0], [230, 30, 30]])

@@ -29,7 +29,6 @@ from odin_jax.shared.lazy_array import LazyArray
 _FOLDER = flags.DEFINE_string(
   'folder', None, 'Where to write; kept.', required=True
 )
-_POSE = {'cc_projection.weight': (768, 772), 'cc_projection.bias': (768,)}
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
@@ -44,7 +43,12 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     'autoencoder': (frozen.autoencoder.params, config['autoencoder']),
     'image': (frozen.image.params, config['image_encoder']),
   }
-  shapes = dict(_POSE)
+  width = config['model']['unet']['context_dim']
+  image = config['image_encoder']['projection']
+  shapes = {
+    'cc_projection.weight': (width, image + formats.WIDTHS['zero123']),
+    'cc_projection.bias': (width,),
+  }
   for network, (tree, settings) in networks.items():
     ours = lazy_array.flattened(tree)
     prefix, layout = formats.FORMATS['zero123'].networks[network]

@@ -41,6 +41,7 @@ from odin_jax.models import unet
 from odin_jax.porting import tensors
 from odin_jax.porting import unet as naming
 from odin_jax.shared import command, errors
+from tests.helpers import stable_diffusion
 
 _DEVICE = flags.DEFINE_enum('device', 'cpu', ['cpu', 'gpu'], 'How to run.')
 _SIZES = flags.DEFINE_list(
@@ -58,24 +59,13 @@ _WARM_UP, _GPU_STEPS = 3, 10
 # Side of the matrices by which a device's rate is measured.
 _MATRIX = {'gpu': 8192, 'cpu': 512}
 _TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2}
-_COMMON = dict(
-  in_channels=8,
-  out_channels=4,
-  channel_mult=(1, 2, 4, 4),
-  num_res_blocks=2,
-  attention_levels=(0, 1, 2),
-  transformer_depth=1,
-  num_heads=8,
-  context_dim=768,
-  num_groups=32,
-  feedforward_factor=4,
-)
+_FULL = stable_diffusion.UNET
 SETTINGS = {
-  'tiny': _COMMON
+  'tiny': _FULL
   | dict(model_channels=32, channel_mult=(1, 2), attention_levels=(1,)),
-  'narrow': _COMMON | dict(model_channels=64),
-  'wide': _COMMON | dict(model_channels=96),
-  'full': _COMMON | dict(model_channels=320),
+  'narrow': _FULL | dict(model_channels=64),
+  'wide': _FULL | dict(model_channels=96),
+  'full': _FULL,
 }
 
 Settings = Mapping[str, Any]

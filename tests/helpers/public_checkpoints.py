@@ -20,6 +20,7 @@ import transformers
 
 from odin_jax.porting import clip, tensors, unet, vae
 
+# Written out, not taken from the code: what importing reads is held against it.
 UNET = dict(
   in_channels=8,
   out_channels=4,
@@ -39,6 +40,7 @@ VAE = dict(
   num_res_blocks=1,
   latent_channels=4,
   num_groups=32,
+  # Stable Diffusion's, which no checkpoint holds.
   scale=0.18215,
 )
 CLIP = dict(

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from configs import train as recipes
-from odin_jax import predictors, sharding
+from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, layers, odin
 from odin_jax.shared import errors
 from odin_jax.training import step, warm_start
+from tests.helpers import default_sampling
 
 BATCH, SIZE_PX = 4, 32
 
@@ -192,9 +193,7 @@ def test_it_starts_from_a_model_without_it_trains_and_samples(
 
   # -- Sampling ---------------------------------------------------------------
   save(tmp_path / 'new', 2, state, start.encoders, config)
-  model = predictors.load_model(
-    tmp_path / 'new', sampling=predictors.Sampling(num_steps=1)
-  )
+  model = default_sampling.load_model(tmp_path / 'new', num_steps=1)
   images = model.predict(
     batch['source'],
     batch['target2source'],

@@ -16,6 +16,7 @@ from odin_jax import predictors
 from odin_jax.checkpoints import checkpoint
 from odin_jax.shared import errors, files, record_folder
 from odin_jax.training import journal, step
+from tests.helpers import default_sampling
 from tests.helpers.posed_records import write_records
 
 STEPS = 24
@@ -209,9 +210,8 @@ def test_damaged_shard_is_named(command, records, tmp_path, damage):
   assert not (workdir / 'final.json').exists()
 
 
-def load_model(workdir, ema=True, **sampling):
-  sampling = predictors.Sampling(**{'num_steps': 2, **sampling})
-  return predictors.load_model(workdir, sampling=sampling, ema=ema)
+def load_model(workdir, **changes):
+  return default_sampling.load_model(workdir, **{'num_steps': 2, **changes})
 
 
 def test_model_predicts_with_the_seed_alone(finished, records):

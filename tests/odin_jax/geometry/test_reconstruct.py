@@ -16,6 +16,8 @@ from tests.helpers.room_views import Room
 
 FOV_DEG = 80.0
 SIZE_PX = 96
+# Of few views, fewer have to agree.
+TWO_AGREE = dataclasses.replace(fusion.AGREEMENT, num_views=2)
 
 
 def make_views(name='right', count=6, step=0.1, size_px=SIZE_PX):
@@ -27,7 +29,7 @@ def make_views(name='right', count=6, step=0.1, size_px=SIZE_PX):
 @pytest.fixture(scope='module')
 def sideways():
   views, depths = make_views()
-  result = fusion.reconstruct(views, stereo.Sweep(), fusion.Agreement())
+  result = fusion.reconstruct(views, stereo.SWEEP, TWO_AGREE)
   return views, depths, result
 
 
@@ -74,7 +76,7 @@ def test_colours_and_normals_are_those_of_the_surface(sideways):
 @pytest.mark.parametrize('name', ['forward', 'orbit_left'])
 def test_other_paths_find_the_surfaces_too(name):
   views, depths = make_views(name, count=5, step=0.1, size_px=80)
-  result = fusion.reconstruct(views, stereo.Sweep(), fusion.Agreement())
+  result = fusion.reconstruct(views, stereo.SWEEP, TWO_AGREE)
   believed = result.inverse_depths > 0
   errors = np.abs(1 / result.inverse_depths[believed] / depths[believed] - 1)
   assert np.median(errors) < 0.03
@@ -156,7 +158,7 @@ def test_wrong_poses_are_not_believed(sideways):
   views, _, right = sideways
   # The same images in another order along the path agree on nothing.
   shuffled = dataclasses.replace(views, images=views.images[[3, 0, 5, 2, 4, 1]])
-  wrong = fusion.reconstruct(shuffled, stereo.Sweep(), fusion.Agreement())
+  wrong = fusion.reconstruct(shuffled, stereo.SWEEP, TWO_AGREE)
   coverage = [
     np.mean([view.coverage for view in result.figures])
     for result in (right, wrong)
@@ -167,13 +169,13 @@ def test_wrong_poses_are_not_believed(sideways):
 def test_images_that_stand_still_are_no_far_wall(sideways):
   views, _, _ = sideways
   still = dataclasses.replace(views, images=views.images[[0] * 6])
-  result = fusion.reconstruct(still, stereo.Sweep(), fusion.Agreement())
+  result = fusion.reconstruct(still, stereo.SWEEP, TWO_AGREE)
   assert np.mean([view.coverage for view in result.figures]) < 0.02
 
 
 def test_a_turn_on_the_spot_gives_no_points():
   views, _ = make_views('pan_right', count=3, size_px=32)
-  result = fusion.reconstruct(views, stereo.Sweep(), fusion.Agreement())
+  result = fusion.reconstruct(views, stereo.SWEEP, TWO_AGREE)
   assert len(result.cloud.points) == 0
   assert [view.correlation for view in result.figures] == [None] * 3
 
@@ -351,8 +353,10 @@ def test_real_photographs_agree_on_the_object(shared_data):
   views, (centre, radius) = dtu_views(folder, size_px=96)
   result = fusion.reconstruct(
     views,
-    stereo.Sweep(min_depth=0.6, max_depth=1.8, num_neighbours=3),
-    fusion.Agreement(),
+    dataclasses.replace(
+      stereo.SWEEP, min_depth=0.6, max_depth=1.8, num_neighbours=3
+    ),
+    TWO_AGREE,
   )
   coverage = [view.coverage for view in result.figures]
   # Measured: coverage 0.63, agreeing depths differ by 0.0024.

@@ -10,6 +10,7 @@ import transformers
 from odin_jax import sharding
 from odin_jax.models import image_encoder
 from odin_jax.porting import clip, tensors
+from tests.helpers import stable_diffusion
 
 TINY = dict(
   width=128,
@@ -20,15 +21,7 @@ TINY = dict(
   projection=6,
   hidden=20,
 )
-VIT_L_14 = dict(
-  width=1024,
-  num_layers=24,
-  num_heads=16,
-  patch_px=14,
-  image_size_px=224,
-  projection=768,
-  hidden=4096,
-)
+VIT_L_14 = stable_diffusion.IMAGE_ENCODER
 LAYOUTS = ('transformers', 'openai')
 
 

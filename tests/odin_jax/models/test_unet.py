@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from odin_jax.models import layers, unet
+from tests.helpers import stable_diffusion
 
 TINY = dict(
   in_channels=5,
@@ -73,19 +74,7 @@ def tiny():
 
 
 def test_stable_diffusion_is_a_config_away():
-  _, parameters = abstract(
-    in_channels=8,
-    out_channels=4,
-    model_channels=320,
-    channel_mult=(1, 2, 4, 4),
-    num_res_blocks=2,
-    attention_levels=(0, 1, 2),
-    transformer_depth=1,
-    num_heads=8,
-    context_dim=768,
-    num_groups=32,
-    feedforward_factor=4,
-  )
+  _, parameters = abstract(**stable_diffusion.UNET)
   leaves = jax.tree.leaves(parameters)
   mask_channel = 320 * 3 * 3 + 1
   assert len(leaves) == 686

@@ -17,20 +17,9 @@ from odin_jax import sharding
 from odin_jax.models import unet
 from odin_jax.porting import tensors
 from odin_jax.porting import unet as naming
+from tests.helpers import stable_diffusion
 
-FULL = dict(
-  in_channels=8,
-  out_channels=4,
-  model_channels=320,
-  channel_mult=(1, 2, 4, 4),
-  num_res_blocks=2,
-  attention_levels=(0, 1, 2),
-  transformer_depth=1,
-  num_heads=8,
-  context_dim=768,
-  num_groups=32,
-  feedforward_factor=4,
-)
+FULL = stable_diffusion.UNET
 NARROW = FULL | dict(model_channels=64, context_dim=48)
 ODD = FULL | dict(
   in_channels=5,
@@ -44,6 +33,8 @@ ODD = FULL | dict(
   feedforward_factor=3,
 )
 LAYOUTS = ('ldm', 'diffusers')
+# What shapes do not tell.
+UNTOLD = {name: NARROW[name] for name in ('num_heads', 'num_groups')}
 
 
 @functools.cache
@@ -346,21 +337,21 @@ def test_missing_tensor_is_named(layout, path):
   (name,) = (e.name for e in naming.entries(NARROW, layout) if e.path == path)
   del checkpoint[name]
   with pytest.raises(ValueError, match=f"in the {layout} layout: no '{name}'"):
-    naming.settings_from_shapes(checkpoint, layout)
+    naming.settings_from_shapes(checkpoint, layout, **UNTOLD)
 
 
 def test_levels_that_differ_are_refused():
   checkpoint = shapes_of(without_memory(NARROW, 'diffusers'))
   del checkpoint['down_blocks.2.resnets.1.conv1.weight']
   with pytest.raises(ValueError, match='its 4 levels differ'):
-    naming.settings_from_shapes(checkpoint, 'diffusers')
+    naming.settings_from_shapes(checkpoint, 'diffusers', **UNTOLD)
 
 
 def test_widths_that_are_no_multiples_are_refused():
   checkpoint = shapes_of(without_memory(NARROW, 'ldm'))
   checkpoint['input_blocks.4.0.in_layers.2.weight'] = (100, 64, 3, 3)
   with pytest.raises(ValueError, match='100.* are no multiples of 64'):
-    naming.settings_from_shapes(checkpoint, 'ldm')
+    naming.settings_from_shapes(checkpoint, 'ldm', **UNTOLD)
 
 
 @pytest.mark.parametrize('settings', [FULL, NARROW], ids=['full', 'narrow'])

@@ -16,15 +16,9 @@ from odin_jax import sharding
 from odin_jax.models import vae
 from odin_jax.porting import tensors
 from odin_jax.porting import vae as naming
+from tests.helpers import stable_diffusion
 
-FULL = dict(
-  base_channels=128,
-  channel_mult=(1, 2, 4, 4),
-  num_res_blocks=2,
-  latent_channels=4,
-  num_groups=32,
-  scale=0.18215,
-)
+FULL = stable_diffusion.AUTOENCODER
 # Levels that differ in width and two that do not, uneven groups.
 NARROW = dict(
   base_channels=16,
@@ -357,8 +351,9 @@ def test_first_level_may_be_wider_than_the_input_layer():
     vae.abstract(settings).params
   ).keys()
   shapes = shapes_of(settings, 'ldm')
-  assert naming.settings_from_shapes(shapes, 'ldm', num_groups=2) == dict(
-    settings, scale=naming.SCALE
+  assert (
+    naming.settings_from_shapes(shapes, 'ldm', num_groups=2, scale=0.5)
+    == settings
   )
   with pytest.raises(ValueError, match='does not start with 1'):
     naming.diffusers_config(settings)
@@ -382,9 +377,17 @@ def test_legacy_names_of_the_attention():
 @pytest.mark.parametrize('layout', naming.LAYOUTS)
 @pytest.mark.parametrize('settings', [FULL, NARROW, TINY])
 def test_settings_are_read_from_shapes(settings, layout):
-  assert naming.settings_from_shapes(
-    shapes_of(settings, layout), layout, num_groups=settings['num_groups']
-  ) == dict(settings, scale=naming.SCALE)
+  read = naming.settings_from_shapes(
+    shapes_of(settings, layout),
+    layout,
+    num_groups=settings['num_groups'],
+    scale=settings['scale'],
+  )
+  assert read == settings
+
+
+# What the shapes of Stable Diffusion's do not tell.
+UNTOLD = {name: FULL[name] for name in ('num_groups', 'scale')}
 
 
 @pytest.mark.parametrize(
@@ -403,12 +406,12 @@ def test_shapes_of_something_else_are_refused(change, message):
   shapes = shapes_of(FULL, 'ldm') | change
   shapes = {name: shape for name, shape in shapes.items() if shape}
   with pytest.raises(ValueError, match=message):
-    naming.settings_from_shapes(shapes, 'ldm')
+    naming.settings_from_shapes(shapes, 'ldm', **UNTOLD)
 
 
 def test_shapes_in_another_layout_are_refused():
   with pytest.raises(ValueError, match='same number'):
-    naming.settings_from_shapes(shapes_of(FULL, 'ldm'), 'diffusers')
+    naming.settings_from_shapes(shapes_of(FULL, 'ldm'), 'diffusers', **UNTOLD)
 
 
 # With the fields that an early diffusers wrote.
@@ -428,8 +431,16 @@ OLD_CONFIG = {
 
 
 def test_settings_are_read_from_diffusers_config():
-  assert naming.settings_from_diffusers(OLD_CONFIG) == FULL
-  assert naming.settings_from_diffusers(theirs(NARROW, 'meta').config) == NARROW
+  scale = FULL['scale']
+  assert naming.settings_from_diffusers(OLD_CONFIG, scale=scale) == FULL
+  narrow = theirs(NARROW, 'meta').config
+  assert naming.settings_from_diffusers(narrow, scale=scale) == NARROW
+
+
+def test_the_scale_is_that_of_diffusers():
+  with torch.device('meta'):
+    reference = diffusers.AutoencoderKL.from_config(OLD_CONFIG)
+  assert reference.config['scaling_factor'] == FULL['scale']
 
 
 @pytest.mark.parametrize(
@@ -449,4 +460,4 @@ def test_settings_are_read_from_diffusers_config():
 )
 def test_config_of_another_autoencoder_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    naming.settings_from_diffusers(OLD_CONFIG | change)
+    naming.settings_from_diffusers(OLD_CONFIG | change, scale=1.0)

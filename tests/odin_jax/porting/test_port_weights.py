@@ -20,12 +20,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from odin_jax import port_weights, predictors
+from odin_jax import port_weights
 from odin_jax.checkpoints import checkpoint, ported
 from odin_jax.models import lpips_files, unet
 from odin_jax.porting import checkpoint_files, lpips, torch_files, widen
 from odin_jax.shared import command, errors, files, lazy_array
-from tests.helpers import commands
+from tests.helpers import commands, default_sampling
 from tests.helpers import public_checkpoints as public
 
 
@@ -292,9 +292,8 @@ def test_a_unet_alone_comes_and_goes(port, modules, tmp_path):
   )
   for name, tensor in modules['unet'].state_dict().items():
     torch.testing.assert_close(back.state_dict()[name], tensor, rtol=0, atol=0)
-  sampling = predictors.Sampling()
   with pytest.raises(errors.UserError, match='without its autoencoder'):
-    predictors.load_model(tmp_path / 'workdir', sampling=sampling)
+    default_sampling.load_model(tmp_path / 'workdir')
 
 
 def test_old_names_of_the_autoencoder_and_buffers(port, modules, tmp_path):

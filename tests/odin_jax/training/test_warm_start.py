@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from configs import train as recipes
-from odin_jax import predictors, sharding
+from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint, ported
 from odin_jax.diffusion import schedule
 from odin_jax.models import conditioning, odin
 from odin_jax.shared import errors
 from odin_jax.training import settings, warm_start
-from tests.helpers import commands, posed_records, public_checkpoints
+from tests.helpers import (
+  commands,
+  default_sampling,
+  posed_records,
+  public_checkpoints,
+)
 
 # The recipe `odin` at the sizes of the checkpoint.
 SIZES = {
@@ -286,8 +291,7 @@ def _check_guidance(workdir):
     np.array([90.0]),
   )
   seeds, scale = np.array([5]), np.array([1.0])
-  sampling = predictors.Sampling(num_steps=2, guidance=3.0)
-  model = predictors.load_model(workdir, sampling=sampling)
+  model = default_sampling.load_model(workdir, num_steps=2, guidance=3.0)
   image = model.predict(*pair, seeds, scale)
 
   alpha_bar = schedule.alpha_bars(
