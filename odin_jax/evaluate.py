@@ -47,12 +47,8 @@ _PREDICTOR = flags.DEFINE_enum(
   'model: samples of a trained model; copy: the source view itself; mean: its '
   'mean colour.',
 )
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the training run; for --predictor=model.'
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for metrics.json and pairs/.'
-)
+_WORKDIR = command.define_model()
+_OUTPUT = command.define_output('Folder for metrics.json and pairs/')
 _SHUFFLE_POSES = flags.DEFINE_bool(
   'shuffle_poses', False, "Give each pair another pair's pose, as a control."
 )

@@ -43,19 +43,15 @@ from odin_jax.shared import camera, command, errors, files
 _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
-_WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Folder of a training run, or output of odin_jax.port_weights.',
-)
+_WORKDIR = command.define_model()
 _IMAGE = flags.DEFINE_string(
   'image', None, 'The image to start from; its square middle is used.'
 )
 _TRAJECTORY = flags.DEFINE_enum(
   'trajectory', 'forward', sorted(trajectory.PATHS), 'The camera path.'
 )
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for frames/, poses.json, video.mp4, generate.json.'
+_OUTPUT = command.define_output(
+  'Folder for frames/, poses.json, video.mp4, generate.json'
 )
 _NUM_FRAMES = flags.DEFINE_integer(
   'num_frames', 16, 'Views in all, the input image included.', lower_bound=2

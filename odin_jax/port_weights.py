@@ -66,7 +66,7 @@ _FORMAT = flags.DEFINE_enum(
 _EXPORT = flags.DEFINE_enum(
   'export', None, exporting.EXPORTS, 'Layout to export --source in.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.')
+_OUTPUT = command.define_output()
 _EMA = flags.DEFINE_bool(
   'ema',
   None,

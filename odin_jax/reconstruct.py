@@ -34,8 +34,8 @@ _TOOL = 'odin_jax.reconstruct'
 _VIEWS = flags.DEFINE_string(
   'views', None, 'Folder with poses.json and the images that it names.'
 )
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for points.ply, depth/ and reconstruction.json.'
+_OUTPUT = command.define_output(
+  'Folder for points.ply, depth/ and reconstruction.json'
 )
 _MIN_DEPTH = flags.DEFINE_float(
   'min_depth',

@@ -33,15 +33,12 @@ from odin_jax.shared import command, errors, files
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
-_RECORDS = flags.DEFINE_string(
-  'records', None, 'Folder of records to train on.', required=True
-)
+_RECORDS = command.define_records('to train on')
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
   'Folder for checkpoints and metrics; made if absent, continued if it holds '
   'a run of the same config.',
-  required=True,
 )
 _INIT = flags.DEFINE_string(
   'init',
@@ -49,6 +46,7 @@ _INIT = flags.DEFINE_string(
   'Workdir to take the first parameters and the encoders from: the output of '
   'odin_jax.port_weights, or another run, whose moving averages are taken.',
 )
+flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
 
 

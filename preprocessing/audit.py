@@ -33,24 +33,14 @@ from preprocessing.auditing import (
 TOOL = 'preprocessing.audit'
 _SEED = 0
 
-_RECORDS = flags.DEFINE_string(
-  'records', None, 'Folder of records to judge (preprocessing.run).'
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; new, or made by this command.'
-)
-_TRUTH = flags.DEFINE_string(
-  'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
-)
-_SAMPLE = flags.DEFINE_integer(
-  'sample', 100, 'Records to draw at random and to judge one by one.', 1
-)
+_RECORDS = command.define_records('to judge')
+_OUTPUT = command.define_output()
+_TRUTH = command.define_truth()
+_SAMPLE = command.define_sample()
 _MAX_MATCHED = flags.DEFINE_integer(
   'max_matched', 240, 'Most close records to match afresh, spread evenly.', 1
 )
-_EXCLUDE_IDS = flags.DEFINE_string(
-  'exclude_ids', None, 'List of video ids that are passed over.'
-)
+_EXCLUDE_IDS = command.define_exclude_ids()
 flags.mark_flags_as_required(['records', 'output'])
 
 

@@ -48,12 +48,8 @@ from preprocessing.downloading import (
 _IDS = flags.DEFINE_string(
   'ids', None, 'List of ids: parquet with a column id, or a text file.'
 )
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder or address to write; new, or made by this command.'
-)
-_EXCLUDE_IDS = flags.DEFINE_string(
-  'exclude_ids', None, 'List of ids that are never asked for.'
-)
+_OUTPUT = command.define_output('Folder or address to write')
+_EXCLUDE_IDS = command.define_exclude_ids()
 _URL = flags.DEFINE_string(
   'url',
   'https://www.youtube.com/watch?v={id}',

@@ -25,27 +25,17 @@ _TOOL = 'preprocessing.fps_experiment'
 _TEMPLATE = pathlib.Path(__file__).with_name('fps_experiment.html')
 _SUBSTEPS_PER_S = 5
 
-_INPUT = flags.DEFINE_string(
-  'input', None, 'A 360-degree video, or a folder of them.'
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; new, or made by this command.'
-)
+_INPUT = command.define_input()
+_OUTPUT = command.define_output()
 _FPS = flags.DEFINE_list('fps', ['0.5', '1', '2'], 'Frames per second to try.')
-_TRUTH = flags.DEFINE_string(
-  'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
-)
+_TRUTH = command.define_truth()
 _OVERRIDE = flags.DEFINE_multi_string(
   'override',
   [],
   'KEY=VALUE, set as --config.KEY=VALUE at every rate; paths absolute.',
 )
-_SAMPLE = flags.DEFINE_integer(
-  'sample', 100, 'Records that each audit draws at random.', 1
-)
-_EXCLUDE_IDS = flags.DEFINE_string(
-  'exclude_ids', None, 'List of video ids that are not used.'
-)
+_SAMPLE = command.define_sample()
+_EXCLUDE_IDS = command.define_exclude_ids()
 flags.mark_flags_as_required(['input', 'output'])
 
 

@@ -17,9 +17,7 @@ from preprocessing.writing import dropping, shards
 
 _TOOLS = ('preprocessing.run', 'preprocessing.worlds')
 
-_RECORDS = flags.DEFINE_string(
-  'records', None, 'Folder of records to take videos out of.'
-)
+_RECORDS = command.define_records('to take videos out of')
 _DROP_IDS = flags.DEFINE_string(
   'drop_ids',
   None,

@@ -39,12 +39,8 @@ _VIDEO_SUFFIXES = frozenset(
 _NO_VIDEOS = frozenset(['ledger.jsonl', 'download.json'])
 
 _CONFIG = command.define_config('configs/preprocess.py')
-_INPUT = flags.DEFINE_string(
-  'input', None, 'A 360-degree video, or a folder of them.'
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; new, or made by this command.'
-)
+_INPUT = command.define_input()
+_OUTPUT = command.define_output()
 _PROJECTION = flags.DEFINE_enum(
   'projection',
   None,
@@ -64,12 +60,8 @@ _EXPORT = flags.DEFINE_list(
   'Layouts in which camera paths leave with their pictures and masks, too; of '
   f'{", ".join(exports.FORMATS)}. Sets config.export_formats.',
 )
-_EXCLUDE_IDS = flags.DEFINE_string(
-  'exclude_ids', None, 'List of video ids that are not used.'
-)
-_NUM_WORKERS = flags.DEFINE_integer(
-  'num_workers', 0, 'Videos at a time; 0: as many as there are cores.', 0
-)
+_EXCLUDE_IDS = command.define_exclude_ids()
+_NUM_WORKERS = command.define_num_workers('Videos')
 _MAX_ATTEMPTS = flags.DEFINE_integer(
   'max_attempts',
   workers.MAX_ATTEMPTS,

@@ -38,9 +38,7 @@ from preprocessing.writing import merging, splits
 TOOL = 'preprocessing.worlds'
 
 _CONFIG = command.define_config('configs/worlds.py')
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; new, or made by this command.'
-)
+_OUTPUT = command.define_output()
 _NUM_WORLDS = flags.DEFINE_integer(
   'num_worlds', 2, 'Number of worlds; their kinds take turns.', lower_bound=1
 )
@@ -62,9 +60,7 @@ _MOVERS = flags.DEFINE_integer(
 )
 _WIDTH = flags.DEFINE_integer('width', 768, 'Width of the videos.', 64, 4096)
 _HEIGHT = flags.DEFINE_integer('height', 384, 'Height of the videos.', 32, 2048)
-_NUM_WORKERS = flags.DEFINE_integer(
-  'num_workers', 0, 'Worlds at a time; 0: as many as there are cores.', 0
-)
+_NUM_WORKERS = command.define_num_workers('Worlds')
 _PAIRS = flags.DEFINE_integer(
   'pairs', 0, 'Records per world to write in place of videos.', 0
 )

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from odin_jax.shared import errors
 
-# The flags that `define_config` makes belong to the command that calls it, so
+# The flags that are defined here belong to the command that asks for them, so
 # that its --help shows them.
 flags.disclaim_key_flags()
 
@@ -138,6 +138,68 @@ def load_config(
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(argument)
+
+
+# -- Flags that several commands have ------------------------------------------
+
+
+def define_output(what: str = 'Folder to write') -> flags.FlagHolder[str]:
+  """Defines `--output`, what `files.claim_output` takes."""
+  return flags.DEFINE_string(
+    'output', None, f'{what}; new, or made by this command.'
+  )
+
+
+def define_model() -> flags.FlagHolder[str]:
+  """Defines `--workdir`, of a model to sample from."""
+  return flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of a training run, or output of odin_jax.port_weights.',
+  )
+
+
+def define_records(purpose: str) -> flags.FlagHolder[str]:
+  """Defines `--records`, a folder that is read; 'to train on' is a purpose."""
+  return flags.DEFINE_string('records', None, f'Folder of records {purpose}.')
+
+
+def define_input() -> flags.FlagHolder[str]:
+  """Defines `--input`, of footage."""
+  return flags.DEFINE_string(
+    'input', None, 'A 360-degree video, or a folder of them.'
+  )
+
+
+def define_exclude_ids() -> flags.FlagHolder[str]:
+  """Defines `--exclude_ids`, a list of ids or None."""
+  return flags.DEFINE_string(
+    'exclude_ids', None, 'List of video ids that are passed over.'
+  )
+
+
+def define_truth() -> flags.FlagHolder[str]:
+  """Defines `--truth`, of the poses of rendered videos, or None."""
+  return flags.DEFINE_string(
+    'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
+  )
+
+
+def define_sample() -> flags.FlagHolder[int]:
+  """Defines `--sample`, how many records an audit looks at."""
+  return flags.DEFINE_integer(
+    'sample', 100, 'Records to draw at random and to judge one by one.', 1
+  )
+
+
+def define_num_workers(items: str) -> flags.FlagHolder[int]:
+  """Defines `--num_workers` of what is computed here, 'Videos' for example."""
+  return flags.DEFINE_integer(
+    'num_workers',
+    0,
+    f'{items} at a time; 0: as many as there are cores.',
+    lower_bound=0,
+  )
 
 
 class Stopwatch:

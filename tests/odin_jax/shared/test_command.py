@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs import common
-from odin_jax.shared import errors, files
+from odin_jax.shared import command, errors, files
 
 PROGRAM = '''
 """A command."""
@@ -15,6 +15,7 @@ from absl import flags
 from odin_jax.shared import command, errors
 
 CONFIG = command.define_config({config!r})
+OUTPUT = command.define_output()
 STOP = flags.DEFINE_string('stop', '', 'How to stop.')
 
 
@@ -69,8 +70,17 @@ def test_config_arguments_and_fields(call):
   assert done.stdout == "{'recipe': 'other', 'size_px': 64, 'steps': 5}\n"
 
 
+def test_a_config_is_loaded_for_a_command_without_the_flag(tmp_path):
+  path = tmp_path / 'config.py'
+  path.write_text(CONFIG)
+  # An absolute path replaces the repository's.
+  config = command.load_config(str(path), 'other,size_px=64')
+  assert config.to_dict() == {'recipe': 'other', 'steps': 3, 'size_px': 64}
+  assert command.load_config(str(path)).recipe == 'world'
+
+
 @pytest.mark.parametrize(
-  'arguments,said',
+  'arguments,message',
   [
     (['--config.stepz=5'], 'steps'),
     (['--config.steps=many'], 'many'),
@@ -84,10 +94,10 @@ def test_config_arguments_and_fields(call):
     (['--stop=disk'], 'out.bin: No space left on device'),
   ],
 )
-def test_bad_input_is_one_line_and_status_2(call, arguments, said):
+def test_bad_input_is_one_line_and_status_2(call, arguments, message):
   done = call(*arguments)
   assert done.returncode == 2
-  assert said in done.stderr
+  assert message in done.stderr
   assert done.stderr.count('\n') == 1 and not done.stdout
 
 
@@ -102,6 +112,7 @@ def test_help_is_no_failure(call):
   assert done.returncode == 0
   assert '--stop: How to stop.' in done.stdout
   assert '--config:' in done.stdout
+  assert '--output: Folder to write;' in done.stdout
 
 
 def test_an_output_folder_is_made_and_continued(tmp_path):
@@ -115,9 +126,9 @@ def test_a_folder_of_someone_else_is_refused(tmp_path):
   (tmp_path / 'precious.txt').write_text('x')
   with pytest.raises(errors.UserError, match='precious.txt'):
     files.claim_output(tmp_path, 'tool')
-  mine = files.claim_output(tmp_path / 'mine', 'tool')
+  claimed = files.claim_output(tmp_path / 'claimed', 'tool')
   with pytest.raises(errors.UserError, match='made by tool, not by other'):
-    files.claim_output(mine, 'other')
+    files.claim_output(claimed, 'other')
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
