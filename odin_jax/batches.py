@@ -10,34 +10,20 @@ input: a resume is exact, on any number of hosts.
 from concurrent import futures
 import hashlib
 import os
-from typing import Iterator, TypedDict
+from typing import Iterator
 
 import cv2
 import grain
 from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.shared import camera, errors, record_folder, schema
-
-
-class Pair(TypedDict):
-  """A posed pair, or a batch of them with a leading axis.
-
-  Attributes:
-    source: [s s 3] uint8 sRGB.
-    target: [s s 3] uint8 sRGB.
-    target2source: [3 4] float32, scene units.
-    fov_deg: float32, full field of view of both views.
-    scale: float32, median depth of the source view, scene units; 0 where it
-      is not known.
-  """
-
-  source: np.ndarray
-  target: np.ndarray
-  target2source: np.ndarray
-  fov_deg: np.ndarray
-  scale: np.ndarray
-
+from odin_jax.shared import (
+  camera,
+  errors,
+  posed_pair,
+  record_folder,
+  schema,
+)
 
 _REDUCTIONS = (
   (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -110,19 +96,19 @@ class PairSource:
     self._records = record_folder.RecordFolder(path, split)
     self._size_px = image_size_px
     self._stored_px = _stored_px(self._records[0])
-    self._cache: dict[int, Pair] | None = {} if cache else None
+    self._cache: dict[int, posed_pair.PosedPair] | None = {} if cache else None
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> Pair:
+  def __getitem__(self, index: int) -> posed_pair.PosedPair:
     if self._cache is None:
       return self._read(index)
     if index not in self._cache:
       self._cache[index] = self._read(index)
     return self._cache[index]
 
-  def _read(self, index: int) -> Pair:
+  def _read(self, index: int) -> posed_pair.PosedPair:
     record = self._records[index]
     try:
       source = self._image(record['source/image'])
@@ -132,12 +118,12 @@ class PairSource:
         f'{self._records.path}: {self._records.split} record {index} of '
         f'{record["video_id"]}: {error}; make the records again'
       ) from error
-    return Pair(
+    return posed_pair.PosedPair(
       source=source,
       target=target,
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
-      scale=np.float32(record['median_depth']),
+      median_depth=np.float32(record['median_depth']),
     )
 
   def _image(self, jpeg: bytes) -> np.ndarray:
@@ -151,32 +137,32 @@ class PairSource:
     return digest.hexdigest()[:16]
 
 
-def mirrored(pair: Pair) -> Pair:
+def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair as a mirror shows it: x -> -x in both cameras; exact."""
   flip = np.array([-1.0, 1.0, 1.0], np.float32)
-  rotation = pair['target2source'][:, :3] * flip[:, None] * flip
-  translation = pair['target2source'][:, 3] * flip
-  return Pair(
-    source=pair['source'][:, ::-1],
-    target=pair['target'][:, ::-1],
+  rotation = pair.target2source[:, :3] * flip[:, None] * flip
+  translation = pair.target2source[:, 3] * flip
+  return posed_pair.PosedPair(
+    source=pair.source[:, ::-1],
+    target=pair.target[:, ::-1],
     target2source=np.concatenate([rotation, translation[:, None]], axis=-1),
-    fov_deg=pair['fov_deg'],
-    scale=pair['scale'],
+    fov_deg=pair.fov_deg,
+    median_depth=pair.median_depth,
   )
 
 
-def swapped(pair: Pair) -> Pair:
+def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair with source and target exchanged.
 
   Exact, but that a record does not have the depth of its target view.
   """
-  pose = camera.inverse(pair['target2source'].astype(np.float64))
-  return Pair(
-    source=pair['target'],
-    target=pair['source'],
+  pose = camera.inverse(pair.target2source.astype(np.float64))
+  return posed_pair.PosedPair(
+    source=pair.target,
+    target=pair.source,
     target2source=pose.astype(np.float32),
-    fov_deg=pair['fov_deg'],
-    scale=np.float32(0),
+    fov_deg=pair.fov_deg,
+    median_depth=np.float32(0),
   )
 
 
@@ -192,7 +178,9 @@ def examples(
     swap: exchange source and target of half of the examples.
   """
 
-  def augment(pair: Pair, rng: np.random.Generator) -> Pair:
+  def augment(
+    pair: posed_pair.PosedPair, rng: np.random.Generator
+  ) -> posed_pair.PosedPair:
     wants_mirror, wants_swap = rng.random(2) < 0.5
     if mirror and wants_mirror:
       pair = mirrored(pair)
@@ -202,11 +190,6 @@ def examples(
   return dataset.random_map(augment)
 
 
-def stack(pairs: list[Pair]) -> Pair:
-  """A batch of pairs."""
-  return Pair(**{name: np.stack([p[name] for p in pairs]) for name in pairs[0]})
-
-
 def batches(
   dataset: grain.MapDataset,
   *,
@@ -214,7 +197,7 @@ def batches(
   batch_size: int,
   host: int = 0,
   num_hosts: int = 1,
-) -> Iterator[Pair]:
+) -> Iterator[posed_pair.PosedPair]:
   """This host's part of every batch from `first_step` on.
 
   One batch is prepared ahead in a thread.
@@ -228,9 +211,9 @@ def batches(
   """
   share = batch_size // num_hosts
 
-  def read(step: int) -> Pair:
+  def read(step: int) -> posed_pair.PosedPair:
     start = step * batch_size + host * share
-    return stack([dataset[start + i] for i in range(share)])
+    return posed_pair.stack([dataset[start + i] for i in range(share)])
 
   with futures.ThreadPoolExecutor(max_workers=1) as pool:
     step = first_step
@@ -247,4 +230,4 @@ def sample_images(
 ) -> UInt8[np.ndarray, 'n s s 3']:
   """Up to `count` images, spread evenly over the records."""
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
-  return np.stack([source[int(index)]['source'] for index in chosen])
+  return np.stack([source[int(index)].source for index in chosen])

@@ -21,15 +21,15 @@ from absl import flags, logging
 import cv2
 import flax
 import jax
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 import numpy as np
 import tqdm
 
 from odin_jax import metrics, predictors
 from odin_jax.benchmarks import BENCHMARKS
-from odin_jax.benchmarks.pairs import PairSet, PosedPair
+from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, posed_pair
 
 _TOOL = 'odin_jax.evaluate'
 _MODEL = predictors.Model.name
@@ -71,24 +71,17 @@ def derangement(count: int, seed: int) -> Int[np.ndarray, 'n']:
 
 def predict_all(
   predictor: predictors.Predictor,
-  pairs: list[PosedPair],
-  poses: Float[np.ndarray, 'n 3 4'],
+  pairs: posed_pair.PosedPair,
   seeds: Int[np.ndarray, 'n'],
   batch_size: int,
 ) -> UInt8[np.ndarray, 'n s s 3']:
   """One 8-bit prediction per pair."""
   predictions = []
-  starts = range(0, len(pairs), batch_size)
+  starts = range(0, len(seeds), batch_size)
   for start in tqdm.tqdm(starts, desc='predict', unit='batch'):
-    batch = pairs[start : start + batch_size]
-    images = predictor.predict(
-      np.stack([pair.source for pair in batch]),
-      poses[start : start + batch_size],
-      np.array([pair.fov_deg for pair in batch]),
-      seeds[start : start + batch_size],
-      np.array([pair.scale for pair in batch]),
-    )
-    predictions.extend(images)
+    rows = slice(start, start + batch_size)
+    batch = posed_pair.select(pairs, rows)
+    predictions.extend(predictor.predict(batch, seeds[rows]))
   return np.round(np.clip(predictions, 0, 1) * 255).astype(np.uint8)
 
 
@@ -239,36 +232,33 @@ def main() -> None:
     num_pairs=config.num_pairs,
     seed=config.pairs_seed,
   )
-  pairs = pair_set.pairs
-  order = _pose_order(len(pairs), config.seed)
+  pairs, count = pair_set.pairs, len(pair_set.facts)
+  order = _pose_order(count, config.seed)
   output = _fresh_output()
 
   # -- One sample per pair ----------------------------------------------------
-  poses = np.stack([pairs[other].target2source for other in order])
-  seeds = np.random.default_rng(config.seed).integers(
-    2**31 - 1, size=len(pairs)
-  )
-  samples = predict_all(predictor, pairs, poses, seeds, config.batch_size)
+  inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
+  seeds = np.random.default_rng(config.seed).integers(2**31 - 1, size=count)
+  samples = predict_all(predictor, inputs, seeds, config.batch_size)
 
   # -- Scores -----------------------------------------------------------------
-  truth = np.stack([pair.truth for pair in pairs])
-  scores = metrics.score(samples / 255, truth / 255, perceptual)
+  scores = metrics.score(samples / 255, pairs.target / 255, perceptual)
   mean = metrics.mean_score(scores)
 
   # -- Files ------------------------------------------------------------------
-  digits = max(3, len(str(len(pairs) - 1)))
+  digits = max(3, len(str(count - 1)))
   rows = []
-  for index, pair in enumerate(pairs):
+  for index, facts in enumerate(pair_set.facts):
     views = {
-      'source': pair.source,
-      'truth': pair.truth,
+      'source': pairs.source[index],
+      'truth': pairs.target[index],
       'sample': samples[index],
     }
     rows.append(
       {
         'index': index,
-        **pair.facts,
-        'target2source': pair.target2source.ravel().tolist(),
+        **facts,
+        'target2source': pairs.target2source[index].ravel().tolist(),
         'pose_of_pair': int(order[index]),
         'seed': int(seeds[index]),
         **scores[index],
@@ -284,7 +274,7 @@ def main() -> None:
     },
   )
   files.write_json(output / 'evaluate.json', watch.figures())
-  _log(mean, len(pairs))
+  _log(mean, count)
 
 
 if __name__ == '__main__':

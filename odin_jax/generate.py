@@ -38,7 +38,7 @@ import tqdm
 from odin_jax import predictors
 from odin_jax.diffusion import sampler
 from odin_jax.geometry import trajectory
-from odin_jax.shared import camera, command, errors, files
+from odin_jax.shared import camera, command, errors, files, posed_pair
 
 _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
@@ -190,20 +190,21 @@ def imagine(
   with tqdm.tqdm(total=len(source_of), desc='generate', unit='view') as bar:
     while waiting := [index for index in source_of if index not in frames]:
       ready = [index for index in waiting if source_of[index] in frames]
-      samples = predictor.predict(
-        np.stack([frames[source_of[index]] for index in ready]),
-        np.stack(
-          [
-            camera.relative(camera2scene[source_of[index]], camera2scene[index])
-            for index in ready
-          ]
-        ),
-        np.full(len(ready), fov_deg),
-        seeds[ready],
-        # The given image's median depth is the unit; that of others depends
-        # on what was imagined.
-        np.array([float(source_of[index] == 0) for index in ready]),
-      )
+      pairs = [
+        posed_pair.PosedPair(
+          source=frames[source_of[index]],
+          target=None,
+          target2source=camera.relative(
+            camera2scene[source_of[index]], camera2scene[index]
+          ),
+          fov_deg=np.float64(fov_deg),
+          # The given image's median depth is the unit; that of others depends
+          # on what was imagined.
+          median_depth=np.float64(source_of[index] == 0),
+        )
+        for index in ready
+      ]
+      samples = predictor.predict(posed_pair.stack(pairs), seeds[ready])
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
       frames.update(zip(ready, samples))
       bar.update(len(ready))

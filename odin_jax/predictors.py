@@ -1,7 +1,7 @@
 """What can be asked for the target view of a pair: baselines and the model.
 
-A predictor has `predict(source, target2source, fov_deg, seeds, scale)` and
-`protocol`, the facts that a table of its results has to state.
+A predictor has `predict(pairs, seeds)` and `protocol`, the facts that a table of
+its results has to state.
 """
 
 import dataclasses
@@ -11,16 +11,15 @@ from typing import Any, Protocol
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Num, UInt8
+from jaxtyping import Array, Float, Float32, Int
 import numpy as np
 
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import errors
+from odin_jax.shared import errors, posed_pair
 
-Source = UInt8[np.ndarray, 'b s s 3']
 _SD_SPACINGS = ('leading', 'zero123')
 Prediction = Float32[np.ndarray, 'b s s 3']
 
@@ -36,21 +35,13 @@ class Predictor(Protocol):
   protocol: dict[str, Any]
 
   def predict(
-    self,
-    source: Source,
-    target2source: Float[np.ndarray, 'b 3 4'],
-    fov_deg: Num[np.ndarray, 'b'],
-    seeds: Int[np.ndarray, 'b'],
-    scale: Float[np.ndarray, 'b'],
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
   ) -> Prediction:
     """Target views, values in [0, 1].
 
     Args:
-      source: source views, sRGB.
-      target2source: relative poses, scene units.
-      fov_deg: full field of view of both views.
+      pairs: a batch; their targets make no difference.
       seeds: of each pair's noise; the baselines have none.
-      scale: median depth of each source view, scene units; 0 where unknown.
     """
 
 
@@ -60,10 +51,12 @@ class Copy:
   name = 'copy'
   protocol = {'predictor': name}
 
-  def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
+  def predict(
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
+  ) -> Prediction:
     """See `Predictor`."""
-    del target2source, fov_deg, seeds, scale
-    return source.astype(np.float32) / 255
+    del seeds
+    return pairs.source.astype(np.float32) / 255
 
 
 class Mean:
@@ -72,9 +65,12 @@ class Mean:
   name = 'mean'
   protocol = {'predictor': name}
 
-  def predict(self, source, target2source, fov_deg, seeds, scale) -> Prediction:
+  def predict(
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
+  ) -> Prediction:
     """See `Predictor`."""
-    del target2source, fov_deg, seeds, scale
+    del seeds
+    source = pairs.source
     colour = source.mean(axis=(1, 2), keepdims=True, dtype=np.float64) / 255
     return np.broadcast_to(colour, source.shape).astype(np.float32)
 
@@ -112,11 +108,8 @@ def sample(
   model: odin.Odin,
   frozen: encoders.Encoders,
   config: checkpoint.Config,
-  source_images: UInt8[Array, 'b s s 3'],
-  target2source: Float[Array, 'b 3 4'],
-  fov_deg: Float[Array, 'b'],
+  pairs: posed_pair.PosedPair,
   seeds: Int[Array, 'b'],
-  scale: Float[Array, 'b'],
   *,
   sampling: Sampling,
 ) -> Float[Array, 'b s s 3']:
@@ -126,19 +119,14 @@ def sample(
     model: with the parameters to use.
     frozen: the encoders that the model was trained with.
     config: the training config.
-    source_images: sRGB.
-    target2source: relative poses, scene units.
-    fov_deg: full field of view of both views.
+    pairs: a batch; their targets make no difference.
     seeds: of each example's noise, so that a sample does not depend on the
       batch it is drawn in.
-    scale: median depth of each source view, scene units; 0 where not known.
     sampling: how; its spacing is given.
   """
   diffusion = config['diffusion']
-  condition = odin.condition(
-    frozen, config, source_images, target2source, fov_deg, scale
-  )
-  kept = jnp.zeros(len(source_images), bool)
+  condition = odin.condition(frozen, config, pairs)
+  kept = jnp.zeros(len(pairs.source), bool)
   told = model.conditioning(condition, conditioning.Drop(kept, kept))
   noise = jax.vmap(
     lambda seed: jax.random.normal(
@@ -201,14 +189,14 @@ class Model:
     batch = jax.sharding.NamedSharding(mesh, sharding.BATCH)
     everywhere = sharding.replicated(mesh)
 
-    def sample_with(params, frozen, *batch):
+    def sample_with(params, frozen, pairs, seeds):
       model = nnx.merge(graphdef, params)
-      return sample(model, frozen, config, *batch, sampling=sampling)
+      return sample(model, frozen, config, pairs, seeds, sampling=sampling)
 
     self._arrays = params, frozen
     self._sample = jax.jit(
       sample_with,
-      in_shardings=(everywhere, everywhere, *[batch] * 5),
+      in_shardings=(everywhere, everywhere, batch, batch),
       out_shardings=batch,
     )
     self._devices = mesh.size
@@ -230,28 +218,25 @@ class Model:
     return -(-size // self._devices) * self._devices
 
   def predict(
-    self,
-    source: Source,
-    target2source: Float[np.ndarray, 'b 3 4'],
-    fov_deg: Num[np.ndarray, 'b'],
-    seeds: Int[np.ndarray, 'b'],
-    scale: Float[np.ndarray, 'b'],
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
   ) -> Prediction:
     """See `Predictor`; sources are `image_size_px` square."""
-    count = len(source)
-    inputs = (
-      source,
-      target2source.astype(np.float32),
-      fov_deg.astype(np.float32),
-      seeds.astype(np.int32),
-      scale.astype(np.float32),
+    count = len(pairs.source)
+    pairs = posed_pair.PosedPair(
+      source=pairs.source,
+      target=None,
+      target2source=pairs.target2source.astype(np.float32),
+      fov_deg=pairs.fov_deg.astype(np.float32),
+      median_depth=pairs.median_depth.astype(np.float32),
     )
+    seeds = seeds.astype(np.int32)
     size = self._padded(count)
     images = []
     for start in range(0, count, size):
       rows = np.arange(start, start + size).clip(max=count - 1)
-      batch = (x[rows] for x in inputs)
-      images.append(np.asarray(self._sample(*self._arrays, *batch)))
+      batch = posed_pair.select(pairs, rows)
+      sampled = self._sample(*self._arrays, batch, seeds[rows])
+      images.append(np.asarray(sampled))
     return np.concatenate(images)[:count]
 
 

@@ -217,7 +217,7 @@ def main() -> None:
   for index in steps:
     batch = jax.tree.map(
       functools.partial(jax.make_array_from_process_local_data, batch_sharding),
-      dict(next(stream)),
+      next(stream),
     )
     state, values = train_step(state, batch, frozen)
     metrics.append(values)

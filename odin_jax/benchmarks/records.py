@@ -2,13 +2,20 @@
 
 import collections
 import os
+from typing import Any
 
 import cv2
 from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.benchmarks import pairs
-from odin_jax.shared import camera, errors, record_folder, schema
+from odin_jax.shared import (
+  camera,
+  errors,
+  posed_pair,
+  record_folder,
+  schema,
+)
 
 SPLIT = 'test'
 _FACTS = (
@@ -68,22 +75,25 @@ def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
 
 
 def _pair(
-  record: schema.Record, position: int, size_px: int, where: str
-) -> pairs.PosedPair:
-  target2source = record['target2source'].astype(np.float64)
-  return pairs.PosedPair(
+  record: schema.Record, size_px: int, where: str
+) -> posed_pair.PosedPair:
+  return posed_pair.PosedPair(
     source=_view(record['source/image'], size_px, where),
-    truth=_view(record['target/image'], size_px, where),
-    target2source=target2source,
-    fov_deg=record['fov_deg'],
-    scale=record['median_depth'],
-    facts={
-      'record': position,
-      **{name.replace('/', '_'): record[name] for name in _FACTS},
-      'rotation_deg': float(camera.rotation_angle_deg(target2source[:, :3])),
-      'translation': float(np.linalg.norm(target2source[:, 3])),
-    },
+    target=_view(record['target/image'], size_px, where),
+    target2source=record['target2source'].astype(np.float64),
+    fov_deg=np.float64(record['fov_deg']),
+    median_depth=np.float64(record['median_depth']),
   )
+
+
+def _facts(record: schema.Record, position: int) -> dict[str, Any]:
+  target2source = record['target2source'].astype(np.float64)
+  return {
+    'record': position,
+    **{name.replace('/', '_'): record[name] for name in _FACTS},
+    'rotation_deg': float(camera.rotation_angle_deg(target2source[:, :3])),
+    'translation': float(np.linalg.norm(target2source[:, 3])),
+  }
 
 
 def held_out_pairs(
@@ -108,17 +118,21 @@ def held_out_pairs(
   records = record_folder.RecordFolder(folder, SPLIT)
   video_ids = [record['video_id'] for record in records]
   chosen = choose(video_ids, num_pairs, seed)
-  found = [
-    _pair(records[i], i, image_size_px, f'{folder}: {SPLIT} record {i}')
-    for i in chosen
+  chosen_records = {position: records[position] for position in chosen}
+  posed_pairs = [
+    _pair(record, image_size_px, f'{folder}: {SPLIT} record {position}')
+    for position, record in chosen_records.items()
   ]
   return pairs.PairSet(
-    pairs=found,
+    pairs=posed_pair.stack(posed_pairs),
+    facts=[
+      _facts(record, position) for position, record in chosen_records.items()
+    ],
     protocol={
       'split': SPLIT,
       'records_in_split': len(records),
       'videos_in_split': len(set(video_ids)),
-      'num_pairs': len(found),
+      'num_pairs': len(posed_pairs),
       'choice': 'videos take turns, each giving its records in an order drawn '
       'with the seed',
       'resize': 'area average of the decoded JPEG (cv2.INTER_AREA)',

@@ -4,9 +4,10 @@ from typing import Any, Mapping
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from odin_jax.models import conditioning, encoders, unet
+from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
 # What the U-Net is conditioned on: channels [b n n e] and a context [b m d].
@@ -16,23 +17,20 @@ Cond = tuple[Array, Array]
 def condition(
   frozen: encoders.Encoders,
   config: Config,
-  source_images: UInt8[Array, 'b s s 3'],
-  target2source: Float[Array, 'b 3 4'],
-  fov_deg: Float[Array, 'b'],
-  scale: Float[Array, 'b'],
+  pairs: posed_pair.PosedPair,
 ) -> conditioning.Condition:
   """What the frozen encoders make of every example, once per pair.
 
   Args:
     frozen: the encoders.
     config: a whole training config.
-    source_images: sRGB.
-    target2source: relative poses, scene units.
-    fov_deg: full field of view of both views.
-    scale: median depth of the source view, scene units; 0 where not known.
+    pairs: a batch; their targets make no difference.
   """
   posed = conditioning.PosedSource(
-    source_images / 255.0, target2source, fov_deg, scale
+    pairs.source / 255.0,
+    pairs.target2source,
+    pairs.fov_deg,
+    pairs.median_depth,
   )
   source = frozen.autoencoder.encode(posed.images)
   prepared = conditioning.prepare(frozen, config, posed)
@@ -42,9 +40,9 @@ def condition(
     source = source / frozen.autoencoder.scale
   return conditioning.Condition(
     source=source,
-    target2source=target2source,
-    fov_deg=fov_deg,
-    scale=scale,
+    target2source=posed.target2source,
+    fov_deg=posed.fov_deg,
+    scale=posed.scale,
     prepared=prepared,
   )
 

@@ -11,11 +11,11 @@ import optax
 from odin_jax.diffusion import loss as diffusion_loss
 from odin_jax.diffusion import schedule
 from odin_jax.models import conditioning, encoders, odin
+from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
 # params, ema, optimizer and step: a plain pytree of arrays.
 State = dict[str, Any]
-Batch = Mapping[str, Array]
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -87,22 +87,15 @@ def batch_loss(
   model: odin.Odin,
   config: Config,
   frozen: encoders.Encoders,
-  batch: Batch,
+  batch: posed_pair.PosedPair,
   key: Array,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Mean loss of a batch, and the mean of its motion mask."""
   settings = config['diffusion']
   prediction = settings['prediction']
   keys = jax.random.split(key, 4)
-  condition = odin.condition(
-    frozen,
-    config,
-    batch['source'],
-    batch['target2source'],
-    batch['fov_deg'],
-    batch['scale'],
-  )
-  x0 = frozen.autoencoder.encode(batch['target'] / 255.0, keys[3])
+  condition = odin.condition(frozen, config, batch)
+  x0 = frozen.autoencoder.encode(batch.target / 255.0, keys[3])
   timesteps = schedule.sample_timesteps(
     keys[0],
     x0.shape[0],
@@ -142,7 +135,7 @@ def batch_loss(
 
 def train_step(
   state: State,
-  batch: Batch,
+  batch: posed_pair.PosedPair,
   frozen: encoders.Encoders,
   *,
   config: Config,
@@ -152,7 +145,7 @@ def train_step(
 
   Args:
     state: from `init` or an earlier step.
-    batch: fields of `batches.Pair`.
+    batch: of pairs.
     frozen: the encoders.
     config: the training config; static.
     graphdef: from `odin.graph`; static.

@@ -49,11 +49,10 @@ import numpy as np
 
 from odin_jax import predictors, sharding
 from odin_jax.benchmarks import records
-from odin_jax.benchmarks.pairs import PosedPair
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import loss, schedule
 from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import command, files
+from odin_jax.shared import command, files, posed_pair
 from tests.benchmarks import true_motion
 from tests.helpers import default_sampling
 
@@ -159,7 +158,7 @@ def restore(workdir: pathlib.Path) -> tuple[Any, encoders.Encoders, Figures]:
 
 
 def make_probe(config: Figures) -> Callable:
-  """(params, encoders, inputs, truth, timestep) -> e and M of every cell."""
+  """(params, encoders, pairs, timestep) -> e and M of every cell."""
   graph, alpha_bars = (
     odin.graph(config),
     schedule.alpha_bars(
@@ -171,12 +170,12 @@ def make_probe(config: Figures) -> Callable:
   prediction = config['diffusion']['prediction']
 
   @jax.jit
-  def probe(params, frozen, inputs, truth, timestep):
+  def probe(params, frozen, pairs, timestep):
     model = nnx.merge(graph, params)
-    condition = odin.condition(frozen, config, *inputs)
-    kept = jnp.zeros(len(truth), bool)
+    condition = odin.condition(frozen, config, pairs)
+    kept = jnp.zeros(len(pairs.target), bool)
     told = model.conditioning(condition, conditioning.Drop(kept, kept))
-    x0 = frozen.autoencoder.encode(truth / 255.0)
+    x0 = frozen.autoencoder.encode(pairs.target / 255.0)
     alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timestep]
     alpha_bar = jnp.full(len(x0), alpha_bar)
 
@@ -197,19 +196,17 @@ def make_probe(config: Figures) -> Callable:
 
 
 def make_sampler(config: Figures) -> Callable:
-  """(params, encoders, inputs, seeds) -> samples."""
+  """(params, encoders, pairs, seeds) -> samples."""
   graph = odin.graph(config)
 
   @jax.jit
-  def sample(params, frozen, inputs, seeds):
-    *rest, scale = inputs
+  def sample(params, frozen, pairs, seeds):
     return predictors.sample(
       nnx.merge(graph, params),
       frozen,
       config,
-      *rest,
+      pairs,
       seeds,
-      scale,
       sampling=_SAMPLING,
     )
 
@@ -234,13 +231,11 @@ class Look:
 class Looker:
   """Shows the held-out pairs to runs; compiles once per prediction."""
 
-  def __init__(self, pairs: list[PosedPair]):
-    self._truth = np.stack([pair.truth for pair in pairs])
-    self._inputs = (
-      np.stack([pair.source for pair in pairs]),
-      np.stack([pair.target2source for pair in pairs]).astype(np.float32),
-      np.array([pair.fov_deg for pair in pairs], np.float32),
-      np.array([pair.scale for pair in pairs], np.float32),
+  def __init__(self, pairs: posed_pair.PosedPair):
+    self._pairs = pairs._replace(
+      target2source=pairs.target2source.astype(np.float32),
+      fov_deg=pairs.fov_deg.astype(np.float32),
+      median_depth=pairs.median_depth.astype(np.float32),
     )
     self._functions: dict[str, tuple[Callable, Callable]] = {}
 
@@ -251,19 +246,15 @@ class Looker:
     if prediction not in self._functions:
       self._functions[prediction] = make_probe(config), make_sampler(config)
     probe, sample = self._functions[prediction]
-    found, samples = [], []
-    for start in range(0, len(self._truth), _BATCH):
-      rows = slice(start, start + _BATCH)
-      inputs = tuple(x[rows] for x in self._inputs)
-      truth = self._truth[rows]
-      found.append(
-        [probe(params, frozen, inputs, truth, t) for t in _TIMESTEPS]
-      )
-      seeds = np.arange(start, start + len(truth), dtype=np.int32)
-      samples.append(sample(params, frozen, inputs, seeds))
+    maps, samples = [], []
+    for start in range(0, len(self._pairs.source), _BATCH):
+      pairs = posed_pair.select(self._pairs, slice(start, start + _BATCH))
+      maps.append([probe(params, frozen, pairs, t) for t in _TIMESTEPS])
+      seeds = np.arange(start, start + len(pairs.source), dtype=np.int32)
+      samples.append(sample(params, frozen, pairs._replace(target=None), seeds))
     error, mask = (
       {
-        t: np.concatenate([np.asarray(batch[k][i]) for batch in found])
+        t: np.concatenate([np.asarray(batch[k][i]) for batch in maps])
         for k, t in enumerate(_TIMESTEPS)
       }
       for i in range(2)
@@ -343,7 +334,7 @@ def mask_figures(
 ) -> Figures:
   """Everything about M and e, by timestep and over all."""
   moving = truth.moving
-  every = np.stack([moving] * len(_TIMESTEPS))
+  moving_at_all = np.stack([moving] * len(_TIMESTEPS))
   errors, masks = (
     np.stack([maps[t] for t in _TIMESTEPS]) for maps in (look.error, look.mask)
   )
@@ -352,13 +343,13 @@ def mask_figures(
   limit = mask_lambda and mask_lambda / (1 - _THRESHOLD)
   rows: Figures = {
     'all': {
-      'error': detection(errors, every, limit),
+      'error': detection(errors, moving_at_all, limit),
       'error_between_timesteps': between_timesteps(errors),
     }
   }
   if mask_lambda is not None:
     rows['all'] |= {
-      'mask': detection(1 - masks, every, _THRESHOLD),
+      'mask': detection(1 - masks, moving_at_all, _THRESHOLD),
       'mask_between_timesteps': between_timesteps(masks),
     }
   for t in _TIMESTEPS:
@@ -474,7 +465,7 @@ def _tiles(images: np.ndarray) -> UInt8[np.ndarray, 'b p p 3']:
 
 def draw_picture(
   path: pathlib.Path,
-  pairs: list[PosedPair],
+  pairs: posed_pair.PosedPair,
   truth: true_motion.Truth,
   runs: list[Run],
   looks: dict[str, Look],
@@ -484,8 +475,8 @@ def draw_picture(
   chosen = np.argsort(-share, kind='stable')[: 4 * _SHOWN_PAIRS : 4]
   error = looks[runs[0].name].error[_SHOWN_TIMESTEP]
   columns = {
-    'source': np.stack([pairs[i].source for i in chosen]),
-    'target': np.stack([pairs[i].truth for i in chosen]),
+    'source': pairs.source[chosen],
+    'target': pairs.target[chosen],
     'truth': truth.pixels[chosen] @ _COLOURS,
     'truth, cells': truth.moving[chosen] * 255,
     'e, no mask': error[chosen] / np.percentile(error, 99) * 255,
@@ -532,13 +523,14 @@ def main() -> None:
   }
 
   # -- Truth ------------------------------------------------------------------
-  pairs = records.held_out_pairs(
+  pair_set = records.held_out_pairs(
     data, image_size_px=size_px, num_pairs=_TEST_PAIRS, seed=0
-  ).pairs
-  images = np.stack([pair.truth for pair in pairs]) / 255
+  )
+  pairs = pair_set.pairs
+  images = pairs.target / 255
   _, _, config = checkpoint.open_latest(workdirs[runs[0].name])
   cells = encoders.latent_size(config)
-  truth = true_motion.find_truth(pairs, size_px, cells)
+  truth = true_motion.find_truth(pair_set, size_px, cells)
   contrast = (
     rearrange(images, 'b (i y) (j x) c -> b i j (y x) c', i=cells, j=cells)
     .std(axis=-2)
@@ -564,7 +556,7 @@ def main() -> None:
     'steps': _STEPS.value,
     'image_size_px': size_px,
     'cells': cells,
-    'held_out_pairs': len(pairs),
+    'held_out_pairs': len(pair_set.facts),
     'noise_draws': _DRAWS,
     'threshold': _THRESHOLD,
     'share_of_moving_cells': _rounded(truth.moving.mean(), 4),

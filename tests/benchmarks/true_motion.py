@@ -21,10 +21,10 @@ from typing import Any, Mapping
 
 import cv2
 from einops import reduce
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
-from odin_jax.benchmarks.pairs import PosedPair
+from odin_jax.benchmarks import pairs
 from odin_jax.shared import camera, command
 from preprocessing.procedural import footage, raycaster, scenes, true_pairs
 from preprocessing.views import alignment
@@ -74,15 +74,17 @@ def _world(index: int) -> scenes.World:
   )
 
 
-def _ray_kinds(pair: PosedPair, size_px: int) -> Int[np.ndarray, 'r r']:
+def _ray_kinds(
+  facts: Mapping[str, Any], target: UInt8[np.ndarray, 's s 3']
+) -> Int[np.ndarray, 'r r']:
   """Index into KINDS of every ray through the target view.
 
   Raises:
     ValueError: the record does not show what the world looks like.
   """
-  facts = pair.facts
   world = _world(int(facts['video_id'].split('_')[1]))
-  _check_view(world, pair)
+  _check_view(world, facts, target)
+  size_px = len(target)
   times_s = [facts[f'{side}_time_s'] for side in ('source', 'target')]
   shift_m = np.array(
     [
@@ -129,8 +131,11 @@ def _view2world(
   return camera.make_pose(frame2world[:, :3] @ turn, frame2world[:, 3])
 
 
-def _check_view(world: scenes.World, pair: PosedPair) -> None:
-  facts = pair.facts
+def _check_view(
+  world: scenes.World,
+  facts: Mapping[str, Any],
+  target: UInt8[np.ndarray, 's s 3'],
+) -> None:
   shown = true_pairs.render_view(
     world,
     facts['target_time_s'],
@@ -138,9 +143,9 @@ def _check_view(world: scenes.World, pair: PosedPair) -> None:
     fov_deg=_FOV_DEG,
     size_px=_VIEW_PX,
   )
-  size = pair.truth.shape[:2]
+  size = target.shape[:2]
   shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-  error = np.abs(shown.astype(float) - pair.truth).mean()
+  error = np.abs(shown.astype(float) - target).mean()
   if error > _MAX_ERROR:
     raise ValueError(f'{facts["video_id"]}: another world (error {error:.1f})')
 
@@ -158,9 +163,16 @@ class Truth:
     return self.cells[..., 2:].sum(-1) >= 0.5
 
 
-def find_truth(pairs: list[PosedPair], size_px: int, cells: int) -> Truth:
+def find_truth(pair_set: pairs.PairSet, size_px: int, cells: int) -> Truth:
   """What moves in the target views."""
-  kinds = np.stack([_ray_kinds(pair, size_px) for pair in pairs])
+  kinds = np.stack(
+    [
+      _ray_kinds(facts, target)
+      for facts, target in zip(
+        pair_set.facts, pair_set.pairs.target, strict=True
+      )
+    ]
+  )
   rays = np.eye(len(KINDS))[kinds]
   pixels, grid = (
     reduce(rays, 'b (i y) (j x) k -> b i j k', 'mean', i=n, j=n)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from odin_jax import batches
-from odin_jax.shared import camera, errors, schema, tfrecord
+from odin_jax.shared import camera, errors, posed_pair, schema, tfrecord
 from tests.helpers.posed_records import jpeg, make_record, write_records
 
 
@@ -36,20 +36,20 @@ def take(folder, first_step, count, **settings):
 
 
 def assert_same(a, b):
-  for name in a:
-    np.testing.assert_array_equal(a[name], b[name])
+  for first, second in zip(a, b, strict=True):
+    np.testing.assert_array_equal(first, second)
 
 
 def test_pair_is_the_record(folder):
   record = make_record(np.random.default_rng(0), 'a', 'train')
   pair = source(folder)[0]
-  assert pair['source'].shape == pair['target'].shape == (16, 16, 3)
+  assert pair.source.shape == pair.target.shape == (16, 16, 3)
   np.testing.assert_allclose(
-    pair['target2source'], record['target2source'], atol=1e-6
+    pair.target2source, record['target2source'], atol=1e-6
   )
   # The target of these records is one colour, which its pose gives.
   colour = 255 * (0.5 + record['target2source'][:, 3])
-  assert np.abs(pair['target'] - colour).max() < 6
+  assert np.abs(pair.target - colour).max() < 6
 
 
 @pytest.mark.parametrize('stored_px', [32, 96, 130, 256])
@@ -74,15 +74,14 @@ def test_hosts_share_a_batch(folder):
   for host in range(2):
     share = take(folder, 3, 2, host=host, num_hosts=2)
     for part, batch in zip(share, whole, strict=True):
-      assert_same(
-        part, {k: v[2 * host : 2 * host + 2] for k, v in batch.items()}
-      )
+      rows = slice(2 * host, 2 * host + 2)
+      assert_same(part, posed_pair.select(batch, rows))
 
 
 def test_every_record_comes_once_per_epoch_in_a_new_order(folder):
   plain = batches.examples(source(folder), seed=1, mirror=False, swap=False)
   epochs = [
-    [plain[13 * epoch + i]['target2source'].tobytes() for i in range(13)]
+    [plain[13 * epoch + i].target2source.tobytes() for i in range(13)]
     for epoch in range(2)
   ]
   assert len(set(epochs[0])) == 13
@@ -92,8 +91,8 @@ def test_every_record_comes_once_per_epoch_in_a_new_order(folder):
 
 def test_seed_changes_the_order(folder):
   assert any(
-    dataset(folder, 0)[i]['target2source'].tobytes()
-    != dataset(folder, 1)[i]['target2source'].tobytes()
+    dataset(folder, 0)[i].target2source.tobytes()
+    != dataset(folder, 1)[i].target2source.tobytes()
     for i in range(4)
   )
 
@@ -106,8 +105,8 @@ def test_cache_changes_nothing(folder):
 
 def points_and_pixels(pair, points_target):
   """Pixels of scene points in source and target."""
-  matrix = camera.intrinsics(float(pair['fov_deg']), 16)
-  pose = pair['target2source'].astype(np.float64)
+  matrix = camera.intrinsics(float(pair.fov_deg), 16)
+  pose = pair.target2source.astype(np.float64)
   source_pixels, _ = camera.project(
     camera.transform(pose, points_target), matrix
   )
@@ -118,7 +117,7 @@ def points_and_pixels(pair, points_target):
 def test_mirrored_pair_shows_the_mirrored_scene(folder):
   pair = source(folder)[2]
   mirrored = batches.mirrored(pair)
-  np.testing.assert_array_equal(mirrored['source'], pair['source'][:, ::-1])
+  np.testing.assert_array_equal(mirrored.source, pair.source[:, ::-1])
   points = np.array([[0.2, -0.1, 2.0], [-0.4, 0.3, 3.0]])
   before = points_and_pixels(pair, points)
   after = points_and_pixels(mirrored, points * [-1, 1, 1])
@@ -131,10 +130,10 @@ def test_mirrored_pair_shows_the_mirrored_scene(folder):
 def test_swapped_pair_shows_the_same_points(folder):
   pair = source(folder)[2]
   swapped = batches.swapped(pair)
-  np.testing.assert_array_equal(swapped['source'], pair['target'])
+  np.testing.assert_array_equal(swapped.source, pair.target)
   points = np.array([[0.2, -0.1, 2.0], [-0.4, 0.3, 3.0]])
   before = points_and_pixels(pair, points)
-  in_source = camera.transform(pair['target2source'].astype(np.float64), points)
+  in_source = camera.transform(pair.target2source.astype(np.float64), points)
   after = points_and_pixels(swapped, in_source)
   np.testing.assert_allclose(after[0], before[1], atol=1e-3)
   np.testing.assert_allclose(after[1], before[0], atol=1e-3)

@@ -27,12 +27,13 @@ class Model:
     self.protocol = {
       'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
     }
-  def predict(self, source, target2source, fov_deg, seeds, scale):
-    assert source.dtype == np.uint8
-    assert fov_deg.shape == seeds.shape == scale.shape and np.all(scale > 0)
-    colour = 0.5 + target2source[:, None, None, :, 3]
+  def predict(self, pairs, seeds):
+    assert pairs.source.dtype == np.uint8 and pairs.target is None
+    assert pairs.fov_deg.shape == pairs.median_depth.shape == seeds.shape
+    assert np.all(pairs.median_depth > 0)
+    colour = 0.5 + pairs.target2source[:, None, None, :, 3]
     noise = [
-      np.random.default_rng(seed).normal(0, 0.01, source.shape[1:])
+      np.random.default_rng(seed).normal(0, 0.01, pairs.source.shape[1:])
       for seed in seeds
     ]
     return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
@@ -206,16 +207,17 @@ def test_the_choice_is_fixed_and_spread_over_the_videos(
 
 def test_views_are_area_averages_of_the_jpegs(tmp_path):
   (record,) = write_records(tmp_path / 'records', 'test', {'a': 1}, size_px=64)
-  (pair,) = records_benchmark.held_out_pairs(
+  pairs = records_benchmark.held_out_pairs(
     tmp_path / 'records', image_size_px=16, num_pairs=5, seed=0
   ).pairs
   image = cv2.imdecode(
     np.frombuffer(record['source/image'], np.uint8), cv2.IMREAD_COLOR
   )[..., ::-1]
   blocks = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-  assert np.abs(pair.source - blocks).max() <= 0.5
+  assert len(pairs.source) == 1
+  assert np.abs(pairs.source[0] - blocks).max() <= 0.5
   np.testing.assert_allclose(
-    pair.target2source, record['target2source'], atol=1e-6
+    pairs.target2source[0], record['target2source'], atol=1e-6
   )
 
 

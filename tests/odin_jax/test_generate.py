@@ -18,7 +18,7 @@ SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
 # source (a view's red level is 1 + its source's), green and blue the depth and
 # the side of the new camera in the source's axes. The last pixel tells the seed, the one before it the
-# source's scale.
+# source's median depth.
 FAKE_MODEL = f"""
 import numpy as np
 from odin_jax import predictors
@@ -26,15 +26,16 @@ from odin_jax import predictors
 class Model:
   image_size_px = {SIZE_PX}
   protocol = {{'checkpoint_step': 7}}
-  def predict(self, source, target2source, fov_deg, seeds, scale):
+  def predict(self, pairs, seeds):
+    source, target2source = pairs.source, pairs.target2source
     assert source.dtype == np.uint8 and source.shape[1:] == (20, 20, 3)
-    assert np.all(fov_deg == 75.0) and seeds.shape == fov_deg.shape
+    assert np.all(pairs.fov_deg == 75.0) and seeds.shape == pairs.fov_deg.shape
     sample = np.zeros(source.shape, np.float32)
     sample[..., 0] = (source[..., 0] + 1) / 255
     sample[..., 1] = target2source[:, None, None, 2, 3]
     sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
     sample[:, -1, -1, 0] = seeds % 251 / 255
-    sample[:, -1, -2, 0] = scale
+    sample[:, -1, -2, 0] = pairs.median_depth
     return sample
 
 predictors.load_model = lambda workdir, **settings: Model()

@@ -16,7 +16,7 @@ from configs import train as recipes
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, layers, odin
-from odin_jax.shared import errors
+from odin_jax.shared import errors, posed_pair
 from odin_jax.training import step, warm_start
 from tests.helpers import default_sampling
 
@@ -62,13 +62,13 @@ def make_batch():
   shape = BATCH, SIZE_PX, SIZE_PX, 3
   poses = np.tile(np.eye(3, 4, dtype=np.float32), (BATCH, 1, 1))
   poses[:, :, 3] = generator.normal(0, 0.2, (BATCH, 3))
-  return {
-    'source': generator.integers(0, 256, shape, np.uint8),
-    'target': generator.integers(0, 256, shape, np.uint8),
-    'target2source': poses,
-    'fov_deg': np.full(BATCH, 90, np.float32),
-    'scale': np.ones(BATCH, np.float32),
-  }
+  return posed_pair.PosedPair(
+    source=generator.integers(0, 256, shape, np.uint8),
+    target=generator.integers(0, 256, shape, np.uint8),
+    target2source=poses,
+    fov_deg=np.full(BATCH, 90, np.float32),
+    median_depth=np.ones(BATCH, np.float32),
+  )
 
 
 def save(workdir, done, state, frozen, config):
@@ -103,7 +103,7 @@ def ones(monkeypatch):
 def old_run(tmp_path_factory):
   """The workdir of `se3+plucker`, its averaged parameters and its encoders."""
   config = make_config('se3+plucker')
-  frozen = encoders.fit(config, make_batch()['source'])
+  frozen = encoders.fit(config, make_batch().source)
   params = random_params(config, 1)
   first = params['unet']['conv_in']
   first['kernel'] = on_grid(first['kernel'])
@@ -120,12 +120,7 @@ def denoise(config, frozen, params, context):
   @jax.jit
   def run(params):
     model = nnx.merge(graph, params)
-    condition = odin.condition(
-      frozen,
-      config,
-      jnp.asarray(batch['source']),
-      *(jnp.asarray(batch[x]) for x in ('target2source', 'fov_deg', 'scale')),
-    )
+    condition = odin.condition(frozen, config, jax.tree.map(jnp.asarray, batch))
     kept = jnp.zeros(BATCH, bool)
     channels, own_context = model.conditioning(
       condition, conditioning.Drop(kept, kept)
@@ -194,14 +189,8 @@ def test_it_starts_from_a_model_without_it_trains_and_samples(
   # -- Sampling ---------------------------------------------------------------
   save(tmp_path / 'new', 2, state, start.encoders, config)
   model = default_sampling.load_model(tmp_path / 'new', num_steps=1)
-  images = model.predict(
-    batch['source'],
-    batch['target2source'],
-    batch['fov_deg'],
-    np.arange(BATCH),
-    batch['scale'],
-  )
-  assert images.shape == batch['source'].shape and np.isfinite(images).all()
+  images = model.predict(batch, np.arange(BATCH))
+  assert images.shape == batch.source.shape and np.isfinite(images).all()
   assert model.protocol['conditioning'] == 'se3+ones+plucker'
 
   # -- The other way ----------------------------------------------------------

@@ -30,6 +30,7 @@ from configs import train
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, odin
+from odin_jax.shared import posed_pair
 from odin_jax.training import step
 from tests.odin_jax.test_new_part import Ones
 
@@ -44,9 +45,9 @@ generator = np.random.default_rng(0)
 pixels = generator.integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
 poses = np.tile(np.eye(3, 4, dtype=np.float32), (8, 1, 1))
 poses[:, :, 3] = generator.normal(0, 0.2, (8, 3))
-batch = dict(
+batch = posed_pair.PosedPair(
   source=pixels[0], target=pixels[1], target2source=poses,
-  fov_deg=np.full(8, 90, np.float32), scale=np.ones(8, np.float32),
+  fov_deg=np.full(8, 90, np.float32), median_depth=np.ones(8, np.float32),
 )
 frozen = encoders.fit(config, pixels[0])
 graph = odin.graph(config)

@@ -14,7 +14,7 @@ import pytest
 from configs import train as recipes
 from odin_jax import predictors
 from odin_jax.checkpoints import checkpoint
-from odin_jax.shared import errors, files, record_folder
+from odin_jax.shared import errors, files, posed_pair, record_folder
 from odin_jax.training import journal, step
 from tests.helpers import default_sampling
 from tests.helpers.posed_records import write_records
@@ -226,27 +226,35 @@ def test_model_predicts_with_the_seed_alone(finished, records):
       for record in record_folder.RecordFolder(records, 'train')
     ][:5]
   ).astype(np.float64)
-  fov_deg, seeds, scale = np.full(5, 90.0), np.arange(5), np.ones(5)
-  images = model.predict(source, poses, fov_deg, seeds, scale)
+  pairs = posed_pair.PosedPair(
+    source=source,
+    target=None,
+    target2source=poses,
+    fov_deg=np.full(5, 90.0),
+    median_depth=np.ones(5),
+  )
+  seeds = np.arange(5)
+  images = model.predict(pairs, seeds)
   assert images.shape == source.shape and images.dtype == np.float32
   assert 0 <= images.min() and images.max() <= 1
-  one = (source[3:4], poses[3:4], fov_deg[3:4])
-  alone = model.predict(*one, seeds[3:4], scale[3:4])
+  pair = posed_pair.select(pairs, slice(3, 4))
+  alone = model.predict(pair, seeds[3:4])
   np.testing.assert_allclose(alone[0], images[3], atol=1e-5)
-  other = model.predict(*one, seeds[4:5], scale[3:4])
-  assert np.abs(other - alone).max() > 1e-3
+  reseeded = model.predict(pair, seeds[4:5])
+  assert np.abs(reseeded - alone).max() > 1e-3
 
 
 def test_averaged_and_last_parameters_differ(finished):
-  inputs = (
-    np.zeros((1, 32, 32, 3), np.uint8),
-    np.eye(3, 4)[None],
-    np.array([90.0]),
-    np.array([0]),
-    np.array([1.0]),
+  pair = posed_pair.PosedPair(
+    source=np.zeros((1, 32, 32, 3), np.uint8),
+    target=None,
+    target2source=np.eye(3, 4)[None],
+    fov_deg=np.array([90.0]),
+    median_depth=np.array([1.0]),
   )
   images = [
-    load_model(finished, ema=ema).predict(*inputs) for ema in (True, False)
+    load_model(finished, ema=ema).predict(pair, np.array([0]))
+    for ema in (True, False)
   ]
   assert np.abs(images[0] - images[1]).max() > 1e-4
 
@@ -262,10 +270,17 @@ def test_model_that_is_not_there_is_one_clear_error(finished, tmp_path):
 
 def test_baselines_are_what_their_names_say():
   source = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-  rest = (np.zeros((2, 3, 4)), np.zeros(2), np.zeros(2, int), np.zeros(2))
-  copied = predictors.Copy().predict(source, *rest)
+  pairs = posed_pair.PosedPair(
+    source=source,
+    target=None,
+    target2source=np.zeros((2, 3, 4)),
+    fov_deg=np.zeros(2),
+    median_depth=np.zeros(2),
+  )
+  seeds = np.zeros(2, int)
+  copied = predictors.Copy().predict(pairs, seeds)
   np.testing.assert_allclose(copied, source / 255, atol=1e-6)
-  mean = predictors.Mean().predict(source, *rest)
+  mean = predictors.Mean().predict(pairs, seeds)
   np.testing.assert_allclose(
     mean[1], np.broadcast_to(source[1].mean((0, 1)) / 255, (4, 4, 3)), atol=1e-6
   )

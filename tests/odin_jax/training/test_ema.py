@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from odin_jax.models import encoders
+from odin_jax.shared import posed_pair
 from odin_jax.training import step
 
 DECAY = 0.9999
@@ -57,10 +58,12 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
     'step': jnp.zeros((), jnp.int32),
   }
   reference = LitEma(torch.tensor(np.asarray(params['slope'])), DECAY)
-  frozen = object.__new__(encoders.Encoders)  # the loss here asks for nothing
+  # The loss here asks for nothing.
+  frozen = object.__new__(encoders.Encoders)
+  batch = posed_pair.PosedPair(*[None] * 5)
   advance = jax.jit(
     lambda state: step.train_step(
-      state, {}, frozen, config=config, graphdef=graphdef
+      state, batch, frozen, config=config, graphdef=graphdef
     )[0]
   )
   for _ in range(5):

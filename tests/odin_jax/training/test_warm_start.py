@@ -15,7 +15,7 @@ from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint, ported
 from odin_jax.diffusion import schedule
 from odin_jax.models import conditioning, odin
-from odin_jax.shared import errors
+from odin_jax.shared import errors, posed_pair
 from odin_jax.training import settings, warm_start
 from tests.helpers import (
   commands,
@@ -285,14 +285,15 @@ def _check_guidance(workdir):
   )
   frozen = checkpoints.restore_encoders(newest, config, where)
   generator = np.random.default_rng(4)
-  pair = (
-    generator.integers(0, 256, (1, 32, 32, 3), np.uint8),
-    np.eye(3, 4)[None] + generator.normal(0, 0.1, (1, 3, 4)),
-    np.array([90.0]),
+  pair = posed_pair.PosedPair(
+    source=generator.integers(0, 256, (1, 32, 32, 3), np.uint8),
+    target=None,
+    target2source=np.eye(3, 4)[None] + generator.normal(0, 0.1, (1, 3, 4)),
+    fov_deg=np.array([90.0]),
+    median_depth=np.array([1.0]),
   )
-  seeds, scale = np.array([5]), np.array([1.0])
   model = default_sampling.load_model(workdir, num_steps=2, guidance=3.0)
-  image = model.predict(*pair, seeds, scale)
+  image = model.predict(pair, np.array([5]))
 
   alpha_bar = schedule.alpha_bars(
     config['diffusion']['schedule'],
@@ -302,10 +303,10 @@ def _check_guidance(workdir):
   graph = odin.graph(config)
 
   @jax.jit
-  def by_hand(params, frozen, *given):
+  def by_hand(params, frozen, pair):
     model = nnx.merge(graph, params)
     kept = conditioning.Drop(jnp.zeros(1, bool), jnp.zeros(1, bool))
-    cond = model.conditioning(odin.condition(frozen, config, *given), kept)
+    cond = model.conditioning(odin.condition(frozen, config, pair), kept)
     uncond = jax.tree.map(jnp.zeros_like, cond)
     x = jax.random.normal(jax.random.key(5), (1, 16, 16, 4))
     for now, then in ((501, 1), (1, 0)):
@@ -319,8 +320,7 @@ def _check_guidance(workdir):
       x = np.sqrt(b) * x0 + np.sqrt(1 - b) * eps
     return frozen.autoencoder.decode(x)
 
-  given = [jnp.asarray(x, jnp.float32) for x in (*pair[1:], scale)]
-  expected = by_hand(params, frozen, jnp.asarray(pair[0]), *given)
+  expected = by_hand(params, frozen, jax.tree.map(jnp.asarray, pair))
   np.testing.assert_allclose(image, expected, atol=1e-3)
   assert image.std() > 0.01
 
