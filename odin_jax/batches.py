@@ -23,46 +23,8 @@ from odin_jax.shared import (
   posed_pair,
   record_folder,
   schema,
+  square_jpeg,
 )
-
-_REDUCTIONS = (
-  (8, cv2.IMREAD_REDUCED_COLOR_8),
-  (4, cv2.IMREAD_REDUCED_COLOR_4),
-  (2, cv2.IMREAD_REDUCED_COLOR_2),
-)
-
-
-def decode_image(
-  jpeg: bytes, stored_px: int, size_px: int
-) -> UInt8[np.ndarray, 's s 3']:
-  """A square JPEG at `size_px`, RGB.
-
-  Args:
-    jpeg: the image.
-    stored_px: its side, from which follows how far the JPEG decoder itself
-      can reduce it (several times as fast as decoding all of it).
-    size_px: side of the result.
-
-  Raises:
-    ValueError: no decodable square image.
-  """
-  flag = next(
-    (
-      flag
-      for by, flag in _REDUCTIONS
-      if stored_px % by == 0 and stored_px // by >= size_px
-    ),
-    cv2.IMREAD_COLOR,
-  )
-  image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
-  if image is None or image.shape[0] != image.shape[1]:
-    shape = None if image is None else image.shape
-    raise ValueError(f'an image is no square JPEG (shape {shape})')
-  if image.shape[0] < size_px:
-    raise ValueError(f'an image of {image.shape[0]} px is below {size_px} px')
-  if image.shape[0] > size_px:
-    image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _stored_px(record: schema.Record) -> int:
@@ -127,7 +89,7 @@ class PairSource:
     )
 
   def _image(self, jpeg: bytes) -> np.ndarray:
-    return decode_image(jpeg, self._stored_px, self._size_px)
+    return square_jpeg.decode(jpeg, self._size_px, stored_px=self._stored_px)
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""

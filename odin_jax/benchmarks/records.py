@@ -4,7 +4,6 @@ import collections
 import os
 from typing import Any
 
-import cv2
 from jaxtyping import UInt8
 import numpy as np
 
@@ -15,6 +14,7 @@ from odin_jax.shared import (
   posed_pair,
   record_folder,
   schema,
+  square_jpeg,
 )
 
 SPLIT = 'test'
@@ -61,17 +61,15 @@ def choose(video_ids: list[str], num_pairs: int, seed: int) -> list[int]:
 
 
 def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
-  """A JPEG as a square sRGB view, made smaller by area averaging."""
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  if image is None or image.shape[0] != image.shape[1]:
-    raise errors.UserError(f'{where}: its image is no square JPEG')
-  if image.shape[0] < size_px:
+  try:
+    return square_jpeg.decode(data, size_px)
+  except square_jpeg.TooSmallError as error:
     raise errors.UserError(
-      f'{where}: its views have {image.shape[0]} px, less than the '
+      f'{where}: its views have {error.side_px} px, less than the '
       f'{size_px} px asked for; lower the image size'
-    )
-  image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    ) from error
+  except ValueError as error:
+    raise errors.UserError(f'{where}: its image is no square JPEG') from error
 
 
 def _pair(

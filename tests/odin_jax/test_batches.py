@@ -2,13 +2,12 @@
 
 import itertools
 
-import cv2
 import numpy as np
 import pytest
 
 from odin_jax import batches
 from odin_jax.shared import camera, errors, posed_pair, schema, tfrecord
-from tests.helpers.posed_records import jpeg, make_record, write_records
+from tests.helpers.posed_records import make_record, write_records
 
 
 @pytest.fixture(scope='module')
@@ -50,17 +49,6 @@ def test_pair_is_the_record(folder):
   # The target of these records is one colour, which its pose gives.
   colour = 255 * (0.5 + record['target2source'][:, 3])
   assert np.abs(pair.target - colour).max() < 6
-
-
-@pytest.mark.parametrize('stored_px', [32, 96, 130, 256])
-def test_reduced_decoding_is_area_averaging(stored_px):
-  coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
-  image = cv2.resize(coarse, (stored_px,) * 2, interpolation=cv2.INTER_CUBIC)
-  full = cv2.imdecode(np.frombuffer(jpeg(image), np.uint8), cv2.IMREAD_COLOR)
-  expected = cv2.resize(full, (32, 32), interpolation=cv2.INTER_AREA)[..., ::-1]
-  decoded = batches.decode_image(jpeg(image), stored_px, 32)
-  assert decoded.shape == (32, 32, 3)
-  assert np.abs(decoded.astype(int) - expected).mean() < 1.5
 
 
 def test_a_batch_follows_from_its_number_alone(folder):

@@ -1,0 +1,63 @@
+"""A record's square JPEG as a view of a smaller or the same size."""
+
+import cv2
+from jaxtyping import UInt8
+import numpy as np
+
+# What the JPEG decoder can divide the side by, several times as fast as
+# decoding all of the image.
+_REDUCTIONS = (
+  (8, cv2.IMREAD_REDUCED_COLOR_8),
+  (4, cv2.IMREAD_REDUCED_COLOR_4),
+  (2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+
+
+class TooSmallError(ValueError):
+  """The image is smaller than the view that it should become.
+
+  Attributes:
+    side_px: of the image.
+  """
+
+  def __init__(self, side_px: int, size_px: int):
+    super().__init__(f'an image of {side_px} px is below {size_px} px')
+    self.side_px = side_px
+
+
+def _reduction(stored_px: int, size_px: int) -> int:
+  """Flag of the strongest reduction that leaves `size_px`."""
+  for divisor, flag in _REDUCTIONS:
+    if stored_px % divisor == 0 and stored_px // divisor >= size_px:
+      return flag
+  return cv2.IMREAD_COLOR
+
+
+def decode(
+  jpeg: bytes, size_px: int, *, stored_px: int | None = None
+) -> UInt8[np.ndarray, 's s 3']:
+  """A square JPEG at `size_px`, RGB, made smaller by area averaging.
+
+  Args:
+    jpeg: the image.
+    size_px: side of the result.
+    stored_px: side of the image; the decoder itself then reduces it as far as
+      it can, which is fast and not to the bit the area average. None: all of
+      the image is decoded.
+
+  Raises:
+    TooSmallError: the image is smaller than that.
+    ValueError: no decodable square image.
+  """
+  flag = (
+    cv2.IMREAD_COLOR if stored_px is None else _reduction(stored_px, size_px)
+  )
+  image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
+  if image is None or image.shape[0] != image.shape[1]:
+    shape = None if image is None else image.shape
+    raise ValueError(f'an image is no square JPEG (shape {shape})')
+  if image.shape[0] < size_px:
+    raise TooSmallError(image.shape[0], size_px)
+  if image.shape[0] > size_px:
+    image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,31 @@
+"""Decoding views: reduced by the decoder or whole, and what is refused."""
+
+import cv2
+import numpy as np
+import pytest
+
+from odin_jax.shared import square_jpeg
+from tests.helpers.posed_records import jpeg
+
+
+@pytest.mark.parametrize('stored_px', [32, 96, 130, 256])
+def test_reduced_decoding_is_area_averaging(stored_px):
+  coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+  image = cv2.resize(coarse, (stored_px,) * 2, interpolation=cv2.INTER_CUBIC)
+  full = cv2.imdecode(np.frombuffer(jpeg(image), np.uint8), cv2.IMREAD_COLOR)
+  expected = cv2.resize(full, (32, 32), interpolation=cv2.INTER_AREA)[..., ::-1]
+  decoded = square_jpeg.decode(jpeg(image), 32, stored_px=stored_px)
+  assert decoded.shape == (32, 32, 3)
+  assert np.abs(decoded.astype(int) - expected).mean() < 1.5
+  whole = square_jpeg.decode(jpeg(image), 32)
+  np.testing.assert_array_equal(whole, expected)
+
+
+def test_what_is_no_view_of_that_size_is_refused():
+  image = np.zeros((16, 16, 3), np.uint8)
+  with pytest.raises(square_jpeg.TooSmallError, match='16 px is below 32 px'):
+    square_jpeg.decode(jpeg(image), 32)
+  with pytest.raises(ValueError, match='no square JPEG'):
+    square_jpeg.decode(jpeg(image[:8]), 8)
+  with pytest.raises(ValueError, match='no square JPEG'):
+    square_jpeg.decode(b'no picture', 8)
