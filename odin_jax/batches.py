@@ -20,10 +20,10 @@ import numpy as np
 from odin_jax.shared import (
   camera,
   errors,
+  image_files,
   posed_pair,
   record_folder,
   schema,
-  square_jpeg,
 )
 
 
@@ -89,7 +89,9 @@ class PairSource:
     )
 
   def _image(self, jpeg: bytes) -> np.ndarray:
-    return square_jpeg.decode(jpeg, self._size_px, stored_px=self._stored_px)
+    return image_files.decode_square_jpeg(
+      jpeg, self._size_px, stored_px=self._stored_px
+    )
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""

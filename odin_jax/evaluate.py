@@ -29,7 +29,7 @@ from odin_jax import metrics, predictors
 from odin_jax.benchmarks import BENCHMARKS
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
-from odin_jax.shared import command, errors, files, posed_pair
+from odin_jax.shared import command, errors, files, image_files, posed_pair
 
 _TOOL = 'odin_jax.evaluate'
 _MODEL = predictors.Model.name
@@ -131,10 +131,7 @@ def _write_images(
   names = {}
   for name, image in views.items():
     names[name] = f'pairs/{index}_{name}.png'
-    path = output / names[name]
-    with files.atomic_path(path) as temporary:
-      if not cv2.imwrite(str(temporary), image[..., ::-1]):
-        raise OSError(None, 'cannot be written', str(path))
+    image_files.write(output / names[name], image)
   return names
 
 

@@ -38,7 +38,14 @@ import tqdm
 from odin_jax import predictors
 from odin_jax.diffusion import sampler
 from odin_jax.geometry import trajectory
-from odin_jax.shared import camera, command, errors, files, posed_pair
+from odin_jax.shared import (
+  camera,
+  command,
+  errors,
+  files,
+  image_files,
+  posed_pair,
+)
 
 _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
@@ -245,9 +252,7 @@ def _write_frames(
   digits = max(3, len(str(len(frames) - 1)))
   names = [f'frames/{index:0{digits}d}.png' for index in range(len(frames))]
   for name, frame in zip(names, frames):
-    with files.atomic_path(output / name) as temporary:
-      if not cv2.imwrite(str(temporary), frame[..., ::-1]):
-        raise OSError(None, 'cannot be written', str(output / name))
+    image_files.write(output / name, frame)
   return names
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 
 from odin_jax.geometry import fusion, stereo
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, image_files
 
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = flags.DEFINE_string(
@@ -167,9 +167,8 @@ def _write_depths(
     image = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO)
     image[inverse == 0] = 0
     names.append(f'{folder.name}/{index:0{digits}d}.png')
-    with files.atomic_path(folder.parent / names[-1]) as temporary:
-      if not cv2.imwrite(str(temporary), image):
-        raise OSError(None, 'cannot be written', str(temporary))
+    # OpenCV's colour maps are BGR.
+    image_files.write(folder.parent / names[-1], image[..., ::-1])
   return names
 
 

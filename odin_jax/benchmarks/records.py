@@ -11,10 +11,10 @@ from odin_jax.benchmarks import pairs
 from odin_jax.shared import (
   camera,
   errors,
+  image_files,
   posed_pair,
   record_folder,
   schema,
-  square_jpeg,
 )
 
 SPLIT = 'test'
@@ -62,8 +62,8 @@ def choose(video_ids: list[str], num_pairs: int, seed: int) -> list[int]:
 
 def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
   try:
-    return square_jpeg.decode(data, size_px)
-  except square_jpeg.TooSmallError as error:
+    return image_files.decode_square_jpeg(data, size_px)
+  except image_files.TooSmallError as error:
     raise errors.UserError(
       f'{where}: its views have {error.side_px} px, less than the '
       f'{size_px} px asked for; lower the image size'

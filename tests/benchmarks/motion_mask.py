@@ -52,7 +52,7 @@ from odin_jax.benchmarks import records
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import loss, schedule
 from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import command, files, posed_pair
+from odin_jax.shared import command, files, image_files, posed_pair
 from tests.benchmarks import true_motion
 from tests.helpers import default_sampling
 
@@ -496,9 +496,7 @@ def draw_picture(
     place = (k * _TILE_PX + 3, _HEADER_PX - 8)
     cv2.putText(header, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0))
   sheet = np.concatenate([header, sheet])
-  with files.atomic_path(path) as temporary:
-    if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
-      raise OSError(None, 'cannot be written', str(path))
+  image_files.write(path, sheet)
 
 
 def plan() -> list[Run]:

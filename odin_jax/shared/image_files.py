@@ -1,8 +1,12 @@
-"""A record's square JPEG as a view of a smaller or the same size."""
+"""Views in files: a record's square JPEGs are read, PNGs are written."""
+
+import pathlib
 
 import cv2
 from jaxtyping import UInt8
 import numpy as np
+
+from odin_jax.shared import files
 
 # What the JPEG decoder can divide the side by, several times as fast as
 # decoding all of the image.
@@ -33,7 +37,7 @@ def _reduction(stored_px: int, size_px: int) -> int:
   return cv2.IMREAD_COLOR
 
 
-def decode(
+def decode_square_jpeg(
   jpeg: bytes, size_px: int, *, stored_px: int | None = None
 ) -> UInt8[np.ndarray, 's s 3']:
   """A square JPEG at `size_px`, RGB, made smaller by area averaging.
@@ -61,3 +65,18 @@ def decode(
   if image.shape[0] > size_px:
     image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write(path: pathlib.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+  """Writes an RGB image, under another name until it is whole.
+
+  Args:
+    path: its suffix says the format.
+    image: sRGB.
+
+  Raises:
+    OSError: it cannot be written; names the path.
+  """
+  with files.atomic_path(path) as temporary:
+    if not cv2.imwrite(str(temporary), image[..., ::-1]):
+      raise OSError(None, 'cannot be written', str(path))
