@@ -21,6 +21,7 @@ from odin_jax.porting import (
   clip,
   formats,
   importing,
+  source_config,
   tensors,
   torch_files,
   unet,
@@ -89,7 +90,7 @@ def _settings(model: Model) -> dict[str, dict[str, Any]]:
       'out_channels': network['conv_out/kernel'].shape[3] - 1,
     }
   }
-  for name, (section, kind) in importing.SECTIONS.items():
+  for name, (section, kind) in source_config.SECTIONS.items():
     values = dict(model.config[section])
     if values.pop('kind') == kind:
       settings[name] = values
@@ -120,7 +121,7 @@ def _networks(
   settings = _settings(model)
   trees = {'unet': model.params['unet'], **model.encoders}
   found = {}
-  for name, naming in importing.NAMING.items():
+  for name, naming in source_config.NAMING.items():
     if name not in settings:
       continue
     params = lazy_array.flattened(trees[name])
@@ -159,7 +160,7 @@ def _facts(model: Model, written: Tensors, settings: Any) -> dict[str, Any]:
     conditioning=model.config['model']['conditioning'],
     left_out=[
       f'{name}: no counterpart'
-      for name in importing.NAMING
+      for name in source_config.NAMING
       if name not in settings
     ],
   )
@@ -250,11 +251,13 @@ def _configs(
 
 def _scheduler(diffusion: Mapping[str, Any]) -> dict[str, Any]:
   """scheduler_config.json of the sampler that Stable Diffusion is used with."""
-  schedules = {ours: theirs for theirs, ours in importing.SCHEDULES.items()}
-  predictions = {ours: theirs for theirs, ours in importing.PREDICTIONS.items()}
+  schedules = {ours: theirs for theirs, ours in source_config.SCHEDULES.items()}
+  predictions = {
+    ours: theirs for theirs, ours in source_config.PREDICTIONS.items()
+  }
   return {
     '_class_name': 'DDIMScheduler',
-    **importing.BETAS,
+    **source_config.BETAS,
     'beta_schedule': schedules[diffusion['schedule']],
     'num_train_timesteps': diffusion['num_timesteps'],
     'prediction_type': predictions[diffusion['prediction']],

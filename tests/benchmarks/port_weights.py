@@ -22,7 +22,7 @@ import tqdm
 from configs import train
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
-from odin_jax.porting import formats, importing, tensors, torch_files
+from odin_jax.porting import formats, source_config, tensors, torch_files
 from odin_jax.shared import command, lazy_array
 from odin_jax.shared.lazy_array import LazyArray
 
@@ -52,7 +52,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
   for network, (tree, settings) in networks.items():
     ours = lazy_array.flattened(tree)
     prefix, layout = formats.FORMATS['zero123'].networks[network]
-    rows = importing.NAMING[network].entries(settings, layout)
+    rows = source_config.NAMING[network].entries(settings, layout)
     rows = sorted(rows, key=lambda row: row.name)
     for name, group in itertools.groupby(rows, lambda row: row.name):
       group = list(group)

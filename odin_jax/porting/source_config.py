@@ -1,0 +1,305 @@
+"""What a checkpoint says of its networks: their settings, and a config.
+
+Settings are the arguments that build a network here. They come from the
+config.json beside the tensors; for a model that was exported from here, from
+its own config; or else from the tensors' shapes. What none of these says is
+taken from a recipe with Stable Diffusion's sizes.
+"""
+
+import contextlib
+import json
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+
+from odin_jax.porting import clip, formats, ledger, unet, vae
+from odin_jax.shared import errors
+
+NAMING = {'unet': unet, 'autoencoder': vae, 'image': clip}
+_ROLES = {
+  'unet': 'the U-Net',
+  'autoencoder': 'the KL autoencoder',
+  'image': 'the CLIP image encoder',
+  'conditioning': 'the conditioning',
+}
+# Encoder -> section of our config, and the kind of it that is known elsewhere.
+SECTIONS = {
+  'autoencoder': ('autoencoder', 'kl'),
+  'image': ('image_encoder', 'clip'),
+}
+# Ours by diffusers'.
+PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
+SCHEDULES = {'scaled_linear': 'scaled_linear', 'squaredcos_cap_v2': 'cosine'}
+SPACINGS = ('leading', 'trailing')
+BETAS = {'beta_start': 0.00085, 'beta_end': 0.012}
+
+
+@contextlib.contextmanager
+def explained(where: str, network: str) -> Iterator[None]:
+  """Settings that no network can have become a clear line.
+
+  Args:
+    where: the checkpoint.
+    network: `unet`, `autoencoder`, `image` or `conditioning`.
+  """
+  try:
+    yield
+  except (ValueError, TypeError, LookupError) as error:
+    raise errors.UserError(
+      f'{where}: {_ROLES[network]}: {error}; is --format right?'
+    ) from error
+
+
+class SourceConfig:
+  """Reads settings and config; takes from the ledger what tells of them.
+
+  Args:
+    name: of the format.
+    source: what `formats.read` found.
+    tensors: its ledger.
+    recipe: a training config with Stable Diffusion's sizes.
+
+  Attributes:
+    own: the config of a model that was exported from here, or None.
+
+  Raises:
+    errors.UserError: that config is damaged.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    source: formats.Source,
+    tensors: ledger.Ledger,
+    recipe: Mapping[str, Any],
+  ):
+    self._name = name
+    self._format = formats.FORMATS[name]
+    self._configs = source.configs
+    self._where = tensors.where
+    self._ledger = tensors
+    self._recipe = recipe
+    self.own = self._own_config()
+
+  def _own_config(self) -> dict[str, Any] | None:
+    if formats.CONFIG not in self._ledger.tensors:
+      own = self._configs.get('odin')
+    else:
+      text = self._ledger.take(formats.CONFIG).read().tobytes()
+      try:
+        own = json.loads(text)
+      except ValueError as error:
+        raise self._damaged_config() from error
+    if own is None:
+      return None
+    if not isinstance(own, dict) or not all(
+      isinstance(own.get(name), dict)
+      for name in ('model', 'autoencoder', 'image_encoder', 'diffusion')
+    ):
+      raise self._damaged_config()
+    return own
+
+  def _damaged_config(self) -> errors.UserError:
+    return errors.UserError(
+      f'{self._where}: the config of ours that comes with it is damaged; '
+      'export the model again'
+    )
+
+  # -- Settings ----------------------------------------------------------------
+
+  def settings(self) -> dict[str, dict[str, Any]]:
+    """Settings by network, without those that may be absent and are.
+
+    Raises:
+      errors.UserError: a network is absent or is none that ours can be.
+    """
+    settings = {network: self._settings(network) for network in NAMING}
+    return {network: sizes for network, sizes in settings.items() if sizes}
+
+  def _settings(self, network: str) -> dict[str, Any] | None:
+    prefix, layout = self._format.networks[network]
+    shapes = {
+      name.removeprefix(prefix): self._ledger.tensors[name].shape
+      for name in self._ledger.names(prefix)
+    }
+    if not shapes and self._may_lack(network):
+      return None
+    if not shapes:
+      raise errors.UserError(
+        f'{self._where}: no tensor {prefix}*, which is {_ROLES[network]} of '
+        f'--format={self._name}; give a checkpoint that has it'
+      )
+    config = self._configs.get(prefix.removesuffix('.'))
+    with explained(self._where, network):
+      if config is not None:
+        settings = _from_foreign(network, config, self._recipe)
+      elif self.own is not None:
+        settings = _from_own(network, self.own, shapes, layout)
+      else:
+        settings = NAMING[network].settings_from_shapes(
+          shapes, layout, **_not_in_shapes(network, self._recipe)
+        )
+    if network == 'autoencoder' and self._format.scale in self._ledger.tensors:
+      settings['scale'] = self._scale()
+    return settings
+
+  def _may_lack(self, network: str) -> bool:
+    if self.own is not None and network in SECTIONS:
+      section, kind = SECTIONS[network]
+      if self.own[section].get('kind') != kind:
+        return True
+    return network in self._format.optional
+
+  def _scale(self) -> float:
+    """What ldm made the latents' standard deviation 1 with."""
+    values = self._ledger.take(self._format.scale).read()
+    if values.size != 1 or not 0 < float(values.flat[0]) < np.inf:
+      raise errors.UserError(
+        f'{self._where}: {self._format.scale} is {values}, not a positive '
+        'number; the file is damaged'
+      )
+    return float(values.flat[0])
+
+  # -- Config ------------------------------------------------------------------
+
+  def sections(
+    self, settings: Mapping[str, dict[str, Any]]
+  ) -> dict[str, dict[str, Any]]:
+    """`config.autoencoder` and `config.image_encoder`.
+
+    Of a network that is not there only what the U-Net and the recipe tell: it
+    can be exported, and the config says why it cannot be sampled from.
+
+    Args:
+      settings: by network.
+    """
+    network = settings['unet']
+    autoencoder = self._recipe['autoencoder']
+    sections = {
+      'autoencoder': dict(
+        kind='none',
+        latent_channels=network['out_channels'],
+        channel_mult=autoencoder['channel_mult'],
+        scale=autoencoder['scale'],
+      ),
+      'image_encoder': dict(kind='none', projection=network['context_dim']),
+    }
+    own = self.own or {}
+    for network, (section, kind) in SECTIONS.items():
+      if own.get(section, {}).get('kind') == 'none':
+        sections[section] = own[section]
+      if network in settings:
+        sections[section] = dict(kind=kind, **settings[network])
+    return sections
+
+  def config(
+    self,
+    settings: Mapping[str, dict[str, Any]],
+    sections: Mapping[str, dict[str, Any]],
+    conditioning: str,
+  ) -> dict[str, Any]:
+    """What else of a training config the checkpoint decides.
+
+    Args:
+      settings: by network.
+      sections: what the method of that name gives.
+      conditioning: names of its parts.
+
+    Raises:
+      errors.UserError: its noise schedule is none that is known here.
+    """
+    return self.own or dict(
+      model=dict(
+        conditioning=conditioning,
+        unscaled_source=True,
+        unet={
+          key: value
+          for key, value in settings['unet'].items()
+          if key not in ('in_channels', 'out_channels')
+        },
+      ),
+      diffusion=_diffusion(self._where, self._configs.get('scheduler', {})),
+      image_size_px=self._image_size_px(sections['autoencoder']),
+    )
+
+  def _image_size_px(self, autoencoder: Mapping[str, Any]) -> int:
+    latents = self._configs.get('unet', {}).get('sample_size')
+    if not isinstance(latents, int):
+      return self._recipe['image_size_px']
+    return latents * 2 ** (len(autoencoder['channel_mult']) - 1)
+
+
+def _from_foreign(
+  network: str, config: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Settings of a network by the config.json beside it."""
+  if network == 'unet':
+    return unet.settings_from_diffusers(config)
+  if network == 'image':
+    return clip.settings_from_transformers(config)
+  return vae.settings_from_diffusers(
+    config, scale=recipe['autoencoder']['scale']
+  )
+
+
+def _not_in_shapes(network: str, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings that shapes do not tell, from a training config."""
+  if network == 'unet':
+    section, names = config['model']['unet'], ('num_heads', 'num_groups')
+  elif network == 'autoencoder':
+    section, names = config['autoencoder'], ('num_groups', 'scale')
+  else:
+    return {}
+  return {name: section[name] for name in names}
+
+
+def _from_own(
+  network: str,
+  own: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  layout: str,
+) -> dict[str, Any]:
+  """Settings of a network that was exported from here.
+
+  Shapes do not tell all of them, and the config not those of the U-Net's ends.
+  """
+  if network == 'unet':
+    section = own['model']['unet']
+    settings = unet.settings_from_shapes(
+      shapes, layout, **_not_in_shapes(network, own)
+    )
+  else:
+    name, known = SECTIONS[network]
+    settings, section = {}, dict(own[name])
+    kind = section.pop('kind')
+    if kind != known:
+      raise ValueError(f'its config says that it is of the kind {kind}')
+  return settings | {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in section.items()
+  }
+
+
+def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+  """`config.diffusion` of a scheduler_config.json, {} for Zero-1-to-3's."""
+  schedule = scheduler.get('beta_schedule', 'scaled_linear')
+  prediction = scheduler.get('prediction_type', 'epsilon')
+  betas = {name: scheduler.get(name, value) for name, value in BETAS.items()}
+  if (
+    schedule not in SCHEDULES
+    or prediction not in PREDICTIONS
+    or (schedule == 'scaled_linear' and betas != BETAS)
+  ):
+    raise errors.UserError(
+      f'{where}: a scheduler with beta_schedule={schedule}, {betas} and '
+      f'prediction_type={prediction}; {", ".join(SCHEDULES)} with {BETAS} and '
+      f'{", ".join(PREDICTIONS)} are known'
+    )
+  spacing = scheduler.get('timestep_spacing')
+  return dict(
+    schedule=SCHEDULES[schedule],
+    num_timesteps=scheduler.get('num_train_timesteps', 1000),
+    zero_terminal_snr=scheduler.get('rescale_betas_zero_snr', False),
+    prediction=PREDICTIONS[prediction],
+    spacing=spacing if spacing in SPACINGS else SPACINGS[0],
+  )
