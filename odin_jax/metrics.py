@@ -107,12 +107,12 @@ def _distances(
   perceptual: lpips.Lpips, prediction: Images, truth: Images
 ) -> list[float]:
   distance = jax.jit(lpips.Lpips.distance)
-  found: list[float] = []
+  distances: list[float] = []
   for start in range(0, len(truth), _BATCH):
     rows = np.arange(start, start + _BATCH).clip(max=len(truth) - 1)
     pair = (x[rows].astype(np.float32) for x in (prediction, truth))
-    found += np.asarray(distance(perceptual, *pair)).tolist()
-  return found[: len(truth)]
+    distances += np.asarray(distance(perceptual, *pair)).tolist()
+  return distances[: len(truth)]
 
 
 def score(

@@ -116,10 +116,10 @@ def _check_schedule(source: formats.Source) -> None:
   """Raises errors.UserError if the file tells of a noise schedule not ours."""
   if 'betas' not in source.tensors:
     return
-  theirs = source.tensors['betas'].read()
-  ours = schedule.betas('scaled_linear', theirs.size)
+  given = source.tensors['betas'].read()
+  expected = schedule.betas('scaled_linear', given.size)
   # The file may be in bfloat16, which has three digits.
-  if not np.allclose(theirs.ravel().astype(np.float32), ours, rtol=1e-2):
+  if not np.allclose(given.ravel().astype(np.float32), expected, rtol=1e-2):
     raise errors.UserError(
       f'{source.paths[0]}: its betas are not those of Stable Diffusion, linear '
       'in sqrt(beta) from 0.00085 to 0.012; it cannot be imported'

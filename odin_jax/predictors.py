@@ -127,7 +127,7 @@ def sample(
   diffusion = config['diffusion']
   condition = odin.condition(frozen, config, pairs)
   kept = jnp.zeros(len(pairs.source), bool)
-  told = model.conditioning(condition, conditioning.Drop(kept, kept))
+  cond = model.conditioning(condition, conditioning.Drop(kept, kept))
   noise = jax.vmap(
     lambda seed: jax.random.normal(
       jax.random.key(seed), condition['source'].shape[1:]
@@ -142,9 +142,9 @@ def sample(
   latents = sampler.sample(
     sampling.sampler,
     sampler.guided(
-      lambda x, timestep, told: model.denoise(x, timestep, told)[0],
-      told,
-      conditioning.null(*told),
+      lambda x, timestep, cond: model.denoise(x, timestep, cond)[0],
+      cond,
+      conditioning.null(*cond),
       guidance=sampling.guidance,
       rescale=sampling.guidance_rescale,
     ),

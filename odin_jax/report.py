@@ -116,7 +116,7 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
 def _panoramas(videos: pathlib.Path) -> list[dict[str, str]]:
   """The first frame of every video, as a data URI."""
   paths = sorted(videos.glob('*.mp4')) if videos.is_dir() else [videos]
-  found = []
+  panoramas = []
   for path in paths:
     with av.open(str(path)) as container:
       image = next(container.decode(video=0)).to_ndarray(format='bgr24')
@@ -125,10 +125,10 @@ def _panoramas(videos: pathlib.Path) -> list[dict[str, str]]:
       image, (_PANORAMA_WIDTH_PX, height), interpolation=cv2.INTER_AREA
     )
     jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
-    found.append(
+    panoramas.append(
       {'name': path.stem, 'uri': page.data_uri(jpeg.tobytes(), 'image/jpeg')}
     )
-  return found
+  return panoramas
 
 
 def _camera_paths(records: pathlib.Path) -> list[dict[str, Any]]:

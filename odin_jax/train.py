@@ -54,11 +54,11 @@ class Interrupt:
   """Turns SIGTERM into a flag that the loop looks at between steps."""
 
   def __init__(self) -> None:
-    self.seen = False
-    signal.signal(signal.SIGTERM, self._see)
+    self.requested = False
+    signal.signal(signal.SIGTERM, self._request)
 
-  def _see(self, *unused: Any) -> None:
-    self.seen = True
+  def _request(self, *unused: Any) -> None:
+    self.requested = True
 
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
@@ -222,7 +222,7 @@ def main() -> None:
     state, values = train_step(state, batch, frozen)
     metrics.append(values)
     done = index + 1
-    last = done == config['steps'] or interrupt.seen
+    last = done == config['steps'] or interrupt.requested
     save = last or done % config['checkpoint_every'] == 0
     if save or done % config['log_every'] == 0:
       row = _summary(metrics, done, since, config)
@@ -231,7 +231,7 @@ def main() -> None:
       metrics, since = [], time.monotonic()
     if save:
       checkpoints.save(done, state, frozen, config)
-    if interrupt.seen:
+    if interrupt.requested:
       break
   rows.close()
   checkpoints.close()

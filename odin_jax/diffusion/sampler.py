@@ -141,10 +141,10 @@ def guided(
     inputs = _interleave((x, timestep), (x, timestep))
     output = denoise_fn(*inputs, both).astype(jnp.float32)
     pairs = output.reshape(len(x), 2, *x.shape[1:])
-    told, untold = pairs[:, 0], pairs[:, 1]
-    mixed = untold + guidance * (told - untold)
+    conditional, unconditional = pairs[:, 0], pairs[:, 1]
+    mixed = unconditional + guidance * (conditional - unconditional)
     if rescale:
-      spread = _spread(told) / _spread(mixed)
+      spread = _spread(conditional) / _spread(mixed)
       mixed *= rescale * spread + (1 - rescale)
     return mixed
 

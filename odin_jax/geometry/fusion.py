@@ -126,10 +126,10 @@ def check(
   own = own.reshape(-1)
   total, count = points.copy(), np.zeros(len(points), int)
   differences = []
-  for other, other_map in enumerate(maps):
-    if other == reference or other_map is None:
+  for neighbour, neighbour_map in enumerate(maps):
+    if neighbour == reference or neighbour_map is None:
       continue
-    returned, agree = _round_trip(views, other, other_map, points)
+    returned, agree = _round_trip(views, neighbour, neighbour_map, points)
     back, depth = camera.project(
       camera.transform(camera.inverse(views.camera2scene[reference]), returned),
       views.intrinsics,
@@ -140,7 +140,7 @@ def check(
     agree &= (
       camera.angle_between_deg(
         points - views.camera2scene[reference][:, 3],
-        points - views.camera2scene[other][:, 3],
+        points - views.camera2scene[neighbour][:, 3],
       )
       >= rule.parallax_deg
     )
@@ -158,28 +158,30 @@ def check(
 
 def _round_trip(
   views: stereo.Views,
-  other: int,
-  other_map: stereo.DepthMap,
+  neighbour: int,
+  neighbour_map: stereo.DepthMap,
   points: Float[np.ndarray, 'p 3'],
 ) -> tuple[Float[np.ndarray, 'p 3'], Bool[np.ndarray, 'p']]:
   """Where `other` sees the surface behind each point, and whether it does."""
-  local = camera.transform(camera.inverse(views.camera2scene[other]), points)
+  local = camera.transform(
+    camera.inverse(views.camera2scene[neighbour]), points
+  )
   pixels, z = camera.project(local, views.intrinsics)
-  seen = (z > 0) & np.all((pixels > 0) & (pixels < views.size_px), axis=-1)
+  visible = (z > 0) & np.all((pixels > 0) & (pixels < views.size_px), axis=-1)
   # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
-  where = np.where(seen[:, None], pixels - 0.5, 0).astype(np.float32)
+  where = np.where(visible[:, None], pixels - 0.5, 0).astype(np.float32)
   depth = cv2.remap(
-    other_map.depth,
+    neighbour_map.depth,
     where.reshape(views.size_px, views.size_px, 2),
     None,
     cv2.INTER_LINEAR,
     borderMode=cv2.BORDER_REPLICATE,
   ).reshape(-1)
-  ray = local / np.where(seen, z, 1)[:, None]
+  ray = local / np.where(visible, z, 1)[:, None]
   surface = camera.transform(
-    views.camera2scene[other], ray * depth[:, None].astype(np.float64)
+    views.camera2scene[neighbour], ray * depth[:, None].astype(np.float64)
   )
-  return surface, seen
+  return surface, visible
 
 
 def normals_of_depth(
@@ -290,11 +292,11 @@ def reconstruct(
     clouds.append(cloud_of_view(views, index, depth_map.depth, checked))
     differences.append(checked.depth_differences)
     inverse_depths[index] = np.where(checked.believed, 1 / depth_map.depth, 0)
-    found = depth_map.correlation[depth_map.correlation > -1]
+    scores = depth_map.correlation[depth_map.correlation > -1]
     figures.append(
       ViewFigures(
         coverage=float(checked.believed.mean()),
-        correlation=float(np.median(found)) if found.size else None,
+        correlation=float(np.median(scores)) if scores.size else None,
       )
     )
   # One pixel at depth 1: points closer than that are the same point seen twice.

@@ -115,20 +115,20 @@ def neighbours(views: Views, reference: int, sweep: Sweep) -> list[int]:
   middle = np.sqrt(sweep.min_depth * sweep.max_depth)
   points = _grid_rays(views, 7) * middle
   rated = []
-  for other in range(len(views.images)):
-    pose = views.a2b(reference, other)
+  for neighbour in range(len(views.images)):
+    pose = views.a2b(reference, neighbour)
     baseline = float(np.linalg.norm(pose[:, 3])) / middle
     pixels, depth = camera.project(
       camera.transform(pose, points), views.intrinsics
     )
     inside = np.all((pixels >= 0) & (pixels <= views.size_px), axis=-1)
     if baseline > 1e-3 and np.mean(inside & (depth > 0)) >= 0.5:
-      rated.append((abs(np.log(baseline / sweep.baseline)), other))
-  return [other for _, other in sorted(rated)[: sweep.num_neighbours]]
+      rated.append((abs(np.log(baseline / sweep.baseline)), neighbour))
+  return [neighbour for _, neighbour in sorted(rated)[: sweep.num_neighbours]]
 
 
 def plane_depths(
-  views: Views, reference: int, others: list[int], sweep: Sweep
+  views: Views, reference: int, neighbour_views: list[int], sweep: Sweep
 ) -> Float[np.ndarray, 'd']:
   """Depths of the planes, far to near, evenly spaced in inverse depth.
 
@@ -138,10 +138,10 @@ def plane_depths(
   size = views.size_px
   rays = _grid_rays(views, 5)
   shift_px = 1.0
-  for other in others:
+  for neighbour in neighbour_views:
     ends = []
     for depth in (sweep.min_depth, sweep.max_depth):
-      points = camera.transform(views.a2b(reference, other), rays * depth)
+      points = camera.transform(views.a2b(reference, neighbour), rays * depth)
       pixels, z = camera.project(points, views.intrinsics)
       # What leaves the image is not searched for.
       ends.append(np.where(z[:, None] > 0, np.clip(pixels, 0, size), np.nan))
@@ -165,10 +165,10 @@ def _dot(a: np.ndarray, b: np.ndarray) -> Float32[np.ndarray, 's s']:
 
 
 def _homography(
-  views: Views, reference: int, other: int, depth: float
+  views: Views, reference: int, neighbour: int, depth: float
 ) -> Float[np.ndarray, '3 3']:
   """Pixels of the reference to pixels of `other`, in OpenCV's coordinates."""
-  pose = views.a2b(reference, other)
+  pose = views.a2b(reference, neighbour)
   # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
   matrix = views.intrinsics - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
   plane = pose[:, :3] + np.outer(pose[:, 3], [0, 0, 1]) / depth
@@ -204,11 +204,15 @@ def _warp(
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   inside = np.full((size, size), 255, np.uint8)
   warped = cv2.warpPerspective(image, matrix, (size, size), flags=flags)
-  seen = cv2.warpPerspective(inside, matrix, (size, size), flags=flags) == 255
+  visible = (
+    cv2.warpPerspective(inside, matrix, (size, size), flags=flags) == 255
+  )
   column = np.arange(size)
   # What lies behind the camera is projected too, with a negative divisor.
-  seen &= matrix[2, 0] * column + matrix[2, 1] * column[:, None] > -matrix[2, 2]
-  return warped, seen
+  visible &= (
+    matrix[2, 0] * column + matrix[2, 1] * column[:, None] > -matrix[2, 2]
+  )
+  return warped, visible
 
 
 def _mean_of_lowest(
@@ -221,17 +225,17 @@ def _mean_of_lowest(
   """
   values = values.copy()
   for place in range(count):
-    for other in range(place + 1, len(values)):
-      higher = np.maximum(values[place], values[other])
-      np.minimum(values[place], values[other], out=values[place])
-      values[other] = higher
+    for later in range(place + 1, len(values)):
+      higher = np.maximum(values[place], values[later])
+      np.minimum(values[place], values[later], out=values[place])
+      values[later] = higher
   return values[:count].mean(axis=0)
 
 
 def matching_costs(
   views: Views,
   reference: int,
-  others: list[int],
+  neighbour_views: list[int],
   depths: Float[np.ndarray, 'd'],
   window_px: int,
 ) -> Costs:
@@ -244,14 +248,16 @@ def matching_costs(
   size = views.size_px
   costs = np.empty((len(depths), size, size), np.float32)
   for plane, depth in enumerate(depths):
-    of_others = np.ones((len(others), size, size), np.float32)
-    for cost, other in zip(of_others, others):
-      warped, seen = _warp(
-        images[other], _homography(views, reference, other, depth)
+    neighbour_costs = np.ones((len(neighbour_views), size, size), np.float32)
+    for cost, neighbour in zip(neighbour_costs, neighbour_views):
+      warped, visible = _warp(
+        images[neighbour], _homography(views, reference, neighbour, depth)
       )
       correlation = target.correlation(_Windows(warped, window_px))
-      np.subtract(1, correlation, out=cost, where=seen)
-    costs[plane] = _mean_of_lowest(of_others, (len(others) + 1) // 2)
+      np.subtract(1, correlation, out=cost, where=visible)
+    costs[plane] = _mean_of_lowest(
+      neighbour_costs, (len(neighbour_views) + 1) // 2
+    )
   return np.ascontiguousarray(np.moveaxis(costs, 0, -1))
 
 
@@ -318,11 +324,13 @@ class DepthMap:
 
 def depth_map(views: Views, reference: int, sweep: Sweep) -> DepthMap | None:
   """Depth of one view; None when no other view can be compared with it."""
-  others = neighbours(views, reference, sweep)
-  if not others:
+  neighbour_views = neighbours(views, reference, sweep)
+  if not neighbour_views:
     return None
-  depths = plane_depths(views, reference, others, sweep)
-  costs = matching_costs(views, reference, others, depths, sweep.window_px)
+  depths = plane_depths(views, reference, neighbour_views, sweep)
+  costs = matching_costs(
+    views, reference, neighbour_views, depths, sweep.window_px
+  )
   smooth = smooth_costs(costs, sweep.small_penalty, sweep.large_penalty)
   best = smooth.argmin(axis=-1)
   inverse = _between_planes(smooth, best, 1 / depths)

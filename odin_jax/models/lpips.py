@@ -161,15 +161,15 @@ class Lpips:
 def shapes(net: str) -> dict[str, tuple[int, ...]]:
   """Shape of every parameter, by path."""
   stages = NETS[net].stages
-  found, inputs = {}, 3
+  by_path, inputs = {}, 3
   for index, conv in enumerate(conv for convs in stages for conv in convs):
     size = conv.size
-    found[f'convs/{index}/kernel'] = (size, size, inputs, conv.outputs)
-    found[f'convs/{index}/bias'] = (conv.outputs,)
+    by_path[f'convs/{index}/kernel'] = (size, size, inputs, conv.outputs)
+    by_path[f'convs/{index}/bias'] = (conv.outputs,)
     inputs = conv.outputs
   for stage, convs in enumerate(stages):
-    found[f'heads/{stage}/kernel'] = (convs[-1].outputs, 1)
-  return found
+    by_path[f'heads/{stage}/kernel'] = (convs[-1].outputs, 1)
+  return by_path
 
 
 def _read(

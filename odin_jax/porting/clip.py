@@ -82,20 +82,20 @@ def _linear(path: str, name: str) -> list[tensors.Entry]:
 
 
 def _separate(path: str, name: str) -> Iterator[tensors.Entry]:
-  for ours in 'qkv':
+  for letter in 'qkv':
     yield from _linear(
-      f'{path}/attention/to_{ours}', f'{name}.self_attn.{ours}_proj'
+      f'{path}/attention/to_{letter}', f'{name}.self_attn.{letter}_proj'
     )
 
 
 def _fused(path: str, name: str) -> Iterator[tensors.Entry]:
-  for index, ours in enumerate('qkv'):
+  for index, letter in enumerate('qkv'):
     for leaf, kind, layout in (
       ('kernel', 'weight', 'linear'),
       ('bias', 'bias', 'same'),
     ):
       yield tensors.Entry(
-        f'{path}/attention/to_{ours}/{leaf}',
+        f'{path}/attention/to_{letter}/{leaf}',
         f'{name}.attn.in_proj_{kind}',
         layout,
         (index, 3),
@@ -127,9 +127,9 @@ def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
   for index in range(settings['num_layers']):
     path, name = f'blocks/{index}', f'{stems["blocks"]}.{index}'
     rows += _ATTENTION[layout](path, name)
-    for ours, theirs in block.items():
-      rows_of = _norm if ours.startswith('norm') else _linear
-      rows += rows_of(f'{path}/{ours}', f'{name}.{theirs}')
+    for layer, child in block.items():
+      rows_of = _norm if layer.startswith('norm') else _linear
+      rows += rows_of(f'{path}/{layer}', f'{name}.{child}')
   return rows
 
 
@@ -196,7 +196,9 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
   return {
     'architectures': ['CLIPVisionModelWithProjection'],
     'model_type': 'clip_vision_model',
-    **{theirs: settings[ours] for ours, theirs in _TRANSFORMERS_NAMES.items()},
+    **{
+      field: settings[setting] for setting, field in _TRANSFORMERS_NAMES.items()
+    },
     **_TRANSFORMERS_FIXED,
   }
 
@@ -216,4 +218,6 @@ def settings_from_transformers(config: Mapping[str, Any]) -> Settings:
       raise ValueError(
         f'image encoder with {name} = {config[name]!r}; only {value!r} is known'
       )
-  return {ours: config[theirs] for ours, theirs in _TRANSFORMERS_NAMES.items()}
+  return {
+    setting: config[field] for setting, field in _TRANSFORMERS_NAMES.items()
+  }

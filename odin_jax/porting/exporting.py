@@ -97,16 +97,16 @@ def _settings(model: Model) -> dict[str, dict[str, Any]]:
   return settings
 
 
-def _theirs(
+def _foreign(
   rows: list[tensors.Entry], params: list[LazyArray], dtype: np.dtype
 ) -> LazyArray:
   """The tensor that the rows, which share its name, make up."""
   shapes = [np.broadcast_to(np.zeros((), dtype), p.shape) for p in params]
-  shape = tensors.to_theirs(rows, shapes).shape
+  shape = tensors.to_torch(rows, shapes).shape
 
   def read() -> np.ndarray:
     arrays = [param.read() for param in params]
-    return tensors.to_theirs(rows, arrays).astype(dtype, copy=False)
+    return tensors.to_torch(rows, arrays).astype(dtype, copy=False)
 
   return LazyArray(shape, dtype, read)
 
@@ -120,7 +120,7 @@ def _networks(
   """
   settings = _settings(model)
   trees = {'unet': model.params['unet'], **model.encoders}
-  found = {}
+  written = {}
   for name, naming in source_config.NAMING.items():
     if name not in settings:
       continue
@@ -129,7 +129,7 @@ def _networks(
       for path, leaf, layout in importing.MASK:
         entry = tensors.Entry(path, formats.MOTION_MASK + leaf, layout)
         last = params[path].map(lambda layer: layer[..., -1:])
-        found[entry.name] = _theirs([entry], [last], dtype)
+        written[entry.name] = _foreign([entry], [last], dtype)
         params[path] = params[path].map(lambda layer: layer[..., :-1])
     prefix, layout = row.networks[name]
     entries = sorted(
@@ -137,16 +137,16 @@ def _networks(
     )
     for key, rows in itertools.groupby(entries, lambda entry: entry.name):
       rows = list(rows)
-      found[prefix + key] = _theirs(
+      written[prefix + key] = _foreign(
         rows, [params[entry.path] for entry in rows], dtype
       )
-  return found, settings
+  return written, settings
 
 
 def _conditioning(params: Mapping[str, Any], dtype: np.dtype) -> Tensors:
   """Ours as it is, under `formats.CONDITIONING`."""
   return {
-    formats.CONDITIONING + path.replace('/', '.'): _theirs(
+    formats.CONDITIONING + path.replace('/', '.'): _foreign(
       [tensors.Entry(path, path)], [array], dtype
     )
     for path, array in params.items()
@@ -178,7 +178,7 @@ def _write_ldm(model: Model, claim: Claim, dtype: np.dtype) -> dict[str, Any]:
     for leaf, name, layout in importing.PROJECTION:
       array = params.pop(f'parts/{pose}/projection/{leaf}')
       entry = tensors.Entry(leaf, _LDM.projection + name, layout)
-      written[entry.name] = _theirs([entry], [array], dtype)
+      written[entry.name] = _foreign([entry], [array], dtype)
   # The encoders come last: lazy arrays are cheapest one tree after the other.
   written |= _conditioning(params, dtype) | networks
   facts = _facts(model, written, settings)
@@ -251,9 +251,9 @@ def _configs(
 
 def _scheduler(diffusion: Mapping[str, Any]) -> dict[str, Any]:
   """scheduler_config.json of the sampler that Stable Diffusion is used with."""
-  schedules = {ours: theirs for theirs, ours in source_config.SCHEDULES.items()}
+  schedules = {value: field for field, value in source_config.SCHEDULES.items()}
   predictions = {
-    ours: theirs for theirs, ours in source_config.PREDICTIONS.items()
+    value: field for field, value in source_config.PREDICTIONS.items()
   }
   return {
     '_class_name': 'DDIMScheduler',

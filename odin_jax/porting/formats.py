@@ -208,19 +208,19 @@ def _read_component(folder: pathlib.Path, source: Source) -> None:
     files.require_file(folder / 'config.json', 'the config of a component')
   )
   names = [config.get('_class_name'), *config.get('architectures', [])]
-  found = [_COMPONENTS[name] for name in names if name in _COMPONENTS]
-  if not found:
+  components = [_COMPONENTS[name] for name in names if name in _COMPONENTS]
+  if not components:
     raise errors.UserError(
       f'{folder}: a component of class {names[-1] or names[0]}; known are '
       f'{", ".join(_COMPONENTS)}; take the folder out'
     )
-  if found[0] in source.configs:
-    raise errors.UserError(f'{folder}: a second {found[0]}; give one')
-  source.configs[found[0]] = config
+  if components[0] in source.configs:
+    raise errors.UserError(f'{folder}: a second {components[0]}; give one')
+  source.configs[components[0]] = config
   checkpoint = checkpoint_files.read_folder(folder)
   source.paths.extend(checkpoint.paths)
   for name, tensor in checkpoint.tensors.items():
-    source.tensors[f'{found[0]}.{_today(found[0], name)}'] = tensor
+    source.tensors[f'{components[0]}.{_today(components[0], name)}'] = tensor
 
 
 def _today(component: str, name: str) -> str:

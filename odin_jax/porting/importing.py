@@ -140,7 +140,7 @@ class _Job:
   ) -> LazyArray:
     """Our parameter: in our layout, of the dtype asked for, finite."""
     where = f'{self.where}: {entry.name}'
-    convert = functools.partial(tensors.to_ours, entry)
+    convert = functools.partial(tensors.to_flax, entry)
     try:
       shape = tensor.map(convert).shape
     except (ValueError, IndexError):
@@ -232,7 +232,7 @@ class _Job:
         {**sections, 'model': {**own, 'conditioning': names, 'unet': network}},
       )
     # Their projection has a name of its own, the rest is as it is here.
-    theirs = {
+    projection = {
       path + leaf: (self.row.projection + name, layout)
       for leaf, name, layout in PROJECTION
       if given or not self.own
@@ -240,7 +240,7 @@ class _Job:
     rows = []
     for path, shape in expected.items():
       own_name = formats.CONDITIONING + path.replace('/', '.')
-      name, layout = theirs.get(path, (own_name, 'same'))
+      name, layout = projection.get(path, (own_name, 'same'))
       rows.append((tensors.Entry(path, name, layout), shape))
     return names, self._take(rows), []
 

@@ -84,10 +84,10 @@ def entries(net: str) -> list[tensors.Entry]:
 
 
 def _require_keys(
-  what: str, found: Iterable[str], needed: Iterable[str], ignored: set[str]
+  what: str, present: Iterable[str], needed: Iterable[str], ignored: set[str]
 ) -> None:
-  left_over = sorted(set(found) - set(needed) - ignored)
-  missing = sorted(set(needed) - set(found))
+  left_over = sorted(set(present) - set(needed) - ignored)
+  missing = sorted(set(needed) - set(present))
   if left_over or missing:
     raise ValueError(f'{what}: left over {left_over}, missing {missing}')
 
@@ -115,7 +115,7 @@ def convert(
   state = {**backbone, **heads}
   return {
     # safetensors writes the memory as it lies.
-    row.path: np.ascontiguousarray(tensors.to_ours(row, state[row.name]))
+    row.path: np.ascontiguousarray(tensors.to_flax(row, state[row.name]))
     for row in rows
   }
 

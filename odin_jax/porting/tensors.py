@@ -33,8 +33,8 @@ class Entry(NamedTuple):
 class Layout(NamedTuple):
   """How torch keeps an array, and how Flax does: inverse functions."""
 
-  to_ours: Callable[[Tensor], Tensor]
-  to_theirs: Callable[[Tensor], Tensor]
+  to_flax: Callable[[Tensor], Tensor]
+  to_torch: Callable[[Tensor], Tensor]
 
 
 LAYOUTS = {
@@ -50,16 +50,16 @@ LAYOUTS = {
 }
 
 
-def to_ours(entry: Entry, tensor: Tensor) -> Tensor:
+def to_flax(entry: Entry, tensor: Tensor) -> Tensor:
   """Our parameter, cut out of the checkpoint's tensor."""
   index, count = entry.part
   size = len(tensor) // count if count > 1 else None
   if size is not None:
     tensor = tensor[index * size : (index + 1) * size]
-  return LAYOUTS[entry.layout].to_ours(tensor)
+  return LAYOUTS[entry.layout].to_flax(tensor)
 
 
-def to_theirs(entries: list[Entry], params: list[Tensor]) -> Tensor:
+def to_torch(entries: list[Entry], params: list[Tensor]) -> Tensor:
   """The checkpoint's tensor that the parameters of `entries` make up.
 
   Args:
@@ -67,5 +67,5 @@ def to_theirs(entries: list[Entry], params: list[Tensor]) -> Tensor:
     params: one per entry.
   """
   order = np.argsort([entry.part[0] for entry in entries])
-  parts = [LAYOUTS[entries[i].layout].to_theirs(params[i]) for i in order]
+  parts = [LAYOUTS[entries[i].layout].to_torch(params[i]) for i in order]
   return parts[0] if len(parts) == 1 else np.concatenate(parts)

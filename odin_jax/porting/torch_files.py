@@ -227,14 +227,14 @@ def _load(path: pathlib.Path, *, lazy: bool) -> Any:
 
 def _refusal(message: str) -> str:
   """One clause of what torch says in a page."""
-  found = re.search(r'(?:GLOBAL|function|class|type) ([\w.]+\.\w+)', message)
-  if found is None:
+  match = re.search(r'(?:GLOBAL|function|class|type) ([\w.]+\.\w+)', message)
+  if match is None:
     return (
       'holds more than tensors, or is damaged; get the weights alone, best '
       'as .safetensors'
     )
   return (
-    f'refused: it needs {found[1]}, and a checkpoint that needs more than '
+    f'refused: it needs {match[1]}, and a checkpoint that needs more than '
     'tensors may run anything; get the weights alone, best as .safetensors'
   )
 

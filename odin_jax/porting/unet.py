@@ -23,7 +23,7 @@ class Layer(NamedTuple):
   """A layer, or a part of its name: what it is, and what it is called."""
 
   kind: str
-  ours: str
+  path: str
   ldm: str
   diffusers: str
 
@@ -144,10 +144,10 @@ def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
   """
   return [
     tensors.Entry(
-      f'{layer.ours}/{ours}', f'{getattr(layer, layout)}.{theirs}', how
+      f'{layer.path}/{leaf}', f'{getattr(layer, layout)}.{name}', layout_key
     )
     for layer in _layers(settings)
-    for ours, theirs, how in PARAMETERS[layer.kind]
+    for leaf, name, layout_key in PARAMETERS[layer.kind]
   ]
 
 
@@ -168,12 +168,12 @@ def _down(settings: Settings) -> Iterator[Layer]:
   inputs = 1
   last = len(settings['channel_mult']) - 1
   for level, outputs in enumerate(settings['channel_mult']):
-    theirs = f'down_blocks.{level}'
+    diffusers = f'down_blocks.{level}'
     for index in range(settings['num_res_blocks']):
       yield from _block(
         f'down/{level}',
         f'input_blocks.{next(number)}',
-        theirs,
+        diffusers,
         index,
         depth=_depth(settings, level),
         skip=inputs != outputs,
@@ -184,7 +184,7 @@ def _down(settings: Settings) -> Iterator[Layer]:
         'conv',
         f'downsample/{level}',
         f'input_blocks.{next(number)}.0.op',
-        f'{theirs}.downsamplers.0.conv',
+        f'{diffusers}.downsamplers.0.conv',
       )
 
 
@@ -192,20 +192,20 @@ def _up(settings: Settings) -> Iterator[Layer]:
   number = count()
   last = len(settings['channel_mult']) - 1
   for index in range(last + 1):
-    theirs = f'up_blocks.{index}'
+    diffusers = f'up_blocks.{index}'
     depth = _depth(settings, last - index)
     for block in range(settings['num_res_blocks'] + 1):
       ldm = f'output_blocks.{next(number)}'
       # Every block takes a skip in, so all are wider on that side.
       yield from _block(
-        f'up/{index}', ldm, theirs, block, depth=depth, skip=True
+        f'up/{index}', ldm, diffusers, block, depth=depth, skip=True
       )
     if index < last:
       yield Layer(
         'conv',
         f'upsample/{index}',
         f'{ldm}.{2 if depth else 1}.conv',
-        f'{theirs}.upsamplers.0.conv',
+        f'{diffusers}.upsamplers.0.conv',
       )
 
 
@@ -215,7 +215,7 @@ def _depth(settings: Settings, level: int) -> int:
 
 
 def _block(
-  ours: str,
+  path: str,
   ldm: str,
   diffusers: str,
   index: int,
@@ -225,13 +225,13 @@ def _block(
 ) -> Iterator[Layer]:
   """Layers of a residual block and of its transformer, none for depth 0."""
   yield from _inside(
-    f'{ours}/{index}/residual',
+    f'{path}/{index}/residual',
     f'{ldm}.0',
     f'{diffusers}.resnets.{index}',
     RESIDUAL + (SKIP if skip else ()),
   )
   yield from _inside(
-    f'{ours}/{index}/attention',
+    f'{path}/{index}/attention',
     f'{ldm}.1',
     f'{diffusers}.attentions.{index}',
     _transformer(depth) if depth else (),
@@ -240,20 +240,20 @@ def _block(
 
 def _transformer(depth: int) -> list[Layer]:
   rows = list(PROJECTIONS) + [
-    (kind, f'blocks/{index}/{ours}', f'transformer_blocks.{index}.{theirs}')
+    (kind, f'blocks/{index}/{path}', f'transformer_blocks.{index}.{name}')
     for index in range(depth)
-    for kind, ours, theirs in TRANSFORMER_BLOCK
+    for kind, path, name in TRANSFORMER_BLOCK
   ]
-  return [Layer(kind, ours, theirs, theirs) for kind, ours, theirs in rows]
+  return [Layer(kind, path, name, name) for kind, path, name in rows]
 
 
 def _inside(
-  ours: str, ldm: str, diffusers: str, layers: Sequence[Layer]
+  path: str, ldm: str, diffusers: str, layers: Sequence[Layer]
 ) -> Iterator[Layer]:
   for layer in layers:
     yield Layer(
       layer.kind,
-      f'{ours}/{layer.ours}',
+      f'{path}/{layer.path}',
       f'{ldm}.{layer.ldm}',
       f'{diffusers}.{layer.diffusers}',
     )
@@ -358,7 +358,7 @@ def diffusers_config(settings: Settings, *, sample_size: int) -> dict[str, Any]:
     'block_out_channels': widths,
     'down_block_types': [DOWN_BLOCKS[attend] for attend in attends],
     'up_block_types': [UP_BLOCKS[attend] for attend in reversed(attends)],
-    **{theirs: settings[ours] for theirs, ours in RENAMED.items()},
+    **{field: settings[setting] for field, setting in RENAMED.items()},
     **FIXED,
   }
 
@@ -381,7 +381,9 @@ def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
   if missing:
     raise ValueError(f'the config of the U-Net lacks {", ".join(missing)}')
   widths = config['block_out_channels']
-  settings = {ours: config[theirs] for theirs, ours in RENAMED.items()} | dict(
+  settings = {
+    setting: config[field] for field, setting in RENAMED.items()
+  } | dict(
     model_channels=widths[0],
     channel_mult=tuple(width // widths[0] for width in widths),
     attention_levels=tuple(

@@ -124,10 +124,8 @@ def _middle(side: str, names: Names, width: int) -> list[tensors.Entry]:
     rows += _residual(f'{path}/residual/{block}', name, names, width, width)
   path, name = f'{path}/attention', names.attention.format(side=side)
   rows += _norm(f'{path}/norm', f'{name}.{names.attention_norm}')
-  for ours, theirs in names.projections.items():
-    rows += _layer(
-      f'{path}/{ours}', f'{name}.{theirs}', names.projection_layout
-    )
+  for leaf, child in names.projections.items():
+    rows += _layer(f'{path}/{leaf}', f'{name}.{child}', names.projection_layout)
   return rows
 
 
@@ -226,9 +224,9 @@ def settings_from_shapes(
   pattern = LAYOUTS[layout].down.replace('.', r'\.') + r'\.conv1\.weight'
   pattern = pattern.format(level=r'(\d+)', block=r'(\d+)')
   width_of = {
-    (int(found[1]), int(found[2])): shape[0]
+    (int(match[1]), int(match[2])): shape[0]
     for name, shape in shapes.items()
-    if (found := re.fullmatch(pattern, name))
+    if (match := re.fullmatch(pattern, name))
   }
   levels = 1 + max((level for level, _ in width_of), default=-1)
   blocks = 1 + max((block for _, block in width_of), default=-1)

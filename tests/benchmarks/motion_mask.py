@@ -174,7 +174,7 @@ def make_probe(config: Figures) -> Callable:
     model = nnx.merge(graph, params)
     condition = odin.condition(frozen, config, pairs)
     kept = jnp.zeros(len(pairs.target), bool)
-    told = model.conditioning(condition, conditioning.Drop(kept, kept))
+    cond = model.conditioning(condition, conditioning.Drop(kept, kept))
     x0 = frozen.autoencoder.encode(pairs.target / 255.0)
     alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timestep]
     alpha_bar = jnp.full(len(x0), alpha_bar)
@@ -184,7 +184,7 @@ def make_probe(config: Figures) -> Callable:
       output, logit = model.denoise(
         schedule.diffuse(x0, noise, alpha_bar),
         jnp.full(len(x0), timestep, jnp.float32),
-        told,
+        cond,
       )
       target = schedule.target(prediction, x0, noise, alpha_bar)
       return loss.squared_error(output, target), jax.nn.sigmoid(logit)

@@ -50,7 +50,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     'cc_projection.bias': (width,),
   }
   for network, (tree, settings) in networks.items():
-    ours = lazy_array.flattened(tree)
+    params = lazy_array.flattened(tree)
     prefix, layout = formats.FORMATS['zero123'].networks[network]
     rows = source_config.NAMING[network].entries(settings, layout)
     rows = sorted(rows, key=lambda row: row.name)
@@ -58,11 +58,11 @@ def _shapes() -> dict[str, tuple[int, ...]]:
       group = list(group)
       # Views of one number: shapes without their memory.
       parts = [
-        np.broadcast_to(np.float32(0), ours[row.path].shape) for row in group
+        np.broadcast_to(np.float32(0), params[row.path].shape) for row in group
       ]
       if name.startswith('out.2.'):  # Without the row of the motion mask.
         parts = [part[..., :4] for part in parts]
-      shapes[prefix + name] = tensors.to_theirs(group, parts).shape
+      shapes[prefix + name] = tensors.to_torch(group, parts).shape
   return shapes
 
 

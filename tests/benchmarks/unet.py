@@ -123,7 +123,7 @@ def load_params(
   """Gives `network` our parameters; strict."""
   state = {
     entry.name: torch.from_numpy(
-      np.ascontiguousarray(tensors.to_theirs([entry], [params[entry.path]]))
+      np.ascontiguousarray(tensors.to_torch([entry], [params[entry.path]]))
     )
     for entry in naming.entries(settings, 'diffusers')
   }
@@ -146,7 +146,9 @@ def make_batch(settings: Settings, size: int) -> Batch:
   return batch | dict(timestep=generator.integers(1000, size=size).astype('f'))
 
 
-def ours(settings: Settings, batch: Batch, params: Params, dtype: str) -> Run:
+def make_jax_run(
+  settings: Settings, batch: Batch, params: Params, dtype: str
+) -> Run:
   """Our step."""
   graph, shapes = abstract(settings | dict(dtype=dtype))
   optimizer = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
@@ -183,7 +185,7 @@ def torch_loss(network: torch.nn.Module, batch: Mapping[str, Any]) -> Any:
   return torch.mean((output.float() - batch['target']) ** 2)
 
 
-def theirs(
+def make_torch_run(
   settings: Settings, batch: Batch, params: Params, device: str | None
 ) -> Run:
   """The step of torch, float32 as it is or, on a device, tuned bfloat16."""
@@ -277,8 +279,8 @@ def compare_on_cpu(settings: Settings, batch: Batch) -> dict[str, Any]:
   _, shapes = abstract(settings)
   params = random_params(shapes)
   runs = {
-    'ours': ours(settings, batch, params, 'float32'),
-    'torch': theirs(settings, batch, params, None),
+    'ours': make_jax_run(settings, batch, params, 'float32'),
+    'torch': make_torch_run(settings, batch, params, None),
   }
   losses = {name: first_losses(run) for name, run in runs.items()}
   spent: dict[str, list[float]] = {name: [] for name in runs}
@@ -310,12 +312,12 @@ def compare_on_gpu(settings: Settings, batch: Batch) -> dict[str, Any]:
   params = random_params(shapes)
   seconds, losses = {}, {}
   seconds['torch'], losses['torch'] = measure_on_gpu(
-    lambda: theirs(settings, batch, params, device)
+    lambda: make_torch_run(settings, batch, params, device)
   )
   gc.collect()
   torch.cuda.empty_cache()
   seconds['ours'], losses['ours'] = measure_on_gpu(
-    lambda: ours(settings, batch, params, 'bfloat16')
+    lambda: make_jax_run(settings, batch, params, 'bfloat16')
   )
   rate = step_flops(settings, batch) / seconds['ours']
   peak = matrix_rate()

@@ -26,7 +26,9 @@ from tests.benchmarks import unet
 _SETTINGS = unet.SETTINGS['full']
 
 
-def ours(params: unet.Params, batch: unet.Batch) -> Callable[[], np.ndarray]:
+def make_jax_run(
+  params: unet.Params, batch: unet.Batch
+) -> Callable[[], np.ndarray]:
   """A pass of ours; [1 h w out], the mask's logit last."""
   graph, shapes = unet.abstract(_SETTINGS)
   state = unet.with_params(shapes, params)
@@ -47,7 +49,9 @@ def ours(params: unet.Params, batch: unet.Batch) -> Callable[[], np.ndarray]:
   return run
 
 
-def theirs(params: unet.Params, batch: unet.Batch) -> Callable[[], np.ndarray]:
+def make_diffusers_run(
+  params: unet.Params, batch: unet.Batch
+) -> Callable[[], np.ndarray]:
   """A pass of diffusers'; [1 h w out]."""
   with torch.device('meta'):
     network = unet.diffusers_network(_SETTINGS)
@@ -65,7 +69,7 @@ def theirs(params: unet.Params, batch: unet.Batch) -> Callable[[], np.ndarray]:
   return run
 
 
-_WAYS = {'ours': ours, 'diffusers': theirs}
+_WAYS = {'ours': make_jax_run, 'diffusers': make_diffusers_run}
 
 
 def measure(name: str) -> tuple[dict[str, float], np.ndarray]:

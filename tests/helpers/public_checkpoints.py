@@ -103,8 +103,8 @@ def arrays(module):
 
 def renamed(state, naming, settings, source, target):
   """A state dict of one layout in another."""
-  ours = {
-    entry.path: tensors.to_ours(entry, state[entry.name])
+  params = {
+    entry.path: tensors.to_flax(entry, state[entry.name])
     for entry in naming.entries(settings, source)
   }
   rows = collections.defaultdict(list)
@@ -112,7 +112,7 @@ def renamed(state, naming, settings, source, target):
     rows[entry.name].append(entry)
   return {
     name: np.ascontiguousarray(
-      tensors.to_theirs(group, [ours[entry.path] for entry in group])
+      tensors.to_torch(group, [params[entry.path] for entry in group])
     )
     for name, group in rows.items()
   }

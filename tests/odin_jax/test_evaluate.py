@@ -148,7 +148,7 @@ def test_shuffling_gives_every_pair_the_pose_of_another(outputs):
   rows = read(outputs / 'shuffled')['pairs']
   order = [row['pose_of_pair'] for row in rows]
   assert sorted(order) == list(range(len(rows)))
-  assert all(other != row['index'] for other, row in zip(order, rows))
+  assert all(partner != row['index'] for partner, row in zip(order, rows))
   straight = read(outputs / 'model')['pairs']
   assert [row['pose_of_pair'] for row in straight] == list(range(len(rows)))
 
@@ -201,8 +201,8 @@ def test_the_choice_is_fixed_and_spread_over_the_videos(
   assert len(chosen) == min(num_pairs, len(videos))
   got = [sum(videos[i] == str(v) for i in chosen) for v in range(len(counts))]
   # No video gets a second record more than another that still has some left.
-  for mine, count in zip(got, counts):
-    assert mine == count or mine >= max(got) - 1
+  for share, count in zip(got, counts):
+    assert share == count or share >= max(got) - 1
 
 
 def test_views_are_area_averages_of_the_jpegs(tmp_path):
@@ -231,8 +231,8 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
   content = bytearray((data / shard.name).read_bytes())
   content[500] ^= 1
   shard.write_bytes(content)
-  one = tmp_path / 'one'
-  write_records(one, 'test', {'a': 1})
+  single = tmp_path / 'one'
+  write_records(single, 'test', {'a': 1})
   stranger = tmp_path / 'stranger'
   stranger.mkdir()
   (stranger / 'thesis.txt').write_text('mine')
@@ -254,7 +254,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
       [good, out, f'--workdir={tmp_path}', '--config.image_size_px=48'],
       ['32 px', '48 px'],
     ),
-    ([f'--data={one}', *copy, '--shuffle_poses'], ['two']),
+    ([f'--data={single}', *copy, '--shuffle_poses'], ['two']),
     ([good, copy[0], f'--output={stranger}'], ['stranger']),
   ]
   results = evaluate(*(arguments for arguments, _ in cases))

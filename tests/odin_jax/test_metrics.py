@@ -124,12 +124,16 @@ def test_lpips_is_a_score_of_each_image(monkeypatch):
   prediction, truth = generator.uniform(size=(2, 3, 32, 32, 3))
   prediction[2] = truth[2]
   monkeypatch.setattr(metrics, '_BATCH', 2)
-  found = [row['lpips'] for row in metrics.score(prediction, truth, perceptual)]
+  distances = [
+    row['lpips'] for row in metrics.score(prediction, truth, perceptual)
+  ]
   expected = perceptual.distance(
     jnp.asarray(prediction, jnp.float32), jnp.asarray(truth, jnp.float32)
   )
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
-  assert found[0] > 1e-3 and found[1] > 1e-3 and abs(found[2]) < 1e-6
+  np.testing.assert_allclose(distances, expected, rtol=1e-4, atol=1e-7)
+  assert (
+    distances[0] > 1e-3 and distances[1] > 1e-3 and abs(distances[2]) < 1e-6
+  )
   assert 'alex' in metrics.definitions(perceptual)['lpips']
   assert 'port_weights' in metrics.definitions(None)['lpips']
 

@@ -28,11 +28,12 @@ def diffusers_ddim(**settings):
 
 
 @pytest.mark.parametrize(
-  'kind, theirs', [('scaled_linear',) * 2, ('cosine', 'squaredcos_cap_v2')]
+  'kind, diffusers_kind',
+  [('scaled_linear',) * 2, ('cosine', 'squaredcos_cap_v2')],
 )
-def test_schedule_is_that_of_diffusers(kind, theirs):
+def test_schedule_is_that_of_diffusers(kind, diffusers_kind):
   reference = diffusers.DDIMScheduler(
-    **STABLE_DIFFUSION | {'beta_schedule': theirs}
+    **STABLE_DIFFUSION | {'beta_schedule': diffusers_kind}
   )
   np.testing.assert_allclose(
     schedule.betas(kind, 1000), reference.betas.numpy(), atol=1e-6
@@ -46,11 +47,11 @@ def test_schedule_is_that_of_diffusers(kind, theirs):
 
 def test_zero_terminal_snr_is_that_of_diffusers():
   reference = diffusers_ddim(rescale_betas_zero_snr=True)
-  ours = schedule.alpha_bars('scaled_linear', 1000, zero_terminal_snr=True)
+  alpha_bar = schedule.alpha_bars('scaled_linear', 1000, zero_terminal_snr=True)
   np.testing.assert_allclose(
-    ours[:-1], reference.alphas_cumprod.numpy()[:-1], atol=1e-6
+    alpha_bar[:-1], reference.alphas_cumprod.numpy()[:-1], atol=1e-6
   )
-  assert ours[-1] == 0
+  assert alpha_bar[-1] == 0
 
 
 def test_stable_diffusion_keeps_some_signal_to_the_end():
@@ -319,12 +320,12 @@ def test_inert_mask_trains_as_the_plain_squared_error(auxiliary):
   def plain(weights):
     return jnp.mean((jnp.tanh(x @ weights) - target) ** 2)
 
-  ours, expected = (
+  results, expected = (
     jax.jit(jax.value_and_grad(f))(weights) for f in (masked, plain)
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-    ours,
+    results,
     expected,
   )
 

@@ -73,9 +73,9 @@ def sample_of(scheduler, denoise_fn, noise, *, scale):
   return x.numpy()
 
 
-def assert_close(ours, theirs, relative=1e-4):
-  difference = np.abs(np.asarray(ours) - theirs).max()
-  assert difference <= relative * np.abs(theirs).max()
+def assert_close(output, reference, relative=1e-4):
+  difference = np.abs(np.asarray(output) - reference).max()
+  assert difference <= relative * np.abs(reference).max()
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +97,7 @@ def toy():
 def test_trajectory_is_that_of_diffusers(
   kind, spacing, final_alpha_bar, num_steps, prediction, toy
 ):
-  ours, theirs, noise = toy
+  denoise_fn, torch_denoise_fn, noise = toy
   if (kind, spacing) == ('ddim', 'trailing') and 1000 % num_steps:
     # diffusers' DDIM then steps to alpha_bar of t - T // n, which is not its
     # next timestep.
@@ -121,13 +121,13 @@ def test_trajectory_is_that_of_diffusers(
   if (kind, spacing) == ('euler', 'leading'):
     assert scale**2 == pytest.approx(float(scheduler.sigmas[0]) ** 2 + 1)
     scale = float(scheduler.sigmas[0])
-  expected = sample_of(scheduler, theirs, noise, scale=scale)
+  expected = sample_of(scheduler, torch_denoise_fn, noise, scale=scale)
   if kind == 'euler':
     expected *= final_alpha_bar**0.5  # diffusers returns x / alpha
   assert_close(
     sampler.sample(
       kind,
-      ours,
+      denoise_fn,
       jnp.asarray(noise),
       alpha_bar=ALPHA_BAR,
       steps=steps,
@@ -141,7 +141,7 @@ def test_trajectory_is_that_of_diffusers(
 @pytest.mark.parametrize('kind', sampler.SAMPLERS)
 def test_nearly_zero_snr_is_that_of_diffusers(kind, toy):
   """diffusers puts 2^-24 in place of zero: given that, the same samples."""
-  ours, theirs, noise = toy
+  denoise_fn, torch_denoise_fn, noise = toy
   scheduler = reference_of(
     kind,
     spacing='trailing',
@@ -156,14 +156,17 @@ def test_nearly_zero_snr_is_that_of_diffusers(kind, toy):
   assert_close(
     sampler.sample(
       kind,
-      ours,
+      denoise_fn,
       jnp.asarray(noise),
       alpha_bar=alpha_bar,
       steps=sampler.timesteps(20, 1000, spacing='trailing'),
       prediction='v',
     ),
     sample_of(
-      scheduler, theirs, noise, scale=float(scheduler.init_noise_sigma)
+      scheduler,
+      torch_denoise_fn,
+      noise,
+      scale=float(scheduler.init_noise_sigma),
     ),
   )
 
@@ -171,7 +174,7 @@ def test_nearly_zero_snr_is_that_of_diffusers(kind, toy):
 @pytest.mark.parametrize('kind', sampler.SAMPLERS)
 @pytest.mark.parametrize('num_steps', [1, 2, 20])
 def test_zero_snr_is_a_limit(kind, num_steps, toy):
-  ours, _, noise = toy
+  denoise_fn, _, noise = toy
   samples = []
   for last in (0.0, 1e-290):
     alpha_bar = schedule.alpha_bars(
@@ -181,7 +184,7 @@ def test_zero_snr_is_a_limit(kind, num_steps, toy):
     samples.append(
       sampler.sample(
         kind,
-        ours,
+        denoise_fn,
         jnp.asarray(noise),
         alpha_bar=alpha_bar,
         steps=sampler.timesteps(num_steps, 1000, spacing='trailing'),
@@ -334,10 +337,10 @@ def test_linspace_is_that_of_dpm_solver(num_steps):
 def test_zero123_drops_the_noisiest_step(num_steps):
   """`make_ddim_timesteps`, `timesteps[:t_start]` and `np.flip` of its loop."""
   stride = 1000 // num_steps
-  theirs = np.asarray(list(range(0, 1000, stride))) + 1
-  theirs = np.flip(theirs[:-1])
+  expected = np.asarray(list(range(0, 1000, stride))) + 1
+  expected = np.flip(expected[:-1])
   steps = sampler.timesteps(num_steps, 1000, spacing='zero123')
-  np.testing.assert_array_equal(steps, theirs)
+  np.testing.assert_array_equal(steps, expected)
   if 1000 % num_steps == 0:
     leading = sampler.timesteps(num_steps, 1000, spacing='leading')
     np.testing.assert_array_equal(steps, leading[1:])
@@ -367,7 +370,7 @@ def test_every_timestep_can_be_visited():
     )
 
 
-def both_ways(told, untold, x):
+def both_ways(cond, uncond, x):
   """A denoise_fn that returns one of two outputs by its condition."""
 
   def denoise(inputs, timestep, condition):
@@ -375,8 +378,8 @@ def both_ways(told, untold, x):
     assert len(inputs) == len(condition)
     outputs = jnp.where(
       condition[:, None, None, None],
-      jnp.repeat(told, len(inputs) // len(x), axis=0),
-      jnp.repeat(untold, len(inputs) // len(x), axis=0),
+      jnp.repeat(cond, len(inputs) // len(x), axis=0),
+      jnp.repeat(uncond, len(inputs) // len(x), axis=0),
     )
     return outputs + inputs
 
@@ -387,14 +390,14 @@ def both_ways(told, untold, x):
 def outputs():
   """x and a conditional and an unconditional output, spreads per example."""
   generator = np.random.default_rng(0)
-  x, told, untold = generator.normal(size=(3, 2, 4, 5, 3)).astype(np.float32)
-  told[1] *= 3
-  return x, told, untold
+  x, cond, uncond = generator.normal(size=(3, 2, 4, 5, 3)).astype(np.float32)
+  cond[1] *= 3
+  return x, cond, uncond
 
 
-def guide(x, told, untold, **settings):
+def guide(x, cond, uncond, **settings):
   denoise = sampler.guided(
-    both_ways(told, untold, x),
+    both_ways(cond, uncond, x),
     jnp.ones(2, bool),
     jnp.zeros(2, bool),
     **settings,
@@ -403,10 +406,10 @@ def guide(x, told, untold, **settings):
 
 
 def test_guidance_extrapolates_from_the_unconditional(outputs):
-  x, told, untold = outputs
+  x, cond, uncond = outputs
   np.testing.assert_allclose(
-    guide(x, told, untold, guidance=3.0),
-    x + untold + 3 * (told - untold),
+    guide(x, cond, uncond, guidance=3.0),
+    x + uncond + 3 * (cond - uncond),
     rtol=1e-5,
     atol=1e-5,
   )
@@ -414,31 +417,31 @@ def test_guidance_extrapolates_from_the_unconditional(outputs):
 
 @pytest.mark.parametrize('rescale', [0.0, 0.7, 1.0])
 def test_rescaled_guidance_is_that_of_diffusers(outputs, rescale):
-  x, told, untold = outputs
-  mixed = x + untold + 7.5 * (told - untold)
-  theirs = pipeline_stable_diffusion.rescale_noise_cfg(
-    torch.tensor(mixed), torch.tensor(x + told), guidance_rescale=rescale
+  x, cond, uncond = outputs
+  mixed = x + uncond + 7.5 * (cond - uncond)
+  reference = pipeline_stable_diffusion.rescale_noise_cfg(
+    torch.tensor(mixed), torch.tensor(x + cond), guidance_rescale=rescale
   )
-  ours = guide(x, told, untold, guidance=7.5, rescale=rescale)
-  assert_close(ours, theirs.numpy(), relative=1e-5)
+  output = guide(x, cond, uncond, guidance=7.5, rescale=rescale)
+  assert_close(output, reference.numpy(), relative=1e-5)
   if rescale == 1.0:
-    spreads = np.asarray(ours).std(axis=(1, 2, 3))
-    expected = (x + told).std(axis=(1, 2, 3))
+    spreads = np.asarray(output).std(axis=(1, 2, 3))
+    expected = (x + cond).std(axis=(1, 2, 3))
     np.testing.assert_allclose(spreads, expected, rtol=1e-4)
 
 
 def test_guidance_of_one_never_sees_the_null_condition(outputs):
-  x, told, _ = outputs
-  nothing = np.full_like(told, np.nan)
-  ours = guide(x, told, nothing, guidance=1.0, rescale=0.7)
-  np.testing.assert_array_equal(ours, x + told)
+  x, cond, _ = outputs
+  nothing = np.full_like(cond, np.nan)
+  output = guide(x, cond, nothing, guidance=1.0, rescale=0.7)
+  np.testing.assert_array_equal(output, x + cond)
 
 
 def test_guidance_calls_the_network_once_with_pairs_of_rows():
-  seen = []
+  calls = []
 
   def denoise(x, timestep, condition):
-    seen.append((x, timestep, condition))
+    calls.append((x, timestep, condition))
     return x
 
   x = jnp.arange(2.0).reshape(2, 1, 1, 1)
@@ -448,7 +451,7 @@ def test_guidance_calls_the_network_once_with_pairs_of_rows():
     {'pose': jnp.array([[0.0], [0.0]]), 'none': jnp.zeros((2, 0))},
     guidance=2.0,
   )(x, jnp.array([5.0, 6.0]))
-  ((inputs, timestep, condition),) = seen
+  ((inputs, timestep, condition),) = calls
   np.testing.assert_array_equal(inputs.ravel(), [0, 0, 1, 1])
   np.testing.assert_array_equal(timestep, [5, 5, 6, 6])
   np.testing.assert_array_equal(condition['pose'].ravel(), [1, 0, 2, 0])
@@ -487,16 +490,19 @@ def test_bad_settings_are_errors(call, message):
 
 
 def test_half_precision_network_is_sampled_in_float32(toy):
-  ours, _, noise = toy
+  denoise_fn, _, noise = toy
   settings = dict(
     alpha_bar=ALPHA_BAR,
     steps=sampler.timesteps(7, 1000, spacing='trailing'),
     prediction='v',
   )
   noise = jnp.asarray(noise)
-  full = sampler.sample('dpm++2m', ours, noise, **settings)
+  full = sampler.sample('dpm++2m', denoise_fn, noise, **settings)
   half = sampler.sample(
-    'dpm++2m', lambda x, t: ours(x, t).astype(jnp.bfloat16), noise, **settings
+    'dpm++2m',
+    lambda x, t: denoise_fn(x, t).astype(jnp.bfloat16),
+    noise,
+    **settings,
   )
   assert half.dtype == jnp.float32
   assert_close(half, np.asarray(full), relative=0.05)

@@ -101,8 +101,8 @@ def test_the_homography_takes_a_pixel_to_where_its_point_is_seen():
     )
     # OpenCV counts from the centre of the first pixel.
     matrix = stereo._homography(views, 0, 1, depth)
-    found = np.c_[pixels - 0.5, np.ones(20)] @ matrix.T
-    np.testing.assert_allclose(found[:, :2] / found[:, 2:] + 0.5, expected)
+    mapped = np.c_[pixels - 0.5, np.ones(20)] @ matrix.T
+    np.testing.assert_allclose(mapped[:, :2] / mapped[:, 2:] + 0.5, expected)
 
 
 def slow_smoothing(costs, small, large):

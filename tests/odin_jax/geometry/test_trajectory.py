@@ -52,8 +52,8 @@ def test_straight_paths_go_where_they_say_in_equal_steps(name):
 def test_orbits_keep_the_pivot_in_the_middle_at_its_distance(name, sign):
   path = trajectory.camera_path(name, 6, 0.1)
   pivot = np.broadcast_to([[0.0, 0.0, 1.0]], (6, 1, 3))
-  seen = camera.transform(camera.inverse(path), pivot)
-  np.testing.assert_allclose(seen, pivot, atol=1e-12)
+  in_cameras = camera.transform(camera.inverse(path), pivot)
+  np.testing.assert_allclose(in_cameras, pivot, atol=1e-12)
   assert np.all(sign * path[1:, 0, 3] > 0)
   # Chords of equal length, a little shorter than the arc.
   chords = np.linalg.norm(np.diff(path[:, :, 3], axis=0), axis=1)

@@ -112,7 +112,7 @@ def export(params, settings, layout):
   for entry in clip.entries(settings, layout):
     by_name.setdefault(entry.name, []).append(entry)
   return {
-    name: tensors.to_theirs(entries, [params[entry.path] for entry in entries])
+    name: tensors.to_torch(entries, [params[entry.path] for entry in entries])
     for name, entries in by_name.items()
   }
 
@@ -120,7 +120,7 @@ def export(params, settings, layout):
 def restore(state, settings, layout):
   """Tensors by name as parameters by path."""
   return {
-    entry.path: tensors.to_ours(entry, state[entry.name])
+    entry.path: tensors.to_flax(entry, state[entry.name])
     for entry in clip.entries(settings, layout)
   }
 
@@ -178,14 +178,14 @@ encode = jax.jit(lambda encoder, images: encoder.encode(images))
 def test_embedding_is_theirs(tiny, layout, size):
   images = random_images(size)
   with jax.default_matmul_precision('highest'):
-    ours = encode(tiny, images)
+    embeddings = encode(tiny, images)
   with torch.no_grad():
     pixels = preprocessed_by_torch(images, TINY['image_size_px']).float()
     expected = tiny_theirs(tiny, layout)(pixels).numpy()
-  assert ours.dtype == jnp.float32 and np.abs(expected).max() > 1
+  assert embeddings.dtype == jnp.float32 and np.abs(expected).max() > 1
   # Images must differ by far more than the tolerance.
   assert np.abs(expected[0] - expected[1]).max() > 0.1
-  np.testing.assert_allclose(ours, expected, atol=1e-4)
+  np.testing.assert_allclose(embeddings, expected, atol=1e-4)
 
 
 def test_bfloat16_is_near_float32(tiny):
@@ -250,7 +250,7 @@ def full():
 
 
 def their_shape(entries, params):
-  """The shape that `to_theirs` would give; no array is made at full size."""
+  """The shape that `tensors.to_torch` would give; no array is made at full size."""
   shape = params[entries[0].path].shape
   if entries[0].layout == 'linear':
     shape = shape[::-1]
@@ -313,15 +313,15 @@ def test_full_size_has_the_known_names_of_openai(full):
 
 def test_openai_to_ours_to_transformers_and_back_is_exact(tiny):
   first = export(by_path(tiny.params), TINY, 'openai')
-  ours = restore(first, TINY, 'openai')
-  middle = export(ours, TINY, 'transformers')
+  params = restore(first, TINY, 'openai')
+  middle = export(params, TINY, 'transformers')
   again = restore(middle, TINY, 'transformers')
   last = export(again, TINY, 'openai')
   assert first.keys() == last.keys()
   for name in first:
     np.testing.assert_array_equal(first[name], last[name], err_msg=name)
   for path, param in by_path(tiny.params).items():
-    np.testing.assert_array_equal(param, ours[path], err_msg=path)
+    np.testing.assert_array_equal(param, params[path], err_msg=path)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -338,8 +338,8 @@ def test_heads_of_a_narrow_encoder_are_at_least_one(tiny, width, heads):
   state = export(by_path(tiny.params), TINY, 'openai')
   shapes = {name: tensor.shape for name, tensor in state.items()}
   shapes['conv1.weight'] = (width, 3, 4, 4)
-  found = clip.settings_from_shapes(shapes, 'openai')
-  assert found['num_heads'] == heads
+  settings = clip.settings_from_shapes(shapes, 'openai')
+  assert settings['num_heads'] == heads
   shapes['conv1.weight'] = (200, 3, 4, 4)
   with pytest.raises(ValueError, match='3 heads do not divide the width 200'):
     clip.settings_from_shapes(shapes, 'openai')

@@ -82,7 +82,7 @@ def stand_in(features):
 
 
 @pytest.fixture(scope='module')
-def theirs():
+def lpips_package():
   """The package lpips, on a stand-in for torchvision."""
   if importlib.util.find_spec('lpips') is None:
     pytest.skip('no lpips: see tests/requirements-no-deps.txt')
@@ -118,14 +118,14 @@ def random_heads(net):
   }
 
 
-def heads_file(theirs, net):
-  folder = pathlib.Path(theirs.__file__).parent
+def heads_file(lpips_package, net):
+  folder = pathlib.Path(lpips_package.__file__).parent
   return folder / 'weights' / 'v0.1' / f'{net}.pth'
 
 
-def read_heads(theirs, net):
+def read_heads(lpips_package, net):
   state = torch.load(
-    heads_file(theirs, net), map_location='cpu', weights_only=True
+    heads_file(lpips_package, net), map_location='cpu', weights_only=True
   )
   return {name: tensor.numpy() for name, tensor in state.items()}
 
@@ -146,9 +146,9 @@ distance = jax.jit(lambda metric, x, y: metric.distance(x, y))
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_distance_is_that_of_lpips(theirs, net):
-  backbone, heads = random_backbone(net), read_heads(theirs, net)
-  metric = theirs.LPIPS(net=net, pnet_rand=True, verbose=False)
+def test_distance_is_that_of_lpips(lpips_package, net):
+  backbone, heads = random_backbone(net), read_heads(lpips_package, net)
+  metric = lpips_package.LPIPS(net=net, pnet_rand=True, verbose=False)
   slices = {
     name.split('.', 1)[1]: tensor
     for name, tensor in metric.net.state_dict(keep_vars=True).items()
@@ -251,8 +251,8 @@ def test_keys_left_over_or_missing_are_listed():
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_heads_of_the_package_are_the_published_ones(theirs, net):
-  path = heads_file(theirs, net)
+def test_heads_of_the_package_are_the_published_ones(lpips_package, net):
+  path = heads_file(lpips_package, net)
   digest = porting.require_published(path, net, 'heads')
   assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
   # Version 0.0 has tensors of the same names and shapes.

@@ -91,23 +91,23 @@ def torch_gradients(function, arguments, dy):
 def test_conv2d_is_that_of_torch(size, stride, padding):
   x, kernel = random(2, 6, 9, 3), random(size, size, 3, 4, seed=1)
 
-  def ours(x, kernel):
+  def jax_conv(x, kernel):
     return ops.conv2d(x, kernel, stride=stride, padding=(padding, padding))
 
-  def theirs(x, kernel):
+  def torch_conv(x, kernel):
     x = torch.nn.functional.pad(x, (*padding, *padding))
     return torch.nn.functional.conv2d(x, kernel, stride=stride)
 
-  dy = random(*jax.eval_shape(ours, x, kernel).shape, seed=2)
+  dy = random(*jax.eval_shape(jax_conv, x, kernel).shape, seed=2)
   with jax.default_matmul_precision('highest'):
-    found = gradients(ours, (x, kernel), dy)
+    results = gradients(jax_conv, (x, kernel), dy)
   expected = torch_gradients(
-    theirs,
+    torch_conv,
     (to_torch(x, (0, 3, 1, 2)), to_torch(kernel, (3, 2, 0, 1))),
     to_torch(dy, (0, 3, 1, 2)),
   )
   orders = (0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0)
-  for a, b, order in zip(found, expected, orders, strict=True):
+  for a, b, order in zip(results, expected, orders, strict=True):
     np.testing.assert_allclose(a, b.permute(*order), atol=2e-5)
 
 
@@ -148,8 +148,8 @@ def torch_attention(q, k, v, dy):
 def test_attention_is_that_of_torch(name, lengths):
   q, k, v, dy = tokens(*lengths, 2, 40)
   with jax.default_matmul_precision('highest'):
-    found = gradients(ops.IMPLEMENTATIONS[name], (q, k, v), dy)
-  for a, b in zip(found, torch_attention(q, k, v, dy), strict=True):
+    results = gradients(ops.IMPLEMENTATIONS[name], (q, k, v), dy)
+  for a, b in zip(results, torch_attention(q, k, v, dy), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -173,12 +173,12 @@ def test_what_attention_does_not_depend_on(blockwise, shift, roll, turn):
   # overflow), the order of keys, the order of queries.
   q, dy = (jnp.roll(x, turn, 1) for x in (q, dy))
   k, v = (jnp.roll(x, roll, 1) for x in (k, v))
-  found = blockwise(q, k + shift / 5, v, dy)
+  results = blockwise(q, k + shift / 5, v, dy)
   expected = (
     *(jnp.roll(x, turn, 1) for x in (y, dq)),
     *(jnp.roll(x, roll, 1) for x in (dk, dv)),
   )
-  for a, b in zip(found, expected, strict=True):
+  for a, b in zip(results, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-3)
 
 
@@ -204,8 +204,8 @@ def test_kernel_of_the_tpu_is_torch_attention():
     pltpu.force_tpu_interpret_mode(),
     jax.default_matmul_precision('highest'),
   ):
-    found = ops.IMPLEMENTATIONS['pallas'](q, k, v)
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+    results = ops.IMPLEMENTATIONS['pallas'](q, k, v)
+  np.testing.assert_allclose(results, expected, atol=1e-4)
 
 
 def shape(n, d, dtype):
@@ -266,12 +266,12 @@ def test_kernels_are_in_the_program(monkeypatch, platform, lowered_for, call):
 
 
 def test_batches_stay_split():
-  found = subprocess.run(
+  done = subprocess.run(
     [sys.executable, '-c', SHARDED],
     env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
     capture_output=True,
     text=True,
   )
-  assert found.returncode == 0, found.stderr
+  assert done.returncode == 0, done.stderr
   # The kernel's gradient is a sum over examples; attention has no such.
-  assert found.stdout.split('\n')[:2] == ['conv True', 'attention False']
+  assert done.stdout.split('\n')[:2] == ['conv True', 'attention False']

@@ -276,14 +276,16 @@ def operands(program, *primitives):
 
 
 def test_products_of_a_bfloat16_network_are_bfloat16(bfloat16_equations):
-  found = operands(bfloat16_equations[0], 'dot_general', 'conv_general_dilated')
-  assert len(found) > 40
-  assert all(dtypes == {'bfloat16'} for _, dtypes in found), found
+  equations = operands(
+    bfloat16_equations[0], 'dot_general', 'conv_general_dilated'
+  )
+  assert len(equations) > 40
+  assert all(dtypes == {'bfloat16'} for _, dtypes in equations), equations
 
 
 def test_products_of_its_backward_pass_are_bfloat16(bfloat16_equations):
   # Those of attention, the only ones with a batch axis, pass the softmax.
-  found = [
+  equations = [
     dtypes
     for equation, dtypes in operands(
       bfloat16_equations[1], 'dot_general', 'conv_general_dilated'
@@ -291,23 +293,25 @@ def test_products_of_its_backward_pass_are_bfloat16(bfloat16_equations):
     if equation.primitive.name == 'conv_general_dilated'
     or equation.params['dimension_numbers'][1] == ((), ())
   ]
-  assert len(found) > 100
-  assert all(dtypes == {'bfloat16'} for dtypes in found), found
+  assert len(equations) > 100
+  assert all(dtypes == {'bfloat16'} for dtypes in equations), equations
 
 
 @pytest.mark.parametrize('primitive', ['exp', 'rsqrt', 'cos', 'sin'])
 def test_functions_that_need_float32_get_it(primitive, bfloat16_equations):
-  found = operands(bfloat16_equations[0], primitive)
-  assert found and all(dtypes == {'float32'} for _, dtypes in found), found
+  equations = operands(bfloat16_equations[0], primitive)
+  assert equations and all(dtypes == {'float32'} for _, dtypes in equations), (
+    equations
+  )
 
 
 def test_bfloat16_network_gives_almost_the_same(tiny):
   step, state = tiny
   graph, _ = abstract(**TINY, dtype='bfloat16')
   outputs = fast_jit(lambda s, *x: nnx.merge(graph, s)(*x))(state, *inputs())
-  for ours, exact in zip(outputs, step(state, *inputs())[1], strict=True):
-    assert ours.dtype == np.float32
-    error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+  for output, exact in zip(outputs, step(state, *inputs())[1], strict=True):
+    assert output.dtype == np.float32
+    error = np.linalg.norm(output - exact) / np.linalg.norm(exact)
     # 0.0 would mean that the cast is missing.
     assert 1e-4 < error < 0.03, error
 
@@ -322,40 +326,40 @@ def test_moments_of_bfloat16_are_float32(norm):
     'layer': (layers.LayerNorm(12), (3,)),
   }[norm]
   exact = (x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True)
-  ours = module(jnp.asarray(x, jnp.bfloat16))
-  assert ours.dtype == jnp.bfloat16
+  output = module(jnp.asarray(x, jnp.bfloat16))
+  assert output.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-    ours.astype(np.float32), exact, rtol=5e-3, atol=2e-3
+    output.astype(np.float32), exact, rtol=5e-3, atol=2e-3
   )
 
 
 def test_timestep_embedding_is_that_of_diffusers():
   timesteps = np.array([0.0, 1.0, 37.0, 999.0])
-  theirs = embeddings.get_timestep_embedding(
+  reference = embeddings.get_timestep_embedding(
     torch.tensor(timesteps), 32, flip_sin_to_cos=True, downscale_freq_shift=0
   )
-  ours = layers.timestep_embedding(jnp.asarray(timesteps), 32)
-  np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-4)
+  output = layers.timestep_embedding(jnp.asarray(timesteps), 32)
+  np.testing.assert_allclose(output, reference.numpy(), atol=2e-4)
 
 
 def test_group_norm_is_that_of_torch():
   x = np.random.default_rng(0).normal(3, 2, (2, 4, 5, 12)).astype(np.float32)
-  ours = layers.GroupNorm(12, groups=3, epsilon=1e-5)
-  ours.scale[...] = jnp.linspace(0.5, 2, 12)
-  ours.bias[...] = jnp.linspace(-1, 1, 12)
-  theirs = torch.nn.functional.group_norm(
+  norm = layers.GroupNorm(12, groups=3, epsilon=1e-5)
+  norm.scale[...] = jnp.linspace(0.5, 2, 12)
+  norm.bias[...] = jnp.linspace(-1, 1, 12)
+  reference = torch.nn.functional.group_norm(
     torch.tensor(x).permute(0, 3, 1, 2),
     3,
     torch.linspace(0.5, 2, 12),
     torch.linspace(-1, 1, 12),
   )
   np.testing.assert_allclose(
-    ours(jnp.asarray(x)), theirs.permute(0, 2, 3, 1), atol=1e-5
+    norm(jnp.asarray(x)), reference.permute(0, 2, 3, 1), atol=1e-5
   )
 
 
 def test_attention_is_that_of_torch():
-  ours = layers.Attention(8, 6, heads=2, rngs=nnx.Rngs(3))
+  attention = layers.Attention(8, 6, heads=2, rngs=nnx.Rngs(3))
   keys = jax.random.split(jax.random.key(4), 2)
   x = jax.random.normal(keys[0], (2, 5, 8))
   context = jax.random.normal(keys[1], (2, 7, 6))
@@ -364,10 +368,12 @@ def test_attention_is_that_of_torch():
     y = torch.tensor(np.asarray(y))
     return y.reshape(*y.shape[:2], 2, 4).transpose(1, 2)
 
-  theirs = torch.nn.functional.scaled_dot_product_attention(
-    heads(ours.to_q(x)), heads(ours.to_k(context)), heads(ours.to_v(context))
+  reference = torch.nn.functional.scaled_dot_product_attention(
+    heads(attention.to_q(x)),
+    heads(attention.to_k(context)),
+    heads(attention.to_v(context)),
   )
-  theirs = theirs.transpose(1, 2).reshape(2, 5, 8).numpy()
+  reference = reference.transpose(1, 2).reshape(2, 5, 8).numpy()
   np.testing.assert_allclose(
-    ours(x, context), ours.to_out(jnp.asarray(theirs)), atol=1e-5
+    attention(x, context), attention.to_out(jnp.asarray(reference)), atol=1e-5
   )

@@ -68,10 +68,10 @@ def random_parameter(path, leaf):
   return np.float32(path.endswith('scale')) + np.float32(0.2) * x
 
 
-def to_theirs(settings, params, layout='diffusers'):
+def to_torch(settings, params, layout='diffusers'):
   """Parameters under their foreign names."""
   return {
-    entry.name: tensors.to_theirs([entry], [params[entry.path]])
+    entry.name: tensors.to_torch([entry], [params[entry.path]])
     for entry in naming.entries(settings, layout)
   }
 
@@ -89,7 +89,7 @@ def loaded(settings, params):
   model = diffusers_model(settings)
   state = {
     name: torch.tensor(np.ascontiguousarray(value))
-    for name, value in to_theirs(settings, params).items()
+    for name, value in to_torch(settings, params).items()
   }
   model.load_state_dict(state, strict=True, assign=True)
   return model
@@ -122,7 +122,7 @@ def params():
 
 
 @pytest.fixture(scope='module')
-def ours(params, arguments, cotangent):
+def jax_results(params, arguments, cotangent):
   """Outputs, the mask's channel last, and gradients: of parameters by path,
   of the image, of the context."""
   graph, shapes = split(**NARROW)
@@ -149,7 +149,7 @@ def ours(params, arguments, cotangent):
 
 
 @pytest.fixture(scope='module')
-def theirs(params, arguments, cotangent):
+def torch_results(params, arguments, cotangent):
   """The same of diffusers; the mask's channel is its fifth."""
   model = loaded(NARROW | dict(out_channels=5), params)
   x, timestep, context = arguments
@@ -165,14 +165,16 @@ def theirs(params, arguments, cotangent):
   )
 
 
-def test_prediction_and_mask_are_those_of_diffusers(ours, theirs):
-  assert ours[0].shape == (2, 8, 16, 5)
-  assert 0.3 < np.std(theirs[0]) < 3
-  np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=3e-5)
+def test_prediction_and_mask_are_those_of_diffusers(jax_results, torch_results):
+  assert jax_results[0].shape == (2, 8, 16, 5)
+  assert 0.3 < np.std(torch_results[0]) < 3
+  np.testing.assert_allclose(
+    jax_results[0], torch_results[0], rtol=0, atol=3e-5
+  )
 
 
 def test_without_its_mask_the_network_has_four_channels(
-  ours, params, arguments
+  jax_results, params, arguments
 ):
   head = {
     path: params[path][..., :4] for path in ('conv_out/kernel', 'conv_out/bias')
@@ -183,7 +185,10 @@ def test_without_its_mask_the_network_has_four_channels(
       torch_image(x), torch.tensor(timestep), torch.tensor(context)
     ).sample
   np.testing.assert_allclose(
-    ours[0][..., :4], np.moveaxis(output.numpy(), 1, -1), rtol=0, atol=3e-5
+    jax_results[0][..., :4],
+    np.moveaxis(output.numpy(), 1, -1),
+    rtol=0,
+    atol=3e-5,
   )
 
 
@@ -191,12 +196,13 @@ def relative_error(a, b):
   return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def test_gradients_of_parameters_are_those_of_torch(ours, theirs):
+def test_gradients_of_parameters_are_those_of_torch(jax_results, torch_results):
   entries = naming.entries(NARROW, 'diffusers')
-  assert len(entries) == len(theirs[1]) == 686
+  assert len(entries) == len(torch_results[1]) == 686
   errors = {
     entry.path: relative_error(
-      ours[1][entry.path], tensors.to_ours(entry, theirs[1][entry.name])
+      jax_results[1][entry.path],
+      tensors.to_flax(entry, torch_results[1][entry.name]),
     )
     for entry in entries
   }
@@ -204,9 +210,9 @@ def test_gradients_of_parameters_are_those_of_torch(ours, theirs):
   assert errors[worst] < 1e-3, (worst, errors[worst])
 
 
-def test_gradients_of_inputs_are_those_of_torch(ours, theirs):
-  assert relative_error(ours[2], theirs[2]) < 1e-3
-  assert relative_error(ours[3], theirs[3]) < 1e-3
+def test_gradients_of_inputs_are_those_of_torch(jax_results, torch_results):
+  assert relative_error(jax_results[2], torch_results[2]) < 1e-3
+  assert relative_error(jax_results[3], torch_results[3]) < 1e-3
 
 
 def test_epsilons_are_those_of_diffusers():
@@ -223,8 +229,8 @@ def test_epsilons_are_those_of_diffusers():
     module = network
     for name in entry.path.split('/')[:-1]:
       module = module[int(name)] if name.isdigit() else getattr(module, name)
-    theirs = model.get_submodule(entry.name.removesuffix('.weight'))
-    assert module.epsilon == theirs.eps, entry.path
+    layer = model.get_submodule(entry.name.removesuffix('.weight'))
+    assert module.epsilon == layer.eps, entry.path
 
 
 def without_memory(settings, layout):
@@ -236,7 +242,7 @@ def without_memory(settings, layout):
     path: np.broadcast_to(np.float32(0), leaf.shape)
     for path, leaf in by_path(shapes).items()
   }
-  return to_theirs(settings, views, layout)
+  return to_torch(settings, views, layout)
 
 
 def shapes_of(checkpoint):
@@ -246,10 +252,10 @@ def shapes_of(checkpoint):
 def renamed(checkpoint, settings, source, target):
   """From one layout to the other by way of ours."""
   params = {
-    entry.path: tensors.to_ours(entry, checkpoint[entry.name])
+    entry.path: tensors.to_flax(entry, checkpoint[entry.name])
     for entry in naming.entries(settings, source)
   }
-  return to_theirs(settings, params, target)
+  return to_torch(settings, params, target)
 
 
 def test_names_and_shapes_are_those_of_diffusers():
@@ -274,7 +280,7 @@ def test_names_and_shapes_are_those_of_compvis():
 
 @pytest.mark.parametrize('settings', [FULL, NARROW], ids=['full', 'narrow'])
 def test_translation_of_names_is_that_of_diffusers(settings):
-  ours = dict(
+  single_names = dict(
     zip(
       *(
         [entry.name for entry in naming.entries(settings, layout)]
@@ -284,11 +290,11 @@ def test_translation_of_names_is_that_of_diffusers(settings):
     )
   )
   prefix = single_file_utils.LDM_UNET_KEY
-  theirs = single_file_utils.convert_ldm_unet_checkpoint(
-    {prefix + name: name for name in ours.values()},
+  converted = single_file_utils.convert_ldm_unet_checkpoint(
+    {prefix + name: name for name in single_names.values()},
     naming.diffusers_config(settings, sample_size=32),
   )
-  assert ours == theirs
+  assert single_names == converted
 
 
 def test_checkpoint_survives_the_way_through_both_layouts():

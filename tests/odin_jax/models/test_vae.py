@@ -38,7 +38,7 @@ TINY = dict(
 )
 
 
-def theirs(settings, device='cpu'):
+def diffusers_autoencoder(settings, device='cpu'):
   with torch.device(device):
     return diffusers.AutoencoderKL.from_config(
       naming.diffusers_config(settings)
@@ -54,15 +54,15 @@ def flat(params):
 
 def imported(settings, layout, checkpoint, **options):
   """Our autoencoder with the arrays of a checkpoint."""
-  ours = {
-    entry.path: tensors.to_ours(entry, checkpoint[entry.name])
+  by_path = {
+    entry.path: tensors.to_flax(entry, checkpoint[entry.name])
     for entry in naming.entries(settings, layout)
   }
   empty = vae.abstract(settings, **options)
   params = jax.tree_util.tree_map_with_path(
-    lambda path, _: ours.pop(sharding.path_name(path)), empty.params
+    lambda path, _: by_path.pop(sharding.path_name(path)), empty.params
   )
-  assert not ours
+  assert not by_path
   return empty.replace(params=jax.tree.map(jnp.asarray, params))
 
 
@@ -71,10 +71,10 @@ def exported(autoencoder, settings, layout):
   for entry in naming.entries(settings, layout):
     rows[entry.name].append(entry)
   return {
-    name: tensors.to_theirs(
-      found, [np.asarray(params.pop(entry.path)) for entry in found]
+    name: tensors.to_torch(
+      entries, [np.asarray(params.pop(entry.path)) for entry in entries]
     )
-    for name, found in rows.items()
+    for name, entries in rows.items()
   } | params
 
 
@@ -92,7 +92,7 @@ def random_checkpoint(settings, seed=0, gain=1.0):
       values = name.endswith('weight') + values / 4
     return values.astype(np.float32)
 
-  state = theirs(settings, 'meta').state_dict()
+  state = diffusers_autoencoder(settings, 'meta').state_dict()
   return {name: draw(name, tensor) for name, tensor in state.items()}
 
 
@@ -101,7 +101,7 @@ def random_checkpoint(settings, seed=0, gain=1.0):
 def narrow(request):
   """Equal autoencoders: diffusers' and ours."""
   checkpoint = random_checkpoint(NARROW, gain=request.param)
-  reference = theirs(NARROW)
+  reference = diffusers_autoencoder(NARROW)
   reference.load_state_dict(
     {name: torch.tensor(x) for name, x in checkpoint.items()}
   )
@@ -143,33 +143,33 @@ def latents(*shape, seed=2):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def check_close(ours, theirs):
-  theirs = theirs.permute(0, 2, 3, 1).numpy()
-  assert ours.shape == theirs.shape
+def check_close(output, reference):
+  reference = reference.permute(0, 2, 3, 1).numpy()
+  assert output.shape == reference.shape
   np.testing.assert_allclose(
-    ours, theirs, rtol=0, atol=1e-4 * min(1, theirs.std())
+    output, reference, rtol=0, atol=1e-4 * min(1, reference.std())
   )
 
 
 def test_moments_are_those_of_diffusers(narrow):
-  reference, ours = narrow
+  reference, autoencoder = narrow
   x = images(2, 32, 48, 3) * 2 - 1
   with torch.no_grad():
     posterior = reference.encode(nchw(x)).latent_dist
   with jax.default_matmul_precision('highest'):
-    mean, log_variance = moments_of(ours, x)
+    mean, log_variance = moments_of(autoencoder, x)
   assert mean.shape == (2, 4, 6, 4)
   check_close(mean, posterior.mean)
   check_close(log_variance, posterior.logvar)
 
 
 def test_decoded_images_are_those_of_diffusers(narrow):
-  reference, ours = narrow
+  reference, autoencoder = narrow
   z = latents(2, 4, 6, 4)
   with torch.no_grad():
     expected = reference.decode(nchw(z)).sample
   with jax.default_matmul_precision('highest'):
-    given = decoded_by(ours, z)
+    given = decoded_by(autoencoder, z)
   assert given.shape == (2, 32, 48, 3)
   check_close(given, expected)
 
@@ -280,7 +280,7 @@ def test_full_size_is_that_of_stable_diffusion():
   leaves = jax.tree.leaves(vae.abstract(FULL).params)
   assert len(leaves) == 248
   assert sum(leaf.size for leaf in leaves) == 83_653_863
-  state = theirs(FULL, 'meta').state_dict()
+  state = diffusers_autoencoder(FULL, 'meta').state_dict()
   assert shapes_of(FULL, 'diffusers') == {
     name: tuple(tensor.shape) for name, tensor in state.items()
   }
@@ -322,21 +322,21 @@ def test_full_size_has_the_names_of_latent_diffusion():
 
 def test_names_of_the_two_layouts_correspond():
   """diffusers' own conversion is the truth."""
-  ours = imported(NARROW, 'diffusers', random_checkpoint(NARROW))
-  as_ldm = exported(ours, NARROW, 'ldm')
+  autoencoder = imported(NARROW, 'diffusers', random_checkpoint(NARROW))
+  as_ldm = exported(autoencoder, NARROW, 'ldm')
   converted = single_file_utils.convert_ldm_vae_checkpoint(
     {f'first_stage_model.{k}': torch.tensor(x) for k, x in as_ldm.items()},
     naming.diffusers_config(NARROW),
   )
-  checkpoint = exported(ours, NARROW, 'diffusers')
+  checkpoint = exported(autoencoder, NARROW, 'diffusers')
   assert converted.keys() == checkpoint.keys()
   for name, tensor in converted.items():
     np.testing.assert_array_equal(tensor, checkpoint[name], err_msg=name)
 
 
 def test_round_trip_is_exact():
-  ours = imported(NARROW, 'diffusers', random_checkpoint(NARROW))
-  ldm = exported(ours, NARROW, 'ldm')
+  autoencoder = imported(NARROW, 'diffusers', random_checkpoint(NARROW))
+  ldm = exported(autoencoder, NARROW, 'ldm')
   first = imported(NARROW, 'ldm', ldm)
   second = imported(NARROW, 'diffusers', exported(first, NARROW, 'diffusers'))
   again = exported(second, NARROW, 'ldm')
@@ -433,7 +433,7 @@ OLD_CONFIG = {
 def test_settings_are_read_from_diffusers_config():
   scale = FULL['scale']
   assert naming.settings_from_diffusers(OLD_CONFIG, scale=scale) == FULL
-  narrow = theirs(NARROW, 'meta').config
+  narrow = diffusers_autoencoder(NARROW, 'meta').config
   assert naming.settings_from_diffusers(narrow, scale=scale) == NARROW
 
 

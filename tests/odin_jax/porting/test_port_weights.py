@@ -93,10 +93,10 @@ def port(monkeypatch, tmp_path):
   return call
 
 
-def assert_same(ours, theirs):
-  assert ours.keys() == theirs.keys()
-  for path, array in ours.items():
-    np.testing.assert_array_equal(array, theirs[path], err_msg=path)
+def assert_same(params, expected):
+  assert params.keys() == expected.keys()
+  for path, array in params.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
 # -- Import --------------------------------------------------------------------
@@ -141,14 +141,14 @@ def torch_output(module):
 
 def test_files_are_as_the_converters_of_diffusers_read_them(modules, state):
   config = dict(modules['unet'].config)
-  theirs = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
-  converted = single_file_utils.convert_ldm_unet_checkpoint(theirs, config)
+  tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
+  converted = single_file_utils.convert_ldm_unet_checkpoint(tensors, config)
   assert_same(
     {name: x.numpy() for name, x in converted.items()},
     public.arrays(modules['unet']),
   )
   config = dict(modules['vae'].config)
-  converted = single_file_utils.convert_ldm_vae_checkpoint(theirs, config)
+  converted = single_file_utils.convert_ldm_vae_checkpoint(tensors, config)
   assert_same(
     {name: x.numpy().squeeze() for name, x in converted.items()},
     {n: x.squeeze() for n, x in public.arrays(modules['vae']).items()},
@@ -413,14 +413,14 @@ def test_image_variations_become_eight_channels(port, network, state, tmp_path):
 
 
 def test_the_moving_average_is_a_choice(port, modules, state, tmp_path):
-  other = public.networks(7)['unet']
-  average = public.averages(public.ldm_unet(other))
+  averaged_unet = public.networks(7)['unet']
+  average = public.averages(public.ldm_unet(averaged_unet))
   path = tmp_path / 'model.ckpt'
   public.write_ckpt(path, state | average)
   key = 'unet/conv_in/kernel'
   kernels = {
     name: net.state_dict()['conv_in.weight'].permute(2, 3, 1, 0).numpy()
-    for name, net in (('plain', modules['unet']), ('average', other))
+    for name, net in (('plain', modules['unet']), ('average', averaged_unet))
   }
   for ema, expected in (
     (None, 'average'),

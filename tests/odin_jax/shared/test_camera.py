@@ -18,13 +18,13 @@ def random_pose(rng: np.random.Generator) -> np.ndarray:
 
 
 def test_equirectangular_centre_looks_forward_and_right_is_positive():
-  def one(u, v):
+  def ray(u, v):
     return camera.equirect_to_direction(np.array(u), np.array(v), 8, 4)
 
-  np.testing.assert_allclose(one(4.0, 2.0), [0, 0, 1], atol=1e-12)
-  np.testing.assert_allclose(one(6.0, 2.0), [1, 0, 0], atol=1e-12)
-  np.testing.assert_allclose(one(4.0, 4.0), [0, 1, 0], atol=1e-12)
-  np.testing.assert_allclose(one(0.0, 2.0), [0, 0, -1], atol=1e-12)
+  np.testing.assert_allclose(ray(4.0, 2.0), [0, 0, 1], atol=1e-12)
+  np.testing.assert_allclose(ray(6.0, 2.0), [1, 0, 0], atol=1e-12)
+  np.testing.assert_allclose(ray(4.0, 4.0), [0, 1, 0], atol=1e-12)
+  np.testing.assert_allclose(ray(0.0, 2.0), [0, 0, -1], atol=1e-12)
 
 
 @given(st.floats(0.01, 99.99), st.floats(0.01, 49.99))
@@ -84,8 +84,8 @@ def test_target2source_follows_a_point_the_long_way(
   in_scene = target2scene[:, :3] @ in_frame + target2scene[:, 3]
   in_frame = source2scene[:, :3].T @ (in_scene - source2scene[:, 3])
   expected = camera.view2frame_rotation(*source_angles).T @ in_frame
-  found = camera.transform(target2source, point[None])[0]
-  np.testing.assert_allclose(found, expected, atol=1e-9)
+  transformed = camera.transform(target2source, point[None])[0]
+  np.testing.assert_allclose(transformed, expected, atol=1e-9)
 
 
 def test_the_translation_of_target2source_is_the_target_camera_s_centre():
