@@ -40,7 +40,7 @@ def masked_loss(
   mask_logit: Float[Array, 'b h w'],
   *,
   mask_lambda: float,
-  auxiliary: str = 'log',
+  auxiliary: str,
 ) -> Float[Array, 'b']:
   """Loss of every example, in float32; the caller reduces.
 

@@ -67,24 +67,12 @@ _PROJECTION = {
 }
 
 
-def _norm(path: str, name: str) -> list[tensors.Entry]:
-  return [
-    tensors.Entry(f'{path}/scale', f'{name}.weight'),
-    tensors.Entry(f'{path}/bias', f'{name}.bias'),
-  ]
-
-
-def _linear(path: str, name: str) -> list[tensors.Entry]:
-  return [
-    tensors.Entry(f'{path}/kernel', f'{name}.weight', 'linear'),
-    tensors.Entry(f'{path}/bias', f'{name}.bias'),
-  ]
-
-
 def _separate(path: str, name: str) -> Iterator[tensors.Entry]:
   for letter in 'qkv':
-    yield from _linear(
-      f'{path}/attention/to_{letter}', f'{name}.self_attn.{letter}_proj'
+    yield from tensors.layer(
+      f'{path}/attention/to_{letter}',
+      f'{name}.self_attn.{letter}_proj',
+      'linear',
     )
 
 
@@ -120,16 +108,18 @@ def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
     tensors.Entry('patch/kernel', f'{stems["patch"]}.weight', 'conv'),
     tensors.Entry('class_token', stems['class_token']),
     tensors.Entry('position', stems['position']),
-    *_norm('norm_in', stems['norm_in']),
-    *_norm('norm_out', stems['norm_out']),
+    *tensors.norm('norm_in', stems['norm_in']),
+    *tensors.norm('norm_out', stems['norm_out']),
     _PROJECTION[layout],
   ]
   for index in range(settings['num_layers']):
     path, name = f'blocks/{index}', f'{stems["blocks"]}.{index}'
     rows += _ATTENTION[layout](path, name)
     for layer, child in block.items():
-      rows_of = _norm if layer.startswith('norm') else _linear
-      rows += rows_of(f'{path}/{layer}', f'{name}.{child}')
+      if layer.startswith('norm'):
+        rows += tensors.norm(f'{path}/{layer}', f'{name}.{child}')
+      else:
+        rows += tensors.layer(f'{path}/{layer}', f'{name}.{child}', 'linear')
   return rows
 
 

@@ -50,6 +50,22 @@ LAYOUTS = {
 }
 
 
+def layer(path: str, name: str, layout: str) -> list[Entry]:
+  """The rows of a linear or convolutional layer with a bias."""
+  return [
+    Entry(f'{path}/kernel', f'{name}.weight', layout),
+    Entry(f'{path}/bias', f'{name}.bias'),
+  ]
+
+
+def norm(path: str, name: str) -> list[Entry]:
+  """The rows of a normalisation."""
+  return [
+    Entry(f'{path}/scale', f'{name}.weight'),
+    Entry(f'{path}/bias', f'{name}.bias'),
+  ]
+
+
 def to_flax(entry: Entry, tensor: Tensor) -> Tensor:
   """Our parameter, cut out of the checkpoint's tensor."""
   index, count = entry.part

@@ -88,31 +88,17 @@ def renamed_legacy(name: str) -> str:
   )
 
 
-def _layer(path: str, name: str, layout: str) -> list[tensors.Entry]:
-  return [
-    tensors.Entry(f'{path}/kernel', f'{name}.weight', layout),
-    tensors.Entry(f'{path}/bias', f'{name}.bias'),
-  ]
-
-
-def _norm(path: str, name: str) -> list[tensors.Entry]:
-  return [
-    tensors.Entry(f'{path}/scale', f'{name}.weight'),
-    tensors.Entry(f'{path}/bias', f'{name}.bias'),
-  ]
-
-
 def _residual(
   path: str, name: str, names: Names, inputs: int, outputs: int
 ) -> list[tensors.Entry]:
   rows = [
-    *_norm(f'{path}/norm1', f'{name}.norm1'),
-    *_layer(f'{path}/conv1', f'{name}.conv1', 'conv'),
-    *_norm(f'{path}/norm2', f'{name}.norm2'),
-    *_layer(f'{path}/conv2', f'{name}.conv2', 'conv'),
+    *tensors.norm(f'{path}/norm1', f'{name}.norm1'),
+    *tensors.layer(f'{path}/conv1', f'{name}.conv1', 'conv'),
+    *tensors.norm(f'{path}/norm2', f'{name}.norm2'),
+    *tensors.layer(f'{path}/conv2', f'{name}.conv2', 'conv'),
   ]
   if inputs != outputs:
-    rows += _layer(f'{path}/skip', f'{name}.{names.skip}', 'conv')
+    rows += tensors.layer(f'{path}/skip', f'{name}.{names.skip}', 'conv')
   return rows
 
 
@@ -123,9 +109,11 @@ def _middle(side: str, names: Names, width: int) -> list[tensors.Entry]:
     name = names.middle.format(side=side, block=block, ordinal=block + 1)
     rows += _residual(f'{path}/residual/{block}', name, names, width, width)
   path, name = f'{path}/attention', names.attention.format(side=side)
-  rows += _norm(f'{path}/norm', f'{name}.{names.attention_norm}')
+  rows += tensors.norm(f'{path}/norm', f'{name}.{names.attention_norm}')
   for leaf, child in names.projections.items():
-    rows += _layer(f'{path}/{leaf}', f'{name}.{child}', names.projection_layout)
+    rows += tensors.layer(
+      f'{path}/{leaf}', f'{name}.{child}', names.projection_layout
+    )
   return rows
 
 
@@ -161,7 +149,7 @@ def _levels(
         width,
       )
     if level < last:
-      rows += _layer(
+      rows += tensors.layer(
         f'{resample_path}/{level}', resample.format(**where), 'conv'
       )
   return rows
@@ -188,14 +176,14 @@ def entries(settings: Settings, layout: str) -> list[tensors.Entry]:
       [widths[-1], *widths[::-1]],
       blocks + 1,
     ),
-    *_layer('quant_conv', 'quant_conv', 'conv'),
-    *_layer('post_quant_conv', 'post_quant_conv', 'conv'),
+    *tensors.layer('quant_conv', 'quant_conv', 'conv'),
+    *tensors.layer('post_quant_conv', 'post_quant_conv', 'conv'),
   ]
   for side in ('encoder', 'decoder'):
-    rows += _layer(f'{side}/conv_in', f'{side}.conv_in', 'conv')
+    rows += tensors.layer(f'{side}/conv_in', f'{side}.conv_in', 'conv')
     rows += _middle(side, names, widths[-1])
-    rows += _norm(f'{side}/norm_out', names.norm_out.format(side=side))
-    rows += _layer(f'{side}/conv_out', f'{side}.conv_out', 'conv')
+    rows += tensors.norm(f'{side}/norm_out', names.norm_out.format(side=side))
+    rows += tensors.layer(f'{side}/conv_out', f'{side}.conv_out', 'conv')
   return rows
 
 

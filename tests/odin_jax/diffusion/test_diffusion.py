@@ -210,7 +210,7 @@ def test_mask_is_inert_for_large_lambda_and_collapses_for_small():
 def test_loss_is_per_example_and_finite_at_both_ends():
   error = jnp.ones((2, 4, 4))
   logits = jnp.stack([jnp.full((4, 4), 200.0), jnp.full((4, 4), -200.0)])
-  losses = loss.masked_loss(error, logits, mask_lambda=0.5)
+  losses = loss.masked_loss(error, logits, mask_lambda=0.5, auxiliary='log')
   np.testing.assert_allclose(losses, [1.0, 100.0], rtol=1e-5)
 
 

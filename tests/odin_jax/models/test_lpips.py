@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from odin_jax.models import lpips as ours
+from odin_jax.models import lpips as jax_lpips
 from odin_jax.models import lpips_files
 from odin_jax.porting import lpips as porting
 from odin_jax.shared import errors
@@ -114,7 +114,7 @@ def random_heads(net):
     f'lin{stage}.model.1.weight': generator.uniform(
       0, 1, (1, convs[-1].outputs, 1, 1)
     ).astype(np.float32)
-    for stage, convs in enumerate(ours.NETS[net].stages)
+    for stage, convs in enumerate(jax_lpips.NETS[net].stages)
   }
 
 
@@ -168,7 +168,7 @@ def test_distance_is_that_of_lpips(lpips_package, net):
   assert expected[0] > 0.05 > expected[1] > 1e-3 and expected[2] == 0
   params = porting.convert(net, backbone, heads)
   np.testing.assert_allclose(
-    distance(ours.Lpips(params, net), first, second), expected, atol=1e-5
+    distance(jax_lpips.Lpips(params, net), first, second), expected, atol=1e-5
   )
 
 
@@ -180,7 +180,7 @@ def alex():
 
 def test_distance_is_symmetric_and_zero_for_equal_images(alex):
   first, second = random_pairs(31)
-  metric = ours.Lpips(alex, 'alex')
+  metric = jax_lpips.Lpips(alex, 'alex')
   there, back = distance(metric, first, second), distance(metric, second, first)
   np.testing.assert_allclose(there, back, rtol=1e-5)
   assert there.shape == (3,) and there[0] > there[1] > 1e-4
@@ -189,7 +189,7 @@ def test_distance_is_symmetric_and_zero_for_equal_images(alex):
 
 @pytest.mark.parametrize('net', NETS)
 def test_images_that_are_too_small_are_refused(net):
-  smallest = ours.NETS[net].min_px
+  smallest = jax_lpips.NETS[net].min_px
   compared = FEATURES[net]()[:-1]
   with torch.no_grad():
     assert compared(torch.zeros(1, 3, smallest, smallest)).numel()
@@ -198,9 +198,9 @@ def test_images_that_are_too_small_are_refused(net):
 
   shapes = {
     name: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in ours.shapes(net).items()
+    for name, shape in jax_lpips.shapes(net).items()
   }
-  metric = ours.Lpips(shapes, net)
+  metric = jax_lpips.Lpips(shapes, net)
 
   def run(size):
     images = jax.ShapeDtypeStruct((2, size, size + 9, 3), jnp.float32)
@@ -214,7 +214,7 @@ def test_images_that_are_too_small_are_refused(net):
 @pytest.mark.parametrize('net', NETS)
 def test_converter_gives_the_shapes_of_the_model(net):
   params = porting.convert(net, random_backbone(net), random_heads(net))
-  assert {k: v.shape for k, v in params.items()} == ours.shapes(net)
+  assert {k: v.shape for k, v in params.items()} == jax_lpips.shapes(net)
 
 
 def test_convolution_and_head_keep_their_values():
@@ -235,7 +235,7 @@ def classifier(net):
 def test_classifier_is_left_out(net):
   state = random_backbone(net) | classifier(net)
   params = porting.convert(net, state, random_heads(net))
-  assert params.keys() == ours.shapes(net).keys()
+  assert params.keys() == jax_lpips.shapes(net).keys()
 
 
 def test_keys_left_over_or_missing_are_listed():
@@ -292,7 +292,7 @@ def file(tmp_path, alex):
 
 
 def test_file_is_read_back_as_it_was_written(file, alex):
-  metric = ours.load(file)
+  metric = jax_lpips.load(file)
   assert metric.net == 'alex' and metric.params.keys() == alex.keys()
   for name, param in alex.items():
     np.testing.assert_array_equal(metric.params[name], param, err_msg=name)
@@ -331,7 +331,7 @@ def test_file_without_verified_digests_is_refused(file, alex, changes, words):
   metadata = {key: value for key, value in metadata.items() if value}
   safetensors.numpy.save_file(alex, file, metadata)
   with pytest.raises(errors.UserError, match=words) as error:
-    ours.load(file)
+    jax_lpips.load(file)
   assert str(error.value).startswith(f'{file}: ')
 
 
@@ -339,7 +339,7 @@ def test_file_with_other_arrays_is_refused(file, alex):
   fewer = {name: alex[name] for name in list(alex)[1:]}
   safetensors.numpy.save_file(fewer, file, header(file))
   with pytest.raises(errors.UserError, match='are not those of alex'):
-    ours.load(file)
+    jax_lpips.load(file)
 
 
 def flip_a_bit(content):
@@ -358,9 +358,9 @@ def flip_a_bit(content):
 def test_damaged_file_is_refused(file, damage, words):
   file.write_bytes(damage(file.read_bytes()))
   with pytest.raises(errors.UserError, match=words):
-    ours.load(file)
+    jax_lpips.load(file)
 
 
 def test_absent_file_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='no such file'):
-    ours.load(tmp_path / 'none.safetensors')
+    jax_lpips.load(tmp_path / 'none.safetensors')
