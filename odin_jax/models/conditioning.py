@@ -42,26 +42,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from odin_jax.models import encoders, layers, rays, sweep
+from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
 Pose = Float[Array, '*b 3 4']
 Scalar = Float[Array, '*b']
-
-
-class PosedSource(NamedTuple):
-  """The source view of every pair, and where the target is seen from.
-
-  Attributes:
-    images: [b s s 3], of the source, sRGB, values in [0, 1].
-    target2source: [b 3 4], relative pose, scene units.
-    fov_deg: [b], full field of view of both views.
-    scale: [b], median depth of the source view, scene units; 0 = not known.
-  """
-
-  images: Array
-  target2source: Array
-  fov_deg: Array
-  scale: Array
 
 
 class Condition(TypedDict):
@@ -69,19 +54,19 @@ class Condition(TypedDict):
 
   Keys:
     source: [b n n c], latent of the source view.
-    target2source, fov_deg, scale: see `PosedSource`.
+    target2source, fov_deg, median_depth: see `posed_pair.PosedPair`.
     prepared: by its name, what a part of the config has prepared.
   """
 
   source: Array
   target2source: Array
   fov_deg: Array
-  scale: Array
+  median_depth: Array
   prepared: Mapping[str, Array]
 
 
 # Makes an entry of `Condition.prepared`: an array with a row for every pair.
-Prepare = Callable[[encoders.Encoders, Config, PosedSource], Array]
+Prepare = Callable[[encoders.Encoders, Config, posed_pair.PosedPair], Array]
 # The mesh axis that splits each dimension of a parameter; None: not split. A
 # parameter without any, (), is on every device.
 Axes = tuple[str | None, ...]
@@ -291,12 +276,12 @@ class Se3(Part):
     self.pose2 = layers.Linear(width, width, rngs=rngs)
 
   def tokens(self, condition: Condition, dropped: Array) -> Array:
-    known = condition['scale'] > 0
+    known = condition['median_depth'] > 0
     numbers = jnp.stack(
       [
         jnp.deg2rad(condition['fov_deg']),
-        jnp.log(jnp.where(known, condition['scale'], 1.0)),
-        known.astype(condition['scale'].dtype),
+        jnp.log(jnp.where(known, condition['median_depth'], 1.0)),
+        known.astype(condition['median_depth'].dtype),
       ],
       axis=-1,
     )
@@ -307,11 +292,11 @@ class Se3(Part):
 
 
 def image_embedding(
-  frozen: encoders.Encoders, config: Config, posed: PosedSource
+  frozen: encoders.Encoders, config: Config, pairs: posed_pair.PosedPair
 ) -> Float[Array, 'b d']:
   """Of the source, by the image encoder."""
   del config
-  return frozen.image.encode(posed.images)
+  return frozen.image.encode(pairs.source / 255.0)
 
 
 class Clip(Part):
@@ -373,7 +358,7 @@ class Zero123(_ImageAndPose):
   pose_width = 4
 
   def tokens(self, condition: Condition, dropped: Array) -> Array:
-    pose = zero123_vector(condition['target2source'], condition['scale'])
+    pose = zero123_vector(condition['target2source'], condition['median_depth'])
     return self._token(condition, dropped, pose)
 
 
@@ -384,7 +369,9 @@ class ZeroNvs(_ImageAndPose):
 
   def tokens(self, condition: Condition, dropped: Array) -> Array:
     pose = zeronvs_vector(
-      condition['target2source'], condition['fov_deg'], condition['scale']
+      condition['target2source'],
+      condition['fov_deg'],
+      condition['median_depth'],
     )
     return self._token(condition, dropped, pose)
 
@@ -464,13 +451,13 @@ class Rays(Part):
 
 
 def _sweep_channels(
-  frozen: encoders.Encoders, config: Config, posed: PosedSource
+  frozen: encoders.Encoders, config: Config, pairs: posed_pair.PosedPair
 ) -> Float[Array, 'b i j e']:
   """Latents of the sweep's images, then the visible share of each."""
   views, visible = sweep.sweep(
-    posed.images,
-    posed.target2source,
-    posed.fov_deg,
+    pairs.source / 255.0,
+    pairs.target2source,
+    pairs.fov_deg,
     config['model']['sweep_distances'],
   )
   count, size = views.shape[1], encoders.latent_size(config)
@@ -553,7 +540,7 @@ def channel_names(config: Config) -> tuple[str, ...]:
 
 
 def prepare(
-  frozen: encoders.Encoders, config: Config, posed: PosedSource
+  frozen: encoders.Encoders, config: Config, pairs: posed_pair.PosedPair
 ) -> dict[str, Array]:
   """What the parts of a config prepare, each entry once.
 
@@ -568,7 +555,7 @@ def prepare(
           f'conditioning {part!r}: {name!r} is what another part prepares'
         )
   return {
-    name: function(frozen, config, posed)
+    name: function(frozen, config, pairs)
     for name, function in functions.items()
   }
 

@@ -26,23 +26,17 @@ def condition(
     config: a whole training config.
     pairs: a batch; their targets make no difference.
   """
-  posed = conditioning.PosedSource(
-    pairs.source / 255.0,
-    pairs.target2source,
-    pairs.fov_deg,
-    pairs.median_depth,
-  )
-  source = frozen.autoencoder.encode(posed.images)
-  prepared = conditioning.prepare(frozen, config, posed)
+  source = frozen.autoencoder.encode(pairs.source / 255.0)
+  prepared = conditioning.prepare(frozen, config, pairs)
   if config['model']['unscaled_source']:
     # Zero-1-to-3 gives the source's latent without the factor that it gives
     # the target's (ldm/models/diffusion/ddpm.py, get_input).
     source = source / frozen.autoencoder.scale
   return conditioning.Condition(
     source=source,
-    target2source=posed.target2source,
-    fov_deg=posed.fov_deg,
-    scale=posed.scale,
+    target2source=pairs.target2source,
+    fov_deg=pairs.fov_deg,
+    median_depth=pairs.median_depth,
     prepared=prepared,
   )
 

@@ -23,9 +23,9 @@ from tests.helpers import default_sampling
 BATCH, SIZE_PX = 4, 32
 
 
-def brightness(frozen, config, posed):
+def brightness(frozen, config, pairs):
   del frozen, config
-  return posed.images.mean(axis=(1, 2, 3))
+  return (pairs.source / 255.0).mean(axis=(1, 2, 3))
 
 
 class Ones(conditioning.Part):
@@ -218,7 +218,7 @@ def test_names_that_cannot_be_are_refused(monkeypatch):
       return ()
 
   class Elsewhere(Ones):
-    prepares = {'brightness': lambda frozen, config, posed: posed.scale}
+    prepares = {'brightness': lambda frozen, config, pairs: pairs.median_depth}
 
   rows = {'ones': Ones, 'double': Double, 'bare': Unnamed, 'else': Elsewhere}
   for name, part in rows.items():
@@ -226,9 +226,9 @@ def test_names_that_cannot_be_are_refused(monkeypatch):
   with pytest.raises(ValueError, match="two channels are named 'double.one'"):
     conditioning.channel_names(make_config('se3+double'))
   frozen = object.__new__(encoders.Encoders)  # nothing is asked of it
-  posed = conditioning.PosedSource(*[jnp.zeros(2)] * 4)
+  pairs = posed_pair.PosedPair(*[jnp.zeros(2)] * 5)
   with pytest.raises(ValueError, match="'brightness' is what another part"):
-    conditioning.prepare(frozen, make_config('ones+else'), posed)
+    conditioning.prepare(frozen, make_config('ones+else'), pairs)
 
   def channels():
     kept = jnp.zeros(2, bool)

@@ -94,7 +94,7 @@ def make_condition(batch=2, **changes):
     prepared=dict(image_embedding=normal(5), sweep=normal(SIZE, SIZE, 8)),
     target2source=camera.make_pose(rotation, normal(3)),
     fov_deg=np.linspace(60, 90, batch),
-    scale=np.array([0.7] + [0.0] * (batch - 1)),
+    median_depth=np.array([0.7] + [0.0] * (batch - 1)),
   )
   return jax.tree.map(floats, arrays | changes)
 
@@ -292,10 +292,12 @@ def test_projection_is_a_linear_layer_of_torch(name):
   condition = make_condition()
   vector = {
     'zero123': lambda: zero123_vector(
-      condition['target2source'], condition['scale']
+      condition['target2source'], condition['median_depth']
     ),
     'zeronvs': lambda: zeronvs_vector(
-      condition['target2source'], condition['fov_deg'], condition['scale']
+      condition['target2source'],
+      condition['fov_deg'],
+      condition['median_depth'],
     ),
   }[name]()
   inputs = np.concatenate(
