@@ -38,7 +38,7 @@ _NEAR_PX, _FAR_PX = 1, 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameRules:
-  """Limits on keyframes.
+  """Limits on keyframes; the fields of `config.frames`.
 
   Measured at 5 frames per second on a real hand-held video and four procedural
   ones: bright parts at 130 and more; at most 0.05 plain; at most 0.19
@@ -56,12 +56,12 @@ class FrameRules:
     history: number of frames that are recent.
   """
 
-  min_bright_level: float = 24.0
-  max_plain_share: float = 0.85
-  max_still_share: float = 0.8
-  min_change_levels: float = 1.0
-  min_sharpness: float = 0.85
-  history: int = 30
+  min_bright_level: float
+  max_plain_share: float
+  max_still_share: float
+  min_change_levels: float
+  min_sharpness: float
+  history: int
 
 
 class FrameFilter:

@@ -66,7 +66,7 @@ Rays = Float[np.ndarray, '*b 3']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionRules:
-  """How paths are judged.
+  """How paths are judged; the fields of `config.motion`.
 
   Attributes:
     chart_width_px: of the chart on which flow is found.
@@ -82,14 +82,14 @@ class MotionRules:
       what a translation explains.
   """
 
-  chart_width_px: int = 288
-  max_latitude_deg: float = 60.0
-  noise_deg: float = 0.25
-  return_share: float = 1.5
-  parallax_share: float = 0.03
-  edge_share: float = 1.0
-  half_weight: float = 0.75
-  still_share: float = 0.9
+  chart_width_px: int
+  max_latitude_deg: float
+  noise_deg: float
+  return_share: float
+  parallax_share: float
+  edge_share: float
+  half_weight: float
+  still_share: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

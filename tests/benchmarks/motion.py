@@ -24,6 +24,7 @@ import numpy as np
 
 from preprocessing.keyframes import static_weights
 from preprocessing.reading import frames
+from tests.helpers import default_rules
 
 _THRESHOLD = 96
 _STEPS = 5
@@ -88,7 +89,7 @@ def trivial(key, after):
 def weigh(images):
   """Weights of the keyframes and the CPU seconds they took."""
   start = time.process_time()
-  estimator = static_weights.MotionEstimator(static_weights.MotionRules())
+  estimator = static_weights.MotionEstimator(default_rules.motion_rules())
   for index, image in enumerate(images):
     (estimator.step if index % _STEPS else estimator.keyframe)(image)
   return estimator.weights(), time.process_time() - start

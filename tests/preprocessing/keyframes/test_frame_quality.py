@@ -9,8 +9,9 @@ import pytest
 from preprocessing.keyframes import frame_quality
 from preprocessing.procedural import footage, scenes
 from preprocessing.reading import frames
+from tests.helpers import default_rules
 
-_RULES = frame_quality.FrameRules()
+_RULES = default_rules.frame_rules()
 
 
 def judge_all(images):

@@ -13,10 +13,11 @@ from odin_jax.shared import camera
 from preprocessing import panorama
 from preprocessing.keyframes import ego_motion, static_weights
 from preprocessing.procedural import footage, walks
+from tests.helpers import default_rules
 
 # A weight below it says that something moves.
 _THRESHOLD = 96
-_RULES = static_weights.MotionRules()
+_RULES = default_rules.motion_rules()
 _AREA = np.repeat(
   np.cos((np.arange(96) + 0.5) / 96 * np.pi - np.pi / 2)[:, None], 192, axis=1
 )
