@@ -11,6 +11,7 @@ as `--config.poses.gate_deg=3`.
 import ml_collections
 
 from configs import common
+from preprocessing import matchers
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
@@ -65,41 +66,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       history=30,
     )
   )
-  # Explained in preprocessing/matchers/sphere.py.
-  config.sphere = ml_collections.ConfigDict(
-    dict(
-      features_per_face=800,
-      contrast_threshold=0.015,
-      min_similarity=0.7,
-      max_ratio=0.9,
-    )
-  )
-  # Explained in preprocessing/matchers/dust3r.py.
-  config.dust3r = ml_collections.ConfigDict(
-    dict(
-      home='',
-      checkpoint='',
-      device='auto',
-      precision='bf16',
-      attention='sdpa',
-      batch_size=16,
-      num_views=8,
-      view_width_px=512,
-      view_height_px=384,
-      fov_deg=90.0,
-      features_per_face=800,
-      contrast_threshold=0.015,
-      max_calls_per_pair=8,
-      min_gain=20,
-      min_confidence=1.5,
-      min_agreement=0.5,
-      max_error_px=5.0,
-      max_distance=0.03,
-      min_similarity=0.5,
-      cached_frames=8,
-      cached_pairs=20000,
-    )
-  )
+  # Explained in each matcher's module, where the defaults are: see
+  # preprocessing/matchers/__init__.py.
+  for name, options in matchers.default_options().items():
+    config[name] = ml_collections.ConfigDict(options)
   # Explained in preprocessing/solving/verification.py.
   config.poses = ml_collections.ConfigDict(
     dict(

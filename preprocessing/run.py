@@ -129,7 +129,7 @@ def _row(path: pathlib.Path, reason: str) -> dict[str, Any]:
   }
 
 
-def job_config() -> dict[str, Any]:
+def checked_settings() -> settings.Settings:
   """The config with what flags set in it, checked.
 
   Raises:
@@ -216,7 +216,7 @@ def process_all(
         bad += bool(event.error)
       else:
         share = event.share
-        bar.set_postfix_str(f'{event.video_id}: {event.stage}', refresh=False)
+        bar.set_postfix_str(f'{event.video_id}: {event.phase}', refresh=False)
       bar.update(share - shares.get(event.video_id, 0.0))
       shares[event.video_id] = share
       if bad > max_bad:
@@ -246,7 +246,7 @@ def _nothing(
 def main() -> None:
   """Runs the pipeline and merges its parts."""
   stopwatch = command.Stopwatch()
-  config = job_config()
+  job_settings = checked_settings()
   source = pathlib.Path(_INPUT.value)
   videos, dropped = find_videos(source)
   output = files.claim_output(_OUTPUT.value, _TOOL)
@@ -260,13 +260,14 @@ def main() -> None:
       '(preprocessing.records --drop_ids takes videos out)'
     )
   jobs = [
-    workers.Job(path=path, output=output, config=config) for path in videos
+    workers.Job(path=path, output=output, settings=job_settings)
+    for path in videos
   ]
   with contextlib.closing(events(jobs)) as running:
     outcomes = process_all(
       running,
       num_videos=len(jobs),
-      max_bad=config['max_bad_videos'] if source.is_dir() else 0,
+      max_bad=job_settings.max_bad_videos if source.is_dir() else 0,
     )
   for path in videos:
     if outcomes[path.stem].error:
@@ -280,7 +281,7 @@ def main() -> None:
   merging.merge(
     output,
     video_ids=usable,
-    config=config,
+    config=job_settings.values,
     tool=_TOOL,
     extra_dropped=dropped,
   )

@@ -1,25 +1,24 @@
-"""The config of a run, checked before any work is done."""
+"""The config of a run, checked before any work is done: one part per wing."""
 
 import dataclasses
-import hashlib
 import math
-import os
 import pathlib
-from typing import Any, Callable
+from typing import Any, Callable, Mapping, TypeVar
 
 import ml_collections
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors
 from preprocessing import matchers
 from preprocessing.exporting import exports
-from preprocessing.keyframes import frame_quality, static_weights
-from preprocessing.matchers import dust3r
-from preprocessing.reading import projections
-from preprocessing.solving import masks, pair_graph, verification
-from preprocessing.views import alignment
-from preprocessing.writing import splits
+from preprocessing.keyframes import frame_quality, keyframes, static_weights
+from preprocessing.reading import frames, projections
+from preprocessing.solving import masks, pair_graph, solver, verification
+from preprocessing.views import alignment, cutting
+from preprocessing.writing import parts, splits
 
 _MIN_WIDTH_PX = 64
+# Fields that change nothing in what is made of a video; the mask's digest does.
+_WITHOUT_EFFECT = ('max_bad_videos', 'mask')
 
 
 def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
@@ -41,7 +40,6 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f'must be even and at least {_MIN_WIDTH_PX}',
   ),
   'test_fraction': (lambda value: 0 <= value <= 1, 'must be in 0..1'),
-  'matcher': _one_of(*matchers.NAMES),
   'projection': _one_of('auto', *projections.NAMES),
   'split_by': _one_of(*splits.SPLIT_BY),
   'export_formats': (
@@ -49,19 +47,48 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f'give some of {", ".join(exports.FORMATS)}',
   ),
 }
-# Table -> what is made of it, and the fields that it gets from elsewhere.
-_RULES = {
-  'frames': (frame_quality.FrameRules, ()),
-  'motion': (static_weights.MotionRules, ()),
-  'poses': (verification.PoseRules, ()),
-  'graph': (pair_graph.GraphRules, ()),
-  'views': (alignment.ViewRules, ('num_views', 'fov_deg')),
-  'export': (exports.Rules, ()),
-}
+_Rules = TypeVar('_Rules')
 
 
-def checked(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The config as a dictionary, with digests of the files that it names.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The config of a run as the wings take it.
+
+  Attributes:
+    reading: of videos.
+    keyframes: which, and what is found of them.
+    matching: the matcher and its options.
+    solving: of poses.
+    views: which are cut.
+    exporting: of camera paths.
+    splits: which frames are for testing.
+    examples_per_reason: pictures kept of rejected frame pairs, of each video.
+    max_bad_videos: in a folder, more damaged videos than this stop the run.
+    values: the whole config in the terms of JSON, with digests of the files
+      that it names; for the manifest.
+    unused: those of `values` that change nothing in what is made of a video.
+  """
+
+  reading: frames.Settings
+  keyframes: keyframes.Settings
+  matching: matchers.Settings
+  solving: solver.Settings
+  views: cutting.Settings
+  exporting: exports.Settings
+  splits: splits.Settings
+  examples_per_reason: int
+  max_bad_videos: int
+  values: Mapping[str, Any]
+  unused: frozenset[str]
+
+  def part_values(self) -> dict[str, Any]:
+    """The values that what is made of a video depends on."""
+    used = self.values.keys() - self.unused
+    return {name: self.values[name] for name in used}
+
+
+def checked(config: ml_collections.ConfigDict) -> Settings:
+  """The settings that a config asks for.
 
   Raises:
     errors.UserError: a value or file that no video could be made records with.
@@ -74,43 +101,84 @@ def checked(config: ml_collections.ConfigDict) -> dict[str, Any]:
       f'config.window_s={config.window_s}: shorter than one frame at '
       f'config.fps={config.fps}; no two frames lie inside it'
     )
-  for name, (rules, elsewhere) in _RULES.items():
-    _check_table(name, config[name], rules, elsewhere)
   values = config.to_dict()
   values['export_formats'] = sorted(set(config.export_formats))
+  rules = _all_rules(values)
   if config.mask:
     masks.read_mask(config.mask)
-    values['mask'], values['mask_sha256'] = _file(config.mask)
-  if config.matcher == 'dust3r':
-    home, checkpoint = dust3r.files(config.dust3r)
-    files.require_file(checkpoint, 'the checkpoint of config.dust3r')
-    values['dust3r']['home'] = str(home.absolute())
-    values['dust3r']['checkpoint'], values['checkpoint_sha256'] = _file(
-      checkpoint
-    )
-  return values
+    # Absolute, for processes that start in another folder.
+    mask = pathlib.Path(config.mask).absolute()
+    values['mask'], values['mask_sha256'] = str(mask), parts.sha256(mask)
+  matching = matchers.checked(config.matcher, values.get(config.matcher, {}))
+  values[config.matcher] = dict(matching.options)
+  for option in matching.files:
+    file = pathlib.Path(matching.options[option])
+    values[f'{option}_sha256'] = parts.sha256(file)
+  return Settings(
+    reading=frames.Settings(
+      projection=config.projection, max_width_px=config.max_panorama_width_px
+    ),
+    keyframes=keyframes.Settings(
+      fps=config.fps,
+      substeps=config.substeps,
+      frames=rules['frames'],
+      motion=rules['motion'] if config.static_weights else None,
+    ),
+    matching=matching,
+    solving=solver.Settings(
+      poses=rules['poses'],
+      graph=rules['graph'],
+      max_gap=int(config.window_s * config.fps + 1e-6),
+      mask=values['mask'],
+    ),
+    views=cutting.Settings(
+      rules=rules['views'], size_px=config.view_size_px, seed=config.seed
+    ),
+    exporting=exports.Settings(
+      formats=tuple(values['export_formats']), rules=rules['export']
+    ),
+    splits=splits.Settings(
+      split_by=config.split_by, test_fraction=config.test_fraction
+    ),
+    examples_per_reason=config.examples_per_reason,
+    max_bad_videos=config.max_bad_videos,
+    values=values,
+    unused=frozenset(_WITHOUT_EFFECT).union(matchers.MODULES)
+    - {config.matcher},
+  )
 
 
-def _check_table(
-  name: str,
-  table: ml_collections.ConfigDict,
-  rules: type[Any],
-  elsewhere: tuple[str, ...],
-) -> None:
-  fields = {field.name for field in dataclasses.fields(rules)} - {*elsewhere}
+def _all_rules(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The rules that the config's tables hold, by the table's name."""
+  return {
+    'frames': _rules(frame_quality.FrameRules, 'frames', values),
+    'motion': _rules(static_weights.MotionRules, 'motion', values),
+    'poses': _rules(verification.PoseRules, 'poses', values),
+    'graph': _rules(pair_graph.GraphRules, 'graph', values),
+    'views': _rules(
+      alignment.ViewRules,
+      'views',
+      values,
+      num_views=values['views_per_pair'],
+      fov_deg=values['fov_deg'],
+    ),
+    'export': _rules(exports.Rules, 'export', values),
+  }
+
+
+def _rules(
+  kind: type[_Rules], name: str, values: Mapping[str, Any], **elsewhere: Any
+) -> _Rules:
+  """What is made of a table, and of the fields that come from elsewhere."""
+  table = values[name]
+  fields = {field.name for field in dataclasses.fields(kind)}
+  fields -= elsewhere.keys()
   if set(table) != fields:
     raise errors.UserError(
-      f'config.{name}: has other fields than {rules.__name__}: '
+      f'config.{name}: has other fields than {kind.__name__}: '
       f'{sorted(set(table) ^ fields)}'
     )
   try:
-    rules(**table, **dict.fromkeys(elsewhere))
+    return kind(**table, **elsewhere)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f'config.{name}: {error}') from error
-
-
-def _file(path: str | os.PathLike[str]) -> tuple[str, str]:
-  """Absolute path and digest, for processes that start elsewhere."""
-  file = pathlib.Path(path).absolute()
-  with open(file, 'rb') as opened:
-    return str(file), hashlib.file_digest(opened, 'sha256').hexdigest()

@@ -6,17 +6,17 @@ import os
 import pathlib
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-import ml_collections
 import numpy as np
 
 from odin_jax.shared import files, schema
 from preprocessing import matchers
+from preprocessing import settings as run_settings
 from preprocessing.exporting import cameras, exports
 from preprocessing.keyframes import keyframes
 from preprocessing.reading import detection, frames
-from preprocessing.solving import pair_graph, solver, tracks, verification
+from preprocessing.solving import solver, tracks
 from preprocessing.views import cutting, frame_pairs, visibility
-from preprocessing.writing import parts, rejected_pictures, rejections, splits
+from preprocessing.writing import parts, rejected_pictures, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,7 @@ class Result:
     path: its camera path, in the units of the records.
     pictures: its keyframes.
     examples: pictures of rejected pairs, by file name.
-    formats: what its camera path is exported to.
-    export_rules: and how.
+    exporting: what its camera path is exported to, and how.
   """
 
   video_id: str
@@ -42,8 +41,7 @@ class Result:
   path: cameras.CameraPath
   pictures: Sequence[np.ndarray]
   examples: Mapping[str, bytes]
-  formats: Sequence[str]
-  export_rules: exports.Rules
+  exporting: exports.Settings
 
   def write(self, output: pathlib.Path, fingerprint: str) -> None:
     """Writes all of it; the part's note, which tells it whole, comes last.
@@ -56,8 +54,7 @@ class Result:
       output / 'cameras' / self.video_id,
       self.path,
       self.pictures.__getitem__,
-      tuple(self.formats),
-      self.export_rules,
+      self.exporting,
     )
     for name, data in self.examples.items():
       file = output / name
@@ -76,71 +73,78 @@ class Result:
 
 def process(
   path: str | os.PathLike[str],
-  config: ml_collections.ConfigDict,
-  progress: keyframes.Progress = lambda stage, share: None,
+  settings: run_settings.Settings,
+  progress: keyframes.Progress = lambda phase, share: None,
   matcher: matchers.Matcher | None = None,
 ) -> Result:
   """Does all that is to be done with one video.
 
   Args:
     path: the video; its stem is the video id.
-    config: see `configs/preprocess.py`.
-    progress: told the stage and the share of it that is done.
-    matcher: in place of the one that the config names.
+    settings: see there.
+    progress: told the phase and the share of it that is done.
+    matcher: in place of the one that the settings name.
 
   Raises:
     frames.VideoError: it is no usable 360-degree video.
-    ValueError: the config names an unknown matcher or field.
   """
   video_id = pathlib.Path(path).stem
   if matcher is None:
-    matcher = matchers.make(config.matcher, dict(config[config.matcher]))
-  decision = detection.decide(path, config.projection)
-  seen = keyframes.observe(path, config, matcher, decision.layout, progress)
-  if not seen.slots:
-    reasons = sorted({row['reason'] for row in seen.dropped})
+    matcher = settings.matching.make()
+  decision = detection.decide(path, settings.reading.projection)
+  video_keyframes = keyframes.extract(
+    path,
+    settings.keyframes,
+    matcher,
+    decision.layout,
+    max_width_px=settings.reading.max_width_px,
+    progress=progress,
+  )
+  if not video_keyframes.slots:
+    reasons = sorted({item.reason.value for item in video_keyframes.rejected})
     raise frames.VideoError(
       f'{path}: no usable frame in it ({", ".join(reasons)}); give another video'
     )
-  window = int(config.window_s * config.fps + 1e-6)
   solution = solver.Solver(
-    seen.features,
-    seen.arrivals,
+    video_keyframes.features,
+    video_keyframes.tracked_rays,
     matcher,
-    rules=verification.PoseRules(**config.poses),
-    graph_rules=pair_graph.GraphRules(**config.graph),
-    max_gap=window,
-    pixel_rad=2 * np.pi / seen.width_px,
-    mask=visibility.known_mask(config.mask, decision.layout),
-  ).solve(lambda stage: progress(stage, 0.0))
+    rules=settings.solving.poses,
+    graph_rules=settings.solving.graph,
+    max_gap=settings.solving.max_gap,
+    pixel_rad=2 * np.pi / video_keyframes.width_px,
+    mask=visibility.known_mask(settings.solving.mask, decision.layout),
+  ).solve(lambda phase: progress(phase, 0.0))
   cutter = cutting.Cutter(
     video_id,
-    seen,
+    video_keyframes,
     solution,
-    config,
-    visibility.of_views(decision.layout, config.fov_deg, seen.width_px),
+    settings.views,
+    visibility.of_views(
+      decision.layout, settings.views.rules.fov_deg, video_keyframes.width_px
+    ),
   )
   split_of = splits.split_frames(
-    video_id,
-    len(seen.times_s),
-    split_by=config.split_by,
-    test_fraction=config.test_fraction,
+    video_id, len(video_keyframes.times_s), settings.splits
   )
   selection = frame_pairs.select(
-    solution, slots=seen.slots, split_of=split_of, window=window
+    solution,
+    slots=video_keyframes.slots,
+    split_of=split_of,
+    window=settings.solving.max_gap,
   )
   chosen, without_views = cutter.choose(selection.frame_pairs)
   dropped, examples = rejected_pictures.rows_and_pictures(
     video_id,
     [
-      *map(rejections.of_row, seen.dropped),
+      *video_keyframes.rejected,
       *selection.rejected,
       *solution.rejected,
       *without_views,
     ],
-    times_s=seen.times_s,
-    panoramas=seen.pictures,
-    limit=config.examples_per_reason,
+    times_s=video_keyframes.times_s,
+    panoramas=video_keyframes.pictures,
+    limit=settings.examples_per_reason,
   )
   return Result(
     video_id=video_id,
@@ -149,16 +153,15 @@ def process(
     ),
     summary={
       'projection': decision.to_dict(),
-      **_summary(solution, chosen, selection, config.fps),
+      **_summary(solution, chosen, selection, settings.keyframes.fps),
     },
     dropped=dropped,
     path=cameras.of_solution(
-      video_id, seen.times_s, solution, cutter.units(chosen)
+      video_id, video_keyframes.times_s, solution, cutter.units(chosen)
     ),
-    pictures=seen.pictures,
+    pictures=video_keyframes.pictures,
     examples=examples,
-    formats=config.export_formats,
-    export_rules=exports.Rules(**config.export),
+    exporting=settings.exporting,
   )
 
 
@@ -173,8 +176,8 @@ def _summary(
   def per_gap(counts: Mapping[int, int]) -> dict[str, int]:
     return {f'{gap / fps:g}': counts[gap] for gap in sorted(counts)}
 
-  def gaps(frame_pairs: Iterable[tracks.FramePair]) -> dict[str, int]:
-    return per_gap(collections.Counter(map(selection.gap, frame_pairs)))
+  def gaps(pairs: Iterable[tracks.FramePair]) -> dict[str, int]:
+    return per_gap(collections.Counter(map(selection.gap, pairs)))
 
   counts = selection.counts
   kept = {item.frames for item in chosen if item.hops == 1}

@@ -36,7 +36,7 @@ ALLOWED = {
     'odin_jax.sharding',
     'odin_jax.shared',
   ],
-  'configs': ['configs'],
+  'configs': ['configs', 'preprocessing.matchers'],
 }
 ENTRY_POINTS = [
   'preprocessing.worlds',

@@ -87,12 +87,24 @@ class Rules:
       raise ValueError(f'export.{wrong[0]}: {getattr(self, wrong[0])}')
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What leaves beside the camera path.
+
+  Attributes:
+    formats: of `FORMATS`; none for cameras and points alone.
+    rules: how views are cut.
+  """
+
+  formats: tuple[str, ...]
+  rules: Rules
+
+
 def write(
   folder: str | os.PathLike[str],
   path: cameras.CameraPath,
   panorama: PanoramaOf,
-  formats: Sequence[str],
-  rules: Rules,
+  settings: Settings,
 ) -> dict[str, int]:
   """Writes all that is exported of a video, in one piece.
 
@@ -103,8 +115,7 @@ def write(
     folder: of this video.
     path: its cameras and points.
     panorama: the picture of a keyframe; all of one size.
-    formats: of `FORMATS`; none for cameras and points alone.
-    rules: how views are cut.
+    settings: see there.
 
   Returns:
     figures for the manifest: `models`, one for each component, and `pictures`,
@@ -113,6 +124,7 @@ def write(
   Raises:
     ValueError: an unknown format.
   """
+  formats, rules = settings.formats, settings.rules
   unknown = sorted(set(formats) - set(FORMATS))
   if unknown:
     raise ValueError(f'unknown export {unknown}; there are {list(FORMATS)}')

@@ -19,10 +19,7 @@ import cv2
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
-BLACK = 'black'
-STATIC = 'static overlay'
-DUPLICATE = 'near-duplicate'
-BLURRED = 'blurred'
+from preprocessing.writing import rejections
 
 _WIDTH_PX = 768
 _THUMBNAIL_SIZE = (96, 48)
@@ -80,8 +77,8 @@ class FrameFilter:
     self,
     image: UInt8[np.ndarray, 'h w 3'],
     following: UInt8[np.ndarray, 'H W 3'] | None = None,
-  ) -> str:
-    """Why a frame is no use as the next keyframe; empty if it is one.
+  ) -> rejections.Reason | None:
+    """Why a frame is no use as the next keyframe; None if it is one.
 
     Args:
       image: a panorama; later than those judged before.
@@ -96,7 +93,7 @@ class FrameFilter:
       neighbours.append(_thumbnail(_grey(following)))
     reason = self._reason(grey, thumbnail, neighbours)
     self._judged = thumbnail
-    if not reason:
+    if reason is None:
       self._accepted = thumbnail
     return reason
 
@@ -105,20 +102,22 @@ class FrameFilter:
     grey: UInt8[np.ndarray, 'h w'],
     thumbnail: Float32[np.ndarray, 't u'],
     neighbours: list[Float32[np.ndarray, 't u'] | None],
-  ) -> str:
+  ) -> rejections.Reason | None:
     rules = self._rules
     if np.percentile(thumbnail, 95) < rules.min_bright_level:
-      return BLACK
+      return rejections.Reason.BLACK
     if _plain_share(grey) > rules.max_plain_share:
-      return STATIC
+      return rejections.Reason.STATIC
     change = _change(thumbnail, self._accepted)
     if change.mean() < rules.min_change_levels:
-      return DUPLICATE
+      return rejections.Reason.DUPLICATE
     for neighbour in neighbours:
       is_still = _change(thumbnail, neighbour) < _STILL_LEVELS
       if is_still.mean() > rules.max_still_share:
-        return STATIC
-    return BLURRED if self._is_blurred(_sharpness(grey)) else ''
+        return rejections.Reason.STATIC
+    if self._is_blurred(_sharpness(grey)):
+      return rejections.Reason.BLURRED
+    return None
 
   def _is_blurred(self, sharpness: Float[np.ndarray, '2']) -> bool:
     # Blurred frames count as recent too: what stays soft is the new normal.
@@ -142,12 +141,12 @@ def _thumbnail(grey: UInt8[np.ndarray, 'h w']) -> Float32[np.ndarray, 't u']:
 
 def _change(
   thumbnail: Float32[np.ndarray, 't u'],
-  other: Float32[np.ndarray, 't u'] | None,
+  earlier: Float32[np.ndarray, 't u'] | None,
 ) -> Float32[np.ndarray, '...']:
   """Differences in grey levels; endless from a frame that there is not."""
-  if other is None:
+  if earlier is None:
     return np.full(1, np.inf, np.float32)
-  return np.abs(thumbnail - other)
+  return np.abs(thumbnail - earlier)
 
 
 def _plain_share(grey: UInt8[np.ndarray, 'h w']) -> float:

@@ -12,7 +12,7 @@ from odin_jax.shared import errors
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
-class Pictures(Sequence[np.ndarray]):
+class PanoramaStore(Sequence[np.ndarray]):
   """Images in order, stored without loss in one file that has no name.
 
   An hour of video has more key frames than memory holds. The file lies in the

@@ -4,8 +4,9 @@ A matcher describes a panorama by points on the sphere and says which points of
 two panoramas show the same thing. Poses, scale and records are made from its
 answers alone and know no matcher by name.
 
-What a backend has to give. A module with `make(options)`, named in `_MODULES`,
-whose options stand in the config under its name, and which makes a `Matcher`:
+What a backend has to give. A module, named in `MODULES`, that is a `Backend`:
+it has its options with their defaults, which the config shows under its name,
+their check, and `make(options)`, which makes a `Matcher`:
 
 * `describe` finds the same points of the scene again in the next panorama. The
   pipeline follows `Features.rays` by optical flow from frame to frame, joins
@@ -40,12 +41,16 @@ What others would plug in. Both use the points, the views and the cache of
 
 import dataclasses
 import importlib
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Mapping, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32, Int
 import numpy as np
 
-_MODULES = {
+from odin_jax.shared import errors
+
+# Name -> module; all that is needed for another matcher. A module is imported
+# when its options are asked for, so it imports torch and the like in functions.
+MODULES = {
   'dust3r': 'preprocessing.matchers.dust3r',
   'sphere': 'preprocessing.matchers.sphere',
 }
@@ -160,15 +165,100 @@ class CountsCalls(Protocol):
     """
 
 
-NAMES = tuple(sorted(_MODULES))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+  """Options that can be used.
+
+  Attributes:
+    options: with absolute paths, for processes that start in another folder.
+    files: those of them that name files on whose contents answers depend.
+  """
+
+  options: Mapping[str, Any]
+  files: tuple[str, ...] = ()
 
 
-def make(name: str, options: dict[str, Any]) -> Matcher:
+class Backend(Protocol):
+  """A module that `MODULES` names.
+
+  Attributes:
+    OPTIONS: its options with their defaults; a value tells its option's type.
+  """
+
+  OPTIONS: Mapping[str, Any]
+
+  def check(self, options: Mapping[str, Any]) -> Checked:
+    """Checks options before any work is done.
+
+    Raises:
+      errors.UserError: no matcher can be made with them.
+    """
+
+  def make(self, options: Mapping[str, Any]) -> Matcher:
+    """A matcher with options that were checked, for one video."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The matcher of a run.
+
+  Attributes:
+    name: in the config.
+    module: what makes it, for processes whose `MODULES` lacks the name.
+    options: that were checked.
+    files: those of them that name files on whose contents answers depend.
+  """
+
+  name: str
+  module: str
+  options: Mapping[str, Any]
+  files: tuple[str, ...] = ()
+
+  def make(self) -> Matcher:
+    """A matcher for one video."""
+    return importlib.import_module(self.module).make(self.options)
+
+
+def default_options() -> dict[str, dict[str, Any]]:
+  """The options of all matchers, by the matchers' names."""
+  return {
+    name: dict(importlib.import_module(module).OPTIONS)
+    for name, module in MODULES.items()
+  }
+
+
+def checked(name: str, options: Mapping[str, Any]) -> Settings:
+  """The matcher that a config asks for.
+
+  Raises:
+    errors.UserError: there is no such matcher, or none can be made with these
+      options.
+  """
+  if name not in MODULES:
+    raise errors.UserError(
+      f'config.matcher={name!r}: give one of {", ".join(sorted(MODULES))}'
+    )
+  backend: Backend = importlib.import_module(MODULES[name])
+  if options.keys() != backend.OPTIONS.keys():
+    raise errors.UserError(
+      f'config.{name}: has other fields than the options of this matcher: '
+      f'{sorted(options.keys() ^ backend.OPTIONS.keys())}'
+    )
+  usable = backend.check(options)
+  return Settings(
+    name=name,
+    module=MODULES[name],
+    options=usable.options,
+    files=usable.files,
+  )
+
+
+def make(name: str, options: Mapping[str, Any]) -> Matcher:
   """A matcher of that name, for one video.
 
   Raises:
     ValueError: there is no such matcher.
   """
-  if name not in _MODULES:
-    raise ValueError(f'matcher {name!r} is none of {NAMES}')
-  return importlib.import_module(_MODULES[name]).make(options)
+  if name not in MODULES:
+    raise ValueError(f'matcher {name!r} is none of {tuple(sorted(MODULES))}')
+  return importlib.import_module(MODULES[name]).make(options)

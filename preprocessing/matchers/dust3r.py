@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import types
 from typing import Any, Generic, Mapping, TypeVar
 
 import cv2
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 from scipy import spatial
 
-from odin_jax.shared import camera
+from odin_jax.shared import camera, files
 from preprocessing import matchers
 from preprocessing import panorama as panoramas
 from preprocessing.matchers import (
@@ -41,29 +42,79 @@ _NEIGHBOURS = 8
 _T = TypeVar('_T')
 
 
-def files(options: Mapping[str, Any]) -> tuple[pathlib.Path, pathlib.Path]:
-  """Checkout and checkpoint that the options name.
+# The fields of `config.dust3r`; those that `Rules` has are explained there, those
+# of the network in `dust3r_network.Network`.
+OPTIONS = types.MappingProxyType(
+  dict(
+    # Checkout of the official package; '': what DUST3R_HOME says.
+    home='',
+    # File; '': the one that launch/setup_dust3r.sh puts into the checkout.
+    checkpoint='',
+    device='auto',
+    precision='bf16',
+    attention='sdpa',
+    batch_size=16,
+    num_views=8,
+    view_width_px=512,
+    view_height_px=384,
+    fov_deg=90.0,
+    features_per_face=800,
+    contrast_threshold=0.015,
+    max_calls_per_pair=8,
+    min_gain=20,
+    min_confidence=1.5,
+    min_agreement=0.5,
+    max_error_px=5.0,
+    max_distance=0.03,
+    min_similarity=0.5,
+    cached_frames=8,
+    cached_pairs=20000,
+  )
+)
+_FILES = ('home', 'checkpoint')
+_OF_NETWORK = ('device', 'precision', 'attention', 'batch_size')
+
+
+def check(options: Mapping[str, Any]) -> matchers.Checked:
+  """Finds checkout and checkpoint.
 
   Raises:
-    errors.UserError: there is no such checkout.
+    errors.UserError: one of them is not there, or an option has no such value.
   """
   home = dust3r_checkout.find_home(options['home'])
-  return home, pathlib.Path(options['checkpoint'] or home / _CHECKPOINT)
+  checkpoint = files.require_file(
+    options['checkpoint'] or home / _CHECKPOINT,
+    'the checkpoint of config.dust3r',
+  )
+  dust3r_network.check_names(
+    device=options['device'],
+    precision=options['precision'],
+    attention=options['attention'],
+  )
+  return matchers.Checked(
+    options={
+      **options,
+      'home': str(home.absolute()),
+      'checkpoint': str(checkpoint.absolute()),
+    },
+    files=('checkpoint',),
+  )
 
 
-def make(options: dict[str, Any]) -> 'Dust3rMatcher':
-  """A matcher with the options of `config.dust3r`, for one video.
+def make(options: Mapping[str, Any]) -> 'Dust3rMatcher':
+  """A matcher with options that were checked, for one video.
 
   Raises:
-    errors.UserError: checkout, checkpoint or device cannot be used.
+    errors.UserError: checkpoint or device cannot be used.
   """
-  fields = dict(options)
-  of_network = ('device', 'precision', 'attention', 'batch_size')
   network = _network(
-    *files(options), **{name: fields.pop(name) for name in of_network}
+    pathlib.Path(options['home']),
+    pathlib.Path(options['checkpoint']),
+    **{name: options[name] for name in _OF_NETWORK},
   )
-  del fields['home'], fields['checkpoint']
-  return Dust3rMatcher(network, Rules(**fields))
+  elsewhere = (*_FILES, *_OF_NETWORK)
+  rules = {name: options[name] for name in options if name not in elsewhere}
+  return Dust3rMatcher(network, Rules(**rules))
 
 
 @functools.lru_cache(maxsize=1)

@@ -80,8 +80,7 @@ class Network:
     attention: str = 'stock',
     batch_size: int = 16,
   ):
-    _require('precision', precision, PRECISIONS)
-    _require('attention', attention, ATTENTIONS)
+    check_names(device=device, precision=precision, attention=attention)
     self._device = _find_device(device)
     self._precision = precision
     self._model = model.to(self._device).eval()
@@ -208,6 +207,17 @@ class Batches:
     return None
 
 
+def check_names(*, device: str, precision: str, attention: str) -> None:
+  """Checks options that are one of some names.
+
+  Raises:
+    errors.UserError: one is none of them.
+  """
+  _require('precision', precision, PRECISIONS)
+  _require('attention', attention, ATTENTIONS)
+  _require('device', device, DEVICES)
+
+
 def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
   if value not in allowed:
     raise errors.UserError(
@@ -218,7 +228,6 @@ def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _find_device(name: str) -> Any:
   import torch
 
-  _require('device', name, DEVICES)
   if name == 'auto':
     name = 'cuda' if torch.cuda.is_available() else 'cpu'
   if name == 'cuda' and not torch.cuda.is_available():

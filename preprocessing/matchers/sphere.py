@@ -7,7 +7,8 @@ A. Zisserman, "Three things everyone should know to improve object retrieval",
 CVPR 2012.
 """
 
-from typing import Any
+import types
+from typing import Any, Mapping
 
 import cv2
 from jaxtyping import Float, Float32, Int, UInt8
@@ -33,22 +34,34 @@ _FACE_FOV_DEG = 100.0
 _NOISE_SHARE = 0.05
 _NOISE_FLOOR_PX = 0.25
 
+# The fields of `config.sphere`.
+OPTIONS = types.MappingProxyType(
+  dict(
+    # Points of a face of the cube: at most so many, the strongest first.
+    features_per_face=800,
+    # Of SIFT; lower finds more points in dark corners.
+    contrast_threshold=0.015,
+    # Smallest cosine between the descriptors of a match.
+    min_similarity=0.7,
+    # Largest ratio of the descriptor distances of the best and the second
+    # candidate.
+    max_ratio=0.9,
+  )
+)
 
-def make(options: dict[str, Any]) -> 'SphereMatcher':
+
+def check(options: Mapping[str, Any]) -> matchers.Checked:
+  """The options as they are; each may be any number."""
+  return matchers.Checked(options=options)
+
+
+def make(options: Mapping[str, Any]) -> 'SphereMatcher':
   """The matcher with the options of `config.sphere`."""
   return SphereMatcher(**options)
 
 
 class SphereMatcher:
-  """See the module docstring.
-
-  Args:
-    features_per_face: at most so many, the strongest first.
-    contrast_threshold: of SIFT; lower finds more points in dark corners.
-    min_similarity: smallest cosine between the descriptors of a match.
-    max_ratio: largest ratio of the descriptor distances of the best and the
-      second candidate.
-  """
+  """See the module docstring; the arguments are explained in `OPTIONS`."""
 
   name = 'sphere'
 

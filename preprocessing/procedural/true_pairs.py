@@ -37,8 +37,8 @@ class PairRules:
     max_gap_s: largest time between the frames of a pair.
     size_px: of the views.
     views: how views are chosen.
-    split_by: see `splits.split_frames`.
-    test_fraction: see `splits.split_frames`.
+    split_by: see `splits.Settings`.
+    test_fraction: see `splits.Settings`.
     movers: see `scenes.build_world`.
   """
 
@@ -203,8 +203,7 @@ def make_records(
   split_of = splits.split_frames(
     video_id,
     len(frames),
-    split_by=rules.split_by,
-    test_fraction=rules.test_fraction,
+    splits.Settings(split_by=rules.split_by, test_fraction=rules.test_fraction),
   )
   pairs, candidates, num_straddling = _frame_pairs(split_of, rules.max_gap_s)
   unit_m = gauge_m(frames)

@@ -15,6 +15,19 @@ probe = decoding.probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How videos are read.
+
+  Attributes:
+    projection: layout of their frames, by its name; auto: found out for each.
+    max_width_px: wider panoramas are reduced to this even width.
+  """
+
+  projection: str
+  max_width_px: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
   """One panorama of a video.
 

@@ -164,7 +164,7 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
   _check_view(job, token)
   matcher = None
   if actor:
-    matcher = remote_matcher(job.config['matcher'], actor, job.video_id)
+    matcher = remote_matcher(job.settings.matching.name, actor, job.video_id)
   scratch = job.output / parts.SCRATCH / secrets.token_hex(8)
   try:
     outcome = workers.make_part(
@@ -297,19 +297,17 @@ def _start_actors(job: workers.Job, rules: Rules) -> list[Any]:
     max_restarts=-1,
     max_task_retries=rules.max_attempts,
   )(_MatcherServer)
-  name = job.config['matcher']
   return [
-    server.remote(name, dict(job.config[name]))
-    for _ in range(rules.matcher_actors)
+    server.remote(job.settings.matching) for _ in range(rules.matcher_actors)
   ]
 
 
 class _MatcherServer:
   """An actor: holds a matcher for each video at work and answers for it."""
 
-  def __init__(self, name: str, options: dict[str, Any]):
+  def __init__(self, settings: matchers.Settings):
     pool.prepare()
-    self._name, self._options = name, options
+    self._settings = settings
     self._matchers: dict[str, matchers.Matcher] = {}
 
   def _matcher(self, video_id: str) -> matchers.Matcher:
@@ -317,7 +315,7 @@ class _MatcherServer:
     # share what is heavy. Made by the first call, whose error then reaches the
     # task as it is.
     if video_id not in self._matchers:
-      self._matchers[video_id] = matchers.make(self._name, self._options)
+      self._matchers[video_id] = self._settings.make()
     return self._matchers[video_id]
 
   def call(

@@ -7,19 +7,18 @@ import json
 import pathlib
 import time
 import traceback
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator
 
 from absl import logging
-import ml_collections
 
 from odin_jax.shared import errors, schema
-from preprocessing import matchers, video
+from preprocessing import matchers, settings, video
 from preprocessing.keyframes import keyframes
 from preprocessing.reading import frames
 from preprocessing.running import pool
 from preprocessing.writing import parts
 
-# Where a stage begins and how much of a video's time it takes, for the bar.
+# Where a phase begins and how much of a video's time it takes, for the bar.
 _SHARES = {
   'frames': (0.0, 0.6),
   'chain': (0.6, 0.0),
@@ -32,8 +31,6 @@ _REPORT_S = 0.5
 # The output folder takes no more; the next video would meet the same.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 MAX_ATTEMPTS = 3
-# Fields of the config that change nothing in a part; the mask's digest does.
-_WITHOUT_EFFECT = ('max_bad_videos', 'mask')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class Job:
 
   path: pathlib.Path
   output: pathlib.Path
-  config: Mapping[str, Any]
+  settings: settings.Settings
 
   @property
   def video_id(self) -> str:
@@ -51,9 +48,8 @@ class Job:
 
   def fingerprint(self) -> str:
     """Digest of all that the part depends on: schema, config and file."""
-    unused = {*_WITHOUT_EFFECT, *matchers.NAMES} - {self.config['matcher']}
-    used = {key: self.config[key] for key in self.config.keys() - unused}
-    text = json.dumps([schema.SCHEMA_VERSION, used], sort_keys=True)
+    values = self.settings.part_values()
+    text = json.dumps([schema.SCHEMA_VERSION, values], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     with open(self.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
@@ -80,7 +76,7 @@ class Report:
   """How far a video is."""
 
   video_id: str
-  stage: str
+  phase: str
   share: float
 
 
@@ -174,9 +170,7 @@ def _make_part(
     return False
   # Nothing of another config stays beside what this one makes.
   parts.remove(job.output, {job.video_id})
-  result = video.process(
-    job.path, ml_collections.ConfigDict(dict(job.config)), progress, matcher
-  )
+  result = video.process(job.path, job.settings, progress, matcher)
   result.write(folder or job.output, fingerprint)
   return True
 
@@ -189,13 +183,13 @@ class _Progress:
     self._tell = tell
     self._last = 0.0
 
-  def __call__(self, stage: str, share: float) -> None:
-    begin, length = _SHARES[stage]
+  def __call__(self, phase: str, share: float) -> None:
+    begin, length = _SHARES[phase]
     now = time.monotonic()
     if now - self._last > _REPORT_S:
       self._last = now
       self._tell(
         Report(
-          video_id=self._video_id, stage=stage, share=begin + share * length
+          video_id=self._video_id, phase=phase, share=begin + share * length
         )
       )

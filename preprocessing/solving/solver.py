@@ -42,6 +42,23 @@ from preprocessing.writing import rejections
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How videos are solved.
+
+  Attributes:
+    poses: what is a match, a fit and a good pair.
+    graph: of cycles, closures and long-range pairs.
+    max_gap: largest gap of a pair, in keyframes.
+    mask: picture of what is known not to be scene; '' for none.
+  """
+
+  poses: verification.PoseRules
+  graph: pair_graph.GraphRules
+  max_gap: int
+  mask: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Solution:
   """Poses of all frames of a video and what they rest on.
 

@@ -7,7 +7,6 @@ import hashlib
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from jaxtyping import Float
-import ml_collections
 import numpy as np
 
 from odin_jax.shared import camera, schema
@@ -19,6 +18,21 @@ from preprocessing.writing import jpeg, rejections
 
 # Panoramas that views are cut from; a large one takes 25 MB.
 _OPEN_PANORAMAS = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Which views are cut.
+
+  Attributes:
+    rules: what views, and which pairs of them are good.
+    size_px: width = height of a view.
+    seed: of their choice.
+  """
+
+  rules: alignment.ViewRules
+  size_px: int
+  seed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,28 +65,26 @@ class Cutter:
 
   Args:
     video_id: goes into the records, and seeds the choice of views.
-    observed: the keyframes.
+    video_keyframes: see there.
     solution: their poses.
-    config: see `configs/preprocess.py`.
+    settings: see there.
     is_visible: whether the camera saw all that a view shows; None: it sees all.
   """
 
   def __init__(
     self,
     video_id: str,
-    observed: keyframes.Observed,
+    video_keyframes: keyframes.Keyframes,
     solution: solver.Solution,
-    config: ml_collections.ConfigDict,
+    settings: Settings,
     is_visible: alignment.Visibility | None = None,
   ):
     self._video_id = video_id
-    self._keyframes = observed
+    self._keyframes = video_keyframes
     self._solution = solution
-    self._config = config
+    self._settings = settings
     self._is_visible = is_visible
-    self._rules = alignment.ViewRules(
-      num_views=config.views_per_pair, fov_deg=config.fov_deg, **config.views
-    )
+    self._rules = settings.rules
 
   def choose(
     self, selected: Sequence[frame_pairs.SelectedPair]
@@ -141,7 +153,7 @@ class Cutter:
       points=points,
       weights=scene_scale.direction_weights(points - source_frame2scene[:, 3]),
       num_views=directed.num_views,
-      rng=_generator(self._config.seed, self._video_id, source, target),
+      rng=_generator(self._settings.seed, self._video_id, source, target),
     )
 
   def units(self, chosen: Sequence[SelectedViews]) -> dict[int, float]:
@@ -191,7 +203,7 @@ class Cutter:
         'target/frame2scene': self._pose(item.target, unit),
         **self._static_weight(item),
         'target2source': camera.rescale(item.views.target2source, unit),
-        'fov_deg': self._config.fov_deg,
+        'fov_deg': self._rules.fov_deg,
         'video_id': self._video_id,
         'split': splits[item.source],
         'scene_id': scene_id,
@@ -224,8 +236,8 @@ class Cutter:
     return {
       'yaw_deg': angles.yaw_deg,
       'pitch_deg': angles.pitch_deg,
-      'fov_deg': self._config.fov_deg,
-      'size_px': self._config.view_size_px,
+      'fov_deg': self._rules.fov_deg,
+      'size_px': self._settings.size_px,
     }
 
   def _static_weight(self, item: SelectedViews) -> dict[str, bytes]:

@@ -107,18 +107,3 @@ def counted(
       reasons.items(), key=lambda entry: entry[0].value
     )
   ]
-
-
-def of_row(row: Mapping[str, Any]) -> Rejection:
-  """The rejection that a row stands for.
-
-  Raises:
-    ValueError: an unknown stage or reason.
-  """
-  named = ('stage', 'reason', 'frames')
-  return Rejection(
-    stage=Stage(row['stage']),
-    reason=Reason(row['reason']),
-    frames=tuple(row.get('frames', ())),
-    details={name: row[name] for name in row if name not in named},
-  )

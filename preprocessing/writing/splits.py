@@ -1,11 +1,26 @@
 """Which frames are for training and which for testing."""
 
+import dataclasses
 import hashlib
 import math
 
 from odin_jax.shared import errors
 
 SPLIT_BY = ('video', 'time')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Which records are for testing.
+
+  Attributes:
+    split_by: `video`: all frames of a video alike; `time`: one contiguous block
+      of test frames in each, at a place that the hash of its id decides.
+    test_fraction: expected share of test videos, or share of test frames.
+  """
+
+  split_by: str
+  test_fraction: float
 
 
 def _uniform(text: str) -> float:
@@ -15,7 +30,7 @@ def _uniform(text: str) -> float:
 
 
 def split_frames(
-  video_id: str, num_frames: int, *, split_by: str, test_fraction: float
+  video_id: str, num_frames: int, settings: Settings
 ) -> list[str]:
   """The split of every frame of a video.
 
@@ -25,13 +40,12 @@ def split_frames(
   Args:
     video_id: its hash decides, so that other videos change nothing.
     num_frames: frames of the video, in order of time.
-    split_by: `video`: all frames alike; `time`: one contiguous block of test
-      frames, at a place that the hash decides.
-    test_fraction: expected share of test videos, or share of test frames.
+    settings: see there.
 
   Raises:
     errors.UserError: an unknown `split_by`, or a share outside 0..1.
   """
+  split_by, test_fraction = settings.split_by, settings.test_fraction
   if split_by not in SPLIT_BY or not 0 <= test_fraction <= 1:
     raise errors.UserError(
       f'split_by={split_by!r}, test_fraction={test_fraction}: give one of '

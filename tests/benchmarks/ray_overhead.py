@@ -13,6 +13,7 @@ import tempfile
 import time
 
 from configs import preprocess
+from preprocessing import settings
 from preprocessing.running import ray_engine, workers
 
 _NUM_FILES = 500
@@ -33,12 +34,12 @@ def measure(run, jobs):
 
 
 def main():
-  config = preprocess.get_config().to_dict()
+  checked = settings.checked(preprocess.get_config())
   rules = ray_engine.Rules(num_workers=1)
   with tempfile.TemporaryDirectory() as name:
     path = pathlib.Path(name) / 'film.mp4'
     path.write_bytes(b'no video at all')
-    job = workers.Job(path=path, output=pathlib.Path(name), config=config)
+    job = workers.Job(path=path, output=pathlib.Path(name), settings=checked)
     jobs = [job] * _NUM_FILES
     local = measure(lambda jobs: workers.run(jobs, num_workers=1), jobs)
     ray = measure(lambda jobs: ray_engine.run(jobs, rules), jobs)

@@ -1,9 +1,9 @@
-"""What a minute of video costs, by stage.
+"""What a minute of video costs, by phase.
 
     python -m tests.benchmarks.video_minute VIDEO [WIDTH]
 
 prints one JSON line: CPU seconds per minute of video for decoding alone and for
-each stage of the pipeline, with the default config and one thread; peak memory
+each phase of the pipeline, with the default config and one thread; peak memory
 of the process that does the video; records per minute and bytes per record.
 WIDTH scales the video first, in another process.
 """
@@ -17,27 +17,26 @@ import tempfile
 import time
 
 import av
-import ml_collections
 
 from configs import preprocess
-from preprocessing import video
+from preprocessing import settings, video
 from preprocessing.running import pool
 from preprocessing.writing import parts
 
 
 class Clock:
-  """CPU seconds between the pipeline's reports, by the stage they end."""
+  """CPU seconds between the pipeline's reports, by the phase they end."""
 
   def __init__(self):
     self.seconds = {}
     self._last = time.process_time()
-    self._stage = 'frames'
+    self._phase = 'frames'
 
-  def __call__(self, stage, share=0.0):
+  def __call__(self, phase, share=0.0):
     now = time.process_time()
     spent = now - self._last
-    self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
-    self._stage, self._last = stage, now
+    self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + spent
+    self._phase, self._last = phase, now
 
 
 def decode(path):
@@ -70,8 +69,8 @@ def measure(path, folder):
   minutes = decode(path) / 60
   decoding = time.process_time() - start
   clock = Clock()
-  config = ml_collections.ConfigDict(preprocess.get_config())
-  result = video.process(path, config, clock)
+  checked = settings.checked(preprocess.get_config())
+  result = video.process(path, checked, clock)
   parts.write(
     folder,
     path.stem,
@@ -81,14 +80,14 @@ def measure(path, folder):
     fingerprint='',
   )
   clock('end')
-  stages = {'decoding alone': decoding, **clock.seconds}
-  stages['total'] = sum(clock.seconds.values())
+  phases = {'decoding alone': decoding, **clock.seconds}
+  phases['total'] = sum(clock.seconds.values())
   count = parts.size(folder, path.stem)
   peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
     'video_s': round(60 * minutes, 1),
     'cpu_s_per_minute': {
-      name: round(seconds / minutes, 2) for name, seconds in stages.items()
+      name: round(seconds / minutes, 2) for name, seconds in phases.items()
     },
     'peak_rss_mb': round(peak_kb / 1024),
     'records_per_minute': round(count / minutes),

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from configs import preprocess
+from preprocessing import settings as run_settings
 from preprocessing.procedural import footage
 from preprocessing.running import workers
 from preprocessing.writing import merging
@@ -39,17 +40,17 @@ def write(folder, count):
   return paths
 
 
-def config(**fields):
-  """The default config with small pictures, as a dictionary."""
-  values = preprocess.get_config()
-  values.update({**_FIELDS, **fields})
-  return values.to_dict()
+def settings(**fields):
+  """The settings of the default config with small pictures."""
+  config = preprocess.get_config()
+  config.update({**_FIELDS, **fields})
+  return run_settings.checked(config)
 
 
 def jobs(paths, output, **fields):
   output.mkdir(exist_ok=True)
   return [
-    workers.Job(path=path, output=output, config=config(**fields))
+    workers.Job(path=path, output=output, settings=settings(**fields))
     for path in paths
   ]
 
@@ -64,7 +65,7 @@ def finish(paths, output, events):
   merging.merge(
     output,
     video_ids=[path.stem for path in paths if not outcomes[path.stem].error],
-    config=config(),
+    config=settings().values,
     tool='preprocessing.run',
   )
   return outcomes

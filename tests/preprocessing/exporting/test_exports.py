@@ -33,6 +33,12 @@ RULES = exports.Rules(
   min_free_share=0.5,
   jpeg_quality=95,
 )
+
+
+def settings(formats, rules=RULES):
+  return exports.Settings(formats=tuple(formats), rules=rules)
+
+
 # Frames of the path: two components, and one frame without a pose.
 COMPONENT = np.array([0, 0, -1, 1, 0, 1])
 # JPEG and interpolation, of 255.
@@ -139,7 +145,7 @@ def path():
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory, path, pictures):
   folder = tmp_path_factory.mktemp('cameras') / 'room'
-  exports.write(folder, path, pictures.__getitem__, exports.FORMATS, RULES)
+  exports.write(folder, path, pictures.__getitem__, settings(exports.FORMATS))
   return folder
 
 
@@ -403,7 +409,7 @@ def test_views_of_masked_directions_are_left_out(tmp_path, path, pictures):
   blind = dataclasses.replace(path, mask=behind)
   rules = dataclasses.replace(RULES, pitches_deg=(0.0,))
   figures = exports.write(
-    tmp_path / 'room', blind, pictures.__getitem__, ['colmap'], rules
+    tmp_path / 'room', blind, pictures.__getitem__, settings(['colmap'], rules)
   )
   # Rows begin at the front: of four views the front and half of both sides.
   model = model_of(tmp_path / 'room', 'perspective', 0)
@@ -419,7 +425,7 @@ def test_views_of_masked_directions_are_left_out(tmp_path, path, pictures):
 def test_a_mask_of_all_leaves_no_view(tmp_path, path, pictures):
   dark = dataclasses.replace(path, mask=masks.below(-90.0))
   exports.write(
-    tmp_path / 'room', dark, pictures.__getitem__, exports.FORMATS, RULES
+    tmp_path / 'room', dark, pictures.__getitem__, settings(exports.FORMATS)
   )
   assert not (tmp_path / 'room' / 'perspective').exists()
   assert model_of(tmp_path / 'room', '.', 0).is_valid()
@@ -453,7 +459,7 @@ def test_what_was_asked_for_is_written(
   tmp_path, exported, path, pictures, formats, has, lacks
 ):
   folder = tmp_path / 'room'
-  exports.write(folder, path, pictures.__getitem__, formats, RULES)
+  exports.write(folder, path, pictures.__getitem__, settings(formats))
   for name in ['path.json', 'sparse/0', 'sparse/1', *has]:
     assert (folder / name).exists(), name
   for name in lacks:
@@ -465,7 +471,7 @@ def test_what_was_asked_for_is_written(
 def test_the_same_path_gives_the_same_bytes(tmp_path, exported, path, pictures):
   folder = tmp_path / 'room'
   formats = exports.FORMATS[::-1]
-  exports.write(folder, path, pictures.__getitem__, formats, RULES)
+  exports.write(folder, path, pictures.__getitem__, settings(formats))
   assert contents(folder) == contents(exported)
 
 
@@ -473,7 +479,7 @@ def test_a_rerun_replaces_and_a_failure_leaves_what_was(
   tmp_path, path, pictures
 ):
   folder = tmp_path / 'room'
-  exports.write(folder, path, pictures.__getitem__, ['colmap'], RULES)
+  exports.write(folder, path, pictures.__getitem__, settings(['colmap']))
   before = contents(folder)
 
   def breaks(frame):
@@ -482,11 +488,11 @@ def test_a_rerun_replaces_and_a_failure_leaves_what_was(
     return pictures[frame]
 
   with pytest.raises(OSError, match='No space'):
-    exports.write(folder, path, breaks, ['colmap'], RULES)
+    exports.write(folder, path, breaks, settings(['colmap']))
   assert contents(folder) == before
   # What a killed run left.
   (tmp_path / '.tmp-room' / 'images').mkdir(parents=True)
-  exports.write(folder, path, pictures.__getitem__, (), RULES)
+  exports.write(folder, path, pictures.__getitem__, settings(()))
   assert contents(folder).keys() < before.keys()
   assert [entry.name for entry in tmp_path.iterdir()] == ['room']
 
@@ -509,7 +515,7 @@ def test_a_video_without_poses_has_an_empty_path(tmp_path, path, pictures):
     lost, observations=path.observations.subset(path.observations.frame < 0)
   )
   figures = exports.write(
-    tmp_path / 'room', nothing, pictures.__getitem__, exports.FORMATS, RULES
+    tmp_path / 'room', nothing, pictures.__getitem__, settings(exports.FORMATS)
   )
   assert figures == {'models': 0, 'pictures': 0}
   assert [e.name for e in (tmp_path / 'room').iterdir()] == ['path.json']
@@ -519,7 +525,9 @@ def test_unknown_formats_and_senseless_rules_are_refused(
   tmp_path, path, pictures
 ):
   with pytest.raises(ValueError, match='obj'):
-    exports.write(tmp_path / 'room', path, pictures.__getitem__, ['obj'], RULES)
+    exports.write(
+      tmp_path / 'room', path, pictures.__getitem__, settings(['obj'])
+    )
   assert not list(tmp_path.iterdir())
   for change in (
     {'fov_deg': 180.0},

@@ -9,9 +9,11 @@ import pytest
 from preprocessing.keyframes import frame_quality
 from preprocessing.procedural import footage, scenes
 from preprocessing.reading import frames
+from preprocessing.writing import rejections
 from tests.helpers import default_rules
 
 _RULES = default_rules.frame_rules()
+Reason = rejections.Reason
 
 
 def judge_all(images):
@@ -55,11 +57,11 @@ def keyframes(footage_5fps):
 
 
 def test_every_keyframe_of_the_real_video_is_kept(keyframes):
-  assert judge_all(keyframes) == [''] * 41
+  assert judge_all(keyframes) == [None] * 41
 
 
 def test_every_frame_of_the_real_video_is_kept_at_5_fps(footage_5fps):
-  assert set(judge_all(footage_5fps)) == {''}
+  assert set(judge_all(footage_5fps)) == {None}
 
 
 @pytest.mark.parametrize('kind', scenes.KINDS)
@@ -71,22 +73,22 @@ def test_every_frame_of_worlds_is_kept(kind):
     footage.render_panorama(world, time_s, width=384, height=192)
     for time_s in (0.0, 0.2, 0.4, 1.0, 2.0, 3.0)
   ]
-  assert set(judge_all(images)) == {''}
+  assert set(judge_all(images)) == {None}
 
 
 def test_a_repeated_frame_is_a_near_duplicate(keyframes):
   keyframes[11:13] = [noisy(keyframes[10], seed) for seed in range(2)]
   reasons = judge_all(keyframes)
-  assert reasons[11:13] == [frame_quality.DUPLICATE] * 2
-  assert reasons.count('') == 39
+  assert reasons[11:13] == [Reason.DUPLICATE] * 2
+  assert reasons.count(None) == 39
 
 
 @pytest.mark.parametrize('level', [0, 5, 16])
 def test_a_black_frame_is_black(keyframes, level):
   keyframes[0] = keyframes[20] = np.full_like(keyframes[0], level)
   reasons = judge_all(keyframes)
-  assert reasons[0] == reasons[20] == frame_quality.BLACK
-  assert reasons.count('') == 39
+  assert reasons[0] == reasons[20] == Reason.BLACK
+  assert reasons.count(None) == 39
 
 
 @pytest.mark.parametrize(
@@ -105,22 +107,22 @@ def test_a_blurred_frame_is_blurred(keyframes, blur):
   for index in blurred:
     keyframes[index] = blur(keyframes[index])
   reasons = judge_all(keyframes)
-  expected = [frame_quality.BLURRED if i in blurred else '' for i in range(41)]
+  expected = [Reason.BLURRED if i in blurred else None for i in range(41)]
   assert reasons == expected
 
 
 def test_a_video_that_is_soft_all_along_is_kept(keyframes):
-  assert set(judge_all(defocused(image, 3.0) for image in keyframes)) == {''}
+  assert set(judge_all(defocused(image, 3.0) for image in keyframes)) == {None}
 
 
 def test_a_video_that_turns_soft_is_kept_after_a_while(footage_5fps):
   soft = [defocused(image, 3.0) for image in footage_5fps[50:120]]
   reasons = judge_all([*footage_5fps[:50], *soft])[50:]
-  assert reasons[0] == frame_quality.BLURRED
-  kept = reasons.index('')
+  assert reasons[0] == Reason.BLURRED
+  kept = reasons.index(None)
   # Three quarters of the recent frames, and no more than all of them.
   assert 20 <= kept <= _RULES.history
-  assert set(reasons[kept:]) == {''}
+  assert set(reasons[kept:]) == {None}
 
 
 @pytest.mark.parametrize('colour', [(30, 60, 120), (250, 250, 250), (0, 0, 0)])
@@ -128,9 +130,9 @@ def test_a_title_on_one_tone_is_found_at_once(keyframes, colour):
   for index in (0, 1, 2, 20, 21):
     keyframes[index] = noisy(slate(keyframes[0], colour), 0)
   reasons = judge_all(keyframes)
-  unwanted = {frame_quality.STATIC, frame_quality.BLACK}
+  unwanted = {Reason.STATIC, Reason.BLACK}
   assert {reasons[index] for index in (0, 1, 2, 20, 21)} <= unwanted
-  assert reasons.count('') == 36
+  assert reasons.count(None) == 36
 
 
 def test_a_title_on_a_picture_is_found_by_its_next_frame(footage_5fps):
@@ -142,8 +144,8 @@ def test_a_title_on_a_picture_is_found_by_its_next_frame(footage_5fps):
   following = [*images[1:], None]
   reasons = [judge(*pair) for pair in zip(images, following, strict=True)]
   # Its last frame is followed by another picture, but preceded by itself.
-  assert reasons[20:35] == [frame_quality.STATIC] * 15
-  assert set(reasons[:20] + reasons[35:]) == {''}
+  assert reasons[20:35] == [Reason.STATIC] * 15
+  assert set(reasons[:20] + reasons[35:]) == {None}
 
 
 def test_a_title_on_a_picture_passes_once_without_its_next_frame(footage_5fps):
@@ -151,8 +153,8 @@ def test_a_title_on_a_picture_passes_once_without_its_next_frame(footage_5fps):
   images = list(footage_5fps[:40])
   images[20:30] = [noisy(title, seed) for seed in range(10)]
   reasons = judge_all(images)
-  assert reasons[20] == ''
-  assert set(reasons[21:30]) == {frame_quality.DUPLICATE}
+  assert reasons[20] is None
+  assert set(reasons[21:30]) == {Reason.DUPLICATE}
 
 
 def test_a_frame_of_which_little_moves_is_static(keyframes):
@@ -163,8 +165,8 @@ def test_a_frame_of_which_little_moves_is_static(keyframes):
     keyframes[index] = title.copy()
     keyframes[index][:100, :200] = film
   reasons = judge_all(keyframes)
-  assert set(reasons[11:15]) <= {frame_quality.STATIC, frame_quality.DUPLICATE}
-  assert frame_quality.STATIC in reasons[11:15]
+  assert set(reasons[11:15]) <= {Reason.STATIC, Reason.DUPLICATE}
+  assert Reason.STATIC in reasons[11:15]
 
 
 @settings(max_examples=15, deadline=None)
@@ -173,6 +175,6 @@ def test_any_picture_gets_a_verdict(height, width, seed):
   rng = np.random.default_rng(seed)
   image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
   judge = frame_quality.FrameFilter(_RULES).judge
-  assert judge(image) == ''
-  assert judge(image) == frame_quality.DUPLICATE
-  assert judge(image * np.uint8(0)) == frame_quality.BLACK
+  assert judge(image) is None
+  assert judge(image) == Reason.DUPLICATE
+  assert judge(image * np.uint8(0)) == Reason.BLACK

@@ -145,7 +145,13 @@ def test_an_unexpected_error_costs_only_its_video(
   videos, undisturbed, tmp_path, capfd
 ):
   good, bad = tiny_videos.jobs(videos, tmp_path)
-  bad = dataclasses.replace(bad, config={**bad.config, 'poses': {'gate': 1.0}})
+  matching = dataclasses.replace(
+    bad.settings.matching,
+    options={**bad.settings.matching.options, 'gate': 1.0},
+  )
+  bad = dataclasses.replace(
+    bad, settings=dataclasses.replace(bad.settings, matching=matching)
+  )
   outcomes = {
     event.video_id: event
     for event in workers.run([bad, good], num_workers=1)

@@ -276,21 +276,21 @@ def test_time_blocks_are_contiguous_and_of_the_right_size(
   video_id, count, fraction
 ):
   found = splits.split_frames(
-    video_id, count, split_by='time', test_fraction=fraction
+    video_id, count, splits.Settings(split_by='time', test_fraction=fraction)
   )
   assert len(found) == count
   test = [i for i, split in enumerate(found) if split == 'test']
   assert -1e-8 <= len(test) - fraction * count < 1
   assert not test or test[-1] - test[0] + 1 == len(test)
   assert found == splits.split_frames(
-    video_id, count, split_by='time', test_fraction=fraction
+    video_id, count, splits.Settings(split_by='time', test_fraction=fraction)
   )
 
 
 def test_videos_fall_into_splits_by_their_name_alone():
   def split(name, fraction, count=3):
     found = splits.split_frames(
-      name, count, split_by='video', test_fraction=fraction
+      name, count, splits.Settings(split_by='video', test_fraction=fraction)
     )
     assert len(set(found)) == 1
     return found[0]
@@ -308,9 +308,9 @@ def test_videos_fall_into_splits_by_their_name_alone():
 
 def test_test_blocks_stand_at_different_places():
   first = [
-    splits.split_frames(f'{i}', 40, split_by='time', test_fraction=0.25).index(
-      'test'
-    )
+    splits.split_frames(
+      f'{i}', 40, splits.Settings(split_by='time', test_fraction=0.25)
+    ).index('test')
     for i in range(200)
   ]
   assert min(first) == 0 and max(first) == 30
@@ -322,4 +322,6 @@ def test_test_blocks_stand_at_different_places():
 )
 def test_an_unknown_split_is_refused(split_by, fraction):
   with pytest.raises(errors.UserError, match='split_by'):
-    splits.split_frames('a', 5, split_by=split_by, test_fraction=fraction)
+    splits.split_frames(
+      'a', 5, splits.Settings(split_by=split_by, test_fraction=fraction)
+    )
