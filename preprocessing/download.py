@@ -176,7 +176,7 @@ def _resume_first(pending: Sequence[str], staging: pathlib.Path) -> list[str]:
 def _plan(
   listed: ids.IdList,
   excluded: frozenset[str],
-  there: set[str],
+  present: set[str],
   book: ledger.Ledger,
 ) -> tuple[list[str], dict[str, int]]:
   """Which videos to ask for, in order, and figures of all others.
@@ -193,11 +193,11 @@ def _plan(
       'stage': 'request',
       'reason': 'excluded',
     }
-  for video_id in there - excluded:
+  for video_id in present - excluded:
     book.rows.pop(video_id, None)
-  wanted = [name for name in listed.valid if name not in excluded]
-  wanted = wanted[: _LIMIT.value or None]
-  missing = [name for name in wanted if name not in there]
+  selected = [name for name in listed.valid if name not in excluded]
+  selected = selected[: _LIMIT.value or None]
+  missing = [name for name in selected if name not in present]
   pending = [
     name
     for name in missing
@@ -207,8 +207,8 @@ def _plan(
     'listed': len(listed.valid),
     'invalid': len(listed.invalid),
     'excluded': len(excluded.intersection(listed.valid)),
-    'wanted': len(wanted),
-    'there_before': len(wanted) - len(missing),
+    'wanted': len(selected),
+    'there_before': len(selected) - len(missing),
     'given_up_before': len(missing) - len(pending),
   }
 
@@ -225,15 +225,15 @@ def main() -> None:
   target = targets.open_target(_OUTPUT.value)
   staging = targets.claim_staging(target, _STAGING.value)
   names = target.names()
-  there = {
+  present = {
     stem
     for stem, suffix in map(os.path.splitext, names)
     if suffix[1:] in fetching.EXTENSIONS
   }
-  for video_id in sorted(there & excluded):
+  for video_id in sorted(present & excluded):
     logging.warning('%s is excluded, but is here already', video_id)
   book = ledger.Ledger(target, names, _MAX_IN_A_ROW.value)
-  pending, figures = _plan(listed, excluded, there, book)
+  pending, figures = _plan(listed, excluded, present, book)
   stop = threading.Event()
   fetcher = fetching.Fetcher(
     settings,

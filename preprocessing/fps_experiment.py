@@ -109,7 +109,7 @@ def row(
   manifest: dict[str, Any],
   run: dict[str, Any],
 ) -> dict[str, Any]:
-  """What is told of one rate."""
+  """The row of one rate, of what its audit and its run have written."""
   videos = audit['videos']
   pairs = sum(video['frame_pairs'] for video in videos)
   calls = sum(video['matcher_calls'] for video in manifest['videos'])

@@ -48,10 +48,10 @@ def check(text: str) -> str:
   Raises:
     ValueError: it is neither.
   """
-  found = _reduced(text)
-  if not _ID.fullmatch(found):
+  video_id = _reduced(text)
+  if not _ID.fullmatch(video_id):
     raise ValueError(f'{text!r} is no YouTube id')
-  return found
+  return video_id
 
 
 def _reduced(text: str) -> str:

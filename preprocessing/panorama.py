@@ -1,8 +1,8 @@
 """Equirectangular images: padding across the seam and the poles, and views.
 
 Pixel coordinates are those of `odin_jax.shared.camera`: centres at integer
-+ 0.5. OpenCV counts centres from 0, hence the shifts by half a pixel here and
-nowhere else.
++ 0.5. OpenCV counts centres from 0, hence the shifts by half a pixel before its
+`remap`, here and wherever else it is called.
 """
 
 import functools
@@ -54,8 +54,9 @@ def view_directions(
   return np.moveaxis(rows[:, :, None] + columns[:, None, :], 0, -1)
 
 
-# For views that every frame has: cube faces, a matcher's, an export's. More
-# would only keep the maps of chosen views, megabytes each that no other asks.
+# For views that all frames have: cube faces, a matcher's, an export's. More
+# would only keep the maps of chosen views, megabytes each that nothing asks for
+# again.
 @functools.lru_cache(maxsize=16)
 def _view_maps(
   width: int,

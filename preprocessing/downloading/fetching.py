@@ -163,8 +163,8 @@ class Fetcher:
     if listener.refusal:
       raise listener.refusal
     if listener.errors or not files:
-      said = ' '.join(listener.errors) or 'nothing came'
-      raise failures.classify(video_id, said)
+      message = ' '.join(listener.errors) or 'nothing came'
+      raise failures.classify(video_id, message)
     path = pathlib.Path(files[0]['filepath'])
     try:
       _check_whole(path, listener.announced)

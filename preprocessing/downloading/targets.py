@@ -117,7 +117,7 @@ class Remote:
     self.staging = pathlib.Path(
       tempfile.gettempdir(), f'odin-download-{digest}'
     )
-    with self._told(''):
+    with self._user_errors(''):
       self._claim()
 
   def _claim(self) -> None:
@@ -139,7 +139,7 @@ class Remote:
         self._files.rm_file(self._path(name))
 
   @contextlib.contextmanager
-  def _told(self, name: str) -> Iterator[None]:
+  def _user_errors(self, name: str) -> Iterator[None]:
     """Makes errors of the file system errors that the user can mend."""
     try:
       yield
@@ -155,25 +155,25 @@ class Remote:
   def names(self) -> list[str]:
     self._files.invalidate_cache()
     try:
-      found = self._files.ls(self._root, detail=False)
+      paths = self._files.ls(self._root, detail=False)
     except FileNotFoundError:
       return []
     # A store may list the folder itself, as a name that ends in a slash.
-    return [name for path in found if (name := posixpath.basename(path))]
+    return [name for path in paths if (name := posixpath.basename(path))]
 
   def read(self, name: str) -> str:
     return self._files.cat_file(self._path(name)).decode()
 
   def write(self, name: str, text: str) -> None:
     temporary = self._path(files.TEMPORARY + name)
-    with self._told(name):
+    with self._user_errors(name):
       self._files.pipe_file(temporary, text.encode())
       self._files.mv(temporary, self._path(name))
 
   def move_in(self, path: pathlib.Path, name: str) -> None:
     temporary = self._path(files.TEMPORARY + name)
     size = path.stat().st_size
-    with self._told(name):
+    with self._user_errors(name):
       self._files.put_file(str(path), temporary)
       self._files.invalidate_cache()
       arrived = self._files.info(temporary)['size']

@@ -27,9 +27,9 @@ _LEAST_SCALE_RAD = 5e-4
 _LEAST_SINE = 0.1
 
 
-def dot(one: Vectors, other: Vectors) -> Lengths:
+def dot(first: Vectors, second: Vectors) -> Lengths:
   """Inner products; much faster than a sum over so short an axis."""
-  return np.einsum('...i,...i->...', one, other)
+  return np.einsum('...i,...i->...', first, second)
 
 
 def length(vectors: Vectors) -> Lengths:
@@ -45,7 +45,7 @@ def unit(vectors: Rays) -> Rays:
 def predict(
   rays: Rays, inverse_depth: Float[np.ndarray, '*b'], place: np.ndarray
 ) -> Rays:
-  """Where a static point is seen from another place, in unrotated axes."""
+  """Where a static point appears from another place, in unrotated axes."""
   return unit(rays - inverse_depth[..., None] * place)
 
 
@@ -75,24 +75,24 @@ def _turn(rotation: np.ndarray, rotation_vector: np.ndarray) -> np.ndarray:
 
 def rotation_between(
   rays: Float[np.ndarray, 'n 3'],
-  seen: Float[np.ndarray, 'n 3'],
+  observed: Float[np.ndarray, 'n 3'],
   trust: Float[np.ndarray, 'n'],
   rounds: int = 5,
 ) -> Float[np.ndarray, '3 3']:
-  """R with `rays ~ R seen`, as well as rotation alone can (Kabsch)."""
+  """R with `rays ~ R observed`, as well as rotation alone can (Kabsch)."""
   weights = trust
   for _ in range(rounds):
-    left, _, right = np.linalg.svd((rays * weights[:, None]).T @ seen)
+    left, _, right = np.linalg.svd((rays * weights[:, None]).T @ observed)
     flip = np.diag([1.0, 1.0, np.linalg.det(left @ right)])
     rotation = left @ flip @ right
-    residual = length(seen @ rotation.T - rays)
+    residual = length(observed @ rotation.T - rays)
     weights = _weights(residual, trust)
   return rotation
 
 
 def two_frames(
   rays: Float[np.ndarray, 'n 3'],
-  seen: Float[np.ndarray, 'n 3'],
+  observed: Float[np.ndarray, 'n 3'],
   trust: Float[np.ndarray, 'n'],
   rotation: Float[np.ndarray, '3 3'],
   rounds: int = 8,
@@ -101,14 +101,14 @@ def two_frames(
 
   Args:
     rays: d, unit directions in the keyframe.
-    seen: y, the same points in the other frame.
+    observed: y, the same points in the other frame.
     trust: inverse variances; 0 for those to leave out.
     rotation: R to start from.
     rounds: of Gauss-Newton.
   """
-  place = _epipole(rays, seen @ rotation.T, trust)
+  place = _epipole(rays, observed @ rotation.T, trust)
   for _ in range(rounds):
-    turned = seen @ rotation.T
+    turned = observed @ rotation.T
     plane = np.cross(place, rays)
     normal = np.cross(rays, turned)
     slope = np.sqrt(2) * np.maximum(length(plane), _LEAST_SINE)
@@ -120,7 +120,7 @@ def two_frames(
     step = _solve(jacobian, residual, weights)
     rotation = _turn(rotation, step[:3])
     place = unit(place + step[3:] @ tangent)
-  turned = seen @ rotation.T
+  turned = observed @ rotation.T
   parallax = dot(np.cross(turned, rays), np.cross(turned, place))
   # Most points are in front of both cameras.
   in_front = np.sum(weights * np.sign(parallax)) >= 0
@@ -140,7 +140,7 @@ def _epipole(rays: np.ndarray, turned: np.ndarray, trust: np.ndarray):
 
 def inverse_depth(
   rays: Rays,
-  seen: Mapping[int, Rays],
+  observed: Mapping[int, Rays],
   trust: Mapping[int, Float[np.ndarray, '*b']],
   cameras: Cameras,
 ) -> Float[np.ndarray, '*b']:
@@ -152,7 +152,7 @@ def inverse_depth(
   numerator = np.zeros(rays.shape[:-1])
   denominator = np.full(rays.shape[:-1], 1e-12)
   for step, (rotation, place) in cameras.items():
-    turned = seen[step] @ rotation.T
+    turned = observed[step] @ rotation.T
     moment = np.cross(turned, place)
     numerator += trust[step] * dot(np.cross(turned, rays), moment)
     denominator += trust[step] * dot(moment, moment)
@@ -163,7 +163,7 @@ def extrapolate(
   cameras: Cameras, step: int
 ) -> tuple[Float[np.ndarray, '3 3'], Float[np.ndarray, '3']]:
   """Where a camera is expected that goes on as from 0 to the nearest known."""
-  known = min(cameras, key=lambda other: abs(step - other))
+  known = min(cameras, key=lambda known_step: abs(step - known_step))
   rotation, place = cameras[known]
   vector = cv2.Rodrigues(rotation)[0][:, 0] * (step / known)
   return cv2.Rodrigues(vector)[0], place * (step / known)
@@ -172,7 +172,7 @@ def extrapolate(
 def resect(
   rays: Float[np.ndarray, 'n 3'],
   depth: Float[np.ndarray, 'n'],
-  seen: Float[np.ndarray, 'n 3'],
+  observed: Float[np.ndarray, 'n 3'],
   trust: Float[np.ndarray, 'n'],
   rotation: Float[np.ndarray, '3 3'],
   place: Float[np.ndarray, '3'],
@@ -183,14 +183,14 @@ def resect(
   Args:
     rays: d, unit directions in the keyframe.
     depth: r, inverse depths in the unit of `place`.
-    seen: y, the same points in the frame.
+    observed: y, the same points in the frame.
     trust: inverse variances; 0 for those to leave out.
     rotation: R to start from.
     place: T to start from.
     rounds: of Gauss-Newton.
   """
   for _ in range(rounds):
-    turned = seen @ rotation.T
+    turned = observed @ rotation.T
     towards = rays - depth[:, None] * place
     distance = length(towards)
     expected = towards / distance[:, None]

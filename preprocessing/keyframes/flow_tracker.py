@@ -63,15 +63,15 @@ class FlowTracker:
     if len(living):
       # OpenCV counts pixels from their centres.
       start = (self._pixels[living] - 0.5 + self._pad_px).astype(np.float32)
-      end, found, _ = cv2.calcOpticalFlowPyrLK(
+      end, is_tracked, _ = cv2.calcOpticalFlowPyrLK(
         self._image, following, start[:, None], None, **_FLOW
       )
-      back, found_back, _ = cv2.calcOpticalFlowPyrLK(
+      back, is_tracked_back, _ = cv2.calcOpticalFlowPyrLK(
         following, self._image, end, None, **_FLOW
       )
       returned = np.linalg.norm(back[:, 0] - start, axis=1) < _MAX_RETURN_PX
       self._alive[living] = (
-        returned & (found[:, 0] > 0) & (found_back[:, 0] > 0)
+        returned & (is_tracked[:, 0] > 0) & (is_tracked_back[:, 0] > 0)
       )
       self._pixels[living] = end[:, 0] + (0.5 - self._pad_px)
       self._pixels[:, 0] %= self._width

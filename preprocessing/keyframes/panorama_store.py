@@ -1,4 +1,4 @@
-"""The key frames of a video, kept on disk while the video is worked on."""
+"""The keyframes of a video, kept on disk while the video is worked on."""
 
 import tempfile
 from typing import Sequence
@@ -15,7 +15,7 @@ _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 class PanoramaStore(Sequence[np.ndarray]):
   """Images in order, stored without loss in one file that has no name.
 
-  An hour of video has more key frames than memory holds. The file lies in the
+  An hour of video has more keyframes than memory holds. The file lies in the
   system's temporary folder (TMPDIR) and is gone with this object or process.
   """
 

@@ -58,8 +58,8 @@ _SMOOTH_CELLS, _EDGE_VARIANCE = 2, 1e-2
 _WINDOW_CELLS = 5
 # Across the epipolar line flow is right even at edges of depth, nearly.
 _ACROSS_SHARE = 0.1
-# Fewer arrivals say nothing.
-_MIN_ARRIVALS = 2
+# Directions tracked into fewer frames say nothing.
+_MIN_TRACKED = 2
 
 Rays = Float[np.ndarray, '*b 3']
 
@@ -93,7 +93,7 @@ class MotionRules:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arrivals:
+class _TrackedRays:
   """Where the directions of a keyframe are some steps on.
 
   Attributes:
@@ -108,9 +108,9 @@ class _Arrivals:
   error_rad: Float[np.ndarray, '*b']
   alive: Bool[np.ndarray, '*b']
 
-  def at(self, chosen: Bool[np.ndarray, 'h w']) -> '_Arrivals':
+  def at(self, chosen: Bool[np.ndarray, 'h w']) -> '_TrackedRays':
     """Those of some of the directions."""
-    return _Arrivals(
+    return _TrackedRays(
       steps=self.steps,
       rays=self.rays[chosen],
       error_rad=self.error_rad[chosen],
@@ -271,13 +271,13 @@ class MotionEstimator:
 
   def _weigh(self, pending: _Pending) -> None:
     weight = np.full((GRID_HEIGHT_PX, GRID_WIDTH_PX), UNKNOWN, np.uint8)
-    arrivals = {
+    tracked = {
       **self._follow(pending.frame, 1),
       **self._follow(pending.frame, -1),
     }
-    if arrivals:
-      cameras = self._cameras(arrivals)
-      residual, known = self._residual(arrivals, cameras)
+    if tracked:
+      cameras = self._cameras(tracked)
+      residual, known = self._residual(tracked, cameras)
       known &= _deviation(pending.grey) > _MIN_CONTRAST
       residual = np.where(known, residual, 0).astype(np.float32)
       smooth = np.expm1(_guided(np.log1p(residual), pending.grey / 255))
@@ -285,18 +285,22 @@ class MotionEstimator:
       weight[self._rows] = np.where(known, np.rint(255 * static), UNKNOWN)
     self._weights.append(weight)
 
-  def _follow(self, frame: int, direction: int) -> dict[int, _Arrivals]:
+  def _follow(self, frame: int, direction: int) -> dict[int, _TrackedRays]:
     """Paths from a keyframe on (1) or back (-1), by number of steps."""
     chart = self._chart
     x, y = self._start
     alive = np.ones(x.shape, bool)
     squared = np.zeros(x.shape, np.float32)
-    arrivals = {}
+    tracked = {}
     for step in range(1, _JUDGED_STEPS[-1] + 1):
       first = frame + step - 1 if direction > 0 else frame - step
       if first not in self._flows:
         break
-      there, back = self._flows[first][::direction]
+      onward, backward = self._flows[first]
+      if direction > 0:
+        there, back = onward, backward
+      else:
+        there, back = backward, onward
       moved = chart.sample(there, x, y)
       x, y = x + moved[..., 0], y + moved[..., 1]
       gap = moved + chart.sample(back, x, y)
@@ -307,83 +311,83 @@ class MotionEstimator:
       alive = alive & chart.inside(y) & (missed < allowed**2)
       squared = squared + missed * chart.rad_per_px(y) ** 2
       if step in _JUDGED_STEPS:
-        arrivals[direction * step] = _Arrivals(
+        tracked[direction * step] = _TrackedRays(
           steps=step,
           rays=chart.rays(x, y),
           error_rad=np.sqrt(squared),
           alive=alive,
         )
-    return arrivals
+    return tracked
 
-  def _noise(self, arrivals: _Arrivals) -> np.ndarray:
+  def _noise(self, tracked: _TrackedRays) -> np.ndarray:
     """Variance of a path, rad^2."""
     rules = self._rules
     return (
-      arrivals.steps * np.deg2rad(rules.noise_deg) ** 2
-      + (rules.return_share * arrivals.error_rad) ** 2
+      tracked.steps * np.deg2rad(rules.noise_deg) ** 2
+      + (rules.return_share * tracked.error_rad) ** 2
     )
 
-  def _cameras(self, arrivals: Mapping[int, _Arrivals]) -> ego_motion.Cameras:
+  def _cameras(self, tracked: Mapping[int, _TrackedRays]) -> ego_motion.Cameras:
     """(R, T) of every judged frame, in the keyframe's axes."""
     rays = self._rays[self._sample]
-    items = {step: item.at(self._sample) for step, item in arrivals.items()}
-    seen = {step: item.rays for step, item in items.items()}
+    items = {step: item.at(self._sample) for step, item in tracked.items()}
+    observed = {step: item.rays for step, item in items.items()}
     trust = {
       step: item.alive / self._noise(item) for step, item in items.items()
     }
     turned = {
-      step: ego_motion.rotation_between(rays, seen[step], trust[step])
-      for step in seen
+      step: ego_motion.rotation_between(rays, observed[step], trust[step])
+      for step in observed
     }
-    first, *others = sorted(seen, key=lambda step: (abs(step), -step))
+    first, *others = sorted(observed, key=lambda step: (abs(step), -step))
     cameras = {
       first: ego_motion.two_frames(
-        rays, seen[first], trust[first], turned[first]
+        rays, observed[first], trust[first], turned[first]
       )
     }
     for step in others:
-      depth = ego_motion.inverse_depth(rays, seen, trust, cameras)
+      depth = ego_motion.inverse_depth(rays, observed, trust, cameras)
       cameras[step] = ego_motion.resect(
         rays,
         np.minimum(depth, _MAX_INVERSE_DEPTH),
-        seen[step],
+        observed[step],
         trust[step],
         *ego_motion.extrapolate(cameras, step),
       )
-    still = {step: (turned[step], np.zeros(3)) for step in seen}
+    still = {step: (turned[step], np.zeros(3)) for step in observed}
     explained = [
-      _explained(rays, seen, trust, model) for model in (still, cameras)
+      _explained(rays, observed, trust, model) for model in (still, cameras)
     ]
     share = self._rules.still_share
     return still if explained[0] >= share * explained[1] else cameras
 
   def _residual(
-    self, arrivals: Mapping[int, _Arrivals], cameras: ego_motion.Cameras
+    self, tracked: Mapping[int, _TrackedRays], cameras: ego_motion.Cameras
   ) -> tuple[Float[np.ndarray, 'h w'], Bool[np.ndarray, 'h w']]:
     """What a static scene leaves unexplained, in units of noise."""
     rules = self._rules
     across, along = {}, {}
-    for step, item in arrivals.items():
-      parallax = _apart(self._rays, item.rays @ cameras[step][0].T)
+    for step, item in tracked.items():
+      parallax = _angle_rad(self._rays, item.rays @ cameras[step][0].T)
       spread = _deviation(parallax)
       own = self._noise(item) + (rules.parallax_share * parallax) ** 2
       along[step] = item.alive / (own + (rules.edge_share * spread) ** 2)
       across[step] = item.alive / (
         own + (_ACROSS_SHARE * rules.edge_share * spread) ** 2
       )
-    seen = {step: item.rays for step, item in arrivals.items()}
-    depth = ego_motion.inverse_depth(self._rays, seen, along, cameras)
+    observed = {step: item.rays for step, item in tracked.items()}
+    depth = ego_motion.inverse_depth(self._rays, observed, along, cameras)
     total = np.zeros(depth.shape)
     for step, (rotation, place) in cameras.items():
       expected = ego_motion.predict(self._rays, depth, place)
-      error = expected - seen[step] @ rotation.T
+      error = expected - observed[step] @ rotation.T
       slope = (expected @ place)[..., None] * expected - place
       slope /= np.maximum(ego_motion.length(slope), 1e-9)[..., None]
       line = ego_motion.dot(error, slope) ** 2
       rest = np.maximum(ego_motion.dot(error, error) - line, 0)
       total += _scaled(line, along[step]) + _scaled(rest, across[step])
-    count = sum(item.alive.astype(int) for item in arrivals.values())
-    return np.sqrt(total / np.maximum(count, 1)), count >= _MIN_ARRIVALS
+    count = sum(item.alive.astype(int) for item in tracked.values())
+    return np.sqrt(total / np.maximum(count, 1)), count >= _MIN_TRACKED
 
 
 def _even_sample(rays: Float[np.ndarray, 'h w 3']) -> Bool[np.ndarray, 'h w']:
@@ -393,23 +397,25 @@ def _even_sample(rays: Float[np.ndarray, 'h w 3']) -> Bool[np.ndarray, 'h w']:
   return chance < level * (_SAMPLE / level.sum())
 
 
-def _apart(one: Rays, other: Rays) -> np.ndarray:
+def _angle_rad(first: Rays, second: Rays) -> np.ndarray:
   """Angle between directions that are close to each other, in radians."""
-  return ego_motion.length(one - other)
+  return ego_motion.length(first - second)
 
 
 def _explained(
   rays: Rays,
-  seen: Mapping[int, Rays],
+  observed: Mapping[int, Rays],
   trust: Mapping[int, np.ndarray],
   cameras: ego_motion.Cameras,
 ) -> int:
-  """How many arrivals lie within twice their noise of a static scene's."""
-  depth = ego_motion.inverse_depth(rays, seen, trust, cameras)
+  """How many tracked rays lie within twice their noise of a static scene's."""
+  depth = ego_motion.inverse_depth(rays, observed, trust, cameras)
   count = 0
   for step, (rotation, place) in cameras.items():
     expected = ego_motion.predict(rays, depth, place)
-    squared = _apart(expected, seen[step] @ rotation.T) ** 2 * trust[step]
+    squared = (
+      _angle_rad(expected, observed[step] @ rotation.T) ** 2 * trust[step]
+    )
     count += int(np.sum((trust[step] > 0) & (squared < 4)))
   return count
 

@@ -33,8 +33,8 @@ from preprocessing.matchers import (
   dust3r_network,
   pointmaps,
   sphere,
+  view_pairs,
 )
-from preprocessing.solving import tracks
 
 _CHECKPOINT = 'checkpoints/DUSt3R_ViTLarge_BaseDecoder_512_dpt.pth'
 # So many points of the target are tried for each of the source.
@@ -173,7 +173,7 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Frame:
+class PanoramaViews:
   """All that is kept of a described panorama.
 
   Attributes:
@@ -188,7 +188,7 @@ class Frame:
   points: matchers.Features
   pixels: Float[np.ndarray, 'v n 2']
 
-  def shown(self) -> Bool[np.ndarray, 'n v']:
+  def in_views(self) -> Bool[np.ndarray, 'n v']:
     """Which views show which points."""
     return np.isfinite(self.pixels[..., 0]).T
 
@@ -198,11 +198,11 @@ class FrameFeatures(matchers.Features):
   """Points that know their panorama.
 
   Attributes:
-    frame: their panorama.
-    index: of each among `frame.points`.
+    panorama: their panorama.
+    index: of each among `panorama.points`.
   """
 
-  frame: Frame
+  panorama: PanoramaViews
   index: Int[np.ndarray, 'n']
 
   def subset(self, keep: np.ndarray) -> 'FrameFeatures':
@@ -211,7 +211,7 @@ class FrameFeatures(matchers.Features):
       rays=self.rays[keep],
       noise_rad=self.noise_rad[keep],
       descriptors=self.descriptors[keep],
-      frame=self.frame,
+      panorama=self.panorama,
       index=self.index[keep],
     )
 
@@ -232,7 +232,7 @@ class _Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Close:
+class _ClosePoints:
   """Points of two frames that lie close together in space.
 
   Attributes:
@@ -249,9 +249,9 @@ class _Close:
   similarity: Float[np.ndarray, 'c']
   depths: Float[np.ndarray, 'c 2']
 
-  def subset(self, keep: np.ndarray) -> '_Close':
+  def subset(self, keep: np.ndarray) -> '_ClosePoints':
     """The rows that `keep` (a mask or indices) selects."""
-    return _Close(*(column[keep] for column in dataclasses.astuple(self)))
+    return _ClosePoints(*(column[keep] for column in dataclasses.astuple(self)))
 
 
 class _Recent(Generic[_T]):
@@ -300,9 +300,10 @@ class Dust3rMatcher:
   def calls_bound(self, num_pairs: int, num_requests: int) -> int:
     """The most `calls` of a video; see `matchers.CountsCalls`."""
     # Answers are kept, so that no pair is looked at twice.
-    kept = num_pairs <= self._rules.cached_pairs
-    asked = min(num_pairs, num_requests) if kept else num_requests
-    return asked * self._rules.max_calls_per_pair
+    num_answers = num_requests
+    if num_pairs <= self._rules.cached_pairs:
+      num_answers = min(num_pairs, num_requests)
+    return num_answers * self._rules.max_calls_per_pair
 
   def describe(self, panorama: UInt8[np.ndarray, 'h w 3']) -> FrameFeatures:
     """Points of a panorama; see `Matcher.describe`."""
@@ -325,7 +326,7 @@ class Dust3rMatcher:
       rays=points.rays,
       noise_rad=points.noise_rad,
       descriptors=points.descriptors,
-      frame=Frame(
+      panorama=PanoramaViews(
         hashlib.sha256(column.tobytes()).digest(),
         cv2.imencode('.png', column[..., ::-1], options)[1].tobytes(),
         points,
@@ -396,13 +397,13 @@ class Dust3rMatcher:
     target: FrameFeatures,
     expected: Float[np.ndarray, 'n 3'] | None,
   ) -> _Answer:
-    key = source.frame.key + target.frame.key
+    key = source.panorama.key + target.panorama.key
     answer = self._answers.get(key)
     if answer is None:
       views = self._choose_views(source, expected)
       if not views:
         return _Answer(*_mutual([]), None)
-      answer = self._compare(source.frame, target.frame, views)
+      answer = self._compare(source.panorama, target.panorama, views)
       self._answers.put(key, answer)
     return answer
 
@@ -410,52 +411,60 @@ class Dust3rMatcher:
     self, source: FrameFeatures, expected: Float[np.ndarray, 'n 3'] | None
   ) -> list[tuple[int, int]]:
     rules = self._rules
-    should = None
+    expected_in_views = None
     if expected is not None:
-      should = np.isfinite(self._project(expected)[..., 0]).T
-    return tracks.yaw_candidates(
-      source.frame.shown()[source.index],
-      should,
+      expected_in_views = np.isfinite(self._project(expected)[..., 0]).T
+    return view_pairs.yaw_candidates(
+      source.panorama.in_views()[source.index],
+      expected_in_views,
       max_pairs=rules.max_calls_per_pair,
       min_gain=rules.min_gain,
     )
 
   def _compare(
-    self, source: Frame, target: Frame, views: list[tuple[int, int]]
+    self,
+    source: PanoramaViews,
+    target: PanoramaViews,
+    views: list[tuple[int, int]],
   ) -> _Answer:
     """Asks the network."""
-    ones, twos = self._encoded(source), self._encoded(target)
+    source_tokens = self._encoded(source)
+    target_tokens = self._encoded(target)
     self.calls += len(views)
-    close: list[_Close] = []
+    close: list[_ClosePoints] = []
     poses: list[pointmaps.ViewPose] = []
-    decoded = self._network.decode([(ones[a], twos[b]) for a, b in views])
+    decoded = self._network.decode(
+      [(source_tokens[one], target_tokens[two]) for one, two in views]
+    )
     for (view_one, view_two), maps in zip(views, decoded):
       pose = self._believed_pose(maps)
       if pose is not None:
         poses.append(self._frame_pose(pose, view_one, view_two))
         close.append(
           self._close_points(
-            (source, source.pixels[view_one]),
-            (target, target.pixels[view_two]),
+            source,
+            target,
+            (view_one, view_two),
             maps,
             pose.target2source[:, 3],
           )
         )
     return _Answer(
-      *_mutual(close), max(poses, key=lambda p: p.num_inliers, default=None)
+      *_mutual(close),
+      max(poses, key=lambda pose: pose.num_inliers, default=None),
     )
 
-  def _encoded(self, frame: Frame) -> list[dust3r_network.Tokens]:
-    """Tokens of a frame's views, from the cache where they are in it."""
-    tokens = self._tokens.get(frame.key)
+  def _encoded(self, panorama: PanoramaViews) -> list[dust3r_network.Tokens]:
+    """Tokens of a panorama's views, from the cache where they are in it."""
+    tokens = self._tokens.get(panorama.key)
     if tokens is None:
       column = cv2.imdecode(
-        np.frombuffer(frame.png, np.uint8), cv2.IMREAD_COLOR
+        np.frombuffer(panorama.png, np.uint8), cv2.IMREAD_COLOR
       )
       tokens = self._network.encode(
         np.stack(np.split(column[..., ::-1], self._rules.num_views))
       )
-      self._tokens.put(frame.key, tokens)
+      self._tokens.put(panorama.key, tokens)
     return tokens
 
   def _believed_pose(
@@ -476,61 +485,71 @@ class Dust3rMatcher:
     self, pose: pointmaps.ViewPose, view_one: int, view_two: int
   ) -> pointmaps.ViewPose:
     """The pose of the frame of a pose of its view."""
-    one, two = (
-      camera.make_pose(
-        camera.view2frame_rotation(self._rules.yaw_deg(view), 0.0), np.zeros(3)
-      )
-      for view in (view_one, view_two)
+    target2view_one = camera.compose(
+      pose.target2source, camera.inverse(self._view2frame(view_two))
     )
     return dataclasses.replace(
       pose,
-      target2source=camera.compose(
-        one, camera.compose(pose.target2source, camera.inverse(two))
-      ),
+      target2source=camera.compose(self._view2frame(view_one), target2view_one),
+    )
+
+  def _view2frame(self, view: int) -> Float[np.ndarray, '3 4']:
+    return camera.make_pose(
+      camera.view2frame_rotation(self._rules.yaw_deg(view), 0.0), np.zeros(3)
     )
 
   def _close_points(
     self,
-    source: tuple[Frame, Float[np.ndarray, 'n 2']],
-    target: tuple[Frame, Float[np.ndarray, 'm 2']],
+    source: PanoramaViews,
+    target: PanoramaViews,
+    views: tuple[int, int],
     maps: dust3r_network.PairMaps,
-    step: Float[np.ndarray, '3'],
-  ) -> _Close:
-    """Points of a view pair that are close in space and look alike."""
-    one, points_one = self._scene_points(
-      source[1], maps.points_one, maps.confidence_one
+    camera_two: Float[np.ndarray, '3'],
+  ) -> _ClosePoints:
+    """Points of a view pair that are close in space and look alike.
+
+    Args:
+      source: the panorama of view one.
+      target: the panorama of view two.
+      views: their numbers.
+      maps: of the view pair.
+      camera_two: place of view two in the axes of view one.
+    """
+    index_one, points_one = self._scene_points(
+      source.pixels[views[0]], maps.points_one, maps.confidence_one
     )
-    two, points_two = self._scene_points(
-      target[1], maps.points_two, maps.confidence_two
+    index_two, points_two = self._scene_points(
+      target.pixels[views[1]], maps.points_two, maps.confidence_two
     )
-    if not (len(one) and len(two)):
-      return _Close(
-        one[:0], two[:0], np.zeros(0), np.zeros(0), np.zeros((0, 2))
+    if not (len(index_one) and len(index_two)):
+      return _ClosePoints(
+        index_one[:0], index_two[:0], np.zeros(0), np.zeros(0), np.zeros((0, 2))
       )
     distance, nearest = spatial.KDTree(points_two).query(
-      points_one, k=np.arange(1, min(_NEIGHBOURS, len(two)) + 1)
+      points_one, k=np.arange(1, min(_NEIGHBOURS, len(index_two)) + 1)
     )
     distance /= np.linalg.norm(points_one, axis=1, keepdims=True)
     row, column = np.nonzero(distance < self._rules.max_distance)
-    found = _Close(
-      one[row],
-      two[nearest[row, column]],
+    neighbour = nearest[row, column]
+    close = _ClosePoints(
+      index_one[row],
+      index_two[neighbour],
       distance[row, column],
       np.einsum(
         'md,md->m',
-        source[0].points.descriptors[one[row]],
-        target[0].points.descriptors[two[nearest[row, column]]],
+        source.points.descriptors[index_one[row]],
+        target.points.descriptors[index_two[neighbour]],
       ),
       np.stack(
         [
           np.linalg.norm(points_one[row], axis=1),
-          np.linalg.norm(points_two[nearest[row, column]] - step, axis=1),
+          np.linalg.norm(points_two[neighbour] - camera_two, axis=1),
         ],
         axis=1,
       )
-      / np.linalg.norm(step),
+      / np.linalg.norm(camera_two),
     )
-    return found.subset(found.similarity >= self._rules.min_similarity)
+    return close.subset(close.similarity >= self._rules.min_similarity)
 
   def _scene_points(
     self,
@@ -540,11 +559,12 @@ class Dust3rMatcher:
   ) -> tuple[Int[np.ndarray, 'm'], Float[np.ndarray, 'm 3']]:
     """The points that a view shows with confidence, and where they are."""
     index = np.flatnonzero(np.isfinite(pixels[:, 0]))
-    both = pointmaps.read(
+    points_and_confidence = pointmaps.read(
       np.concatenate([points, confidence[..., None]], axis=-1), pixels[index]
     )
-    good = (both[:, 3] >= self._rules.min_confidence) & np.isfinite(both).all(1)
-    return index[good], both[good, :3].astype(np.float64)
+    good = points_and_confidence[:, 3] >= self._rules.min_confidence
+    good &= np.isfinite(points_and_confidence).all(axis=1)
+    return index[good], points_and_confidence[good, :3].astype(np.float64)
 
   def _project(
     self, rays: Float[np.ndarray, 'n 3']
@@ -556,17 +576,18 @@ class Dust3rMatcher:
     pixels = np.full((rules.num_views, len(rays), 2), np.nan)
     for view in range(rules.num_views):
       turn = camera.view2frame_rotation(rules.yaw_deg(view), 0.0)
-      found, depth = camera.project(rays @ turn, matrix)
+      projected, depth = camera.project(rays @ turn, matrix)
       # NaN is inside of nothing.
-      inside = (depth > 0) & np.all((found >= 0) & (found <= size), axis=1)
-      pixels[view, inside] = found[inside]
+      inside = np.all((projected >= 0) & (projected <= size), axis=1)
+      inside &= depth > 0
+      pixels[view, inside] = projected[inside]
     return pixels
 
 
 def _mutual(
-  close: list[_Close],
+  close: list[_ClosePoints],
 ) -> tuple[Int[np.ndarray, 'm 2'], Float[np.ndarray, 'm 2']]:
-  """Of all close pairs those that come first for both of their points.
+  """Of all close points those pairs that come first for both of their points.
 
   The closer pair comes first; of pairs at one distance (a point that has
   several orientations) the one that looks more alike.
@@ -589,6 +610,6 @@ def _mutual(
 
 def _positions(features: FrameFeatures) -> Int[np.ndarray, 'n']:
   """Position of each point of the frame in a subset; -1 where it is not."""
-  positions = np.full(len(features.frame.points), -1)
+  positions = np.full(len(features.panorama.points), -1)
   positions[features.index] = np.arange(len(features))
   return positions

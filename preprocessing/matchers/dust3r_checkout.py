@@ -180,8 +180,8 @@ def _read(checkpoint: pathlib.Path) -> tuple[str, dict[str, Any]]:
     )
   try:
     with torch.serialization.safe_globals([argparse.Namespace]):
-      found = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    return str(found['args'].model), dict(found['model'])
+      contents = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    return str(contents['args'].model), dict(contents['model'])
   except (
     AttributeError,
     EOFError,

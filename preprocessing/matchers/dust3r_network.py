@@ -116,21 +116,23 @@ class Network:
   def _decode(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[PairMaps]:
     import torch
 
-    ones, twos = zip(*pairs)
+    views_one, views_two = zip(*pairs)
     with torch.inference_mode():
       with self._autocast():
-        decoded = self._model._decoder(*_stack(ones), *_stack(twos))
+        decoded = self._model._decoder(*_stack(views_one), *_stack(views_two))
       # The heads are kept in fp32, as in the package.
       with torch.autocast(self._device.type, enabled=False):
-        found = [
+        predictions = [
           self._model._downstream_head(
             number, [tokens.float() for tokens in layers], _shapes(views)
           )
-          for number, layers, views in zip((1, 2), decoded, (ones, twos))
+          for number, layers, views in zip(
+            (1, 2), decoded, (views_one, views_two)
+          )
         ]
       maps = [
         self._to_host(side[name])
-        for side in found
+        for side in predictions
         for name in ('pts3d', 'conf')
       ]
       if self._device.type == 'cuda':

@@ -51,13 +51,13 @@ def read(
   """Values of a map at pixel coordinates, bilinear; borders are repeated."""
   # OpenCV counts pixel centres from 0.
   places = (pixels - 0.5).astype(np.float32)
-  found = np.zeros((len(pixels), *values.shape[2:]), np.float32)
+  read_values = np.zeros((len(pixels), *values.shape[2:]), np.float32)
   for start in range(0, len(pixels), _MAX_ROW):
     row = places[None, start : start + _MAX_ROW]
-    found[start : start + _MAX_ROW] = cv2.remap(
+    read_values[start : start + _MAX_ROW] = cv2.remap(
       values, row, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )[0]
-  return found
+  return read_values
 
 
 def pose_from_pointmap(
@@ -93,7 +93,7 @@ def pose_from_pointmap(
   scene = points.reshape(-1, 3)[good].astype(np.float64)
   pixels = np.stack([good % width, good // width], axis=-1) + 0.5
   matrix = intrinsics(fov_deg, width, height)
-  found, turn, shift, _ = cv2.solvePnPRansac(
+  is_posed, turn, shift, _ = cv2.solvePnPRansac(
     scene,
     pixels,
     matrix,
@@ -103,7 +103,7 @@ def pose_from_pointmap(
     confidence=_RANSAC_CONFIDENCE,
     flags=cv2.SOLVEPNP_AP3P,
   )
-  if not found:
+  if not is_posed:
     return None
   for _ in range(_ROUNDS):
     inliers = _agree(scene, pixels, matrix, turn, shift, max_error_px)
@@ -142,7 +142,8 @@ def _agree(
   max_error_px: float,
 ) -> Bool[np.ndarray, 'n']:
   """Which points lie in front of the camera and near their pixels."""
-  seen, depth = camera.project(
+  projected, depth = camera.project(
     camera.transform(_pose(turn, shift), scene), matrix
   )
-  return (depth > 0) & (np.linalg.norm(seen - pixels, axis=1) < max_error_px)
+  error_px = np.linalg.norm(projected - pixels, axis=1)
+  return (depth > 0) & (error_px < max_error_px)

@@ -135,22 +135,22 @@ class SphereMatcher:
     With `expected`, only candidates inside the gate compete: this is what
     tells identical things at different places apart.
     """
-    one, two = _candidates(source, target, expected, gate_rad)
+    source_index, target_index = _candidates(source, target, expected, gate_rad)
     similarity = np.einsum(
-      'md,md->m', source.descriptors[one], target.descriptors[two]
+      'md,md->m',
+      source.descriptors[source_index],
+      target.descriptors[target_index],
     )
-    best, runner_up = _best_two(one, similarity, len(source))
-    rival, _ = _best_two(two, similarity, len(target))
+    best, second = _best_two(source_index, similarity, len(source))
+    best_of_target, _ = _best_two(target_index, similarity, len(target))
+    limit = self._max_ratio**2 * _distance2(second[source_index])
     good = (
       (similarity >= self._min_similarity)
-      & (similarity == best[one])
-      & (similarity == rival[two])
-      & (
-        _distance2(similarity)
-        <= self._max_ratio**2 * _distance2(runner_up[one])
-      )
+      & (similarity == best[source_index])
+      & (similarity == best_of_target[target_index])
+      & (_distance2(similarity) <= limit)
     )
-    return np.stack([one[good], two[good]], axis=1)
+    return np.stack([source_index[good], target_index[good]], axis=1)
 
 
 def _candidates(
@@ -182,11 +182,11 @@ def _nearest(
   """The two best columns of every row, and the best row of every column."""
   rows, columns = similarity.shape
   best = np.argpartition(-similarity, min(1, columns - 1), axis=1)[:, :2]
-  one = np.concatenate(
+  row = np.concatenate(
     [np.repeat(np.arange(rows), best.shape[1]), similarity.argmax(axis=0)]
   )
-  two = np.concatenate([best.ravel(), np.arange(columns)])
-  return np.divmod(np.unique(one * columns + two), columns)
+  column = np.concatenate([best.ravel(), np.arange(columns)])
+  return np.divmod(np.unique(row * columns + column), columns)
 
 
 def _distance2(similarity: Float32[np.ndarray, 'c']) -> np.ndarray:
@@ -202,11 +202,11 @@ def _best_two(
   index, similarity = index[order], similarity[order]
   last = np.flatnonzero(np.append(np.diff(index) > 0, True)[: len(index)])
   best = np.full(count, -1, np.float32)
-  runner_up = np.full(count, -1, np.float32)
+  second = np.full(count, -1, np.float32)
   best[index[last]] = similarity[last]
   before = last[(last > 0) & (index[last - 1] == index[last])]
-  runner_up[index[before]] = similarity[before - 1]
-  return best, runner_up
+  second[index[before]] = similarity[before - 1]
+  return best, second
 
 
 def _root(

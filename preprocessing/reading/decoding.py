@@ -174,7 +174,7 @@ def key_frames(
   Raises:
     VideoError: no video, or none of these frames can be decoded.
   """
-  found: dict[int | None, av.VideoFrame] = {}
+  frame_at: dict[int | None, av.VideoFrame] = {}
   with open_video(path) as container:
     stream = container.streams.video[0]
     stream.codec_context.skip_frame = 'NONKEY'
@@ -188,14 +188,14 @@ def key_frames(
             start + int(offset_s / stream.time_base), stream=stream
           )
         for frame in itertools.islice(container.decode(stream), 1):
-          found[frame.pts] = frame
+          frame_at[frame.pts] = frame
       except av.error.FFmpegError:
         continue
-  if not found:
+  if not frame_at:
     raise VideoError(
       f'{path}: no frame in it can be decoded; get the file again'
     )
-  return list(found.values())
+  return list(frame_at.values())
 
 
 class _Grid:
@@ -239,24 +239,25 @@ class _Plan:
     """Yields the packets to decode, and whether their frames are wanted."""
     groups = itertools.chain(_groups(demuxed), [[]])
     for group, following in itertools.pairwise(groups):
-      wanted = self._wanted(group)
+      is_taken = self._are_taken(group)
       end = len(group)
       if not following:
-        wanted = [True] * end
+        is_taken = [True] * end
       elif self._possible and _starts_afresh(following):
-        while end and not wanted[end - 1]:
+        while end and not is_taken[end - 1]:
           end -= 1
-      yield from zip(group[:end], wanted[:end], strict=True)
+      yield from zip(group[:end], is_taken[:end], strict=True)
 
-  def _wanted(self, group: list[av.Packet]) -> list[bool]:
-    everything = [True] * len(group)
+  def _are_taken(self, group: list[av.Packet]) -> list[bool]:
+    """Whether the frame of each packet is taken."""
+    all_of_it = [True] * len(group)
     self._possible = self._possible and _tells_times(group)
     if not self._possible:
-      return everything
+      return all_of_it
     times = [_seconds(packet) for packet in group]
     if self.start_s is None:
       self._early += times
-      return everything
+      return all_of_it
     for time_s in sorted(self._early):
       self._grid.takes(time_s - self.start_s)
     self._early = []
@@ -341,6 +342,8 @@ def _turned(
   a, b, _, c, d = _DISPLAY_MATRIX.unpack(matrix)[:5]
   if abs(b) + abs(c) > abs(a) + abs(d):
     image, a, d = image.swapaxes(0, 1), c, b
-  return np.ascontiguousarray(
-    image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-  )
+  if d < 0:
+    image = np.flipud(image)
+  if a < 0:
+    image = np.fliplr(image)
+  return np.ascontiguousarray(image)

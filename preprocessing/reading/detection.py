@@ -249,7 +249,7 @@ def _scores(image: Image) -> Scores:
   scores = {}
   for stereo in _KINDS:
     eye = projections.Layout(stereo=stereo).eye(image)
-    found = {
+    figures = {
       'seam': _seam_continuity(eye),
       'poles': _pole_detail(eye),
       'edges': _edge_continuity(eye),
@@ -258,7 +258,7 @@ def _scores(image: Image) -> Scores:
     }
     scores |= {
       f'{name} {stereo}': value
-      for name, value in found.items()
+      for name, value in figures.items()
       if value is not None
     }
   return scores

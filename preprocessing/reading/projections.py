@@ -150,9 +150,11 @@ class Layout:
     if self.full_sphere:
       return np.ones(directions.shape[:-1], bool)
     u, v = camera.direction_to_equirect(directions @ self._frame2level(), 1, 1)
-    seen = (u >= self.left) & (u <= 1 - self.right)
-    seen &= (v >= self.top) & (v <= 1 - self.bottom)
-    return seen & ((np.abs(u - 0.5) <= 0.25) | (not self.black_back))
+    shown = (u >= self.left) & (u <= 1 - self.right)
+    shown &= (v >= self.top) & (v <= 1 - self.bottom)
+    if self.black_back:
+      shown &= np.abs(u - 0.5) <= 0.25
+    return shown
 
   def pixels(
     self, directions: Float[np.ndarray, '*b 3'], width: int, height: int
@@ -242,7 +244,7 @@ def to_equirectangular(
   if layout.as_it_is:
     return _resized(eye, width_px)
   factor = max(1, round(native_px / width_px))
-  u, v, seen = _maps(layout, width, height, width_px * factor)
+  u, v, is_filmed = _maps(layout, width, height, width_px * factor)
   if layout.full_sphere and layout.projection == 'equirectangular':
     padded = panorama.pad(eye, panorama.MARGIN_PX)
   else:
@@ -251,7 +253,7 @@ def to_equirectangular(
     )
   output = cv2.remap(padded, u, v, cv2.INTER_CUBIC)
   if not layout.full_sphere:
-    output[~seen] = 0
+    output[~is_filmed] = 0
   if factor > 1:
     output = cv2.resize(
       output, (width_px, width_px // 2), interpolation=cv2.INTER_AREA

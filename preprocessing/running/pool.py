@@ -35,7 +35,7 @@ _STOP = signal.SIGUSR1
 # Processes are started anew: a forked one would inherit locked threads.
 _CONTEXT = multiprocessing.get_context('spawn')
 # What a worker's answer is.
-_TOLD, _DONE, _RAISED, _DIED = 'told', 'done', 'raised', 'died'
+_MESSAGE, _DONE, _RAISED, _DIED = 'message', 'done', 'raised', 'died'
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
@@ -174,7 +174,7 @@ class _Crew:
     for pipe in connection.wait(list(self.busy)):
       worker = self.busy[pipe]
       event, content = worker.answer()
-      if event != _TOLD:
+      if event != _MESSAGE:
         del self.busy[pipe]
       if event == _DONE:
         self._idle.append(worker)
@@ -185,20 +185,20 @@ class _Crew:
     for worker in workers:
       worker.stop()
     for worker in workers:
-      worker.bury()
+      worker.join()
 
 
 class _Worker:
   """A process that does one job at a time, and the pipe to it."""
 
   def __init__(self, work: Callable[[Any, Callable[[Any], None]], Any]):
-    self.pipe, theirs = _CONTEXT.Pipe()
+    self.pipe, child_end = _CONTEXT.Pipe()
     self._process = _CONTEXT.Process(
-      target=_serve, args=(work, theirs), daemon=True
+      target=_serve, args=(work, child_end), daemon=True
     )
     with _single_threaded():
       self._process.start()
-    theirs.close()
+    child_end.close()
 
   def begin(self, job: Any, attempt: int) -> None:
     self.job, self.attempt = job, attempt
@@ -228,7 +228,7 @@ class _Worker:
     if self._process.is_alive():
       os.kill(self._process.pid, _STOP)
 
-  def bury(self) -> None:
+  def join(self) -> None:
     """Waits for the end, with limited patience."""
     self._process.join(_PATIENCE_S)
     self._process.kill()
@@ -250,7 +250,7 @@ def _serve(
     except EOFError:
       return
     try:
-      answer = _DONE, work(job, lambda message: pipe.send((_TOLD, message)))
+      answer = _DONE, work(job, lambda message: pipe.send((_MESSAGE, message)))
     except errors.UserError as error:
       answer = _RAISED, error
     pipe.send(answer)

@@ -213,14 +213,14 @@ def _check_view(job: workers.Job, token: str) -> None:
     errors.UserError: it sees none, or others of the same names.
   """
   path = job.output / parts.SCRATCH / 'token.json'
-  if path.is_file() and json.loads(path.read_text()) == token:
-    if job.path.parent.is_dir():
-      return
-    lacks = job.path.parent
+  if not path.is_file() or json.loads(path.read_text()) != token:
+    missing = job.output
+  elif not job.path.parent.is_dir():
+    missing = job.path.parent
   else:
-    lacks = job.output
+    return
   raise errors.UserError(
-    f'{lacks}: {socket.gethostname()} does not see this folder of the machine '
+    f'{missing}: {socket.gethostname()} does not see this folder of the machine '
     'that started the run; mount one file system under the same path on all '
     'machines of the cluster'
   )
@@ -234,9 +234,9 @@ def _cluster(rules: Rules) -> Iterator[None]:
   os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
   environment = {'PYTHONPATH': str(command.REPOSITORY), **pool.SINGLE_THREADED}
   if rules.address:
-    where = {'address': rules.address}
+    cluster = {'address': rules.address}
   else:
-    where = {
+    cluster = {
       'address': 'local',
       'num_cpus': rules.num_workers or pool.num_cores(),
       'object_store_memory': rules.object_store_mb * 2**20,
@@ -245,7 +245,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
   try:
     _require_server(rules.address)
     ray.init(
-      **where,
+      **cluster,
       runtime_env={'env_vars': environment},
       logging_level='ERROR',
     )
@@ -362,16 +362,6 @@ class _Servers:
       self._load[actor] -= 1
 
 
-def remote_matcher(name: str, actor: Any, video_id: str) -> 'RemoteMatcher':
-  """The matcher that an actor holds for a video."""
-  counts, poses = _answer(actor.abilities.remote(video_id))
-  kinds = [
-    *([_Poses] if poses else []),
-    RemoteCountingMatcher if counts else RemoteMatcher,
-  ]
-  return type('Remote', tuple(kinds), {})(name, actor, video_id)
-
-
 def _answer(ref: Any) -> Any:
   from ray import exceptions
 
@@ -425,7 +415,7 @@ class RemoteMatcher:
     """Told what each answer cost."""
 
 
-class _Poses:
+class _GivesPoses:
   """Of a remote matcher that gives poses, too."""
 
   def match_and_pose(
@@ -451,3 +441,26 @@ class RemoteCountingMatcher(RemoteMatcher):
 
   def _count(self, calls: int) -> None:
     self.calls += calls
+
+
+class _RemotePosingMatcher(_GivesPoses, RemoteMatcher):
+  """The same, of a matcher that gives poses."""
+
+
+class _RemoteCountingPosingMatcher(_GivesPoses, RemoteCountingMatcher):
+  """The same, of a matcher that does both."""
+
+
+# Whether a matcher counts its calls, and whether it gives poses -> its stand-in.
+_REMOTE_MATCHERS = {
+  (False, False): RemoteMatcher,
+  (False, True): _RemotePosingMatcher,
+  (True, False): RemoteCountingMatcher,
+  (True, True): _RemoteCountingPosingMatcher,
+}
+
+
+def remote_matcher(name: str, actor: Any, video_id: str) -> RemoteMatcher:
+  """The matcher that an actor holds for a video."""
+  abilities = _answer(actor.abilities.remote(video_id))
+  return _REMOTE_MATCHERS[abilities](name, actor, video_id)

@@ -68,7 +68,7 @@ def best(counts, limit=256):
 
 def trivial(key, after):
   """Scores of the two ways that know nothing of geometry."""
-  one, other = (
+  grey, grey_after = (
     cv2.cvtColor(
       cv2.resize(image, (384, 192), interpolation=cv2.INTER_AREA),
       cv2.COLOR_RGB2GRAY,
@@ -76,10 +76,10 @@ def trivial(key, after):
     for image in (key, after)
   )
   flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-  moved = cv2.resize(flow.calc(one, other, None), _SIZE)
+  moved = cv2.resize(flow.calc(grey, grey_after, None), _SIZE)
   length = np.hypot(moved[..., 0] * np.cos(_LATITUDE)[:, None], moved[..., 1])
   departure = np.abs(length - np.median(length))
-  difference = cv2.resize(cv2.absdiff(one, other), _SIZE).astype(float)
+  difference = cv2.resize(cv2.absdiff(grey, grey_after), _SIZE).astype(float)
   return {
     'flow difference': 255 - np.clip(8 * departure, 0, 255).astype(np.uint8),
     'frame difference': 255 - np.clip(difference, 0, 255).astype(np.uint8),
@@ -91,7 +91,10 @@ def weigh(images):
   start = time.process_time()
   estimator = static_weights.MotionEstimator(default_rules.motion_rules())
   for index, image in enumerate(images):
-    (estimator.step if index % _STEPS else estimator.keyframe)(image)
+    if index % _STEPS:
+      estimator.step(image)
+    else:
+      estimator.keyframe(image)
   return estimator.weights(), time.process_time() - start
 
 

@@ -47,16 +47,18 @@ def in_place(world, start_s, turn_rad_per_s=(0.0, 0.0, 0.0)):
   return dataclasses.replace(world, walk=Path(place, turn_rad_per_s))
 
 
-def weigh(world, times_s, *, width=512, every=5):
+def weigh(world, times_s, *, width=512, keyframe_every=5):
   """Weights and truth of the key frames among some moments."""
   estimator = static_weights.MotionEstimator(_RULES)
   for index, time_s in enumerate(times_s):
     image = footage.render_panorama(
       world, time_s, width=width, height=width // 2
     )
-    show = estimator.step if index % every else estimator.keyframe
-    show(image)
-  truth = footage.truth(world, np.asarray(times_s)[::every])
+    if index % keyframe_every:
+      estimator.step(image)
+    else:
+      estimator.keyframe(image)
+  truth = footage.truth(world, np.asarray(times_s)[::keyframe_every])
   return np.stack(estimator.weights()), truth['moving']
 
 
@@ -113,7 +115,7 @@ def test_a_camera_at_rest_sees_what_moves():
   assert shares(weights, moving)[0] > 0.85
   # What is called moving beside it lies within reach of a patch of the flow.
   around = np.stack(
-    [cv2.dilate(one.astype(np.uint8), np.ones((13, 13))) for one in moving]
+    [cv2.dilate(mask.astype(np.uint8), np.ones((13, 13))) for mask in moving]
   )
   assert shares(weights, around > 0)[1] > 0.9
 
@@ -147,10 +149,10 @@ def test_a_view_of_the_weight_shows_its_directions():
   weight = np.where(rays[..., 0] > 0, 255, 0).astype(np.uint8)
   angles = dict(yaw_deg=20.0, pitch_deg=-10.0, fov_deg=90.0, size_px=64)
   view = static_weights.cut(weight, **angles)
-  seen = panorama.view_directions(**angles)
-  clear = np.abs(seen[..., 0]) > 0.05
+  rays = panorama.view_directions(**angles)
+  clear = np.abs(rays[..., 0]) > 0.05
   np.testing.assert_array_equal(
-    view[clear], np.where(seen[..., 0] > 0, 255, 0)[clear]
+    view[clear], np.where(rays[..., 0] > 0, 255, 0)[clear]
   )
 
 
@@ -176,25 +178,32 @@ def test_the_camera_s_motion_is_found_among_things_that_move(seed):
     poses[step] = cv2.Rodrigues(vector)[0], step * rng.normal(size=3) * 0.15
   moving = rng.uniform(size=600) < 0.2
   drift = rng.normal(size=(600, 3)) * moving[:, None]
-  seen = {
+  observed = {
     step: ego_motion.unit((points + 0.3 * step * drift - place) @ rotation)
     for step, (rotation, place) in poses.items()
   }
-  seen = {
+  observed = {
     step: ego_motion.unit(y + rng.normal(size=y.shape) * 5e-4)
-    for step, y in seen.items()
+    for step, y in observed.items()
   }
   trust = np.ones(600)
-  start = ego_motion.rotation_between(rays, seen[1], trust)
-  cameras = {1: ego_motion.two_frames(rays, seen[1], trust, start)}
-  trusts = {step: trust for step in seen}
-  depth = ego_motion.inverse_depth(rays, seen, trusts, cameras)
+  start = ego_motion.rotation_between(rays, observed[1], trust)
+  cameras = {1: ego_motion.two_frames(rays, observed[1], trust, start)}
+  trusts = {step: trust for step in observed}
+  depth = ego_motion.inverse_depth(rays, observed, trusts, cameras)
   rotation, place = poses[3]
   cameras[3] = ego_motion.resect(
-    rays, depth, seen[3], trust, *ego_motion.extrapolate(cameras, 3), rounds=12
+    rays,
+    depth,
+    observed[3],
+    trust,
+    *ego_motion.extrapolate(cameras, 3),
+    rounds=12,
   )
   unit_m = np.linalg.norm(poses[1][1])
   for step, (rotation, place) in poses.items():
-    found, where = cameras[step]
-    assert camera.rotation_angle_deg(found.T @ rotation) < 0.15
-    assert np.linalg.norm(where * unit_m - place) < 0.1 * np.linalg.norm(place)
+    found_rotation, found_place = cameras[step]
+    assert camera.rotation_angle_deg(found_rotation.T @ rotation) < 0.15
+    assert np.linalg.norm(found_place * unit_m - place) < 0.1 * np.linalg.norm(
+      place
+    )

@@ -13,8 +13,6 @@ import pickle
 import subprocess
 import sys
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
@@ -29,7 +27,7 @@ from preprocessing.matchers import (
   pointmaps,
 )
 from preprocessing.procedural import footage, raycaster
-from preprocessing.solving import relative_pose, solver, tracks, verification
+from preprocessing.solving import relative_pose, solver, verification
 from tests.helpers import fake_dust3r
 
 _WIDTH, _HEIGHT = 1024, 512
@@ -312,7 +310,7 @@ def test_copies_of_features_share_the_answer(filmed, described):
 def test_matching_is_deterministic(filmed, described):
   _, _, features, _ = described
   again = filmed.matcher()[0].describe(filmed.pictures[1])
-  assert again.frame.key == features[1].frame.key
+  assert again.panorama.key == features[1].panorama.key
   np.testing.assert_array_equal(again.rays, features[1].rays)
   found = [
     filmed.matcher(noise=0.005)[0].match(features[0], target)
@@ -320,53 +318,6 @@ def test_matching_is_deterministic(filmed, described):
   ]
   np.testing.assert_array_equal(*found)
   assert len(found[0]) > 20
-
-
-# Which views are compared.
-
-
-@pytest.mark.parametrize('num_views', [1, 4, 7, 8])
-def test_unguided_candidates_take_turns(num_views):
-  shown = np.ones((4, num_views), bool)
-  every = tracks.yaw_candidates(shown, max_pairs=100)
-  assert len(set(every)) == len(every) == num_views**2
-  for start in range(0, len(every), num_views):
-    batch = every[start : start + num_views]
-    assert len({(b - a) % num_views for a, b in batch}) == num_views
-    assert len({a for a, _ in batch}) == num_views
-  assert tracks.yaw_candidates(shown, max_pairs=3) == every[:3]
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), max_pairs=st.integers(1, 12))
-def test_guided_candidates_are_greedy(seed, max_pairs):
-  rng = np.random.default_rng(seed)
-  one, two = (rng.uniform(size=(40, 5)) < 0.3 for _ in range(2))
-  chosen = tracks.yaw_candidates(one, two, max_pairs=max_pairs, min_gain=2)
-  assert len(chosen) <= max_pairs
-  left = set(range(40))
-
-  def gain(pair):
-    return {p for p in left if one[p, pair[0]] and two[p, pair[1]]}
-
-  every = [(a, b) for a in range(5) for b in range(5)]
-  for pair in chosen:
-    assert len(gain(pair)) == max(len(gain(other)) for other in every) >= 2
-    left -= gain(pair)
-  if len(chosen) < max_pairs:
-    assert max(len(gain(other)) for other in every) < 2
-
-
-def test_guided_candidates_look_where_the_camera_turned_to():
-  ring = np.deg2rad(np.arange(0, 360, 3.0))
-
-  def shown(turn_rad):
-    yaw = np.deg2rad(45 * np.arange(8))
-    return np.cos(ring[:, None] + turn_rad - yaw) > np.cos(np.deg2rad(45))
-
-  chosen = tracks.yaw_candidates(shown(0.0), shown(np.deg2rad(90)), max_pairs=8)
-  assert len(chosen) >= 4
-  assert {(b - a) % 8 for a, b in chosen[:4]} == {2}
 
 
 # Pose and scale from pointmaps.
