@@ -10,7 +10,7 @@ to the same interpolation in float64 on the same grid. py360convert spans its
 field of view from the first pixel's centre to the last's; it is given the field
 that puts its pixels where ours are. `cold` is the first time, with the
 coordinates of the views still to be computed; of the later rounds the median
-counts. Ours keeps the coordinates of the last 64 kinds of views; py360convert
+counts. Ours keeps the coordinates of the last 16 kinds of views; py360convert
 keeps those of the last 8, so that among ten views it computes them anew each
 time; for one view again and again both take about as long. py360convert works
 on one thread.
@@ -38,7 +38,7 @@ _OURS = {'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
 _KERNELS = {'bilinear': exact_views.linear, 'bicubic': exact_views.cubic}
 
 
-def ours(image, mode, pool=None):
+def own_views(image, mode, pool=None):
   """All views, on the threads of a pool if there is one."""
   views = panorama.Views(image, _OURS[mode])
 
@@ -51,7 +51,7 @@ def ours(image, mode, pool=None):
   return list(pool.map(cut, _VIEWS) if pool else map(cut, _VIEWS))
 
 
-def theirs(image, mode):
+def py360convert_views(image, mode):
   # The same grid: its outermost pixels' centres, not edges.
   half = np.tan(np.deg2rad(_FOV_DEG / 2)) * (_SIZE_PX - 1) / _SIZE_PX
   fov_deg = float(np.rad2deg(2 * np.arctan(half)))
@@ -76,15 +76,17 @@ def measure(image, mode):
   panorama._view_maps.cache_clear()
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     spent = {
-      'ours': milliseconds(lambda: ours(image, mode)),
-      'ours, all cores': milliseconds(lambda: ours(image, mode, pool)),
-      'py360convert': milliseconds(lambda: theirs(image, mode)),
+      'ours': milliseconds(lambda: own_views(image, mode)),
+      'ours, all cores': milliseconds(lambda: own_views(image, mode, pool)),
+      'py360convert': milliseconds(lambda: py360convert_views(image, mode)),
     }
   references = [
     exact_views.view(image, *angles, _FOV_DEG, _SIZE_PX, _KERNELS[mode])
     for angles in _VIEWS
   ]
-  found, other = (np.float64(cut(image, mode)) for cut in (ours, theirs))
+  own, peer = (
+    np.float64(cut(image, mode)) for cut in (own_views, py360convert_views)
+  )
   _, warm = spent['py360convert']
   return {
     'ms_per_view': {
@@ -94,10 +96,10 @@ def measure(image, mode):
     'ratio, one core': round(warm / spent['ours'][1], 1),
     'ratio, all cores': round(warm / spent['ours, all cores'][1], 1),
     'largest difference to float64': round(
-      float(np.abs(found - references).max()), 3
+      float(np.abs(own - references).max()), 3
     ),
     # That the views are the same ones.
-    'median difference of the two': float(np.median(np.abs(found - other))),
+    'median difference of the two': float(np.median(np.abs(own - peer))),
   }
 
 

@@ -69,11 +69,16 @@ def stock(home: Any, model: Any, views: np.ndarray, chosen: list) -> Callable:
   two_of = [(images[a], images[b]) for a, b in chosen]
 
   def run() -> list[np.ndarray]:
-    found = module.inference(
+    output = module.inference(
       two_of, model, 'cpu', batch_size=_BATCH_SIZE, verbose=False
     )
-    one, two = found['pred1'], found['pred2']
-    maps = one['pts3d'], one['conf'], two['pts3d_in_other_view'], two['conf']
+    pred1, pred2 = output['pred1'], output['pred2']
+    maps = (
+      pred1['pts3d'],
+      pred1['conf'],
+      pred2['pts3d_in_other_view'],
+      pred2['conf'],
+    )
     return [item.numpy() for item in maps]
 
   return run
@@ -102,8 +107,8 @@ def adapter(model: Any, views: np.ndarray, chosen: list) -> Callable:
 def timed(run: Callable) -> tuple[list[np.ndarray], float, float]:
   """Results, wall seconds and CPU seconds."""
   wall, cpu = time.perf_counter(), time.process_time()
-  found = run()
-  return found, time.perf_counter() - wall, time.process_time() - cpu
+  maps = run()
+  return maps, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def compare(home: Any, name: str) -> dict[str, Any]:
@@ -121,9 +126,9 @@ def compare(home: Any, name: str) -> dict[str, Any]:
   chosen = list(itertools.combinations(range(_NUM_VIEWS), 2))
   # Buffers and caches of positions are made outside of the measurement.
   stock(home, model, views, chosen[:2])()
-  theirs, stock_s, stock_cpu_s = timed(stock(home, model, views, chosen))
-  mine, own_s, own_cpu_s = timed(adapter(model, views, chosen))
-  if not all(map(np.array_equal, mine, theirs)):
+  stock_maps, stock_s, stock_cpu_s = timed(stock(home, model, views, chosen))
+  adapter_maps, own_s, own_cpu_s = timed(adapter(model, views, chosen))
+  if not all(map(np.array_equal, adapter_maps, stock_maps)):
     raise ValueError(f'{name}: outputs differ')
   return {
     'benchmark': 'dust3r',

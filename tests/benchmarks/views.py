@@ -33,7 +33,7 @@ from preprocessing.writing import jpeg
 _FRAMES, _YAWS, _SIZE_PX, _FOV_DEG = 40, 5, 512, 72.0
 
 
-def theirs(video, folder):
+def moviepy_views(video, folder):
   """A frame is sought, cut and written for every view."""
   clip = moviepy.VideoFileClip(str(video))
   cutter = equilib.Equi2Pers(
@@ -103,7 +103,7 @@ def main():
   video = pathlib.Path(sys.argv[1])
   # The pool of threads takes the place of OpenCV's own.
   cv2.setNumThreads(1)
-  ways = {'ours': ours, 'decoding alone': decode, '360-1M': theirs}
+  ways = {'ours': ours, 'decoding alone': decode, '360-1M': moviepy_views}
   spent = {name: measure(run, video) for name, run in ways.items()}
   views = _FRAMES * _YAWS
   assert spent['ours'][2] == spent['360-1M'][2] == views, spent

@@ -42,8 +42,8 @@ def write_parquet(path, values, name='id', kind=None, **options):
 @settings(max_examples=200, deadline=None)
 @given(st.binary(min_size=8, max_size=8))
 def test_every_64_bit_number_has_an_id(number):
-  found = base64.urlsafe_b64encode(number).decode().rstrip('=')
-  assert ids.check(found) == found
+  video_id = base64.urlsafe_b64encode(number).decode().rstrip('=')
+  assert ids.check(video_id) == video_id
 
 
 def test_the_last_character_has_four_bits():
@@ -67,11 +67,11 @@ def test_nothing_else_is_an_id(text):
 @given(st.text(max_size=14))
 def test_what_is_accepted_is_safe_in_a_path_and_an_address(text):
   try:
-    found = ids.check(text)
+    video_id = ids.check(text)
   except ValueError:
     return
-  assert len(found) == 11 and found.isascii()
-  assert not set(found) - set(string.ascii_letters + string.digits + '-_')
+  assert len(video_id) == 11 and video_id.isascii()
+  assert not set(video_id) - set(string.ascii_letters + string.digits + '-_')
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_a_text_list(tmp_path):
     f'https://youtu.be/{ID}\n../../x\n;rm\n../../x\n{OTHER}\n',
     encoding='utf-8',
   )
-  found = ids.read_ids(path)
-  assert found.valid == [ID, OTHER]
-  assert found.invalid == ['../../x', ';rm']
+  listed = ids.read_ids(path)
+  assert listed.valid == [ID, OTHER]
+  assert listed.invalid == ['../../x', ';rm']
 
 
 @pytest.mark.parametrize('kind', [pa.string(), pa.large_string()])
@@ -128,9 +128,9 @@ def test_a_parquet_list_in_many_groups_of_rows(tmp_path, kind):
     kind=kind,
     row_group_size=7,
   )
-  found = ids.read_ids(path)
-  assert found.valid == many
-  assert found.invalid == ['', 'bad']
+  listed = ids.read_ids(path)
+  assert listed.valid == many
+  assert listed.invalid == ['', 'bad']
 
 
 def test_a_dictionary_column_and_a_column_of_numbers(tmp_path):

@@ -103,15 +103,15 @@ def ledger(output):
 
 def frame_pairs(records):
   """target2source of the panoramas, by (time of source, time of target)."""
-  found = {}
+  target2source_of = {}
   for record in records:
     source, target = (
       record[f'{side}/frame2scene'].astype(np.float64)
       for side in ('source', 'target')
     )
     key = record['source/time_s'], record['target/time_s']
-    found[key] = camera.relative(source, target)
-  return found
+    target2source_of[key] = camera.relative(source, target)
+  return target2source_of
 
 
 @pytest.mark.parametrize('kind', _KINDS)
@@ -156,15 +156,21 @@ def test_almost_all_frame_pairs_are_kept(finished, worlds, index):
 def errors_against_truth(records, truth):
   """Of all frame pairs: rotation and direction in degrees; lengths' ratio."""
   rotation_deg, direction_deg, ratio = [], [], []
-  for times_s, found in frame_pairs(records).items():
+  for times_s, target2source in frame_pairs(records).items():
     source, target = (
       truth['frame2world'][np.argmin(np.abs(truth['time_s'] - time_s))]
       for time_s in times_s
     )
     true = camera.relative(source, target)
-    rotation_deg.append(camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T))
-    direction_deg.append(camera.angle_between_deg(found[:, 3], true[:, 3]))
-    ratio.append(np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]))
+    rotation_deg.append(
+      camera.rotation_angle_deg(target2source[:, :3] @ true[:, :3].T)
+    )
+    direction_deg.append(
+      camera.angle_between_deg(target2source[:, 3], true[:, 3])
+    )
+    ratio.append(
+      np.linalg.norm(target2source[:, 3]) / np.linalg.norm(true[:, 3])
+    )
   return np.array(rotation_deg), np.array(direction_deg), np.array(ratio)
 
 
@@ -260,7 +266,7 @@ def test_records_are_consistent(finished):
     assert record['matcher'] == 'sphere'
     gap_s = abs(record['source/time_s'] - record['target/time_s'])
     assert (record['hops'] > 1) == (gap_s > 5.5)
-    found = camera.relative_view_pose(
+    target2source = camera.relative_view_pose(
       *(
         record[f'{side}/frame2scene'].astype(np.float64)
         for side in ('source', 'target')
@@ -270,11 +276,13 @@ def test_records_are_consistent(finished):
         for side in ('source', 'target')
       ),
     )
-    np.testing.assert_allclose(record['target2source'], found, atol=1e-5)
+    np.testing.assert_allclose(
+      record['target2source'], target2source, atol=1e-5
+    )
     for side in ('source', 'target'):
       key = record['video_id'], record[f'{side}/time_s']
       poses[key].add(record[f'{side}/frame2scene'].tobytes())
-  assert all(len(found) == 1 for found in poses.values())
+  assert all(len(of_frame) == 1 for of_frame in poses.values())
   assert len(poses) == 14
 
 
@@ -459,10 +467,10 @@ def test_real_video(shared_data, repository, tmp_path):
   assert done.returncode == 0, done.stderr
   summary = summaries(output)['real_360_alcatraz']
   assert summary['frames'] == 41 and summary['components'] == 1
-  found = frame_pairs(read_records(output))
+  posed = frame_pairs(read_records(output))
   gaps = collections.Counter(
     round(abs(target - source))
-    for source, target in {tuple(sorted(times)) for times in found}
+    for source, target in {tuple(sorted(times)) for times in posed}
   )
   assert gaps.total() >= 100
   assert all(gaps[gap] >= 10 for gap in (1, 2, 3, 4))

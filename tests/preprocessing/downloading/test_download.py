@@ -512,10 +512,10 @@ def test_a_remote_target(server, video, tmp_path):
   cut, after_cut, mended, after = results[4:8]
   refused, after_refusal, other, unmarked = results[8:]
   folder = '/bucket/videos/'
-  told = {folder + name for name in ('.odin_output.json', 'ledger.jsonl')}
-  told.add(f'{folder}download.json')
+  kept = {folder + name for name in ('.odin_output.json', 'ledger.jsonl')}
+  kept.add(f'{folder}download.json')
   videos = {f'{folder}{name}.mp4' for name in (GOOD, BUSY)}
-  assert first is None and made.keys() == told | videos
+  assert first is None and made.keys() == kept | videos
   assert all(made[name][0] == len(video) for name in videos)
   assert second is None and again.keys() == made.keys()
   for name in (*videos, f'{folder}ledger.jsonl'):
@@ -534,7 +534,7 @@ def test_a_remote_target(server, video, tmp_path):
 
 
 # As YouTube and yt-dlp word it.
-_SAID = {
+_MESSAGES = {
   'ERROR: [youtube] abcdeRemovA: Private video. Sign in if you have been '
   'granted access to this video': 'private',
   'Video unavailable. This video is private': 'private',
@@ -573,9 +573,10 @@ _SAID = {
 }
 
 
-@pytest.mark.parametrize('said', _SAID)
-def test_what_is_said_is_understood(said):
-  assert failures.classify('abcdeRemovA', said).reason == _SAID[said]
+@pytest.mark.parametrize('message', _MESSAGES)
+def test_what_is_said_is_understood(message):
+  failure = failures.classify('abcdeRemovA', message)
+  assert failure.reason == _MESSAGES[message]
 
 
 def test_requests_are_spaced():
@@ -646,8 +647,8 @@ def described(formats):
     'extractor_key': 'Youtube',
     'webpage_url': 'https://localhost/page',
     'formats': [
-      {**one, 'format_id': f'f{i}', 'url': f'https://localhost/{i}'}
-      for i, one in enumerate(formats)
+      {**item, 'format_id': f'f{i}', 'url': f'https://localhost/{i}'}
+      for i, item in enumerate(formats)
     ],
   }
 
@@ -656,8 +657,8 @@ def select(formats, max_height):
   """What yt-dlp takes of formats; a sound track is always on offer."""
   sound = {'ext': 'm4a', 'protocol': 'https', 'vcodec': 'none', 'acodec': 'aac'}
   pictures = [
-    {**one, 'vcodec': 'avc1', 'width': one['height'] and 2 * one['height']}
-    for one in formats
+    {**item, 'vcodec': 'avc1', 'width': item['height'] and 2 * item['height']}
+    for item in formats
   ]
   options = {**fetching.options(settings(max_height)), 'logger': _Silent()}
   with yt_dlp.YoutubeDL(options, auto_init=False) as client:
@@ -676,31 +677,31 @@ class _Silent:
 @hypothesis.given(formats=_FORMATS, cap=st.sampled_from(_HEIGHTS[1:]))
 def test_the_best_format_not_above_the_cap_is_taken(formats, cap):
   usable = [
-    one
-    for one in formats
-    if (one['height'] or 0) <= cap
-    and one['ext'] != 'flv'
-    and one['protocol'] != 'm3u8_native'
+    item
+    for item in formats
+    if (item['height'] or 0) <= cap
+    and item['ext'] != 'flv'
+    and item['protocol'] != 'm3u8_native'
   ]
   if not usable:
     with pytest.raises(yt_dlp.utils.ExtractorError) as caught:
       select(formats, cap)
-    said = failures.classify(GOOD, str(caught.value))
-    assert said.reason == 'no such format'
+    failure = failures.classify(GOOD, str(caught.value))
+    assert failure.reason == 'no such format'
     return
   # Pictures without sound come first, and sound is never joined to them.
-  silent = [one for one in usable if one['acodec'] == 'none']
+  silent = [item for item in usable if item['acodec'] == 'none']
   taken = select(formats, cap)
-  heights = [one['height'] or 0 for one in silent or usable]
+  heights = [item['height'] or 0 for item in silent or usable]
   assert (taken['height'] or 0) == max(heights)
   assert taken['acodec'] == ('none' if silent else 'opus')
   assert (taken['ext'], taken['protocol']) in {
-    (one['ext'], one['protocol']) for one in usable
+    (item['ext'], item['protocol']) for item in usable
   }
 
 
 @pytest.mark.parametrize(
-  ('said', 'reason', 'detail'),
+  ('info', 'reason', 'detail'),
   [
     ({'id': BUSY}, 'not a video', 'leads to https://localhost/page'),
     ({'live_status': 'is_upcoming'}, 'not yet published', 'is_upcoming'),
@@ -709,7 +710,7 @@ def test_the_best_format_not_above_the_cap_is_taken(formats, cap):
   ],
 )
 def test_another_video_or_one_to_come_is_refused(
-  said, reason, detail, tmp_path, monkeypatch
+  info, reason, detail, tmp_path, monkeypatch
 ):
   pacer = pacing.Pacer(0.0, threading.Event())
   fetcher = fetching.Fetcher(
@@ -724,7 +725,7 @@ def test_another_video_or_one_to_come_is_refused(
   def extract_info(self, url):
     assert url == f'https://localhost/{GOOD}'
     stream = {'height': 720, 'ext': 'mp4', 'protocol': 'https'}
-    return self.process_ie_result({**described([stream]), **said})
+    return self.process_ie_result({**described([stream]), **info})
 
   monkeypatch.setattr(yt_dlp.YoutubeDL, 'extract_info', extract_info)
   row = fetcher(GOOD).row
@@ -732,8 +733,8 @@ def test_another_video_or_one_to_come_is_refused(
   assert detail in row['detail'] and row['attempts'] == 1
 
 
-# What the part of yt-dlp that reads the stream is told.
-_TOLD = """
+# Prints what the part of yt-dlp that reads the stream is told.
+_DRIVER = """
 import json, sys
 from absl import flags
 from preprocessing import download
@@ -772,7 +773,7 @@ def test_rate_and_height_reach_the_downloader(server, tmp_path):
       )
     )
   ]
-  assert call(_TOLD, json.dumps(lines)) == [
+  assert call(_DRIVER, json.dumps(lines)) == [
     [2e6, fetching.options(settings(1000))['format']],
     [None, fetching.options(settings(2048))['format']],
   ]

@@ -106,11 +106,11 @@ def described(filmed):
   return matcher, oracle, features, arrivals
 
 
-def off_degrees(found, true):
+def off_degrees(pose, true):
   """Rotation and direction error of a pose."""
   return (
-    camera.rotation_angle_deg(found[:, :3] @ true[:, :3].T),
-    camera.angle_between_deg(found[:, 3], true[:, 3]),
+    camera.rotation_angle_deg(pose[:, :3] @ true[:, :3].T),
+    camera.angle_between_deg(pose[:, 3], true[:, 3]),
   )
 
 
@@ -185,12 +185,12 @@ def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
   assert rotation_deg < 0.05 and direction_deg < 0.1
   assert pose.confidence > 0.95
   assert pose.depths.shape == (2, len(matched)) and len(matched) > 50
-  wanted = relative_pose.pair_depths(
+  true_depths = relative_pose.pair_depths(
     camera.make_pose(true[:, :3], true[:, 3] / np.linalg.norm(true[:, 3])),
     features[pair[0]].rays[matched[:, 0]],
     features[pair[1]].rays[matched[:, 1]],
   )
-  off = np.log(pose.depths) - np.log(np.maximum(wanted, 1e-6))
+  off = np.log(pose.depths) - np.log(np.maximum(true_depths, 1e-6))
   assert np.median(np.abs(off)) < 0.02
 
 
@@ -248,8 +248,10 @@ def test_subsets_share_one_answer(described):
   old = np.stack(
     [np.flatnonzero(mask)[part[:, side]] for side, mask in enumerate(keep)], 1
   )
-  wanted = whole[keep[0][whole[:, 0]] & keep[1][whole[:, 1]]]
-  assert set(map(tuple, old)) == set(map(tuple, wanted)) and len(old) > 30
+  expected_matches = whole[keep[0][whole[:, 0]] & keep[1][whole[:, 1]]]
+  assert (
+    set(map(tuple, old)) == set(map(tuple, expected_matches)) and len(old) > 30
+  )
 
 
 def test_unknown_places_cost_nothing_and_match_nothing(filmed, described):
@@ -441,6 +443,39 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
     dust3r_network.Network(fake_dust3r.OracleNetwork(), device='cuda')
 
 
+@pytest.fixture
+def options(tmp_path):
+  """Options of a checkout and a checkpoint that only look like ones."""
+  for part in ('dust3r/model.py', 'croco/models/croco.py', 'net.pth'):
+    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / part).touch()
+  return {
+    **dust3r.OPTIONS,
+    'home': str(tmp_path),
+    'checkpoint': str(tmp_path / 'net.pth'),
+  }
+
+
+def test_checked_options_have_absolute_paths(options, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  usable = dust3r.check({**options, 'home': '.', 'checkpoint': 'net.pth'})
+  assert usable.options == options and usable.files == ('checkpoint',)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'precision': 'fp8'},
+    {'attention': 'no'},
+    {'device': 'tpu'},
+    {'checkpoint': 'nowhere.pth'},
+  ],
+)
+def test_options_are_refused_before_any_work(options, change):
+  with pytest.raises(errors.UserError, match=next(iter(change.values()))):
+    dust3r.check({**options, **change})
+
+
 # The checkout and the checkpoint.
 
 _OFFICIAL = (
@@ -453,10 +488,10 @@ _OFFICIAL = (
 
 
 def test_the_official_description_is_parsed():
-  found = dust3r_checkout.parse_network(_OFFICIAL)
-  assert found['depth_mode'] == ('exp', -math.inf, math.inf)
-  assert found['img_size'] == (512, 512) and found['enc_depth'] == 24
-  assert len(found) == 13
+  arguments = dust3r_checkout.parse_network(_OFFICIAL)
+  assert arguments['depth_mode'] == ('exp', -math.inf, math.inf)
+  assert arguments['img_size'] == (512, 512) and arguments['enc_depth'] == 24
+  assert len(arguments) == 13
 
 
 @pytest.mark.parametrize(
@@ -742,7 +777,7 @@ def stock_answers(home, model, views, chosen, batch_size):
     )
     for index, view in enumerate(views)
   ]
-  found = inference.inference(
+  answers = inference.inference(
     [(images[a], images[b]) for a, b in chosen],
     model,
     'cpu',
@@ -750,10 +785,10 @@ def stock_answers(home, model, views, chosen, batch_size):
     verbose=False,
   )
   return (
-    found['pred1']['pts3d'],
-    found['pred1']['conf'],
-    found['pred2']['pts3d_in_other_view'],
-    found['pred2']['conf'],
+    answers['pred1']['pts3d'],
+    answers['pred1']['conf'],
+    answers['pred2']['pts3d_in_other_view'],
+    answers['pred2']['conf'],
   )
 
 
@@ -783,12 +818,14 @@ def test_pointmaps_equal_the_stock_ones_bit_by_bit(
   home, official, head, shape, batch_size
 ):
   views = random_views(4, *shape)
-  wanted = stock_answers(home, official(head), views, _CHOSEN, batch_size)
+  stock = stock_answers(home, official(head), views, _CHOSEN, batch_size)
   network = dust3r_network.Network(
     official(head), device='cpu', batch_size=batch_size
   )
-  for mine, theirs in zip(own_answers(network, views, _CHOSEN), wanted):
-    np.testing.assert_array_equal(mine, theirs.numpy())
+  for adapter_map, stock_map in zip(
+    own_answers(network, views, _CHOSEN), stock
+  ):
+    np.testing.assert_array_equal(adapter_map, stock_map.numpy())
 
 
 @pytest.mark.parametrize(
@@ -808,10 +845,10 @@ def test_faster_modes_are_close(official, options, tolerance):
     dust3r_network.Network(official(), device='cpu', **options), views, _CHOSEN
   )
   changed = False
-  for mine, theirs in zip(fast, stock):
-    assert mine.dtype == np.float32
+  for fast_map, stock_map in zip(fast, stock):
+    assert fast_map.dtype == np.float32
     # Errors against the size of the answer, since random ones pass zero.
-    error = np.abs(mine - theirs).mean() / np.abs(theirs).mean()
+    error = np.abs(fast_map - stock_map).mean() / np.abs(stock_map).mean()
     assert error < tolerance
     changed |= error > 0
   assert changed
@@ -826,19 +863,19 @@ def test_fused_attention_is_of_one_model_only(official):
   after = own_answers(
     dust3r_network.Network(official(), device='cpu'), views, _CHOSEN
   )
-  for one, two in zip(before, after):
-    np.testing.assert_array_equal(one, two)
+  for map_before, map_after in zip(before, after):
+    np.testing.assert_array_equal(map_before, map_after)
 
 
 def test_importing_leaves_no_trace_and_works_again(home, monkeypatch):
-  mine = type(sys)('models')
-  monkeypatch.setitem(sys.modules, 'models', mine)
+  own_module = type(sys)('models')
+  monkeypatch.setitem(sys.modules, 'models', own_module)
   path, settings_before = list(sys.path), torch.backends.cuda.matmul.allow_tf32
   for _ in range(2):
     dust3r_checkout.import_module.cache_clear()
     module = dust3r_checkout.import_module(home, 'dust3r.model')
     assert pathlib.Path(module.__file__) == home / 'dust3r/model.py'
-    assert sys.path == path and sys.modules['models'] is mine
+    assert sys.path == path and sys.modules['models'] is own_module
     assert 'dust3r' not in sys.modules and 'dust3r.model' not in sys.modules
     assert torch.backends.cuda.matmul.allow_tf32 == settings_before
 
@@ -871,8 +908,10 @@ def test_the_named_matcher_runs_in_the_official_package(home, filmed, tmp_path):
   )
   matcher = matchers.make('dust3r', options | dataclasses.asdict(rules))
   assert isinstance(matcher, matchers.Matcher)
-  one, two = (matcher.describe(picture) for picture in filmed.pictures[:2])
-  found, pose = matcher.match_and_pose(one, two)
-  assert matcher.calls == 3 and found.shape[1] == 2
+  source, target = (
+    matcher.describe(picture) for picture in filmed.pictures[:2]
+  )
+  matches, pose = matcher.match_and_pose(source, target)
+  assert matcher.calls == 3 and matches.shape[1] == 2
   # Random weights know nothing, and that shows.
-  assert pose is None and not len(found)
+  assert pose is None and not len(matches)

@@ -95,19 +95,21 @@ def test_features_are_unit_vectors_and_found_once(turned):
 
 def test_noise_estimate_is_of_the_size_of_the_error(turned):
   matcher, source, target, rotation = turned
-  one, two = matcher.match(source, target).T
+  source_index, target_index = matcher.match(source, target).T
   error = np.linalg.norm(
-    source.rays[one] - target.rays[two] @ rotation.T, axis=1
+    source.rays[source_index] - target.rays[target_index] @ rotation.T, axis=1
   )
-  noise = np.hypot(source.noise_rad[one], target.noise_rad[two])
+  noise = np.hypot(
+    source.noise_rad[source_index], target.noise_rad[target_index]
+  )
   assert 0.1 < np.median(error / noise) < 2.0
 
 
 def test_describing_is_deterministic():
   image = paint(np.eye(3))
-  one, two = make_matcher().describe(image), make_matcher().describe(image)
-  np.testing.assert_array_equal(one.rays, two.rays)
-  np.testing.assert_array_equal(one.descriptors, two.descriptors)
+  first, second = make_matcher().describe(image), make_matcher().describe(image)
+  np.testing.assert_array_equal(first.rays, second.rays)
+  np.testing.assert_array_equal(first.descriptors, second.descriptors)
 
 
 def test_a_blank_panorama_has_no_features():
@@ -137,17 +139,17 @@ def brute_force(source, target, expected, gate_rad, min_similarity, max_ratio):
       chord = np.linalg.norm(expected[:, None] - target.rays[None], axis=2)
       allowed = chord < 2 * np.sin(gate_rad / 2)
   similarity = np.where(allowed, similarity, -1.0)
-  found = []
-  for one, row in enumerate(similarity):
-    two = int(row.argmax())
-    rest = np.delete(row, two).max(initial=-1.0)
+  matches = []
+  for source_index, row in enumerate(similarity):
+    target_index = int(row.argmax())
+    rest = np.delete(row, target_index).max(initial=-1.0)
     if (
-      row[two] >= min_similarity
-      and int(similarity[:, two].argmax()) == one
-      and max(1 - row[two], 1e-6) <= max_ratio**2 * max(1 - rest, 1e-6)
+      row[target_index] >= min_similarity
+      and int(similarity[:, target_index].argmax()) == source_index
+      and max(1 - row[target_index], 1e-6) <= max_ratio**2 * max(1 - rest, 1e-6)
     ):
-      found.append((one, two))
-  return np.array(found, int).reshape(-1, 2)
+      matches.append((source_index, target_index))
+  return np.array(matches, int).reshape(-1, 2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -27,10 +27,10 @@ def directions(width):
 def test_eac_is_that_of_ffmpeg():
   truth = layouts.panorama()
   cube = layouts.eac(truth)
-  ours = projections.to_equirectangular(cube, projections.NAMES['eac'], 512)
-  theirs = layouts.v360(cube, 'eac:e:interp=cubic:w=512:h=256')
-  assert psnr(ours, theirs) > 42
-  assert psnr(ours, truth) > psnr(theirs, truth) - 0.5
+  panorama = projections.to_equirectangular(cube, projections.NAMES['eac'], 512)
+  ffmpeg_panorama = layouts.v360(cube, 'eac:e:interp=cubic:w=512:h=256')
+  assert psnr(panorama, ffmpeg_panorama) > 42
+  assert psnr(panorama, truth) > psnr(ffmpeg_panorama, truth) - 0.5
 
 
 @pytest.mark.parametrize('size', [(960, 540), (640, 360), (960, 640)])
@@ -89,9 +89,9 @@ def test_vr180_lies_in_front_and_the_rest_is_black():
   layout = projections.NAMES['vr180']
   output = projections.to_equirectangular(layouts.front(truth), layout)
   np.testing.assert_array_equal(layouts.front(output), layouts.front(truth))
-  seen = layout.sees(directions(512))
-  assert seen.mean() == 0.5
-  assert not output[~seen].any()
+  is_filmed = layout.sees(directions(512))
+  assert is_filmed.mean() == 0.5
+  assert not output[~is_filmed].any()
 
 
 @given(
@@ -130,8 +130,10 @@ def test_a_pose_turns_as_ffmpeg_defines_it(pose, direction, moved):
   output = projections.to_equirectangular(layouts.direction_image(512), layout)
   u, v = camera.direction_to_equirect(np.array(moved, float), 512, 256)
   shown = layouts.shown_directions(output)
-  found = shown[min(int(v), 255), int(u) % 512]
-  assert camera.angle_between_deg(found, np.array(direction, float)) < 1.5
+  shown_direction = shown[min(int(v), 255), int(u) % 512]
+  assert (
+    camera.angle_between_deg(shown_direction, np.array(direction, float)) < 1.5
+  )
 
 
 @settings(max_examples=10, deadline=None)

@@ -75,12 +75,12 @@ def cluster():
 def tasks_of(raylet):
   """Processes of a node that are at a task of the engine."""
   children = pathlib.Path(f'/proc/{raylet.pid}/task/{raylet.pid}/children')
-  found = []
+  tasks = []
   for child in children.read_text().split():
     title = pathlib.Path(f'/proc/{child}/cmdline')
     if title.exists() and title.read_bytes().startswith(b'ray::_do'):
-      found.append(int(child))
-  return found
+      tasks.append(int(child))
+  return tasks
 
 
 def lose(raylet, lost):
@@ -100,10 +100,10 @@ def test_a_lost_node_changes_nothing(cluster, videos, undisturbed, tmp_path):
   thread = threading.Thread(target=lose, args=(raylet, lost), daemon=True)
   thread.start()
   rules = ray_engine.Rules(address=cluster.address)
-  found = finished(videos, tmp_path, lambda jobs: ray_engine.run(jobs, rules))
+  results = finished(videos, tmp_path, lambda jobs: ray_engine.run(jobs, rules))
   thread.join()
   assert lost
-  assert found == undisturbed
+  assert results == undisturbed
 
 
 def test_a_task_that_dies_each_time_is_given_up(cluster, videos, tmp_path):

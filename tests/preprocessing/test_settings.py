@@ -1,0 +1,80 @@
+"""The config as the wings take it, and as manifest and fingerprint have it."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from configs import preprocess
+from odin_jax.shared import errors
+from preprocessing import settings
+
+
+def test_wings_get_what_the_config_says():
+  config = preprocess.get_config()
+  config.update(fps=2.0, window_s=3.0, views_per_pair=6, fov_deg=80.0)
+  config.views.min_points = 7
+  checked = settings.checked(config)
+  assert checked.keyframes.fps == 2.0 and checked.keyframes.motion is None
+  assert checked.solving.max_gap == 6
+  assert checked.solving.poses.gate_deg == config.poses.gate_deg
+  rules = checked.views.rules
+  assert (rules.num_views, rules.fov_deg, rules.min_points) == (6, 80.0, 7)
+  assert checked.matching.options == config.sphere.to_dict()
+  config.static_weights = True
+  motion = settings.checked(config).keyframes.motion
+  assert dataclasses.asdict(motion) == config.motion.to_dict()
+
+
+def test_settings_reach_other_processes_as_they_are():
+  checked = settings.checked(preprocess.get_config())
+  assert pickle.loads(pickle.dumps(checked)) == checked
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    checked.max_bad_videos = 1
+
+
+def test_the_manifest_s_values_are_those_of_the_config():
+  config = preprocess.get_config()
+  config.export_formats = ('nerfstudio', 'colmap', 'colmap')
+  values = json.loads(json.dumps(settings.checked(config).values))
+  expected = json.loads(json.dumps(config.to_dict()))
+  assert values == {**expected, 'export_formats': ['colmap', 'nerfstudio']}
+
+
+def test_a_mask_counts_by_what_it_shows(tmp_path, monkeypatch):
+  picture = np.full((32, 64), 255, np.uint8)
+  picture[:4] = 0
+  cv2.imwrite(str(tmp_path / 'mask.png'), picture)
+  monkeypatch.chdir(tmp_path)
+  config = preprocess.get_config()
+  config.mask = 'mask.png'
+  checked = settings.checked(config)
+  assert checked.solving.mask == str(tmp_path / 'mask.png')
+  assert checked.values['mask'] == str(tmp_path / 'mask.png')
+  digest = hashlib.sha256((tmp_path / 'mask.png').read_bytes()).hexdigest()
+  used = checked.part_values()
+  assert used['mask_sha256'] == digest and 'mask' not in used
+
+
+@pytest.mark.parametrize('table', ['frames', 'poses', 'views', 'sphere'])
+def test_a_table_has_the_fields_of_what_is_made_of_it(table):
+  config = preprocess.get_config()
+  with config.unlocked():
+    config[table].extra = 1.0
+  with pytest.raises(
+    errors.UserError, match=rf"config\.{table}: .*\['extra'\]"
+  ):
+    settings.checked(config)
+
+
+def test_an_unknown_matcher_is_refused_by_its_name():
+  config = preprocess.get_config()
+  config.matcher = 'nonsense'
+  with pytest.raises(
+    errors.UserError, match="config.matcher='nonsense': give one of dust3r, sph"
+  ):
+    settings.checked(config)
