@@ -93,27 +93,13 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
   Raises:
     errors.UserError: a value or file that no video could be made records with.
   """
-  for name, (is_good, words) in _LIMITS.items():
-    if not is_good(config[name]):
-      raise errors.UserError(f'config.{name}={config[name]!r}: {words}')
-  if config.window_s * config.fps < 1 - 1e-6:
-    raise errors.UserError(
-      f'config.window_s={config.window_s}: shorter than one frame at '
-      f'config.fps={config.fps}; no two frames lie inside it'
-    )
+  _check_limits(config)
   values = config.to_dict()
   values['export_formats'] = sorted(set(config.export_formats))
   rules = _all_rules(values)
-  if config.mask:
-    masks.read_mask(config.mask)
-    # Absolute, for processes that start in another folder.
-    mask = pathlib.Path(config.mask).absolute()
-    values['mask'], values['mask_sha256'] = str(mask), parts.sha256(mask)
+  values |= _mask_values(config.mask)
   matching = matchers.checked(config.matcher, values.get(config.matcher, {}))
-  values[config.matcher] = dict(matching.options)
-  for option in matching.files:
-    file = pathlib.Path(matching.options[option])
-    values[f'{option}_sha256'] = parts.sha256(file)
+  values |= _matcher_values(matching)
   return Settings(
     reading=frames.Settings(
       projection=config.projection, max_width_px=config.max_panorama_width_px
@@ -146,6 +132,35 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
     unused=frozenset(_WITHOUT_EFFECT).union(matchers.MODULES)
     - {config.matcher},
   )
+
+
+def _check_limits(config: ml_collections.ConfigDict) -> None:
+  for name, (is_good, words) in _LIMITS.items():
+    if not is_good(config[name]):
+      raise errors.UserError(f'config.{name}={config[name]!r}: {words}')
+  if config.window_s * config.fps < 1 - 1e-6:
+    raise errors.UserError(
+      f'config.window_s={config.window_s}: shorter than one frame at '
+      f'config.fps={config.fps}; no two frames lie inside it'
+    )
+
+
+def _mask_values(path: str) -> dict[str, str]:
+  """The mask for processes that start in another folder, and its digest."""
+  if not path:
+    return {}
+  masks.read_mask(path)
+  mask = pathlib.Path(path).absolute()
+  return {'mask': str(mask), 'mask_sha256': parts.sha256(mask)}
+
+
+def _matcher_values(matching: matchers.Settings) -> dict[str, Any]:
+  """The options that a matcher goes by, and digests of files they name."""
+  digests = {
+    f'{option}_sha256': parts.sha256(pathlib.Path(matching.options[option]))
+    for option in matching.files
+  }
+  return {matching.name: dict(matching.options), **digests}
 
 
 def _all_rules(values: Mapping[str, Any]) -> dict[str, Any]:
