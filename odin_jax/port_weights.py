@@ -151,8 +151,8 @@ def _import() -> dict[str, Any]:
 
 
 def _read_arrays(path: str) -> dict[str, np.ndarray]:
-  files = checkpoint_files.read(pathlib.Path(path))
-  return {name: tensor.read() for name, tensor in files.tensors.items()}
+  weights = checkpoint_files.read(pathlib.Path(path))
+  return {name: tensor.read() for name, tensor in weights.tensors.items()}
 
 
 def _import_lpips(net: str) -> dict[str, Any]:

@@ -185,8 +185,8 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
 def _move(scratch: pathlib.Path, job: workers.Job) -> None:
   """Moves all files of a part; its note, which tells it whole, comes last."""
   _, note = parts.paths(scratch, job.video_id)
-  files = sorted(path for path in scratch.rglob('*') if path.is_file())
-  for path in sorted(files, key=lambda path: path == note):
+  paths = sorted(path for path in scratch.rglob('*') if path.is_file())
+  for path in sorted(paths, key=lambda path: path == note):
     target = job.output / path.relative_to(scratch)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, target)

@@ -63,7 +63,7 @@ def command(repository, records, tmp_path_factory):
 
 
 def finish(process):
-  _, errors = process.communicate(timeout=300)
+  _, stderr = process.communicate(timeout=300)
   return process.returncode, errors
 
 
@@ -76,8 +76,8 @@ def read_rows(workdir):
 def finished(command, tmp_path_factory):
   """The workdir of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  status, errors = finish(command(workdir))
-  assert status == 0, errors[-2000:]
+  status, stderr = finish(command(workdir))
+  assert status == 0, stderr[-2000:]
   return workdir
 
 
@@ -146,8 +146,8 @@ def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
   with open(workdir / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 23, "lo')
 
-  status, errors = finish(command(workdir))
-  assert status == 0, errors[-2000:]
+  status, stderr = finish(command(workdir))
+  assert status == 0, stderr[-2000:]
   figures = final(workdir)
   assert 0 < figures['restored_step'] < STEPS, f'killed at step {step}'
   assert figures['params_sha256'] == final(finished)['params_sha256']
@@ -162,8 +162,8 @@ def test_sigterm_saves_and_exits_with_0(command, finished, tmp_path):
   # While it compiles: steps are so short that a later signal may miss them all.
   wait_for_file(process, workdir / files.MARKER)
   process.send_signal(signal.SIGTERM)
-  status, errors = finish(process)
-  assert status == 0, errors[-2000:]
+  status, stderr = finish(process)
+  assert status == 0, stderr[-2000:]
   assert not (workdir / 'final.json').exists()
   status, _ = finish(command(workdir))
   assert status == 0
@@ -180,15 +180,15 @@ def test_finished_run_is_left_as_it_is(command, finished):
 
 
 def test_other_config_is_refused_with_a_diff(command, finished):
-  status, errors = finish(command(finished, '--config.seed=5'))
+  status, stderr = finish(command(finished, '--config.seed=5'))
   assert status == 2
-  (line,) = [line for line in errors.splitlines() if 'error:' in line]
+  (line,) = [line for line in stderr.splitlines() if 'error:' in line]
   assert 'seed: 0 -> 5' in line and str(finished) in line
 
 
 def test_folder_of_another_tool_is_refused(command, tmp_path):
   (tmp_path / 'precious.txt').write_text('keep me')
-  status, errors = finish(command(tmp_path))
+  status, stderr = finish(command(tmp_path))
   assert status == 2 and str(tmp_path) in errors
   assert [entry.name for entry in tmp_path.iterdir()] == ['precious.txt']
 
@@ -203,9 +203,9 @@ def test_damaged_shard_is_named(command, records, tmp_path, damage):
   broken = folder / shard.name
   broken.write_bytes(b'' if damage == 'empty' else bytes(content))
   workdir = tmp_path / 'workdir'
-  status, errors = finish(command(workdir, data=folder))
+  status, stderr = finish(command(workdir, data=folder))
   assert status == 2
-  assert sum('error:' in line for line in errors.splitlines()) == 1
+  assert sum('error:' in line for line in stderr.splitlines()) == 1
   assert str(broken) in errors
   assert not (workdir / 'final.json').exists()
 
