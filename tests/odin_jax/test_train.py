@@ -64,7 +64,7 @@ def command(repository, records, tmp_path_factory):
 
 def finish(process):
   _, stderr = process.communicate(timeout=300)
-  return process.returncode, errors
+  return process.returncode, stderr
 
 
 def read_rows(workdir):
@@ -189,7 +189,7 @@ def test_other_config_is_refused_with_a_diff(command, finished):
 def test_folder_of_another_tool_is_refused(command, tmp_path):
   (tmp_path / 'precious.txt').write_text('keep me')
   status, stderr = finish(command(tmp_path))
-  assert status == 2 and str(tmp_path) in errors
+  assert status == 2 and str(tmp_path) in stderr
   assert [entry.name for entry in tmp_path.iterdir()] == ['precious.txt']
 
 
@@ -206,7 +206,7 @@ def test_damaged_shard_is_named(command, records, tmp_path, damage):
   status, stderr = finish(command(workdir, data=folder))
   assert status == 2
   assert sum('error:' in line for line in stderr.splitlines()) == 1
-  assert str(broken) in errors
+  assert str(broken) in stderr
   assert not (workdir / 'final.json').exists()
 
 
