@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from odin_jax import sharding
-from odin_jax.models import encoders
+from odin_jax.models import conditioning, encoders
 from odin_jax.shared import errors, files
 
 Config = dict[str, Any]
@@ -220,7 +220,8 @@ def open_latest(
   """The checkpoints of a workdir, the newest step and its config.
 
   Raises:
-    errors.UserError: no checkpoint there.
+    errors.UserError: no checkpoint there, or one of a model with a part of the
+      conditioning that is not here.
   """
   path = files.require_folder(
     workdir, 'the --workdir of odin_jax.train or output of port_weights'
@@ -230,4 +231,9 @@ def open_latest(
   newest = checkpoints.latest()
   if newest is None:
     raise errors.UserError(f'{workdir}: no checkpoint here yet; train first')
-  return checkpoints, newest, checkpoints.config(newest)
+  config = checkpoints.config(newest)
+  try:
+    conditioning.parse(config['model']['conditioning'])
+  except ValueError as error:
+    raise errors.UserError(f'{workdir}: {error}') from error
+  return checkpoints, newest, config

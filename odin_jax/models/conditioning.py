@@ -28,6 +28,8 @@ in the config; nothing else has to know of it. The class says
     with `needs_image` whether there has to be an image encoder;
   * `sharding`, the mesh axes of every parameter that it has.
 
+Its arrays are parameters; constants are Python numbers and tuples.
+
 It is built from the whole config and reads its own options there, which are
 fields of `model` in configs/train.py, as `fourier_bands` is.
 """

@@ -3,6 +3,7 @@
 from typing import Any, Mapping
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -42,12 +43,21 @@ def condition(
 
 
 def input_channels(config: Config) -> tuple[str, ...]:
-  """Names of the U-Net's input channels: noisy latent, then conditioning."""
-  noisy = range(encoders.latent_channels(config))
-  return (
-    *(f'noisy.{i}' for i in noisy),
-    *conditioning.channel_names(config),
-  )
+  """Names of the U-Net's input channels: noisy latent, then conditioning.
+
+  Raises:
+    ValueError: `conditioning.channel_names` does, or a channel of it has the
+      name of one of the noisy latent.
+  """
+  noisy = [f'noisy.{i}' for i in range(encoders.latent_channels(config))]
+  names = conditioning.channel_names(config)
+  for name in noisy:
+    if name in names:
+      raise ValueError(
+        f'conditioning {config["model"]["conditioning"]!r}: {name!r} is a '
+        'channel of the noisy latent; give the part another name'
+      )
+  return (*noisy, *names)
 
 
 class Odin(nnx.Module):
@@ -96,9 +106,29 @@ def init_params(config: Config) -> Any:
 
 
 def graph(config: Config) -> nnx.GraphDef:
-  """The model without its parameters; makes no arrays."""
+  """The model without its parameters; makes no arrays.
+
+  Raises:
+    ValueError: it has other arrays than parameters, which no checkpoint keeps.
+  """
   model = nnx.eval_shape(lambda: Odin(config, rngs=nnx.Rngs(0)))
-  return nnx.split(model)[0]
+  graphdef, _, others = nnx.split(model, nnx.Param, ...)
+  paths = [path for path, _ in nnx.to_flat_state(others)]
+  # An array of jax that is a plain attribute stays behind as a tracer.
+  paths += [
+    (*path, name)
+    for path, module in nnx.iter_modules(model)
+    for name, value in vars(module).items()
+    if isinstance(value, jax.core.Tracer)
+  ]
+  if paths:
+    names = ', '.join('/'.join(map(str, path)) for path in paths)
+    raise ValueError(
+      f'{names}: arrays of the model that are no parameters; keep '
+      'constants as Python numbers and tuples, and make arrays where they are '
+      'used'
+    )
+  return graphdef
 
 
 def sharding_rules() -> dict[str, conditioning.Axes]:

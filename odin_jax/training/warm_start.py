@@ -16,7 +16,7 @@ import numpy as np
 
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
-from odin_jax.models import conditioning, encoders, odin
+from odin_jax.models import encoders, odin
 from odin_jax.shared import errors
 
 Config = Mapping[str, Any]
@@ -159,10 +159,6 @@ def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
       f'--init={where}: a U-Net that was ported without its autoencoder; port '
       'their folders together'
     )
-  try:
-    conditioning.parse(saved_config['model']['conditioning'])
-  except ValueError as error:
-    raise errors.UserError(f'--init={where}: {error}') from error
   values = [
     (name, _sizes(config[name]), _sizes(saved_config[name]))
     for name in _MUST_AGREE

@@ -200,10 +200,17 @@ def test_it_starts_from_a_model_without_it_trains_and_samples(
 
 def test_a_model_with_a_part_that_is_not_here_is_refused(old_run, tmp_path):
   """As that of another branch."""
+  _, params, frozen = old_run
   config = make_config('se3')
   saved = config | {'model': config['model'] | {'conditioning': 'se3+ones'}}
-  with pytest.raises(errors.UserError, match="'ones' is none of se3"):
-    warm_start._check(tmp_path, config, saved)
+  save(tmp_path, 1, step.state_of(config, params), frozen, saved)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  for load in (
+    lambda: warm_start.load(tmp_path, config, mesh),
+    lambda: default_sampling.load_model(tmp_path, num_steps=1),
+  ):
+    with pytest.raises(errors.UserError, match="'ones' is none of se3"):
+      load()
 
 
 def test_names_that_cannot_be_are_refused(monkeypatch):
@@ -230,6 +237,16 @@ def test_names_that_cannot_be_are_refused(monkeypatch):
   with pytest.raises(ValueError, match="'brightness' is what another part"):
     conditioning.prepare(frozen, make_config('ones+else'), pairs)
 
+  class Noisy(Ones):
+    @classmethod
+    def channel_names(cls, config):
+      return ('0',)
+
+  # Starting from another model would take its rows for the noisy latent's.
+  monkeypatch.setitem(conditioning.PARTS, 'noisy', Noisy)
+  with pytest.raises(ValueError, match="'noisy.0' is a channel of the noisy"):
+    odin.input_channels(make_config('se3+noisy'))
+
   def channels():
     kept = jnp.zeros(2, bool)
     condition = {
@@ -241,3 +258,29 @@ def test_names_that_cannot_be_are_refused(monkeypatch):
 
   with pytest.raises(ValueError, match="'bare': 7 channels under 6 names"):
     jax.eval_shape(channels)
+
+
+def test_arrays_that_no_checkpoint_keeps_are_refused(monkeypatch):
+  class Constant(Ones):
+    def __init__(self, config, *, rngs):
+      super().__init__(config, rngs=rngs)
+      self.scale = jnp.ones(1)
+
+  class Numpy(Ones):
+    def __init__(self, config, *, rngs):
+      super().__init__(config, rngs=rngs)
+      self.scale = np.ones(1)
+
+  class Random(Ones):
+    def __init__(self, config, *, rngs):
+      super().__init__(config, rngs=rngs)
+      self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+  for name, part, path in (
+    ('constant', Constant, 'scale'),
+    ('numpy', Numpy, 'scale'),
+    ('random', Random, 'dropout'),
+  ):
+    monkeypatch.setitem(conditioning.PARTS, name, part)
+    with pytest.raises(ValueError, match=f'parts/{name}/{path}.*no parameters'):
+      odin.graph(make_config(name))
