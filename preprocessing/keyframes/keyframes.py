@@ -199,6 +199,7 @@ class _Extractor:
   def _keep(self, frame: frames.Frame, slot: int) -> None:
     keyframes = self._keyframes
     features = self._matcher.describe(frame.image)
+    matchers.check_features(self._matcher.name, features)
     if self._tracker is not None:
       keyframes.tracked_rays.append(self._tracker.rays())
     self._tracker = flow_tracker.FlowTracker(frame.image, features.rays)

@@ -54,6 +54,8 @@ MODULES = {
   'dust3r': 'preprocessing.matchers.dust3r',
   'sphere': 'preprocessing.matchers.sphere',
 }
+# Largest deviation of a ray's length from 1.
+_UNIT_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,6 +253,55 @@ def checked(name: str, options: Mapping[str, Any]) -> Settings:
     options=usable.options,
     files=usable.files,
   )
+
+
+def check_features(name: str, features: Features) -> None:
+  """Checks what a matcher says of a panorama.
+
+  Raises:
+    ValueError: they are no features of as many points.
+  """
+  rays, count = np.asarray(features.rays), len(features.rays)
+  shape = count, 3
+  if rays.shape != shape or np.shape(features.noise_rad) != (count,):
+    raise ValueError(
+      f'matcher {name!r}: rays {rays.shape} and noise_rad '
+      f'{np.shape(features.noise_rad)}; they must be (n, 3) and (n,)'
+    )
+  if np.ndim(features.descriptors) != 2 or len(features.descriptors) != count:
+    raise ValueError(
+      f'matcher {name!r}: {np.shape(features.descriptors)} descriptors of '
+      f'{count} points'
+    )
+  if not np.allclose(np.linalg.norm(rays, axis=1), 1, atol=_UNIT_TOLERANCE):
+    raise ValueError(f'matcher {name!r}: rays that are no unit vectors')
+
+
+def check_matches(
+  name: str, matches: np.ndarray, source: Features, target: Features
+) -> None:
+  """Checks what a matcher says of two panoramas.
+
+  Raises:
+    ValueError: they are no index pairs of points, each in one pair at most.
+  """
+  shape, kind = np.shape(matches), np.asarray(matches).dtype
+  if shape != (len(matches), 2) or not np.issubdtype(kind, np.integer):
+    raise ValueError(
+      f'matcher {name!r}: matches {shape} of {kind}; they must be (m, 2) '
+      'indices'
+    )
+  for side, features, indices in zip(
+    ('source', 'target'), (source, target), np.asarray(matches).T, strict=True
+  ):
+    if not np.all((indices >= 0) & (indices < len(features))):
+      raise ValueError(
+        f'matcher {name!r}: matches name points that the {side} has not'
+      )
+    if len(np.unique(indices)) < len(indices):
+      raise ValueError(
+        f'matcher {name!r}: a point of the {side} is in two matches'
+      )
 
 
 def make(name: str, options: Mapping[str, Any]) -> Matcher:

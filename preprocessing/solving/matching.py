@@ -58,9 +58,11 @@ class PairMatcher:
   ) -> Int[np.ndarray, 'm 2']:
     """Index pairs of the same points in two frames; see `matchers.Matcher`."""
     self._requests += 1
-    return self._matcher.match(
+    matches = self._matcher.match(
       source, target, expected=expected, gate_rad=self._gate_rad
     )
+    matchers.check_matches(self._matcher.name, matches, source, target)
+    return matches
 
   def match_neighbours(self) -> PairMatches:
     """Matches each frame with the next, near where its points were tracked."""
@@ -127,9 +129,11 @@ class PairMatcher:
     if not isinstance(self._matcher, matchers.GivesPoses):
       return self.match(source, target, expected), None
     self._requests += 1
-    return self._matcher.match_and_pose(
+    matches, pose = self._matcher.match_and_pose(
       source, target, expected=expected, gate_rad=self._gate_rad
     )
+    matchers.check_matches(self._matcher.name, matches, source, target)
+    return matches, pose
 
   def _expected(
     self,

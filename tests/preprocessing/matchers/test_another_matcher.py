@@ -177,3 +177,51 @@ def test_processes_without_the_row_find_it(registered, monkeypatch, tmp_path):
   matcher = pickle.loads(sent).make()
   assert isinstance(matcher, matchers.Matcher)
   assert matcher.name == 'brute_force'
+
+
+@pytest.mark.parametrize(
+  'changed, words',
+  [
+    (dict(rays=np.eye(4)[:, :2]), r'rays \(4, 2\)'),
+    (dict(noise_rad=np.ones(3)), r'noise_rad \(3,\)'),
+    (dict(descriptors=np.ones((3, 5), np.float32)), r'\(3, 5\) descriptors'),
+    (dict(rays=np.full((4, 3), 2.0)), 'no unit vectors'),
+    (dict(rays=np.full((4, 3), np.nan)), 'no unit vectors'),
+  ],
+)
+def test_features_that_are_none_are_refused(changed, words):
+  values = dict(
+    rays=np.eye(3)[[0, 1, 2, 0]],
+    noise_rad=np.ones(4),
+    descriptors=np.ones((4, 5), np.float32),
+  )
+  features = matchers.Features(**values)
+  matchers.check_features('own', features)
+  # Only tests check shapes as features are made.
+  vars(features).update(changed)
+  with pytest.raises(ValueError, match=f"matcher 'own': .*{words}"):
+    matchers.check_features('own', features)
+
+
+@pytest.mark.parametrize(
+  'matches, words',
+  [
+    (np.zeros((2, 5), int), r'matches \(2, 5\)'),
+    (np.zeros((1, 2)), 'float64'),
+    (np.array([[0, 3]]), 'that the target has not'),
+    (np.array([[-1, 0]]), 'that the source has not'),
+    (np.array([[1, 1], [1, 2]]), 'of the source is in two'),
+    (np.array([[1, 1], [2, 1]]), 'of the target is in two'),
+  ],
+)
+def test_matches_that_are_none_are_refused(matches, words):
+  """One that comes twice would weigh twice, without a word."""
+  points = matchers.Features(
+    rays=np.eye(3),
+    noise_rad=np.ones(3),
+    descriptors=np.ones((3, 1), np.float32),
+  )
+  matchers.check_matches('own', np.zeros((0, 2), int), points, points)
+  matchers.check_matches('own', np.array([[0, 2], [2, 0]]), points, points)
+  with pytest.raises(ValueError, match=f"matcher 'own': .*{words}"):
+    matchers.check_matches('own', matches, points, points)
