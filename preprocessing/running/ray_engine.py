@@ -164,7 +164,7 @@ def _do(job: workers.Job, token: str, actor: Any) -> workers.Outcome:
   _check_view(job, token)
   matcher = None
   if actor:
-    matcher = remote_matcher(job.settings.matching.name, actor, job.video_id)
+    matcher = remote_matcher(actor, job.video_id)
   scratch = job.output / parts.SCRATCH / secrets.token_hex(8)
   try:
     outcome = workers.make_part(
@@ -327,10 +327,14 @@ class _MatcherServer:
     answer = getattr(matcher, method)(*arguments, **more)
     return answer, getattr(matcher, 'calls', 0) - before
 
-  def abilities(self, video_id: str) -> tuple[bool, bool]:
-    """Whether the matcher counts its calls, and whether it gives poses."""
+  def traits(self, video_id: str) -> tuple[str, tuple[bool, bool]]:
+    """The matcher's own name, which the records have; its abilities.
+
+    Returns:
+      the name; whether it counts its calls, and whether it gives poses.
+    """
     matcher = self._matcher(video_id)
-    return (
+    return matcher.name, (
       isinstance(matcher, matchers.CountsCalls),
       isinstance(matcher, matchers.GivesPoses),
     )
@@ -460,7 +464,7 @@ _REMOTE_MATCHERS = {
 }
 
 
-def remote_matcher(name: str, actor: Any, video_id: str) -> RemoteMatcher:
+def remote_matcher(actor: Any, video_id: str) -> RemoteMatcher:
   """The matcher that an actor holds for a video."""
-  abilities = _answer(actor.abilities.remote(video_id))
+  name, abilities = _answer(actor.traits.remote(video_id))
   return _REMOTE_MATCHERS[abilities](name, actor, video_id)

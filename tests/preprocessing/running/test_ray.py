@@ -1,5 +1,6 @@
 """The Ray engine: the same bytes as without it, whatever dies on the way."""
 
+from concurrent import futures
 import dataclasses
 import os
 import pathlib
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import yaml
 
 from odin_jax.shared import errors
 from preprocessing import matchers
+from preprocessing.matchers import sphere
 from preprocessing.running import ray_engine, workers
 from preprocessing.writing import parts
 from tests.helpers import tiny_videos
@@ -281,6 +284,35 @@ def test_a_remote_matcher_counts_the_calls_of_its_video():
   assert not isinstance(
     ray_engine.RemoteMatcher('sphere', Actor(), 'walk'), matchers.CountsCalls
   )
+
+
+class Here:
+  """In place of a Ray actor: an object of this process."""
+
+  def __init__(self, held):
+    self._held = held
+
+  def __getattr__(self, method):
+    def answer(*arguments):
+      future = futures.Future()
+      future.set_result(getattr(self._held, method)(*arguments))
+      return mock.Mock(future=lambda: future)
+
+    return mock.Mock(remote=answer)
+
+
+def test_records_have_the_name_that_the_remote_matcher_gives_itself():
+  """Not its name in the config, which a run without actors never asks for."""
+  server = ray_engine._MatcherServer(
+    matchers.Settings(name='renamed', module=__name__, options={})
+  )
+  remote = ray_engine.remote_matcher(Here(server), 'walk')
+  assert type(remote) is ray_engine.RemoteMatcher and remote.name == 'sphere'
+
+
+def make(options):
+  """As a matcher's module."""
+  return sphere.make({**sphere.OPTIONS, **options})
 
 
 def test_cluster_file_is_what_ray_expects(repository):
