@@ -128,16 +128,24 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
 
 
 def _view_rules() -> alignment.ViewRules:
+  tables = _CONFIG.value.to_dict()
   try:
-    return alignment.ViewRules(
+    rules = alignment.ViewRules(
       num_views=_VIEWS_PER_PAIR.value,
       fov_deg=_FOV_DEG.value,
-      **_CONFIG.value.views,
+      **tables.pop('views'),
     )
-  except (AttributeError, TypeError) as error:
+  except (KeyError, TypeError) as error:
     raise errors.UserError(
       f'--config: {error}; give one with the fields of configs/worlds.py'
     ) from error
+  if tables:
+    # As those of configs/preprocess.py: here they would change nothing.
+    raise errors.UserError(
+      f'--config: has {", ".join(tables)} beside views; give one with the '
+      'fields of configs/worlds.py'
+    )
+  return rules
 
 
 def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
@@ -200,6 +208,7 @@ def main() -> None:
     )
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
     raise errors.UserError('--width and --height: must be even for H.264')
+  _view_rules()
   stopwatch = command.Stopwatch()
   output = files.claim_output(_OUTPUT.value, TOOL)
   if _PAIRS.value:

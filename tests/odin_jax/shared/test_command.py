@@ -49,11 +49,14 @@ def get_config(argument=None):
 def call(tmp_path, repository):
   config = tmp_path / 'config.py'
   config.write_text(CONFIG)
+  (tmp_path / 'other.py').write_text(CONFIG.replace("'steps'", "'runs'"))
   program = tmp_path / 'program.py'
   program.write_text(PROGRAM.format(config=str(config)))
 
   def run(*arguments):
-    arguments = [a.replace('FILE', str(config)) for a in arguments]
+    places = {'FILE': config, 'FOLDER': tmp_path}
+    for name, path in places.items():
+      arguments = [a.replace(name, str(path)) for a in arguments]
     return subprocess.run(
       [sys.executable, str(program), *arguments],
       capture_output=True,
@@ -87,6 +90,7 @@ def test_a_config_is_loaded_for_a_command_without_the_flag(tmp_path):
     (['--config=FILE:nothing'], "recipe 'nothing' is none of"),
     (['--config=FILE:world,width=3'], 'width=3'),
     (['--config=FILE:world,size_px=wide'], 'expected a int'),
+    (['--config=FOLDER/other.py'], '--config: lacks steps; give one with'),
     (['--config=/no/such/file.py'], '/no/such/file.py'),
     (['--nothing=1'], 'nothing'),
     (['stray'], 'stray'),

@@ -439,6 +439,7 @@ def test_how_views_are_chosen_can_be_set(command):
   for argument in (
     '--config.views.min_point=1',
     '--config=configs/evaluate.py',
+    '--config=configs/preprocess.py',
   ):
     _, done = command('refused', *pairs, argument)
     assert done.returncode == 2
