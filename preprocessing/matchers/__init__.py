@@ -217,8 +217,21 @@ class Settings:
   files: tuple[str, ...] = ()
 
   def make(self) -> Matcher:
-    """A matcher for one video."""
-    return importlib.import_module(self.module).make(self.options)
+    """A matcher for one video.
+
+    Raises:
+      errors.UserError: this process does not find its module.
+    """
+    try:
+      module = importlib.import_module(self.module)
+    except ModuleNotFoundError as error:
+      if error.name != self.module.partition('.')[0]:
+        raise
+      raise errors.UserError(
+        f'config.matcher={self.name!r}: the processes that do the work find no '
+        f'module {self.module}; give its folder in PYTHONPATH'
+      ) from error
+    return module.make(self.options)
 
 
 def default_options() -> dict[str, dict[str, Any]]:

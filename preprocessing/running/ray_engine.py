@@ -192,6 +192,12 @@ def _move(scratch: pathlib.Path, job: workers.Job) -> None:
     os.replace(path, target)
 
 
+def _python_path() -> str:
+  """Where workers find modules: here, and where the user keeps matchers."""
+  own = os.environ.get('PYTHONPATH')
+  return os.pathsep.join([str(command.REPOSITORY), *([own] if own else [])])
+
+
 @contextlib.contextmanager
 def _scratch(output: pathlib.Path) -> Iterator[str]:
   """A folder for what is unfinished, with a token that tells it from others."""
@@ -232,7 +238,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
   import ray
 
   os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-  environment = {'PYTHONPATH': str(command.REPOSITORY), **pool.SINGLE_THREADED}
+  environment = {'PYTHONPATH': _python_path(), **pool.SINGLE_THREADED}
   if rules.address:
     cluster = {'address': rules.address}
   else:

@@ -179,6 +179,13 @@ def test_processes_without_the_row_find_it(registered, monkeypatch, tmp_path):
   assert matcher.name == 'brute_force'
 
 
+def test_processes_that_do_not_find_its_module_say_so():
+  """As those of Ray, which know of PYTHONPATH alone."""
+  elsewhere = matchers.Settings(name='own', module='not_here', options={})
+  with pytest.raises(errors.UserError, match='not_here; give .* PYTHONPATH'):
+    elsewhere.make()
+
+
 @pytest.mark.parametrize(
   'changed, words',
   [

@@ -310,6 +310,13 @@ def test_records_have_the_name_that_the_remote_matcher_gives_itself():
   assert type(remote) is ray_engine.RemoteMatcher and remote.name == 'sphere'
 
 
+def test_workers_find_modules_where_the_user_does(monkeypatch, repository):
+  monkeypatch.delenv('PYTHONPATH', raising=False)
+  assert ray_engine._python_path() == str(repository)
+  monkeypatch.setenv('PYTHONPATH', '/own')
+  assert ray_engine._python_path() == f'{repository}{os.pathsep}/own'
+
+
 def make(options):
   """As a matcher's module."""
   return sphere.make({**sphere.OPTIONS, **options})
