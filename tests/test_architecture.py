@@ -148,12 +148,12 @@ FORBIDDEN = ['tensorflow', 'torchvision', 'diffusers', 'transformers']
 
 
 def modules(repository: pathlib.Path) -> dict[str, pathlib.Path]:
-  found = {}
+  paths = {}
   for package in ('odin_jax', 'preprocessing', 'configs'):
     for path in sorted((repository / package).rglob('*.py')):
       parts = path.relative_to(repository).with_suffix('').parts
-      found['.'.join(parts).removesuffix('.__init__')] = path
-  return found
+      paths['.'.join(parts).removesuffix('.__init__')] = path
+  return paths
 
 
 def imports(path: pathlib.Path) -> list[tuple[str, bool]]:
@@ -165,16 +165,16 @@ def imports(path: pathlib.Path) -> list[tuple[str, bool]]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     for child in ast.walk(node)
   }
-  found = []
+  names = []
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
-      found += [(alias.name, node in inside) for alias in node.names]
+      names += [(alias.name, node in inside) for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{path}: relative import'
-      found += [
+      names += [
         (f'{node.module}.{alias.name}', node in inside) for alias in node.names
       ]
-  return found
+  return names
 
 
 def within(name: str, prefix: str) -> bool:

@@ -483,15 +483,3 @@ def encode_png(view: UInt8[np.ndarray, 's s']) -> bytes:
   return cv2.imencode('.png', view, [cv2.IMWRITE_PNG_COMPRESSION, 9])[
     1
   ].tobytes()
-
-
-def decode_png(data: bytes) -> UInt8[np.ndarray, 's s']:
-  """The weight of a view.
-
-  Raises:
-    ValueError: no image.
-  """
-  view = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-  if view is None:
-    raise ValueError('its weight is no PNG')
-  return view

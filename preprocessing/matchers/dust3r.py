@@ -434,7 +434,10 @@ class Dust3rMatcher:
     close: list[_ClosePoints] = []
     poses: list[pointmaps.ViewPose] = []
     decoded = self._network.decode(
-      [(source_tokens[one], target_tokens[two]) for one, two in views]
+      [
+        (source_tokens[in_source], target_tokens[in_target])
+        for in_source, in_target in views
+      ]
     )
     for (view_one, view_two), maps in zip(views, decoded):
       pose = self._believed_pose(maps)

@@ -81,11 +81,11 @@ def select(
   counts: dict[str, collections.Counter[int]] = collections.defaultdict(
     collections.Counter
   )
-  for pair, verdict in sorted(solution.verifications.items()):
-    rejection = _rejection(pair, verdict, split_of)
+  for pair, verified in sorted(solution.verifications.items()):
+    rejection = _rejection(pair, verified, split_of)
     if rejection is None:
       kind = 'posed'
-      selected.append(SelectedPair(frames=pair, confidence=verdict.confidence))
+      selected.append(SelectedPair(frames=pair, confidence=verified.confidence))
     else:
       is_split = rejection.stage is rejections.Stage.SPLIT
       kind = 'split_apart' if is_split else 'refused'
@@ -117,7 +117,7 @@ def _gap(slots: Sequence[int], pair: tracks.FramePair) -> int:
 
 def _rejection(
   pair: tracks.FramePair,
-  verdict: verification.Verification,
+  verified: verification.Verification,
   split_of: Sequence[str],
 ) -> rejections.Rejection | None:
   """Why no views of a pair are looked for; None where they are."""
@@ -127,10 +127,10 @@ def _rejection(
       reason=rejections.Reason.SPLITS,
       frames=pair,
     )
-  if verdict.reason is not None:
+  if verified.reason is not None:
     return rejections.Rejection(
       stage=rejections.Stage.POSES,
-      reason=verdict.reason,
+      reason=verified.reason,
       frames=pair,
     )
   return None

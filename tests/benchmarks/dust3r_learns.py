@@ -122,8 +122,8 @@ def make_batch(banks: list[Bank], pairs: list[tuple]) -> tuple[dict, dict]:
   """The two views as the package wants them, each pair in both orders."""
   both = [
     order
-    for bank, one, two in pairs
-    for order in ((bank, one, two), (bank, two, one))
+    for bank, first, second in pairs
+    for order in ((bank, first, second), (bank, second, first))
   ]
   return tuple(
     _collate(
@@ -173,8 +173,8 @@ def train(home: Any, model: Any, banks: list[Bank], seconds: float) -> int:
     rate = _LEARNING_RATE * min(1.0, done / _WARMUP_SHARE)
     for group in optimizer.param_groups:
       group['lr'] = rate * 0.5 * (1 + np.cos(np.pi * done))
-    one, two = make_batch(banks, draw_pairs(banks, _BATCH_SIZE, rng))
-    loss, _ = criterion(one, two, *model(one, two))
+    first, second = make_batch(banks, draw_pairs(banks, _BATCH_SIZE, rng))
+    loss, _ = criterion(first, second, *model(first, second))
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -186,11 +186,13 @@ def train(home: Any, model: Any, banks: list[Bank], seconds: float) -> int:
 def judge(model: Any, banks: list[Bank], pairs: list[tuple]) -> dict[str, Any]:
   """Pose errors of the network on pairs, through adapter and PnP."""
   network = dust3r_network.Network(model, device='cpu')
-  found, still = [], []
-  for bank, one, two in pairs:
+  all_errors, still = [], []
+  for bank, source, target in pairs:
     views = banks[bank]
-    true = camera.relative(views.poses[one], views.poses[two])
-    tokens = network.encode(np.stack([views.images[one], views.images[two]]))
+    true = camera.relative(views.poses[source], views.poses[target])
+    tokens = network.encode(
+      np.stack([views.images[source], views.images[target]])
+    )
     (maps,) = network.decode([(tokens[0], tokens[1])])
     pose = pointmaps.pose_from_pointmap(
       maps.points_two,
@@ -200,10 +202,14 @@ def judge(model: Any, banks: list[Bank], pairs: list[tuple]) -> dict[str, Any]:
       max_error_px=3.0,
     )
     still.append(_errors(camera.identity_pose(), true)[0])
-    found.append(_LOST if pose is None else _errors(pose.target2source, true))
-  rotation, direction = np.median(found, axis=0)
+    all_errors.append(
+      _LOST if pose is None else _errors(pose.target2source, true)
+    )
+  rotation, direction = np.median(all_errors, axis=0)
   return {
-    'posed': round(float(np.mean([errors != _LOST for errors in found])), 3),
+    'posed': round(
+      float(np.mean([errors != _LOST for errors in all_errors])), 3
+    ),
     'rotation_median_deg': round(float(rotation), 2),
     'direction_median_deg': round(float(direction), 2),
     'identity_rotation_median_deg': round(float(np.median(still)), 2),

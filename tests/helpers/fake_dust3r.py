@@ -80,10 +80,10 @@ class OracleNetwork(torch.nn.Module):
     assert image.shape[2:] == tuple(true_shape[0].tolist())
     pixels = torch.round((image * 0.5 + 0.5) * 255).to(torch.uint8)
     rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    found = [self.numbers[row.tobytes()] for row in rows]
-    self.encoded += len(found)
-    tokens = torch.tensor(found, dtype=torch.float32)[:, None, None]
-    return tokens, torch.zeros(len(found), 1, 2, dtype=torch.int64), None
+    numbers = [self.numbers[row.tobytes()] for row in rows]
+    self.encoded += len(numbers)
+    tokens = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+    return tokens, torch.zeros(len(numbers), 1, 2, dtype=torch.int64), None
 
   def _decoder(self, one, positions_one, two, positions_two):
     self.decoded += [(int(a), int(b)) for a, b in zip(one.ravel(), two.ravel())]

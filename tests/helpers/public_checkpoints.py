@@ -187,10 +187,10 @@ def ldm_unet(module, in_channels=8):
 def ldm_state(modules, *, in_channels=8):
   """The state dict of a file such as Zero-1-to-3's, without a projection."""
   state = _extras()
-  for name, (naming, settings, prefix, theirs, _) in NETWORKS.items():
+  for name, (naming, settings, prefix, layout, _) in NETWORKS.items():
     settings = settings | dict(in_channels=in_channels)
     given = renamed(
-      arrays(modules[name]), naming, settings, NETWORKS[name][4], theirs
+      arrays(modules[name]), naming, settings, NETWORKS[name][4], layout
     )
     state |= {prefix + key: array for key, array in given.items()}
   return state

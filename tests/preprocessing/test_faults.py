@@ -55,7 +55,7 @@ def run(repository, videos, output, **options):
 
 def cpu_seconds(session):
   """Of every living process of a session, by its number."""
-  found = {}
+  seconds = {}
   for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
       fields = path.read_text().rpartition(')')[2].split()
@@ -63,17 +63,17 @@ def cpu_seconds(session):
       continue
     if fields[0] != 'Z' and int(fields[3]) == session:
       ticks = int(fields[11]) + int(fields[12])
-      found[int(path.parent.name)] = ticks / _TICKS_PER_S
-  return found
+      seconds[int(path.parent.name)] = ticks / _TICKS_PER_S
+  return seconds
 
 
 def follow(process, until_s):
   """Waits until so much computing is done; returns how much was seen."""
-  seen = {}
-  while process.poll() is None and sum(seen.values()) < until_s:
-    seen.update(cpu_seconds(process.pid))
+  seconds = {}
+  while process.poll() is None and sum(seconds.values()) < until_s:
+    seconds.update(cpu_seconds(process.pid))
     time.sleep(_POLL_S)
-  return sum(seen.values())
+  return sum(seconds.values())
 
 
 @pytest.fixture(scope='module')

@@ -93,9 +93,9 @@ def test_a_backward_step_is_a_flip():
     return camera.make_pose(pose[:, :3], 2 * before - pose[:, 3])
 
   component = make_component(truth, change=change)
-  found = figures.pose_figures([quality.pose_errors(component, truth)])
-  assert found['flips'] == 1
-  assert found['direction_deg'] < 1e-5
+  summary = figures.pose_figures([quality.pose_errors(component, truth)])
+  assert summary['flips'] == 1
+  assert summary['direction_deg'] < 1e-5
   order = quality.frames_behind(component)
   assert (order['frames'], order['behind']) == (8, 1)
   assert order['straightness'] > 0.9
@@ -105,8 +105,8 @@ def test_a_backward_step_is_a_flip():
 def test_truth_holds_for_a_fifth_of_a_second():
   truth = make_truth()
   for time_s, index in ((1.0, 5), (1.0333, 5), (1.1666, 5), (1.2, 6)):
-    found = quality.pose_at(truth, float(np.float32(time_s)))
-    assert np.array_equal(found, truth['frame2world'][index])
+    pose = quality.pose_at(truth, float(np.float32(time_s)))
+    assert np.array_equal(pose, truth['frame2world'][index])
   for time_s in (-1.0, 100.0):
     with pytest.raises(ValueError, match='no truth'):
       quality.pose_at(truth, time_s)
@@ -132,15 +132,15 @@ def test_frame_pairs_and_their_poses_are_counted_once():
   assert second.frame_pairs == {(0.0, 1.0)}
   assert first.poses_per_frame == 1
   other = camera.make_pose(turn(1.0), np.zeros(3))
-  (found,) = quality.gather_components([*rows[:3], row(0.0, 2.0, other)])
-  assert found.poses_per_frame == 2
+  (component,) = quality.gather_components([*rows[:3], row(0.0, 2.0, other)])
+  assert component.poses_per_frame == 2
 
 
 def test_long_pairs_are_kept_apart():
   rows = [row(0.0, 1.0), row(0.0, 9.0, hops=3), row(9.0, 0.0, hops=3)]
-  (found,) = quality.gather_components(rows)
-  assert found.frame_pairs == {(0.0, 1.0)}
-  assert found.long_pairs == {(0.0, 9.0)}
+  (component,) = quality.gather_components(rows)
+  assert component.frame_pairs == {(0.0, 1.0)}
+  assert component.long_pairs == {(0.0, 9.0)}
 
 
 def test_sampson_distance_is_zero_on_the_line_and_half_the_way_off_it():
@@ -262,8 +262,8 @@ def test_wrong_poses_are_caught(run):
   ],
 )
 def test_wilson_interval_against_published_values(successes, trials, expected):
-  found = sample.wilson_interval(successes, trials)
-  assert found == pytest.approx(expected, abs=6e-5)
+  interval = sample.wilson_interval(successes, trials)
+  assert interval == pytest.approx(expected, abs=6e-5)
 
 
 def test_a_sample_has_no_record_twice_and_repeats():
@@ -277,12 +277,12 @@ def test_a_sample_has_no_record_twice_and_repeats():
 
 def test_consistent_share_tells_true_poses_from_turned_ones(run):
   audited = list(records.Records(run / 'records'))
-  found = sample.figures([sample.assess(one) for one in audited])
-  assert found['size'] == 20 and found['decided'] >= 10
-  assert found['share'] > 0.9
-  low, high = found['interval_95']
-  assert low < found['share'] <= high + 1e-9
-  assert found['chance_share'] < 0.5
+  summary = sample.figures([sample.assess(example) for example in audited])
+  assert summary['size'] == 20 and summary['decided'] >= 10
+  assert summary['share'] > 0.9
+  low, high = summary['interval_95']
+  assert low < summary['share'] <= high + 1e-9
+  assert summary['chance_share'] < 0.5
   wrong = []
   for record in audited:
     pose = record['target2source'].copy()

@@ -263,10 +263,10 @@ def test_every_fault_is_mended_or_told(server, video, tmp_path):
   for name in whole:
     assert (output / f'{name}.mp4').read_bytes() == video
   rows = ledger(output)
-  found = {
+  reasons = {
     name: (row['reason'], row.get('attempts')) for name, row in rows.items()
   }
-  assert found == {
+  assert reasons == {
     EXCLUDED: ('excluded', None),
     LONG: ('truncated', 2),
     SHORT: ('truncated', 2),

@@ -119,12 +119,12 @@ def path():
     frame2scene[frame] = camera.make_pose(
       rotation, to_scene(component, pose[:, 3])
     )
-    mine = np.flatnonzero((owner == component) & (rng.uniform(size=160) < 0.8))
-    local = camera.transform(camera.inverse(frame2scene[frame]), points[mine])
+    shown = np.flatnonzero((owner == component) & (rng.uniform(size=160) < 0.8))
+    local = camera.transform(camera.inverse(frame2scene[frame]), points[shown])
     local /= np.linalg.norm(local, axis=1, keepdims=True)
     local += rng.normal(scale=NOISE_RAD, size=local.shape)
     local /= np.linalg.norm(local, axis=1, keepdims=True)
-    rows += [(frame, *row) for row in zip(mine, local)]
+    rows += [(frame, *row) for row in zip(shown, local)]
   return cameras.CameraPath(
     video_id='room',
     times_s=np.arange(len(COMPONENT)) * 0.5,
@@ -204,12 +204,14 @@ def test_colmap_observations_are_those_of_the_path(
   exported, path, layout, number
 ):
   model = model_of(exported, layout, number)
-  seen = path.observations_of(number)
+  observations = path.observations_of(number)
   truth = {
     (int(frame), int(point)): ray
-    for frame, point, ray in zip(seen.frame, seen.point, seen.ray)
+    for frame, point, ray in zip(
+      observations.frame, observations.point, observations.ray
+    )
   }
-  found = set()
+  shown = set()
   for image in model.images.values():
     key, pose = image.frame_id - 1, path.frame2scene[image.frame_id - 1]
     camera2frame = pose[:, :3].T @ image.cam_from_world().rotation.matrix().T
@@ -220,9 +222,9 @@ def test_colmap_observations_are_those_of_the_path(
       np.testing.assert_allclose(
         ray / np.linalg.norm(ray), truth[key, point], atol=1e-9
       )
-      found.add((key, point))
+      shown.add((key, point))
   # The views together see all that the panoramas see.
-  assert found == set(truth)
+  assert shown == set(truth)
 
 
 @pytest.mark.parametrize('number', [0, 1])
@@ -246,16 +248,16 @@ def test_colmap_points_project_to_their_own_colour(exported, number):
 @pytest.mark.parametrize('number', [0, 1])
 def test_colmap_errors_are_our_own(exported, path, number):
   model = model_of(exported, '.', number)
-  seen = path.observations_of(number)
+  observations = path.observations_of(number)
   error_px = (
-    bundle_adjustment.errors_rad(path.frame2scene, path.points, seen)
+    bundle_adjustment.errors_rad(path.frame2scene, path.points, observations)
     * WIDTH
     / (2 * np.pi)
   )
   for identity, point in model.points3D.items():
-    mine = error_px[seen.point == identity - 1]
-    assert point.track.length() == len(mine)
-    assert point.error == pytest.approx(mine.mean(), rel=1e-4)
+    own_error_px = error_px[observations.point == identity - 1]
+    assert point.track.length() == len(own_error_px)
+    assert point.error == pytest.approx(own_error_px.mean(), rel=1e-4)
   # Two directions of noise: the Rayleigh distribution's median is 1.18.
   assert np.median(error_px) * 2 * np.pi / WIDTH == pytest.approx(
     1.18 * NOISE_RAD, rel=0.2
@@ -395,8 +397,8 @@ def views(**changes):
 
 def test_the_default_views_leave_no_gap():
   rays = np.random.default_rng(0).normal(size=(20_000, 3))
-  seen = sum(view.project(rays)[1].astype(int) for view in views())
-  assert seen.min() >= 1
+  views_of_ray = sum(view.project(rays)[1].astype(int) for view in views())
+  assert views_of_ray.min() >= 1
 
 
 def test_a_view_is_as_fine_as_its_panorama():
@@ -552,22 +554,24 @@ def test_a_path_is_in_the_units_of_the_records(path):
     figures={},
   )
   # Component 0 gave no records and keeps its unit.
-  found = cameras.of_solution('room', path.times_s.tolist(), solution, {1: 2.5})
+  scaled = cameras.of_solution(
+    'room', path.times_s.tolist(), solution, {1: 2.5}
+  )
   for component, factor in ((0, 1.0), (1, 2.5)):
     frames = path.frames(component)
     for frame in frames:
       np.testing.assert_array_equal(
-        found.frame2scene[frame],
+        scaled.frame2scene[frame],
         camera.rescale(path.frame2scene[frame], factor),
       )
-    seen = np.unique(path.observations_of(component).point)
+    observed = np.unique(path.observations_of(component).point)
     np.testing.assert_array_equal(
-      found.points[seen], path.points[seen] * factor
+      scaled.points[observed], path.points[observed] * factor
     )
   # A similarity changes no direction.
   np.testing.assert_allclose(
     bundle_adjustment.errors_rad(
-      found.frame2scene, found.points, found.observations
+      scaled.frame2scene, scaled.points, scaled.observations
     ),
     bundle_adjustment.errors_rad(
       path.frame2scene, path.points, path.observations

@@ -99,11 +99,11 @@ def described(filmed):
   """A matcher with noise, its network, features and places of arrival."""
   matcher, oracle = filmed.matcher(noise=0.005)
   features = [matcher.describe(picture) for picture in filmed.pictures]
-  arrivals = [
+  tracked_rays = [
     filmed.arrivals((frame, frame + 1), features[frame].rays)
     for frame in range(len(features) - 1)
   ]
-  return matcher, oracle, features, arrivals
+  return matcher, oracle, features, tracked_rays
 
 
 def off_degrees(pose, true):
@@ -122,31 +122,33 @@ def test_matches_are_one_to_one_and_true(filmed, described, pair):
   matcher, _, features, _ = described
   source, target = features[pair[0]], features[pair[1]]
   expected = filmed.arrivals(pair, source.rays)
-  found = matcher.match(
+  matches = matcher.match(
     source, target, expected=expected, gate_rad=np.deg2rad(2)
   )
-  assert len(found) > 100
-  for side in found.T:
+  assert len(matches) > 100
+  for side in matches.T:
     assert len(np.unique(side)) == len(side)
   error = relative_pose.epipolar_error_rad(
-    filmed.true_pose(pair), source.rays[found[:, 0]], target.rays[found[:, 1]]
+    filmed.true_pose(pair),
+    source.rays[matches[:, 0]],
+    target.rays[matches[:, 1]],
   )
   assert np.mean(error < 1.5 * _PIXEL_RAD) > 0.95
   apart = camera.angle_between_deg(
-    expected[found[:, 0]], target.rays[found[:, 1]]
+    expected[matches[:, 0]], target.rays[matches[:, 1]]
   )
   assert apart.max() <= 2.0 and np.median(apart) < 0.3
 
 
 def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
-  matcher, oracle, features, arrivals = described
+  matcher, oracle, features, tracked_rays = described
   rules = verification.PoseRules(**dict(preprocess.get_config().poses))
   before, encoded = matcher.calls, oracle.encoded
 
   def solve():
     return solver.Solver(
       features,
-      arrivals,
+      tracked_rays,
       matcher,
       rules=rules,
       max_gap=3,
@@ -159,15 +161,17 @@ def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   assert 0 < spent <= matcher.calls_bound(len(solution.verifications), 100)
   assert matcher.calls == len(oracle.decoded)
   ratios = []
-  for pair, verdict in solution.verifications.items():
-    assert verdict.is_kept
-    found = camera.relative(
+  for pair, verified in solution.verifications.items():
+    assert verified.is_kept
+    target2source = camera.relative(
       solution.frame2scene[pair[0]], solution.frame2scene[pair[1]]
     )
     true = filmed.true_pose(pair)
-    rotation_deg, direction_deg = off_degrees(found, true)
+    rotation_deg, direction_deg = off_degrees(target2source, true)
     assert rotation_deg < 0.15 and direction_deg < 0.3
-    ratios.append(np.linalg.norm(found[:, 3]) / np.linalg.norm(true[:, 3]))
+    ratios.append(
+      np.linalg.norm(target2source[:, 3]) / np.linalg.norm(true[:, 3])
+    )
   assert np.ptp(ratios) < 0.01 * np.mean(ratios)
   # Asked again it pays nothing, and gives the same.
   spent, encoded = matcher.calls, oracle.encoded
@@ -196,7 +200,7 @@ def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
 
 def test_the_solver_uses_what_the_matcher_says(filmed, described):
   """A matcher whose own word is wrong is outvoted; its confidence shows."""
-  matcher, _, features, arrivals = described
+  matcher, _, features, tracked_rays = described
   rules = verification.PoseRules(**dict(preprocess.get_config().poses))
 
   class Doubting:
@@ -212,28 +216,28 @@ def test_the_solver_uses_what_the_matcher_says(filmed, described):
         pose, confidence=0.25, target2source=camera.inverse(pose.target2source)
       )
 
-  found = solver.Solver(
+  solution = solver.Solver(
     features,
-    arrivals,
+    tracked_rays,
     Doubting(),
     rules=rules,
     max_gap=3,
     pixel_rad=_PIXEL_RAD,
   ).solve()
   assert Doubting.asked == 3 + rules.rounds * 6
-  for pair, verdict in found.verifications.items():
-    assert verdict.is_kept and verdict.confidence == 0.25
+  for pair, verified in solution.verifications.items():
+    assert verified.is_kept and verified.confidence == 0.25
     pose = camera.relative(
-      found.frame2scene[pair[0]], found.frame2scene[pair[1]]
+      solution.frame2scene[pair[0]], solution.frame2scene[pair[1]]
     )
     rotation_deg, direction_deg = off_degrees(pose, filmed.true_pose(pair))
     assert rotation_deg < 0.15 and direction_deg < 0.3
 
 
 def test_subsets_share_one_answer(described):
-  matcher, _, features, arrivals = described
+  matcher, _, features, tracked_rays = described
   whole = matcher.match(
-    features[0], features[1], expected=arrivals[0], gate_rad=0.03
+    features[0], features[1], expected=tracked_rays[0], gate_rad=0.03
   )
   calls = matcher.calls
   rng = np.random.default_rng(0)
@@ -241,7 +245,7 @@ def test_subsets_share_one_answer(described):
   part = matcher.match(
     features[0].subset(keep[0]),
     features[1].subset(np.flatnonzero(keep[1])),
-    expected=arrivals[0][keep[0]],
+    expected=tracked_rays[0][keep[0]],
     gate_rad=0.03,
   )
   assert matcher.calls == calls
@@ -256,12 +260,15 @@ def test_subsets_share_one_answer(described):
 
 def test_unknown_places_cost_nothing_and_match_nothing(filmed, described):
   matcher, oracle = filmed.matcher()
-  one, two = described[2][:2]
-  lost = np.full((len(one), 3), np.nan)
-  assert matcher.match(one, two, expected=lost, gate_rad=1.0).shape == (0, 2)
+  source, target = described[2][:2]
+  lost = np.full((len(source), 3), np.nan)
+  assert matcher.match(source, target, expected=lost, gate_rad=1.0).shape == (
+    0,
+    2,
+  )
   assert matcher.calls == 0 and not oracle.decoded
   # Nor is that kept as an answer.
-  assert len(matcher.match(one, two)) > 20
+  assert len(matcher.match(source, target)) > 20
   blank = matcher.describe(np.full((64, 128, 3), 90, np.uint8))
   assert len(blank) == 0
   assert matcher.match(blank, blank, expected=blank.rays).shape == (0, 2)
@@ -272,9 +279,9 @@ def test_view_pairs_that_contradict_themselves_are_not_believed(
 ):
   every = {(a, b + 8) for a in range(8) for b in range(8)}
   matcher, oracle = filmed.matcher(lies=every)
-  one, two = described[2][:2]
-  found, pose = matcher.match_and_pose(one, two)
-  assert found.shape == (0, 2) and pose is None
+  source, target = described[2][:2]
+  matches, pose = matcher.match_and_pose(source, target)
+  assert matches.shape == (0, 2) and pose is None
   assert 0 < len(oracle.decoded) <= 8
 
 
@@ -301,11 +308,11 @@ def test_what_is_cached_is_bounded(filmed, described):
 
 def test_copies_of_features_share_the_answer(filmed, described):
   matcher, oracle = filmed.matcher()
-  one, two = described[2][:2]
-  found = matcher.match(one, two)
+  source, target = described[2][:2]
+  matches = matcher.match(source, target)
   calls = matcher.calls
-  copied = [pickle.loads(pickle.dumps(item)) for item in (one, two)]
-  np.testing.assert_array_equal(matcher.match(*copied), found)
+  copied = [pickle.loads(pickle.dumps(item)) for item in (source, target)]
+  np.testing.assert_array_equal(matcher.match(*copied), matches)
   assert matcher.calls == calls and oracle.encoded == 16
 
 
@@ -314,12 +321,12 @@ def test_matching_is_deterministic(filmed, described):
   again = filmed.matcher()[0].describe(filmed.pictures[1])
   assert again.panorama.key == features[1].panorama.key
   np.testing.assert_array_equal(again.rays, features[1].rays)
-  found = [
+  matches = [
     filmed.matcher(noise=0.005)[0].match(features[0], target)
     for target in (features[1], again)
   ]
-  np.testing.assert_array_equal(*found)
-  assert len(found[0]) > 20
+  np.testing.assert_array_equal(*matches)
+  assert len(matches[0]) > 20
 
 
 # Pose and scale from pointmaps.
@@ -394,12 +401,12 @@ def test_read_is_bilinear_about_pixel_centres():
   u, v = camera.pixel_centres(7, 5)
   ramp = np.stack([u, v, 2 * u - v], axis=-1).astype(np.float32)
   pixels = np.array([[0.5, 0.5], [3.25, 2.0], [6.5, 4.5], [7.0, 5.0]])
-  found = pointmaps.read(ramp, pixels)
+  values = pointmaps.read(ramp, pixels)
   inside = np.clip(pixels, 0.5, [6.5, 4.5])
-  np.testing.assert_allclose(found[:, :2], inside, atol=1e-5)
+  np.testing.assert_allclose(values[:, :2], inside, atol=1e-5)
   many = np.tile(pixels, (9000, 1))
   np.testing.assert_array_equal(
-    pointmaps.read(ramp, many), np.tile(found, (9000, 1))
+    pointmaps.read(ramp, many), np.tile(values, (9000, 1))
   )
   assert pointmaps.read(ramp, np.zeros((0, 2))).shape == (0, 3)
 

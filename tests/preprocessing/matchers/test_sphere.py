@@ -73,10 +73,10 @@ def test_features_follow_a_rotation_over_seam_and_poles(turned):
     assert np.median(error_deg[near]) < 0.3
   # Half a pixel of offset anywhere would turn the best rotation.
   good = error_deg < 1.0
-  found, _ = Rotation.align_vectors(
+  aligned, _ = Rotation.align_vectors(
     source.rays[pairs[good, 0]], target.rays[pairs[good, 1]]
   )
-  assert camera.rotation_angle_deg(found.as_matrix() @ rotation.T) < 0.03
+  assert camera.rotation_angle_deg(aligned.as_matrix() @ rotation.T) < 0.03
 
 
 def test_features_are_unit_vectors_and_found_once(turned):
@@ -166,11 +166,11 @@ def test_match_equals_brute_force(seed, counts, gate_deg):
     expected = random_features(rng, counts[0]).rays
     expected[rng.uniform(size=counts[0]) < 0.2] = np.nan
   gate_rad = np.deg2rad(gate_deg or 0.0)
-  found = make_matcher().match(
+  matches = make_matcher().match(
     source, target, expected=expected, gate_rad=gate_rad
   )
   wanted = brute_force(source, target, expected, gate_rad, 0.75, 0.9)
-  np.testing.assert_array_equal(found, wanted)
+  np.testing.assert_array_equal(matches, wanted)
 
 
 def test_the_gate_tells_identical_things_apart():

@@ -63,18 +63,18 @@ def oracle(bodies, origin, ray, time_s):
       roots = np.roots(
         [1, 2 * start @ ray, start @ start - body.half_m[0] ** 2]
       )
-      found = [root.real for root in roots if abs(root.imag) < 1e-12]
+      crossings = [root.real for root in roots if abs(root.imag) < 1e-12]
     else:
       turn = camera.rotation_y(-body.yaw_rad)
       local, along = turn @ start, turn @ ray
-      found = []
+      crossings = []
       for axis in range(3):
         for sign in (-1, 1):
           t = (sign * body.half_m[axis] - local[axis]) / along[axis]
           point = np.delete(local + t * along, axis)
           if np.all(np.abs(point) <= np.delete(body.half_m, axis)):
-            found.append(t)
-    best = min([best, *(t for t in found if t > 0)])
+            crossings.append(t)
+    best = min([best, *(t for t in crossings if t > 0)])
   return best
 
 
@@ -200,10 +200,10 @@ def test_colours_follow_depth_and_pose_into_another_frame(name):
   column, row = u.astype(int) % _WIDTH, np.minimum(v.astype(int), _HEIGHT - 1)
   moves = place.scene.surface_moves
   surface = hits[0].surface.ravel(), hits[1].surface[row, column]
-  seen = hits[1].distance[row, column]
+  distance = hits[1].distance[row, column]
   away = np.linalg.norm(moved, axis=1)
   static = ~moves[surface[0]] & ~moves[surface[1]]
-  static &= np.abs(seen - away) < 0.02 * away
+  static &= np.abs(distance - away) < 0.02 * away
   # Nearest pixels: compare with what half a pixel of texture can change.
   colours = images[0].reshape(-1, 3), images[1][row, column]
   error = np.abs(colours[0].astype(float) - colours[1]).mean(-1)
@@ -476,13 +476,13 @@ _CROWDED = ('--num_worlds=1', '--kinds=unique_room', '--movers=20', '--seed=5')
 def test_videos_have_the_movers(command):
   folder, done = command('crowd', *_CROWDED, *_SMALL)
   assert done.returncode == 0, done.stderr
-  found = np.load(folder / '000_unique_room.truth.npz')['moving']
+  moving = np.load(folder / '000_unique_room.truth.npz')['moving']
   times_s = footage.picture_times_s(1.0)
   few, true = (
     footage.truth(crowded('unique_room', movers), times_s)['moving']
     for movers in (None, 20)
   )
-  assert np.array_equal(found, true)
+  assert np.array_equal(moving, true)
   assert not np.array_equal(few, true)
 
 
@@ -556,9 +556,9 @@ def test_pairs_are_records_with_true_poses(pairs):
   assert np.isclose(np.median(depths), 1.0, rtol=1e-5)
   units_per_m = []
   for record in of_place:
-    found = quality.gather_components([record])[0]
+    component = quality.gather_components([record])[0]
     errors = quality.pose_errors(
-      found, footage.truth(place, np.arange(9.0), width=16, height=8)
+      component, footage.truth(place, np.arange(9.0), width=16, height=8)
     )
     assert errors['rotation_deg'].max() < 1e-4
     assert errors['direction_deg'].max() < 1e-3

@@ -153,11 +153,11 @@ def test_views_that_share_more_are_preferred():
 def test_a_turn_ends_at_the_goal_or_at_its_limit(seed, limit):
   axis, goal = np.random.default_rng(seed).normal(size=(2, 3))
   axis, goal = axis / np.linalg.norm(axis), goal / np.linalg.norm(goal)
-  found = alignment._turn_towards(axis, goal, limit)
+  end = alignment._turn_towards(axis, goal, limit)
   apart = camera.angle_between_deg(axis, goal)
-  turned = camera.angle_between_deg(axis, found)
+  turned = camera.angle_between_deg(axis, end)
   assert turned == pytest.approx(min(apart, limit), abs=1e-6)
-  rest = camera.angle_between_deg(found, goal)
+  rest = camera.angle_between_deg(end, goal)
   assert rest == pytest.approx(max(apart - limit, 0), abs=1e-5)
 
 
@@ -198,14 +198,14 @@ def test_refused_views_have_a_reason():
 
 def proposals(rng, count, step=0.8, apart_deg=60.0):
   """Pairs of views, their axes some way from the same direction."""
-  found = []
+  starts = []
   for _ in range(count):
     poses, points = frames(rng, step), room_points(rng, 1500)
     rotation = poses[0][:, :3].T @ poses[1][:, :3]
     yaw, pitch = rng.uniform(-180, 180), rng.uniform(-8, 8)
     axis = rotation.T @ camera.view2frame_rotation(yaw, pitch)[:, 2]
     target_yaw, target_pitch = camera.yaw_pitch_deg(axis)
-    found.append(
+    starts.append(
       alignment.ViewProposal(
         points_source=camera.transform(camera.inverse(poses[0]), points),
         points_target=camera.transform(camera.inverse(poses[1]), points),
@@ -219,7 +219,7 @@ def proposals(rng, count, step=0.8, apart_deg=60.0):
         fov_deg=90.0,
       )
     )
-  return found
+  return starts
 
 
 def worst(views):
@@ -319,8 +319,8 @@ def test_points_without_weight_count_for_nothing(turned):
     points_target=np.concatenate([-junk, start.points_target]),
     weights=np.concatenate([np.zeros(900), start.weights]),
   )
-  (found,) = alignment.align([padded], RULES)
-  assert (found.source, found.target) == (end.source, end.target)
+  (aligned,) = alignment.align([padded], RULES)
+  assert (aligned.source, aligned.target) == (end.source, end.target)
   shuffled = dataclasses.replace(
     padded,
     points_source=padded.points_source[order],
@@ -328,8 +328,8 @@ def test_points_without_weight_count_for_nothing(turned):
     weights=padded.weights[order],
   )
   # Another sample of the same points.
-  (found,) = alignment.align([shuffled], RULES)
-  assert min(found.shares) == pytest.approx(min(end.shares), abs=0.1)
+  (aligned,) = alignment.align([shuffled], RULES)
+  assert min(aligned.shares) == pytest.approx(min(end.shares), abs=0.1)
 
 
 def test_many_frame_pairs_at_once_are_as_one_by_one():
@@ -350,9 +350,9 @@ def test_many_frame_pairs_at_once_are_as_one_by_one():
   for index, (poses, points) in enumerate(places):
     kept, reasons = choose(poses, points, seed=index)
     assert reasons == together[index][1]
-    for one, other in zip(kept, together[index][0], strict=True):
-      assert (one.source, one.target) == (other.source, other.target)
-      assert (one.overlap, one.coverage) == (other.overlap, other.coverage)
+    for alone, other in zip(kept, together[index][0], strict=True):
+      assert (alone.source, alone.target) == (other.source, other.target)
+      assert (alone.overlap, alone.coverage) == (other.overlap, other.coverage)
 
 
 def test_views_beyond_what_the_camera_saw_are_refused():

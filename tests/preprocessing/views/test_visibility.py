@@ -12,8 +12,8 @@ from preprocessing.views import alignment, visibility
 def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
   layout = projections.NAMES['vr180']
   front = np.full((width_px // 2, width_px // 2, 3), 255, np.uint8)
-  seen = projections.to_equirectangular(front, layout, width_px)
-  assert (seen == 0).mean() == pytest.approx(0.5, abs=0.01)
+  picture = projections.to_equirectangular(front, layout, width_px)
+  assert (picture == 0).mean() == pytest.approx(0.5, abs=0.01)
   is_visible = visibility.of_views(layout, fov_deg=90.0, width_px=width_px)
   accepted = []
   for yaw_deg in np.arange(-60.0, 60.1, 1.5):
@@ -22,7 +22,7 @@ def test_views_stay_inside_what_a_half_sphere_camera_saw(width_px):
       if is_visible(angles):
         accepted.append(yaw_deg)
         view = panorama.cut_view(
-          seen,
+          picture,
           yaw_deg=angles.yaw_deg,
           pitch_deg=angles.pitch_deg,
           fov_deg=90.0,

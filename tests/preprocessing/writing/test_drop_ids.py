@@ -108,14 +108,14 @@ def test_nothing_of_the_videos_is_left(folder, without, with_parts):
     shutil.rmtree(folder / 'parts')
   old = json.loads((folder / 'manifest.json').read_text())
   manifest = dropping.drop(folder, ASKED)
-  told = {'manifest.json', 'ledger.jsonl', 'dropped_ids.txt'}
-  found, expected = contents(folder), contents(without)
+  describing = {'manifest.json', 'ledger.jsonl', 'dropped_ids.txt'}
+  left, expected = contents(folder), contents(without)
   if not with_parts:
     expected = {n: d for n, d in expected.items() if not n.startswith('parts/')}
-  assert found.keys() - told == expected.keys() - told
-  for name in expected.keys() - told:
-    assert found[name] == expected[name], name
-  assert manifest == json.loads(found['manifest.json'])
+  assert left.keys() - describing == expected.keys() - describing
+  for name in expected.keys() - describing:
+    assert left[name] == expected[name], name
+  assert manifest == json.loads(left['manifest.json'])
   clean = json.loads(expected['manifest.json'])
   for key in ('videos', 'shards', 'tool', 'config', 'versions'):
     assert manifest[key] == clean[key]
@@ -181,13 +181,13 @@ def test_ids_that_are_not_there_rewrite_no_shard(folder):
   before = public(folder)
   inodes = {path.name: path.stat().st_ino for path in folder.glob('*tfrecord*')}
   dropping.drop(folder, {'never here', '..'})
-  found = public(folder)
-  assert found.pop('dropped_ids.txt') == b'..\nnever here\n'
-  manifest = json.loads(found.pop('manifest.json'))
+  after = public(folder)
+  assert after.pop('dropped_ids.txt') == b'..\nnever here\n'
+  manifest = json.loads(after.pop('manifest.json'))
   assert manifest.pop('absent_on_request') == 2
   old = json.loads(before.pop('manifest.json'))
   assert old.pop('absent_on_request') == 0
-  assert manifest == old and found == before
+  assert manifest == old and after == before
   for name, inode in inodes.items():
     assert (folder / name).stat().st_ino == inode
 
@@ -334,8 +334,8 @@ def test_the_command(folder, tmp_path, monkeypatch):
   assert '1 of the ids' in done[1]
   assert contents(folder) != before
   assert ids.read_dropped(folder) == {'ride', 'Walk #3', 'never here'}
-  found = records(folder)
-  assert {tfrecord.decode_example(r)['video_id'][0] for r in found} == {
+  left = records(folder)
+  assert {tfrecord.decode_example(r)['video_id'][0] for r in left} == {
     b'walk',
     b'boat',
   }

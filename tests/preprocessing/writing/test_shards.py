@@ -46,10 +46,10 @@ def test_what_is_written_is_read_in_order(tmp_path):
   )
   merge(tmp_path, ['walk', 'ride'], num_shards=3)
   for split in schema.SPLITS:
-    mine = [record for record in made if record['split'] == split]
-    found = list(record_folder.RecordFolder(tmp_path, split))
-    assert len(found) == len(mine)
-    for a, b in zip(mine, found):
+    written = [record for record in made if record['split'] == split]
+    read = list(record_folder.RecordFolder(tmp_path, split))
+    assert len(read) == len(written)
+    for a, b in zip(written, read):
       assert a['video_id'] == b['video_id']
       assert a['source/image'] == b['source/image']
       assert a['median_depth'] == b['median_depth']
@@ -151,8 +151,8 @@ def test_another_number_of_shards_leaves_nothing_behind(folder):
     r['median_depth'] for r in record_folder.RecordFolder(folder, 'train')
   ]
   merge(folder, ['walk', 'ride'], num_shards=3)
-  found = record_folder.RecordFolder(folder, 'train')
-  assert [r['median_depth'] for r in found] == whole
+  folder_of_records = record_folder.RecordFolder(folder, 'train')
+  assert [r['median_depth'] for r in folder_of_records] == whole
   assert len(list(folder.glob('*train.tfrecord*'))) == 3
   # Never more shards than records.
   assert len(list(folder.glob('*test.tfrecord*'))) == 2
@@ -275,25 +275,25 @@ def test_damaged_shards_are_named(folder):
 def test_time_blocks_are_contiguous_and_of_the_right_size(
   video_id, count, fraction
 ):
-  found = splits.split_frames(
+  split_of = splits.split_frames(
     video_id, count, splits.Settings(split_by='time', test_fraction=fraction)
   )
-  assert len(found) == count
-  test = [i for i, split in enumerate(found) if split == 'test']
+  assert len(split_of) == count
+  test = [i for i, split in enumerate(split_of) if split == 'test']
   assert -1e-8 <= len(test) - fraction * count < 1
   assert not test or test[-1] - test[0] + 1 == len(test)
-  assert found == splits.split_frames(
+  assert split_of == splits.split_frames(
     video_id, count, splits.Settings(split_by='time', test_fraction=fraction)
   )
 
 
 def test_videos_fall_into_splits_by_their_name_alone():
   def split(name, fraction, count=3):
-    found = splits.split_frames(
+    split_of = splits.split_frames(
       name, count, splits.Settings(split_by='video', test_fraction=fraction)
     )
-    assert len(set(found)) == 1
-    return found[0]
+    assert len(set(split_of)) == 1
+    return split_of[0]
 
   names = [f'video {i}' for i in range(1000)]
   share = np.mean([split(name, 0.2) == 'test' for name in names])
