@@ -132,9 +132,9 @@ class PairPose:
 class GivesPoses(Protocol):
   """A matcher that says where the frames stand, too.
 
-  Its pose competes with those that the matches give (`relative_pose.fit_pair`), its
-  depths tie the scales of pairs together (`initialization`), and its confidence limits
-  that of the pair.
+  Its pose competes with those that the matches give
+  (`relative_pose.fit_pair`), its depths tie the scales of pairs together
+  (`initialization`), and its confidence limits that of the pair.
   """
 
   def match_and_pose(
@@ -315,14 +315,3 @@ def check_matches(
       raise ValueError(
         f'matcher {name!r}: a point of the {side} is in two matches'
       )
-
-
-def make(name: str, options: Mapping[str, Any]) -> Matcher:
-  """A matcher of that name, for one video.
-
-  Raises:
-    ValueError: there is no such matcher.
-  """
-  if name not in MODULES:
-    raise ValueError(f'matcher {name!r} is none of {tuple(sorted(MODULES))}')
-  return importlib.import_module(MODULES[name]).make(options)

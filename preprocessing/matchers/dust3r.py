@@ -42,8 +42,8 @@ _NEIGHBOURS = 8
 _T = TypeVar('_T')
 
 
-# The fields of `config.dust3r`; those that `Rules` has are explained there, those
-# of the network in `dust3r_network.Network`.
+# The fields of `config.dust3r`; those that `Rules` has are explained there,
+# those of the network in `dust3r_network.Network`.
 OPTIONS = types.MappingProxyType(
   dict(
     # Checkout of the official package; '': what DUST3R_HOME says.

@@ -75,10 +75,10 @@ class Network:
     self,
     model: Any,
     *,
-    device: str = 'auto',
-    precision: str = 'fp32',
-    attention: str = 'stock',
-    batch_size: int = 16,
+    device: str,
+    precision: str,
+    attention: str,
+    batch_size: int,
   ):
     check_names(device=device, precision=precision, attention=attention)
     self._device = _find_device(device)

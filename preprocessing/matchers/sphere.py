@@ -44,7 +44,7 @@ OPTIONS = types.MappingProxyType(
     # Smallest cosine between the descriptors of a match.
     min_similarity=0.7,
     # Largest ratio of the descriptor distances of the best and the second
-    # candidate.
+    # possible match.
     max_ratio=0.9,
   )
 )
@@ -132,10 +132,12 @@ class SphereMatcher:
   ) -> Int[np.ndarray, 'm 2']:
     """Mutual nearest neighbours with ratio test; see `Matcher.match`.
 
-    With `expected`, only candidates inside the gate compete: this is what
+    With `expected`, only matches inside the gate compete: this is what
     tells identical things at different places apart.
     """
-    source_index, target_index = _candidates(source, target, expected, gate_rad)
+    source_index, target_index = _possible_matches(
+      source, target, expected, gate_rad
+    )
     similarity = np.einsum(
       'md,md->m',
       source.descriptors[source_index],
@@ -153,7 +155,7 @@ class SphereMatcher:
     return np.stack([source_index[good], target_index[good]], axis=1)
 
 
-def _candidates(
+def _possible_matches(
   source: matchers.Features,
   target: matchers.Features,
   expected: Float[np.ndarray, 'n 3'] | None,

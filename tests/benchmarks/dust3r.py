@@ -86,7 +86,13 @@ def stock(home: Any, model: Any, views: np.ndarray, chosen: list) -> Callable:
 
 def adapter(model: Any, views: np.ndarray, chosen: list) -> Callable:
   """Every view once, from 8-bit images on."""
-  network = dust3r_network.Network(model, device='cpu', batch_size=_BATCH_SIZE)
+  network = dust3r_network.Network(
+    model,
+    device='cpu',
+    precision='fp32',
+    attention='stock',
+    batch_size=_BATCH_SIZE,
+  )
 
   def run() -> list[np.ndarray]:
     tokens = network.encode(views)

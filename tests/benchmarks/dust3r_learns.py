@@ -185,7 +185,13 @@ def train(home: Any, model: Any, banks: list[Bank], seconds: float) -> int:
 
 def judge(model: Any, banks: list[Bank], pairs: list[tuple]) -> dict[str, Any]:
   """Pose errors of the network on pairs, through adapter and PnP."""
-  network = dust3r_network.Network(model, device='cpu')
+  network = dust3r_network.Network(
+    model,
+    device='cpu',
+    precision='fp32',
+    attention='stock',
+    batch_size=_BATCH_SIZE,
+  )
   all_errors, still = [], []
   for bank, source, target in pairs:
     views = banks[bank]

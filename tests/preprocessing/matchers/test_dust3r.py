@@ -52,6 +52,12 @@ _RULES = dust3r.Rules(
 )
 
 
+def stock_network(model, **options):
+  """The network as the package runs it, but for what is changed."""
+  stock = dict(device='cpu', precision='fp32', attention='stock', batch_size=16)
+  return dust3r_network.Network(model, **stock | options)
+
+
 @dataclasses.dataclass
 class Filmed:
   """Four keyframes of a world, and the truth."""
@@ -63,7 +69,7 @@ class Filmed:
   def true_pose(self, pair):
     return camera.relative(self.frame2world[pair[0]], self.frame2world[pair[1]])
 
-  def arrivals(self, pair, rays):
+  def true_rays(self, pair, rays):
     """Where the points of one frame truly are in the other."""
     origin = self.frame2world[pair[0]]
     cast = raycaster.rotate(origin[:, :3], rays.astype(np.float32)[None])
@@ -77,7 +83,7 @@ class Filmed:
     oracle = fake_dust3r.OracleNetwork(**faults)
     for picture, time_s in zip(self.pictures, _TIMES_S):
       oracle.add(picture, self.world, time_s, rules)
-    network = dust3r_network.Network(oracle, device='cpu', batch_size=3)
+    network = stock_network(oracle, batch_size=3)
     return dust3r.Dust3rMatcher(network, rules), oracle
 
 
@@ -100,7 +106,7 @@ def described(filmed):
   matcher, oracle = filmed.matcher(noise=0.005)
   features = [matcher.describe(picture) for picture in filmed.pictures]
   tracked_rays = [
-    filmed.arrivals((frame, frame + 1), features[frame].rays)
+    filmed.true_rays((frame, frame + 1), features[frame].rays)
     for frame in range(len(features) - 1)
   ]
   return matcher, oracle, features, tracked_rays
@@ -121,7 +127,7 @@ def off_degrees(pose, true):
 def test_matches_are_one_to_one_and_true(filmed, described, pair):
   matcher, _, features, _ = described
   source, target = features[pair[0]], features[pair[1]]
-  expected = filmed.arrivals(pair, source.rays)
+  expected = filmed.true_rays(pair, source.rays)
   matches = matcher.match(
     source, target, expected=expected, gate_rad=np.deg2rad(2)
   )
@@ -441,13 +447,13 @@ def test_one_item_that_does_not_fit_is_an_error():
 )
 def test_unknown_options_are_named(option):
   with pytest.raises(errors.UserError, match=next(iter(option.values()))):
-    dust3r_network.Network(fake_dust3r.OracleNetwork(), **option)
+    stock_network(fake_dust3r.OracleNetwork(), **option)
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):
   monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
   with pytest.raises(errors.UserError, match='finds no GPU'):
-    dust3r_network.Network(fake_dust3r.OracleNetwork(), device='cuda')
+    stock_network(fake_dust3r.OracleNetwork(), device='cuda')
 
 
 @pytest.fixture
@@ -826,9 +832,7 @@ def test_pointmaps_equal_the_stock_ones_bit_by_bit(
 ):
   views = random_views(4, *shape)
   stock = stock_answers(home, official(head), views, _CHOSEN, batch_size)
-  network = dust3r_network.Network(
-    official(head), device='cpu', batch_size=batch_size
-  )
+  network = stock_network(official(head), batch_size=batch_size)
   for adapter_map, stock_map in zip(
     own_answers(network, views, _CHOSEN), stock
   ):
@@ -845,12 +849,8 @@ def test_pointmaps_equal_the_stock_ones_bit_by_bit(
 )
 def test_faster_modes_are_close(official, options, tolerance):
   views = random_views(4, 64, 96)
-  stock = own_answers(
-    dust3r_network.Network(official(), device='cpu'), views, _CHOSEN
-  )
-  fast = own_answers(
-    dust3r_network.Network(official(), device='cpu', **options), views, _CHOSEN
-  )
+  stock = own_answers(stock_network(official()), views, _CHOSEN)
+  fast = own_answers(stock_network(official(), **options), views, _CHOSEN)
   changed = False
   for fast_map, stock_map in zip(fast, stock):
     assert fast_map.dtype == np.float32
@@ -863,13 +863,9 @@ def test_faster_modes_are_close(official, options, tolerance):
 
 def test_fused_attention_is_of_one_model_only(official):
   views = random_views(4, 64, 64)
-  before = own_answers(
-    dust3r_network.Network(official(), device='cpu'), views, _CHOSEN
-  )
-  dust3r_network.Network(official(), device='cpu', attention='sdpa')
-  after = own_answers(
-    dust3r_network.Network(official(), device='cpu'), views, _CHOSEN
-  )
+  before = own_answers(stock_network(official()), views, _CHOSEN)
+  stock_network(official(), attention='sdpa')
+  after = own_answers(stock_network(official()), views, _CHOSEN)
   for map_before, map_after in zip(before, after):
     np.testing.assert_array_equal(map_before, map_after)
 
@@ -913,7 +909,7 @@ def test_the_named_matcher_runs_in_the_official_package(home, filmed, tmp_path):
     attention='sdpa',
     batch_size=4,
   )
-  matcher = matchers.make('dust3r', options | dataclasses.asdict(rules))
+  matcher = dust3r.make(options | dataclasses.asdict(rules))
   assert isinstance(matcher, matchers.Matcher)
   source, target = (
     matcher.describe(picture) for picture in filmed.pictures[:2]

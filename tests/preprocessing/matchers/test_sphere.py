@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from odin_jax.shared import camera
 from preprocessing import matchers
 from preprocessing.keyframes import flow_tracker
+from preprocessing.matchers import sphere
 
 _OPTIONS = dict(
   features_per_face=400,
@@ -21,7 +22,7 @@ _WIDTH, _HEIGHT = 512, 256
 
 
 def make_matcher(**options):
-  return matchers.make('sphere', _OPTIONS | options)
+  return sphere.make(_OPTIONS | options)
 
 
 def blobs(seed=0, count=1500):
@@ -187,11 +188,6 @@ def test_the_gate_tells_identical_things_apart():
   pairs = matcher.match(both, both, expected=both.rays, gate_rad=0.05)
   assert len(pairs) == 120
   np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
-
-
-def test_unknown_matcher_is_named():
-  with pytest.raises(ValueError, match='nonsense'):
-    matchers.make('nonsense', {})
 
 
 def test_flow_follows_a_turn_across_the_seam():

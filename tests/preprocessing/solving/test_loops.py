@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import matchers
+from preprocessing.matchers import sphere
 from preprocessing.procedural import footage
 from preprocessing.solving import (
   bundle_adjustment,
@@ -29,15 +28,11 @@ _PIXEL_RAD = 2 * np.pi / 768
 _RULES = default_rules.graph_rules()
 
 
-def make_matcher():
-  return matchers.make('sphere', dict(preprocess.get_config().sphere))
-
-
 def solve(world, max_gap=3, **changes):
   solution = solver.Solver(
     world.features,
     world.tracked_rays,
-    make_matcher(),
+    sphere.make(sphere.OPTIONS),
     rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
@@ -124,7 +119,7 @@ def finder(world, scene, rules=_RULES, max_gap=3):
   return loop_detection.Finder(
     world.features,
     scene,
-    make_matcher().match,
+    sphere.make(sphere.OPTIONS).match,
     verification.Verifier(default_rules.pose_rules(), _PIXEL_RAD),
     rules,
     max_gap,
@@ -210,7 +205,7 @@ def test_no_pair_of_a_repeated_corridor_is_verified(monkeypatch):
   wrong = 0
   for a, b in pairs:
     in_source, in_target = (
-      make_matcher().match(world.features[a], world.features[b]).T
+      sphere.make(sphere.OPTIONS).match(world.features[a], world.features[b]).T
     )
     fit = verifier.fit(
       world.features[a].rays[in_source], world.features[b].rays[in_target]
@@ -239,7 +234,7 @@ def rendered(kind, count, width=384):
     picture = footage.render_panorama(
       world, float(frame), width=width, height=height
     )
-    features.append(make_matcher().describe(picture))
+    features.append(sphere.make(sphere.OPTIONS).describe(picture))
     if frame + 1 < count:
       rays = features[-1].rays
       u, v = camera.direction_to_equirect(rays, width, height)

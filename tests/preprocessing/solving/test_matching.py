@@ -1,4 +1,4 @@
-"""What a matcher is asked about frame pairs, and what is kept of its answers."""
+"""What a matcher is asked about frame pairs, and what is kept of it."""
 
 import numpy as np
 import pytest

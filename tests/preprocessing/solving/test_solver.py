@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from configs import preprocess
 from odin_jax.shared import camera
-from preprocessing import matchers
+from preprocessing.matchers import sphere
 from preprocessing.solving import (
   bundle_adjustment,
   masks,
@@ -26,15 +25,11 @@ from tests.helpers import default_rules, point_worlds
 _PIXEL_RAD = 2 * np.pi / 768
 
 
-def make_matcher():
-  return matchers.make('sphere', dict(preprocess.get_config().sphere))
-
-
 def solve(world, max_gap=5, mask=None, **changes):
   return solver.Solver(
     world.features,
     world.tracked_rays,
-    make_matcher(),
+    sphere.make(sphere.OPTIONS),
     rules=default_rules.pose_rules(**changes),
     max_gap=max_gap,
     pixel_rad=_PIXEL_RAD,
@@ -116,7 +111,7 @@ def test_identical_bays_turn_unguided_pairs_round_but_not_the_solution():
   points, looks = point_worlds.repeated_corridor(rng, 26, 2.0)
   truth = point_worlds.walk(10, rng, step=step_m)
   world = point_worlds.observe(rng, truth, points, looks)
-  matcher = make_matcher()
+  matcher = sphere.make(sphere.OPTIONS)
   flips = 0
   for first in range(8):
     pair = first, first + 2
