@@ -31,8 +31,8 @@ def main() -> None:
   for name, flag in (('records', _RECORDS), ('drop_ids', _DROP_IDS)):
     if not flag.value:
       raise errors.UserError(f'--{name} is missing; see --help')
-  asked = ids.read_excluded(_DROP_IDS.value)
-  if not asked:
+  drop_ids = ids.read_excluded(_DROP_IDS.value)
+  if not drop_ids:
     raise errors.UserError(
       f'{_DROP_IDS.value}: no id in it; give the ids of the videos to drop'
     )
@@ -43,7 +43,7 @@ def main() -> None:
       f'{folder}: records of {tool}; give a folder of {" or ".join(_TOOLS)}'
     )
   files.claim_output(folder, tool)
-  manifest = dropping.drop(folder, asked)
+  manifest = dropping.drop(folder, drop_ids)
   logging.info('dropped so far: %s', manifest['dropped_on_request'])
   if manifest['absent_on_request']:
     logging.warning(

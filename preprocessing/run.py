@@ -7,9 +7,10 @@ Writes into DIR: TFRecord shards per split with features.json and
 dataset_info.json, manifest.json (config, versions, figures per video,
 checksums), ledger.jsonl (what was dropped, where and why) and run.json
 (seconds, memory); cameras/VIDEO_ID/ with the camera path as a COLMAP model of
-panoramas (see `preprocessing.exporting.exports` for --export); rejected/VIDEO_ID/ with
-pictures of rejected pairs. Each finished video is kept in parts/: a run that
-was stopped goes on where it was, and a run with more videos does only those.
+panoramas (see `preprocessing.exporting.exports` for --export);
+rejected/VIDEO_ID/ with pictures of rejected pairs. Each finished video is kept
+in parts/: a run that was stopped goes on where it was, and a run with more
+videos does only those.
 
 On a cluster: --engine=ray, see launch/preprocess_ray.yaml. The bytes are the
 same as on one machine.
@@ -33,7 +34,8 @@ from preprocessing.writing import dropping, merging, parts
 
 _TOOL = 'preprocessing.run'
 _VIDEO_SUFFIXES = frozenset(
-  '.360 .avi .flv .insv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv'.split()
+  '.360 .avi .flv .insv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm '
+  '.wmv'.split()
 )
 # What preprocessing.download leaves beside its videos.
 _NO_VIDEOS = frozenset(['ledger.jsonl', 'download.json'])
@@ -160,10 +162,14 @@ def without_excluded(
   """Videos that may be used, and ledger rows of the others."""
   reasons = {
     **dict.fromkeys(ids.read_excluded(_EXCLUDE_IDS.value), 'excluded'),
-    **dict.fromkeys(ids.read_dropped(output), 'dropped on request'),
+    **dict.fromkeys(ids.read_dropped(output), dropping.REASON),
   }
   rows = [
-    {'video_id': path.stem, 'stage': 'request', 'reason': reasons[path.stem]}
+    {
+      'video_id': path.stem,
+      'stage': dropping.STAGE,
+      'reason': reasons[path.stem],
+    }
     for path in videos
     if path.stem in reasons
   ]

@@ -21,7 +21,7 @@ from preprocessing.writing import parts
 # Where a phase begins and how much of a video's time it takes, for the bar.
 _SHARES = {
   'frames': (0.0, 0.6),
-  'chain': (0.6, 0.0),
+  'initialization': (0.6, 0.0),
   'pairs': (0.7, 0.0),
   'loops': (0.72, 0.0),
   'refinement': (0.75, 0.0),

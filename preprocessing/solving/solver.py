@@ -162,7 +162,7 @@ class Solver:
 
   def solve(self, progress: Callable[[str], None] = lambda _: None) -> Solution:
     """Runs all steps; `progress` is told the name of each."""
-    progress('chain')
+    progress('initialization')
     mask = self._find_mask()
     features, tracked_rays = _without_masked(
       self._features, self._tracked_rays, mask

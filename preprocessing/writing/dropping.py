@@ -22,6 +22,8 @@ from odin_jax.shared import errors, files, schema, tfrecord
 from preprocessing import ids
 from preprocessing.writing import parts, shards, tfds_metadata
 
+# Stage and reason of the ledger row that stays of a video.
+STAGE, REASON = 'request', 'dropped on request'
 _STAGED = '.tmp-drop'
 _READY = '.drop'
 
@@ -61,7 +63,7 @@ def drop(
   staged = output / _STAGED
   staged.mkdir()
   try:
-    manifest = _stage(output, staged, old, videos, drop_ids)
+    manifest = _write_staged(output, staged, old, videos, drop_ids)
     staged.rename(output / _READY)
   finally:
     if staged.is_dir():
@@ -70,7 +72,7 @@ def drop(
   return manifest
 
 
-def _stage(
+def _write_staged(
   output: pathlib.Path,
   staged: pathlib.Path,
   old: Mapping[str, Any],
@@ -160,8 +162,8 @@ def ledger_without(
   known = {row['video_id'] for row in rows}.union(present)
   removed = sorted(known.intersection(drop_ids))
   rows = [row for row in rows if row['video_id'] not in drop_ids]
-  reason = {'stage': 'request', 'reason': 'dropped on request'}
-  return rows + [{'video_id': name, **reason} for name in removed], removed
+  row = {'stage': STAGE, 'reason': REASON}
+  return rows + [{'video_id': name, **row} for name in removed], removed
 
 
 def _checked(
