@@ -102,8 +102,8 @@ def _common() -> ml_collections.ConfigDict:
     # The density of timesteps grows as t ** (power - 1).
     timestep_power=1.0,
     min_snr_gamma=0.0,
-    # What keeps the motion mask from zero: `log` or `square` times lambda; `none`
-    # trains without a mask.
+    # What keeps the motion mask from zero: `log` or `square` times lambda;
+    # `none` trains without a mask.
     mask_lambda=1.0,
     mask_auxiliary='log',
     # Of one uniform r per example: r < 2 rate drops the tokens, rate <= r < 3

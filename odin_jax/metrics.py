@@ -118,7 +118,7 @@ def _distances(
 def score(
   prediction: Images, truth: Images, perceptual: lpips.Lpips | None = None
 ) -> list[dict[str, float | None]]:
-  """`psnr`, `ssim` and `lpips` of every image; lpips is None without weights."""
+  """`psnr`, `ssim`, `lpips` of every image; lpips is None without weights."""
   distances = (
     [None] * len(truth)
     if perceptual is None

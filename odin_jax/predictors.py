@@ -1,7 +1,7 @@
 """What can be asked for the target view of a pair: baselines and the model.
 
-A predictor has `predict(pairs, seeds)` and `protocol`, the facts that a table of
-its results has to state.
+A predictor has `predict(pairs, seeds)` and `protocol`, the facts that a table
+of its results has to state.
 """
 
 import dataclasses

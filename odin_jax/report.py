@@ -164,7 +164,7 @@ def _grid(evaluation: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
-  """Positions and colours of a PLY file, thinned evenly to what a page bears."""
+  """Positions and colours of a PLY file, thinned to what a page bears."""
   cloud = trimesh.load(path, process=False)
   # An empty file is loaded as a scene, which has no vertices.
   vertices = np.asarray(getattr(cloud, 'vertices', []), np.float64)

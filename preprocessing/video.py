@@ -103,7 +103,8 @@ def process(
   if not video_keyframes.slots:
     reasons = sorted({item.reason.value for item in video_keyframes.rejected})
     raise frames.VideoError(
-      f'{path}: no usable frame in it ({", ".join(reasons)}); give another video'
+      f'{path}: no usable frame in it ({", ".join(reasons)}); '
+      'give another video'
     )
   solution = solver.Solver(
     video_keyframes.features,

@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-# The plan of the house, from the ground up: every wing and the wings that it may
-# import. A row names only rows above it, so that nothing can run back up.
+# The plan of the house, from the ground up: every wing and the wings that it
+# may import. A row names only rows above it, so that nothing can run back up.
 WINGS = {
   'odin_jax.shared': [],
   # Videos -> records.

@@ -7,10 +7,10 @@ spaced. For the plane z = d of the reference camera, the homography
 
 says where its pixels lie in a neighbour. The two images are compared by
 zero-mean normalised cross-correlation (ZNCC) over a window and its colours, so
-brightness and contrast may differ; of all neighbours the better half counts, so what one of
-them does not see is forgiven (Kang, Szeliski, Chai, "Handling occlusions in
-dense multi-view stereo", 2001). Costs are smoothed along image lines
-(Hirschmueller, "Stereo processing by semi-global matching", 2008), and a
+brightness and contrast may differ; of all neighbours the better half counts, so
+what one of them does not see is forgiven (Kang, Szeliski, Chai, "Handling
+occlusions in dense multi-view stereo", 2001). Costs are smoothed along image
+lines (Hirschmueller, "Stereo processing by semi-global matching", 2008), and a
 parabola through the best plane and its two neighbours gives the depth between
 planes.
 """

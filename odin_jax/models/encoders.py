@@ -1,4 +1,4 @@
-"""The frozen networks: an autoencoder and, where there is one, an image encoder.
+"""The frozen networks: an autoencoder and, in some configs, an image encoder.
 
 What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
 

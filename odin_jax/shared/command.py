@@ -3,8 +3,8 @@
 A command is a module with absl flags and
 `if __name__ == '__main__': command.run(main)`. Exit status 0 means that the
 work was done. Bad input is an `errors.UserError`: one line on stderr that
-names the file, what is wrong and what to do, and exit status 2. Anything else is a bug
-and keeps its traceback.
+names the file, what is wrong and what to do, and exit status 2. Anything else
+is a bug and keeps its traceback.
 """
 
 import errno

@@ -217,8 +217,8 @@ def scan(
   """Reads every record once.
 
   Returns:
-    the records without their pictures, with their `place`; and the largest deviations of
-    `target2source` from what the other fields give.
+    the records without their pictures, with their `place`; and the largest
+    deviations of `target2source` from what the other fields give.
   """
   rows, rotation, translation = [], [0.0], [0.0]
   for place, record in tqdm(folder.places(), desc='reading', unit='record'):

@@ -161,7 +161,7 @@ def _plain_share(grey: UInt8[np.ndarray, 'h w']) -> float:
 
 
 def _sharpness(grey: UInt8[np.ndarray, 'h w']) -> Float[np.ndarray, '2']:
-  """Differences between neighbours against those further apart; down, across."""
+  """Differences of neighbours against those further apart; down, across."""
 
   def ratio(lines: UInt8[np.ndarray, 'm n']) -> float:
     near = cv2.absdiff(lines[_NEAR_PX:], lines[:-_NEAR_PX])

@@ -1,4 +1,4 @@
-"""A video, read once: keyframes, their features, and where their points went."""
+"""A video, read once: keyframes, their features, where their points went."""
 
 import dataclasses
 import itertools

@@ -226,9 +226,9 @@ def _check_view(job: workers.Job, token: str) -> None:
   else:
     return
   raise errors.UserError(
-    f'{missing}: {socket.gethostname()} does not see this folder of the machine '
-    'that started the run; mount one file system under the same path on all '
-    'machines of the cluster'
+    f'{missing}: {socket.gethostname()} does not see this folder of the '
+    'machine that started the run; mount one file system under the same path '
+    'on all machines of the cluster'
   )
 
 
@@ -461,7 +461,7 @@ class _RemoteCountingPosingMatcher(_GivesPoses, RemoteCountingMatcher):
   """The same, of a matcher that does both."""
 
 
-# Whether a matcher counts its calls, and whether it gives poses -> its stand-in.
+# Whether a matcher counts its calls, whether it gives poses -> its stand-in.
 _REMOTE_MATCHERS = {
   (False, False): RemoteMatcher,
   (False, True): _RemotePosingMatcher,

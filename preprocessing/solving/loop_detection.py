@@ -42,7 +42,7 @@ OFF_LOG_SCALE = 0.1
 # Points closer together than this share of their distance are one place.
 _SAME = 0.1
 _LOCATE_ITERATIONS = 10
-# Where there are too many loop candidates, so many neighbours are tried together.
+# Of too many loop candidates, so many neighbours are tried together.
 _RUN = 16
 # Residual angles below this count as squares.
 _SMALL_RAD = 1e-3

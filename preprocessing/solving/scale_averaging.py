@@ -14,10 +14,10 @@ how much an equation is missed:
   sum log(1 + (r / (c e))^2).
 
 A wrong equation hardly counts, but there are many minima. So the sum of |r| / e
-is made least first, which has one minimum; then the loss is narrowed to Cauchy's
-by and by; then parts of the graph whose equations disagree take the scale that
-most of them vote for: both sides of each edge of the spanning tree of the best
-kept equations. All by iteratively reweighted least squares. P. Holland
+is made least first, which has one minimum; then the loss is narrowed by and by
+to Cauchy's; then parts of the graph whose equations disagree take the scale
+that most of them vote for: both sides of each edge of the spanning tree of the
+best kept equations. All by iteratively reweighted least squares. P. Holland
 and R. Welsch, "Robust regression using iteratively reweighted least-squares",
 Communications in Statistics 6(9), 1977 (its c makes 95 % of the efficiency of
 least squares); A. Blake and A. Zisserman, "Visual Reconstruction", 1987

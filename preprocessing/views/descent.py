@@ -14,11 +14,11 @@ Over yaw and pitch of both views, Adam minimises
   max(0, goal - overlap)^2 + max(0, goal - coverage)^2
     + c_1 |angles - start|_1 + c_2 max(0, turn - turn limit)^2
 
-while T falls; the norm is smooth at 0. Views that share as much as the goal stay where they are: more
-would only make the target a copy of the source. Pitch is held within its
-limits by projection. Views of equal content by descent on pitch and yaw:
-M. Wallingford et al., "From an Image to a Scene", NeurIPS 2024,
-arXiv 2412.07770; Adam: D. Kingma and J. Ba, ICLR 2015, arXiv 1412.6980.
+while T falls; the norm is smooth at 0. Views that share as much as the goal
+stay where they are: more would only make the target a copy of the source.
+Pitch is held within its limits by projection. Views of equal content by descent
+on pitch and yaw: M. Wallingford et al., "From an Image to a Scene", NeurIPS
+2024, arXiv 2412.07770; Adam: D. Kingma and J. Ba, ICLR 2015, arXiv 1412.6980.
 """
 
 import contextlib

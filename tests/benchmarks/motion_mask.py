@@ -26,8 +26,8 @@ leaves out what another training seed changes: see the row of the second seed.
 Where the mask has learned its optimum M = min(1, lambda / E[e | input]), cells
 of like M < 1 have a mean e of lambda / M. So `calibration`, the mean of e times
 the mean of M over lambda, is 1 in every tenth of the cells by M.
-`..._between_timesteps` is the share of the variance of log e and log M that lies
-between timesteps, where it says nothing of motion. All of it takes about
+`..._between_timesteps` is the share of the variance of log e and log M that
+lies between timesteps, where it says nothing of motion. All of it takes about
 15 minutes of one core.
 """
 

@@ -250,7 +250,7 @@ def full():
 
 
 def their_shape(entries, params):
-  """The shape that `tensors.to_torch` would give; no array is made at full size."""
+  """The shape that `tensors.to_torch` would give; makes no array."""
   shape = params[entries[0].path].shape
   if entries[0].layout == 'linear':
     shape = shape[::-1]

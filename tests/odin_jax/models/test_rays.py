@@ -66,7 +66,7 @@ def test_rays_of_one_point_meet(yaw_deg, pitch_deg, x, y, z, distance):
 def test_a_ray_that_two_cameras_see_has_the_same_coordinates(
   yaw_deg, pitch_deg, x, y, z, distance
 ):
-  """A camera turned in any way, elsewhere on the ray, gives the same numbers."""
+  """A camera turned anyhow, elsewhere on the ray, gives the same numbers."""
   ray = np.array([x, y, 1.0])
   ray /= np.linalg.norm(ray)
   first = make_pose(0.0, 0.0, x, z, y)

@@ -251,7 +251,7 @@ def test_wrong_poses_are_caught(run):
 
 @pytest.mark.parametrize(
   'successes, trials, expected',
-  # Values of R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3.
+  # R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3.
   [
     (81, 263, (0.2553, 0.3662)),
     (15, 148, (0.0624, 0.1605)),
