@@ -9,24 +9,26 @@ from odin_jax.shared import errors
 
 STAGE = 'download'
 MAX_DETAIL = 300
+RATE_LIMITED, TRUNCATED = 'rate-limited', 'truncated'
+NOT_YET, NO_VIDEO = 'not yet published', 'not a video'
 _NOW, _LATER, _NEVER = 'now', 'in the next run', 'never'
 # The reason, when to ask again, and how yt-dlp or YouTube words it. The first
 # that is found counts: `Video unavailable. This content isn't available, try
 # again later` says that there were too many requests.
 _REASONS = (
-  ('rate-limited', _NOW, r'error 429|try again later|not a bot|rate.?limit'),
-  ('truncated', _NOW, r'too short|more expected|bytes read|did not get any'),
+  (RATE_LIMITED, _NOW, r'error 429|try again later|not a bot|rate.?limit'),
+  (TRUNCATED, _NOW, r'too short|more expected|bytes read|did not get any'),
   ('network', _NOW, r'error 5\d\d|timed? ?out|connection|addrinfo|proxy|ssl'),
   ('forbidden', _NOW, r'error 40[13]'),
   ('no such format', _NEVER, r'requested format|no video formats|drm protect'),
-  ('not yet published', _LATER, r'will begin|premieres|live event'),
+  (NOT_YET, _LATER, r'will begin|premieres|live event'),
   ('age-restricted', _NEVER, r'your age|age.restricted|inappropriate'),
   ('private', _NEVER, r'private video|video is private'),
   ('members-only', _NEVER, r'members.only|join this channel|channel.s members'),
   ('geo-blocked', _NEVER, r'your (country|location)|geo.?restrict'),
   ('removed', _NEVER, r'removed|terminated|no longer|copyright|error 410'),
   ('unavailable', _NEVER, r'unavailable|not available|not exist|error 404'),
-  ('not a video', _LATER, r'unsupported url|unusual and will be skipped'),
+  (NO_VIDEO, _LATER, r'unsupported url|unusual and will be skipped'),
   ('other', _LATER, r''),
 )
 _DISK = re.compile(r'unable to (write data|open for writing)|Errno 28\b')

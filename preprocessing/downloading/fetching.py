@@ -137,7 +137,7 @@ class Fetcher:
     delay_s = self._settings.backoff_s * 2 ** (attempt - 1)
     delay_s = min(delay_s, _MAX_BACKOFF_S)
     logging.info('%s: %s; again in %g s', video_id, failure, delay_s)
-    if failure.reason == 'rate-limited':
+    if failure.reason == failures.RATE_LIMITED:
       self._pacer.hold(delay_s)
     self._pacer.sleep(delay_s)
 
@@ -213,9 +213,9 @@ class _Listener:
       return None
     if not info.get('direct') and info.get('id') != self._video_id:
       page = info.get('webpage_url')
-      self.refusal = failures.Failure('not a video', f'leads to {page}')
+      self.refusal = failures.Failure(failures.NO_VIDEO, f'leads to {page}')
     elif live in ('is_live', 'is_upcoming', 'post_live'):
-      self.refusal = failures.Failure('not yet published', live)
+      self.refusal = failures.Failure(failures.NOT_YET, live)
     return self.refusal and self.refusal.detail
 
 
@@ -228,19 +228,19 @@ def _check_whole(path: pathlib.Path, announced: int) -> None:
   """
   size = path.stat().st_size
   if announced and size != announced:
-    raise failures.Failure('truncated', f'{size} of {announced} bytes')
+    raise failures.Failure(failures.TRUNCATED, f'{size} of {announced} bytes')
   try:
     duration_s = decoding.probe(path).duration_s
     end_s = _end_s(path)
   except decoding.VideoError as error:
     detail = str(error).removeprefix(f'{path}: ')
-    raise failures.Failure('not a video', detail) from error
+    raise failures.Failure(failures.NO_VIDEO, detail) from error
   except av.error.FFmpegError as error:
     detail = f'{size} bytes; {error.strerror}'
-    raise failures.Failure('truncated', detail) from error
+    raise failures.Failure(failures.TRUNCATED, detail) from error
   if not end_s or end_s < duration_s - _MAX_MISSING_S:
     detail = f'ends at {end_s:.2f} s of {duration_s:.2f} s'
-    raise failures.Failure('truncated', detail)
+    raise failures.Failure(failures.TRUNCATED, detail)
 
 
 def _end_s(path: pathlib.Path) -> float:

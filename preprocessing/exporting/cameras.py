@@ -71,7 +71,7 @@ def of_solution(
   video_id: str,
   times_s: Sequence[float],
   solution: solver.Solution,
-  units_per_gauge: Mapping[int, float],
+  units: Mapping[int, float],
 ) -> CameraPath:
   """The path of a solved video, in the units of its records.
 
@@ -79,14 +79,12 @@ def of_solution(
     video_id: the video's stem.
     times_s: of the keyframes.
     solution: its poses and points.
-    units_per_gauge: of each component that gave records, the length in the
+    units: of each component that gave records, the length in the
       units of the records of what is 1 long in the solution. The other
       components keep the unit of the solution.
   """
   count = int(solution.component.max(initial=-1)) + 1
-  factors = np.array(
-    [units_per_gauge.get(component, 1.0) for component in range(count)]
-  )
+  factors = np.array([units.get(component, 1.0) for component in range(count)])
   # Frames without a pose and points that nothing saw keep what they have.
   of_frame = np.append(factors, 1.0)[solution.component]
   frame2scene = solution.frame2scene.copy()

@@ -102,7 +102,7 @@ def filmed():
 
 @pytest.fixture(scope='module')
 def described(filmed):
-  """A matcher with noise, its network, features and places of arrival."""
+  """A matcher with noise, its network, features and where their points go."""
   matcher, oracle = filmed.matcher(noise=0.005)
   features = [matcher.describe(picture) for picture in filmed.pictures]
   tracked_rays = [
