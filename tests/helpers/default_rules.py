@@ -1,6 +1,7 @@
 """The rules that the pipeline runs by: those of configs/preprocess.py."""
 
 from configs import preprocess
+from preprocessing.exporting import exports
 from preprocessing.keyframes import frame_quality, static_weights
 from preprocessing.solving import pair_graph, verification
 from preprocessing.views import alignment
@@ -27,3 +28,7 @@ def graph_rules(**changes) -> pair_graph.GraphRules:
 def view_rules(**changes) -> alignment.ViewRules:
   elsewhere = {'num_views': _CONFIG.views_per_pair, 'fov_deg': _CONFIG.fov_deg}
   return alignment.ViewRules(**{**elsewhere, **_CONFIG.views, **changes})
+
+
+def export_rules(**changes) -> exports.Rules:
+  return exports.Rules(**{**_CONFIG.export, **changes})

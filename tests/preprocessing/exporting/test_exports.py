@@ -17,7 +17,7 @@ import trimesh
 from odin_jax.shared import camera
 from preprocessing.exporting import cameras, exports, sensors
 from preprocessing.solving import bundle_adjustment, masks, solver
-from tests.helpers import room_views
+from tests.helpers import default_rules, room_views
 
 pycolmap = pytest.importorskip('pycolmap')
 
@@ -25,14 +25,7 @@ ROOM = room_views.Room(waves=12, max_frequency=6.0)
 # Not twice as wide as high, as real videos are.
 WIDTH, HEIGHT = 320, 162
 NOISE_RAD = 1e-3
-RULES = exports.Rules(
-  view_size_px=48,
-  fov_deg=90.0,
-  num_yaws=4,
-  pitches_deg=(-45.0, 0.0, 45.0),
-  min_free_share=0.5,
-  jpeg_quality=95,
-)
+RULES = default_rules.export_rules(view_size_px=48)
 
 
 def settings(formats, rules=RULES):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from configs import preprocess
 from odin_jax.shared import camera, errors
 from preprocessing import matchers
 from preprocessing.matchers import (
@@ -27,8 +26,8 @@ from preprocessing.matchers import (
   pointmaps,
 )
 from preprocessing.procedural import footage, raycaster
-from preprocessing.solving import relative_pose, solver, verification
-from tests.helpers import fake_dust3r
+from preprocessing.solving import relative_pose, solver
+from tests.helpers import default_rules, fake_dust3r
 
 _WIDTH, _HEIGHT = 1024, 512
 _PIXEL_RAD = 2 * np.pi / _WIDTH
@@ -148,7 +147,7 @@ def test_matches_are_one_to_one_and_true(filmed, described, pair):
 
 def test_the_solver_finds_the_path_at_a_bounded_cost(filmed, described):
   matcher, oracle, features, tracked_rays = described
-  rules = verification.PoseRules(**dict(preprocess.get_config().poses))
+  rules = default_rules.pose_rules()
   before, encoded = matcher.calls, oracle.encoded
 
   def solve():
@@ -207,7 +206,7 @@ def test_pose_and_depths_are_those_of_the_frames(filmed, described, pair):
 def test_the_solver_uses_what_the_matcher_says(filmed, described):
   """A matcher whose own word is wrong is outvoted; its confidence shows."""
   matcher, _, features, tracked_rays = described
-  rules = verification.PoseRules(**dict(preprocess.get_config().poses))
+  rules = default_rules.pose_rules()
 
   class Doubting:
     name = matcher.name
