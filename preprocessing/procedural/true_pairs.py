@@ -313,7 +313,7 @@ def _record(
 
 
 def _set_units(records: list[schema.Record]) -> None:
-  """Makes the median depth of the source views one, as in `video`."""
+  """Makes the median depth of the source views one, as `cutting` does."""
   units = 1 / np.median([record['median_depth'] for record in records] or [1.0])
   for record in records:
     record['median_depth'] *= units
