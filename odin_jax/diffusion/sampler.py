@@ -24,6 +24,10 @@ starts with alpha = 0, each method takes the limit of its step. Nothing is
 clipped (diffusers puts alpha_bar = 2^-24 there for Euler and DPM-Solver++). In
 the limit h of the first step is infinite, so the second step of dpm++2m has
 w = 0 too.
+
+Our own, since those of diffusers are torch: here all steps are one scan of a
+compiled function, on whatever devices the model is on. That the samples are the
+same is tested (tests/odin_jax/diffusion/test_sampler.py).
 """
 
 from typing import Any, Callable, NamedTuple

@@ -4,6 +4,9 @@ A TFRecord file is a sequence of frames
   uint64 length | uint32 masked_crc(length) | data | uint32 masked_crc(data)
 in little-endian order, with masked_crc(x) = rotr(crc32c(x), 15) + 0xa282ead8.
 Source: tensorflow/core/lib/io/record_writer.h and lib/hash/crc32c.h.
+
+Our own, since TensorFlow would be needed for nothing else, and its reader gives
+records in their order alone; here each is read by its position.
 """
 
 import os
