@@ -246,7 +246,7 @@ def _check_whole(path: pathlib.Path, announced: int) -> None:
 def _end_s(path: pathlib.Path) -> float:
   """Where the last packet that is whole ends, from the first one on."""
   with decoding.open_video(path) as container:
-    stream = container.streams.video[0]
+    stream = decoding.video_stream(container)
     spans = [
       (packet.pts, packet.pts + (packet.duration or 0))
       for packet in container.demux(stream)

@@ -1,5 +1,9 @@
 """Video file -> decoded frames at a rate, in one pass and without seeking.
 
+The largest picture of a file is its video, wherever it stands; covers and
+thumbnails never are. Two of the same size may be halves of one picture, so such
+files are refused.
+
 What is decoded is what the rate needs. A frame that is not wanted and that no
 other frame is made from is left out, and so is the end of a group of pictures
 behind its last wanted frame. Both are known from the packets' times, so that
@@ -9,10 +13,12 @@ the frames are the same as those of a full decode.
 import dataclasses
 import itertools
 import os
+import re
 import struct
-from typing import Iterable, Iterator
+from typing import BinaryIO, Iterable, Iterator, Mapping
 
 import av
+from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 import numpy as np
@@ -30,6 +36,18 @@ _MAX_GROUP = 300
 _HD_WIDTH_PX, _HD_HEIGHT_PX = 1280, 576
 _UNSPECIFIED = 2
 _DISPLAY_MATRIX = struct.Struct('=9i')
+# Streams of pictures that are no video.
+_STILLS = (
+  Disposition.attached_pic
+  | Disposition.timed_thumbnails
+  | Disposition.still_image
+)
+# Matroska's length of a track, such as 00:00:04.007000000; mkvmerge adds the
+# language to its name.
+_TRACK_DURATION = re.compile(r'(\d+):(\d+):(\d+(?:\.\d+)?)')
+# Matroska: ids of the file's header and of the one element behind it, which
+# holds all the rest.
+_EBML_ID, _SEGMENT_ID = 0x1A45DFA3, 0x18538067
 
 
 class VideoError(errors.UserError):
@@ -38,19 +56,22 @@ class VideoError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-  """What the container says of its first video stream.
+  """What the container says of its video stream.
 
   Attributes:
     width: in pixels.
     height: in pixels.
     frame_rate: average frames per second; 0 where unknown.
     duration_s: in seconds; 0 where unknown.
+    own_duration: `duration_s` is that of the video alone, not of the longest
+      stream of the file.
   """
 
   width: int
   height: int
   frame_rate: float
   duration_s: float
+  own_duration: bool
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -64,10 +85,11 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
-  """Opens a file that has a video stream.
+  """Opens a file that has a video stream, see `video_stream`.
 
   Raises:
-    VideoError: the file cannot be opened as a video.
+    VideoError: the file cannot be opened as a video, or which of its streams
+      is the video cannot be told.
   """
   try:
     container = av.open(os.fspath(path))
@@ -80,10 +102,64 @@ def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
       f'{path}: not a video, or truncated ({error.strerror}); give the whole '
       'video file'
     ) from error
-  if not container.streams.video:
+  try:
+    video_stream(container)
+  except VideoError:
     container.close()
-    raise VideoError(f'{path}: no video stream in it; give a video')
+    raise
   return container
+
+
+def video_stream(
+  container: av.container.InputContainer,
+) -> av.video.stream.VideoStream:
+  """The stream of a file that is its video: the one with the largest picture.
+
+  Raises:
+    VideoError: there is none, or there are several of that size, of which each
+      may be half of the picture.
+  """
+  path = container.name
+  streams = [
+    stream
+    for stream in container.streams.video
+    if not stream.disposition & _STILLS and stream.codec_context is not None
+  ]
+  if not streams:
+    raise VideoError(
+      f'{path}: no video stream in it that can be decoded; give a video'
+    )
+  most = max(stream.width * stream.height for stream in streams)
+  largest, *others = (
+    stream for stream in streams if stream.width * stream.height == most
+  )
+  if others:
+    raise VideoError(
+      f'{path}: {_refusal_of_halves(path, largest, len(others))}'
+    )
+  return largest
+
+
+def _refusal_of_halves(
+  path: str, stream: av.video.stream.VideoStream, num_others: int
+) -> str:
+  """What to do about several video streams of one size."""
+  what = (
+    f'{1 + num_others} video streams of the same size ({stream.width}x'
+    f'{stream.height})'
+  )
+  if os.fspath(path).lower().endswith('.insv'):
+    return (
+      f'{what}, as Insta360 writes its two fisheyes; convert it: ffmpeg -i IN '
+      "-filter_complex '[0:v:0][0:v:1]hstack,v360=dfisheye:e:ih_fov=200:"
+      "iv_fov=200' OUT.mp4, or export it with Insta360 Studio"
+    )
+  return (
+    f'{what}: each may be half of the picture, as in the .360 files of GoPro '
+    'MAX (two EAC strips); convert it to equirectangular, such as with GoPro '
+    'Player; where each shows the whole sphere, keep one: ffmpeg -i IN -map '
+    '0:v:0 -c copy OUT.mp4'
+  )
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
@@ -123,10 +199,11 @@ def sample(
   Raises:
     VideoError: no video, or one that is damaged or ends before its header says.
   """
-  time_s = 0.0
+  time_s = last_end_s = 0.0
   with open_video(path) as container:
     info = _info(container)
-    stream = container.streams.video[0]
+    stream = video_stream(container)
+    demuxed = _Demuxed(container, stream, others=not info.own_duration)
     stream.thread_type = 'AUTO'
     grid = _Grid(fps, info.frame_rate)
     plan = _Plan(
@@ -136,13 +213,14 @@ def sample(
       and container.format.name in _TIMED_CONTAINERS,
     )
     try:
-      for packet, is_wanted in plan.packets(container.demux(stream)):
+      for packet, is_wanted in plan.packets(demuxed.packets()):
         stream.codec_context.skip_frame = 'DEFAULT' if is_wanted else 'NONREF'
         for frame in packet.decode():
           shown_s = _shown_s(frame, info, path, plan.start_s, time_s)
           if plan.start_s is None:
             plan.start_s = shown_s
           time_s = shown_s - plan.start_s
+          last_end_s = max(last_end_s, time_s + _length_s(frame))
           if grid.takes(time_s):
             yield time_s, frame
     except av.error.FFmpegError as error:
@@ -155,8 +233,11 @@ def sample(
       f'{path}: no frame in it can be decoded; get the file again'
     )
   # Some containers state when the video ends, not how long it lasts.
-  end_s = time_s + max(0.0, plan.start_s)
-  if info.duration_s - end_s > max(1.0, 4 * grid.half_frame_s):
+  end_s = last_end_s + max(0.0, plan.start_s)
+  # Where only the longest stream's length is known, that one tells.
+  end_s = max(end_s, demuxed.others_end_s)
+  is_short = info.duration_s - end_s > max(1.0, 4 * grid.half_frame_s)
+  if is_short and not _is_whole_matroska(path):
     raise VideoError(
       f'{path}: truncated: ends at {time_s:.2f} s of {info.duration_s:.2f} s; '
       'get the file again'
@@ -176,7 +257,7 @@ def key_frames(
   """
   frame_at: dict[int | None, av.VideoFrame] = {}
   with open_video(path) as container:
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     stream.codec_context.skip_frame = 'NONKEY'
     length_s = _info(container).duration_s
     for place in range(max_count):
@@ -317,18 +398,97 @@ def _shown_s(
 
 
 def _info(container: av.container.InputContainer) -> VideoInfo:
-  stream = container.streams.video[0]
-  duration_s = 0.0
-  if stream.duration:
-    duration_s = float(stream.duration * stream.time_base)
-  elif container.duration:
-    duration_s = container.duration / av.time_base
+  stream = video_stream(container)
+  own_s = (
+    float(stream.duration * stream.time_base)
+    if stream.duration
+    else _tagged_duration_s(stream.metadata)
+  )
   return VideoInfo(
     width=stream.width,
     height=stream.height,
     frame_rate=float(stream.average_rate or 0),
-    duration_s=duration_s,
+    duration_s=own_s or (container.duration or 0) / av.time_base,
+    own_duration=own_s > 0,
   )
+
+
+def _tagged_duration_s(tags: Mapping[str, str]) -> float:
+  """Length of a track of Matroska by its tags; 0 where none says it."""
+  for name, value in tags.items():
+    match = _TRACK_DURATION.match(value)
+    if match and name.upper().partition('-')[0] == 'DURATION':
+      hours, minutes, seconds = map(float, match.groups())
+      return 3600 * hours + 60 * minutes + seconds
+  return 0.0
+
+
+class _Demuxed:
+  """The packets of a video, and where the other streams of its file end.
+
+  Attributes:
+    others_end_s: end of the last packet of another stream, so far.
+  """
+
+  def __init__(
+    self,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    *,
+    others: bool,
+  ):
+    self.others_end_s = 0.0
+    self._container = container
+    self._stream = stream
+    self._streams = list(container.streams) if others else [stream]
+
+  def packets(self) -> Iterator[av.Packet]:
+    """Yields the packets of the video alone."""
+    for packet in self._container.demux(self._streams):
+      # The packet that ends a stream has the index 0, whatever stream it ends.
+      if packet.stream is self._stream:
+        yield packet
+      elif packet.pts is not None:
+        self.others_end_s = max(
+          self.others_end_s, _seconds(packet) + _length_s(packet)
+        )
+
+
+def _length_s(timed: av.Packet | av.VideoFrame) -> float:
+  """How long it is shown, in seconds; 0 where it does not say."""
+  return float((timed.duration or 0) * (timed.time_base or 0))
+
+
+def _is_whole_matroska(path: str | os.PathLike[str]) -> bool:
+  """Whether a file is Matroska or WebM and as long as its header says.
+
+  In these the last picture may last long without a word of it.
+  """
+  size = os.path.getsize(path)
+  with open(path, 'rb') as file:
+    for expected in (_EBML_ID, _SEGMENT_ID):
+      if int.from_bytes(file.read(4)) != expected:
+        return False
+      length = _ebml_length(file)
+      if length is None or file.tell() + length > size:
+        return False
+      if expected == _EBML_ID:
+        file.seek(length, os.SEEK_CUR)
+  return True
+
+
+def _ebml_length(file: BinaryIO) -> int | None:
+  """Length of the element whose id was just read; None where it is unknown."""
+  (first,) = file.read(1) or (0,)
+  if not first:
+    return None
+  # As many bytes follow as there are zeros before the first bit that is set.
+  num_more = 8 - first.bit_length()
+  bits = 7 * (num_more + 1)
+  length = (
+    int.from_bytes(bytes([first]) + file.read(num_more)) & (1 << bits) - 1
+  )
+  return None if length == (1 << bits) - 1 else length
 
 
 def _turned(
