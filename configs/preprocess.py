@@ -19,6 +19,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   fields = dict(
     # Layout of the videos' frames; auto: found out for each.
     projection='auto',
+    # The layout that is named holds, even where the pictures clearly fail it.
+    trust_projection=False,
     # Keyframes per second: what poses, pairs and records are made of.
     fps=1.0,
     # Frames per keyframe that points are followed through.

@@ -50,6 +50,12 @@ _PROJECTION = flags.DEFINE_enum(
   'Layout of the frames of all videos; auto: found out for each. Sets '
   'config.projection.',
 )
+_TRUST_PROJECTION = flags.DEFINE_bool(
+  'trust_projection',
+  False,
+  'The layout that --projection names holds, even where pictures clearly show '
+  'that it is wrong. Sets config.trust_projection.',
+)
 _MASK = flags.DEFINE_string(
   'mask',
   None,
@@ -140,6 +146,8 @@ def checked_settings() -> settings.Settings:
   config = _CONFIG.value
   if _PROJECTION.value:
     config.projection = _PROJECTION.value
+  if _TRUST_PROJECTION.value:
+    config.trust_projection = True
   if _EXPORT.value:
     config.export_formats = tuple(_EXPORT.value)
   if _MASK.value:

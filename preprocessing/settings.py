@@ -102,7 +102,9 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
   values |= _matcher_values(matching)
   return Settings(
     reading=frames.Settings(
-      projection=config.projection, max_width_px=config.max_panorama_width_px
+      projection=config.projection,
+      trust_projection=config.trust_projection,
+      max_width_px=config.max_panorama_width_px,
     ),
     keyframes=keyframes.Settings(
       fps=config.fps,
@@ -138,6 +140,11 @@ def _check_limits(config: ml_collections.ConfigDict) -> None:
   for name, (is_good, words) in _LIMITS.items():
     if not is_good(config[name]):
       raise errors.UserError(f'config.{name}={config[name]!r}: {words}')
+  if config.trust_projection and config.projection == 'auto':
+    raise errors.UserError(
+      'config.trust_projection: there is none to trust; name it, '
+      '--projection=NAME'
+    )
   if config.window_s * config.fps < 1 - 1e-6:
     raise errors.UserError(
       f'config.window_s={config.window_s}: shorter than one frame at '

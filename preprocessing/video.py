@@ -91,7 +91,11 @@ def process(
   video_id = pathlib.Path(path).stem
   if matcher is None:
     matcher = settings.matching.make()
-  decision = detection.decide(path, settings.reading.projection)
+  decision = detection.decide(
+    path,
+    settings.reading.projection,
+    trusted=settings.reading.trust_projection,
+  )
   video_keyframes = keyframes.extract(
     path,
     settings.keyframes,

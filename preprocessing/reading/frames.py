@@ -20,10 +20,12 @@ class Settings:
 
   Attributes:
     projection: layout of their frames, by its name; auto: found out for each.
+    trust_projection: a layout that is named holds, whatever pictures show.
     max_width_px: wider panoramas are reduced to this even width.
   """
 
   projection: str
+  trust_projection: bool
   max_width_px: int
 
 

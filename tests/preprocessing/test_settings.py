@@ -78,3 +78,12 @@ def test_an_unknown_matcher_is_refused_by_its_name():
     errors.UserError, match="config.matcher='nonsense': give one of dust3r, sph"
   ):
     settings.checked(config)
+
+
+def test_only_a_projection_that_is_named_is_trusted():
+  config = preprocess.get_config()
+  config.trust_projection = True
+  with pytest.raises(errors.UserError, match='--projection=NAME'):
+    settings.checked(config)
+  config.projection = 'eac'
+  assert settings.checked(config).reading.trust_projection

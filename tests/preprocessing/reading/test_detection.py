@@ -1,5 +1,7 @@
 """Layouts told from pictures and metadata, and what is refused."""
 
+import re
+
 import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from preprocessing import panorama
+from preprocessing.procedural import scenes
 from preprocessing.reading import decoding, detection, projections
 from tests.helpers import layouts, spherical_boxes
 
@@ -186,9 +189,11 @@ def test_content_overrules_a_second_eye_that_is_not_there(write, videos):
   assert decision.layout == projections.Layout()
 
 
-def test_the_flag_decides_against_the_picture_and_says_so(write, videos):
+def test_a_flag_that_is_wrong_is_refused_unless_it_is_trusted(write, videos):
   path = write(videos['unique_room'])
-  decision = detection.decide(path, 'eac')
+  with pytest.raises(decoding.VideoError, match='show equirectangular; leave'):
+    detection.decide(path, 'eac')
+  decision = detection.decide(path, 'eac', trusted=True)
   assert decision.layout == projections.NAMES['eac']
   assert decision.source == 'flag'
   assert decision.evidence['content'] == 'equirectangular'
@@ -197,11 +202,158 @@ def test_the_flag_decides_against_the_picture_and_says_so(write, videos):
     detection.decide(path, 'fisheye')
 
 
-def test_a_flat_video_is_refused_unless_the_flag_says_otherwise(write, videos):
-  path = write([flat(image) for image in videos['unique_room']])
+def test_a_single_panorama_is_not_cut_from_two_eyes_by_a_flag(write, videos):
+  """One above the other they pass for a panorama, of half the aspect."""
+  eyes = layouts.MAKERS['equirectangular-tb']
+  path = write([eyes(image) for image in videos['unique_room']])
+  with pytest.raises(decoding.VideoError, match='show equirectangular-tb'):
+    detection.decide(path, 'equirectangular')
+
+
+def test_a_flat_video_is_refused_whatever_is_said_of_it(write, videos):
+  images = [flat(image) for image in videos['unique_room']]
+  path = write(images)
   with pytest.raises(decoding.VideoError, match='no 360-degree video'):
     detection.decide(path, 'auto')
-  assert detection.decide(path, 'vr180').layout.name == 'vr180'
+  for name in ('equirectangular', 'eac', 'vr180', 'equirectangular-tb'):
+    words = f'{name} by --projection, but.*={name} --trust_projection'
+    with pytest.raises(decoding.VideoError, match=words):
+      detection.decide(path, name)
+    assert detection.decide(path, name, trusted=True).layout.name == name
+  path = write(images, spherical_boxes.sv3d(spherical_boxes.equi()))
+  with pytest.raises(decoding.VideoError, match='equirectangular by its meta'):
+    detection.decide(path)
+
+
+def grey_above(image: np.ndarray) -> np.ndarray:
+  """A picture under a sky of one grey."""
+  output = image.copy()
+  output[: len(image) // 2] = 190
+  return output
+
+
+def scaled(share: float, level: float, noise: float):
+  """Less contrast, and the noise of a sensor."""
+
+  def change(image):
+    grain = np.random.default_rng(0).normal(size=image.shape) * noise
+    return np.clip(image * share + level + grain, 0, 255).astype(np.uint8)
+
+  return change
+
+
+_DULL = {
+  'as it is': np.copy,
+  'grey sky': grey_above,
+  'fog': scaled(0.2, 140, 0),
+  'foggy and noisy': scaled(0.2, 140, 5),
+  'dark': scaled(0.12, 0, 0),
+  'dark and noisy': scaled(0.12, 0, 4),
+  'grey sky in fog': lambda image: scaled(0.25, 120, 0)(grey_above(image)),
+}
+
+
+@pytest.mark.parametrize('case', _DULL)
+def test_a_dull_panorama_is_what_its_metadata_say(shared_data, case):
+  videos = {kind: [layouts.panorama(kind)] for kind in scenes.KINDS}
+  videos['real'] = real_frames(shared_data)[::4]
+  for kind, images in videos.items():
+    shown = [compressed(_DULL[case](image)) for image in images]
+    name, scores = detection.recognise(shown)
+    fault = detection._fault(projections.Layout(), name, shown, scores)
+    assert not fault, (kind, fault)
+
+
+@pytest.mark.parametrize('case', ['as it is', 'grey sky', 'foggy and noisy'])
+def test_a_flat_picture_clearly_fails(videos, shared_data, case):
+  photographs = sorted((shared_data / 'lund_360v2' / 'images_4').iterdir())
+  shots = [
+    cv2.resize(cv2.imread(str(path)), (512, 340)) for path in photographs
+  ]
+  shots = [[shot[row : row + 256]] for shot in shots[::8] for row in (0, 84)]
+  for images in [*videos.values(), real_frames(shared_data)[:1]]:
+    height = images[0].shape[0] // 2 * 2
+    for yaw_deg in (0.0, 75.0, 200.0):
+      views = [flat(image[:height], yaw_deg) for image in images]
+      shots += [views, [view[:180] for view in views]]
+  passed = 0
+  for shot in shots:
+    shown = [compressed(_DULL[case](image)) for image in shot]
+    name, scores = detection.recognise(shown)
+    assert name is None
+    passed += not detection._fault(projections.Layout(), None, shown, scores)
+  # Where there is a lot of detail all of them; else nearly all.
+  most = {'as it is': 0, 'grey sky': 0.05, 'foggy and noisy': 0.2}[case]
+  assert passed <= most * len(shots), (passed, len(shots))
+
+
+@pytest.mark.parametrize(
+  'kind,size', [('dfisheye', 'w=512:h=256'), ('fisheye', 'w=256:h=256')]
+)
+def test_fisheyes_are_named_whatever_their_tag_says(write, videos, kind, size):
+  options = f'e:{kind}:h_fov=180:v_fov=180:{size}'
+  images = [layouts.v360(image, options) for image in videos['unique_room']]
+  # The filter fills the corners, too.
+  disc = cv2.circle(
+    np.zeros((256, 256, 3), np.uint8), (128, 128), 126, (1,) * 3, -1
+  )
+  disc = np.tile(disc, (1, images[0].shape[1] // 256, 1))
+  images = [image * disc for image in images]
+  tag = spherical_boxes.sv3d(spherical_boxes.equi())
+  for boxes, forced in ((b'', None), (tag, None), (b'', 'equirectangular')):
+    with pytest.raises(decoding.VideoError, match=f'fisheye.*v360={kind}:e'):
+      detection.decide(write(images, boxes), forced)
+
+
+@pytest.mark.parametrize('height,width', [(288, 512), (256, 640), (320, 600)])
+def test_black_bars_are_named_and_their_crop_is_right(
+  write, videos, height, width
+):
+  images = [framed(image, height, width) for image in videos['unique_room']]
+  row, column = (height - 256) // 2, (width - 512) // 2
+  tag = spherical_boxes.sv3d(spherical_boxes.equi())
+  for boxes in (b'', tag):
+    with pytest.raises(decoding.VideoError, match='black bars') as refusal:
+      detection.decide(write(images, boxes))
+    crop = re.search(r'crop=(\d+):(\d+):(\d+):(\d+)', str(refusal.value))
+    found = np.array([int(number) for number in crop.groups()])
+    assert np.abs(found - (512, 256, column, row)).max() <= 2
+
+
+@pytest.mark.parametrize(
+  'name,size,is_right',
+  [
+    ('equirectangular', (192, 96), True),
+    ('equirectangular', (192, 108), True),
+    ('equirectangular', (128, 96), False),
+    ('equirectangular', (96, 96), False),
+    ('equirectangular-tb', (96, 96), True),
+    ('equirectangular-tb', (192, 96), True),
+    ('equirectangular-sbs', (384, 96), True),
+    ('equirectangular-sbs', (96, 96), False),
+    ('eac', (144, 96), True),
+    ('eac', (192, 108), True),
+    ('eac', (96, 96), False),
+    ('vr180', (96, 96), True),
+    ('vr180', (192, 96), False),
+  ],
+)
+def test_a_layout_of_another_aspect_is_refused(write, name, size, is_right):
+  """Of pictures of one grey, which say nothing else."""
+  path = write([np.full((size[1], size[0], 3), 90, np.uint8)] * 2)
+  if is_right:
+    assert detection.decide(path, name).layout.name == name
+  else:
+    with pytest.raises(decoding.VideoError, match='has another aspect'):
+      detection.decide(path, name)
+
+
+def test_the_cases_of_others_are_refused_by_name(shared_data):
+  folder = shared_data / 'video_cases'
+  with pytest.raises(decoding.VideoError, match='by its metadata, but'):
+    detection.decide(folder / 'K2_flat_tagged.mp4')
+  with pytest.raises(decoding.VideoError, match='crop=384:192:0:12 '):
+    detection.decide(folder / 'K9_letterbox.mp4')
 
 
 @pytest.mark.parametrize('kind,name', [(b'cbmp', 'cubemap'), (b'mshp', 'mesh')])
