@@ -3,7 +3,8 @@
   python -m odin_jax.generate --workdir=runs/demo/train --image=photo.jpg \
       --trajectory=forward --output=runs/demo/generate
 
-The image becomes the first view (its square middle, at the size of the model).
+The image becomes the first view (its square middle, at the size of the model;
+white, or `--background`, where it is transparent).
 The other views follow one after another, each conditioned on a view that
 exists already (`--condition_on`):
 
@@ -41,10 +42,10 @@ from odin_jax.geometry import trajectory
 from odin_jax.shared import (
   camera,
   command,
-  errors,
   files,
   image_files,
   posed_pair,
+  user_images,
 )
 
 _TOOL = 'odin_jax.generate'
@@ -53,6 +54,12 @@ _PROTOCOL = command.load_config('configs/evaluate.py')
 _WORKDIR = command.define_model()
 _IMAGE = flags.DEFINE_string(
   'image', None, 'The image to start from; its square middle is used.'
+)
+_BACKGROUND = flags.DEFINE_string(
+  'background',
+  'white',
+  'What shines through where the image is transparent: R,G,B of 0 to 255, or '
+  'the name of a colour.',
 )
 _TRAJECTORY = flags.DEFINE_enum(
   'trajectory', 'forward', sorted(trajectory.PATHS), 'The camera path.'
@@ -142,24 +149,16 @@ flags.mark_flags_as_required(['workdir', 'image', 'output'])
 _MIN_VIDEO_PX = 256
 
 
-def read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
-  """The square middle of an image file, area-averaged to `size_px`.
-
-  Raises:
-    errors.UserError: no such file, or no image in it.
-  """
-  image = cv2.imread(str(files.require_file(path, 'the image to start from')))
-  if image is None:
-    raise errors.UserError(
-      f'{path}: cannot be read as an image; give a JPEG or PNG file'
-    )
+def square_middle(
+  image: UInt8[np.ndarray, 'h w 3'], size_px: int
+) -> UInt8[np.ndarray, 's s 3']:
+  """The square middle of an image, area-averaged to `size_px`."""
   height, width = image.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
   image = image[top : top + side, left : left + side]
   interpolation = cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC
-  image = cv2.resize(image, (size_px, size_px), interpolation=interpolation)
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return cv2.resize(image, (size_px, size_px), interpolation=interpolation)
 
 
 def sources(kind: str, num_frames: int, seed: int) -> list[int]:
@@ -258,6 +257,12 @@ def _write_frames(
 
 def main() -> None:
   watch = command.Stopwatch()
+  # Before the model, which takes long to load.
+  photo = user_images.read(
+    _IMAGE.value,
+    'the image to start from',
+    background=user_images.parse_colour(_BACKGROUND.value),
+  )
   predictor = predictors.load_model(
     files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -271,7 +276,7 @@ def main() -> None:
     ema=_EMA.value,
   )
   size = predictor.image_size_px
-  image = read_image(pathlib.Path(_IMAGE.value), size)
+  image = square_middle(photo, size)
   output = files.claim_output(_OUTPUT.value, _TOOL)
   # Readers take poses.json for a finished run; it is written last but one.
   (output / 'poses.json').unlink(missing_ok=True)
@@ -302,6 +307,7 @@ def main() -> None:
     output / 'generate.json',
     {
       'image': str(_IMAGE.value),
+      'background': _BACKGROUND.value,
       'workdir': str(_WORKDIR.value),
       'trajectory': _TRAJECTORY.value,
       'num_frames': len(frames),

@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 
 from odin_jax.geometry import fusion, stereo
-from odin_jax.shared import command, errors, files, image_files
+from odin_jax.shared import command, errors, files, image_files, user_images
 
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = flags.DEFINE_string(
@@ -68,15 +68,13 @@ _MIN_WINDOW_PX = 5
 
 
 def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
-  image = cv2.imread(str(files.require_file(path, 'a view of poses.json')))
-  if image is None:
-    raise errors.UserError(f'{path}: cannot be read as an image')
+  image = user_images.read(path, 'a view of poses.json')
   if image.shape[:2] != (size_px, size_px):
     raise errors.UserError(
       f'{path}: {image.shape[1]}x{image.shape[0]} px, but poses.json says '
       f'{size_px}x{size_px}'
     )
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return image
 
 
 def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:

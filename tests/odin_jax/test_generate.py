@@ -178,15 +178,37 @@ def test_a_shorter_run_leaves_no_frame_of_a_longer_one(outputs):
   assert len(list((outputs / 'shorter' / 'frames').iterdir())) == 3
 
 
+def test_what_is_transparent_shows_the_background(tmp_path):
+  # Hidden below full transparency: red.
+  image = np.zeros((SIZE_PX, SIZE_PX, 4), np.uint8)
+  image[..., 2] = 255
+  path = tmp_path / 'cut_out.png'
+  cv2.imwrite(str(path), image)
+  short = ['--num_frames=2']
+  generate(
+    arguments(path, tmp_path / 'white', *short),
+    arguments(path, tmp_path / 'other', *short, '--background=10,20,30'),
+  )
+  for name, colour in (('white', 255), ('other', (10, 20, 30))):
+    _, frames = read_frames(tmp_path / name)
+    assert (frames[0] == colour).all()
+
+
 def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
   text = tmp_path / 'notes.jpg'
   text.write_text('no image')
+  cut = tmp_path / 'cut.jpg'
+  ramp = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+  jpeg = cv2.imencode('.jpg', ramp)[1].tobytes()
+  cut.write_bytes(jpeg[: len(jpeg) // 2] + b'\xff\xd9')
   out = tmp_path / 'out'
   results = commands.run_all(
     'odin_jax.generate',
     [
       arguments(text, out),
       arguments(tmp_path / 'absent.png', out),
+      arguments(cut, out),
+      arguments(photo, out, '--background=greenish'),
       arguments(photo, out, '--trajectory=sideways'),
       arguments(photo, out, '--num_frames=1'),
       arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
@@ -195,7 +217,15 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
   )
   commands.assert_refused(
     results,
-    [['notes.jpg'], ['absent.png'], ['sideways'], ['num_frames'], ['absent']],
+    [
+      ['notes.jpg'],
+      ['absent.png'],
+      ['cut.jpg', 'rows are missing'],
+      ['greenish'],
+      ['sideways'],
+      ['num_frames'],
+      ['absent'],
+    ],
   )
   # A folder without a checkpoint, and the real loader.
   results = commands.run_all('odin_jax.generate', [arguments(photo, out)])

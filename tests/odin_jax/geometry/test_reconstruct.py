@@ -315,6 +315,12 @@ def spoil_image(folder, content):
   (folder / 'frames' / '001.png').write_bytes(b'no image')
 
 
+def spoil_last_rows(folder, content):
+  path = folder / 'frames' / '001.png'
+  jpeg = cv2.imencode('.jpg', cv2.imread(str(path)))[1].tobytes()
+  path.write_bytes(jpeg[: len(jpeg) * 3 // 4] + b'\xff\xd9')
+
+
 def spoil_size(folder, content):
   content['width'] = content['height'] = 64
   (folder / 'poses.json').write_text(json.dumps(content))
@@ -327,6 +333,7 @@ FAULTS = {
   spoil_missing_key: 'fov_deg',
   spoil_rotation: '001.png',
   spoil_image: '001.png',
+  spoil_last_rows: 'rows are missing',
   spoil_size: '64x64',
 }
 

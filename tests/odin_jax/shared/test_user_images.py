@@ -1,0 +1,289 @@
+"""Images that people give: as a viewer shows them, or refused in one line."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from PIL import Image
+import pytest
+
+from odin_jax.shared import errors, user_images
+
+HEIGHT, WIDTH = 40, 56
+
+
+def smooth(channels=3, seed=0):
+  """Levels that a JPEG keeps nearly as they are."""
+  coarse = np.random.default_rng(seed).uniform(20, 235, (4, 5, channels))
+  image = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+  return image.reshape(HEIGHT, WIDTH, channels).round().astype(np.uint8)
+
+
+def encoded(pixels, kind, mode=None, **options):
+  image = Image.fromarray(pixels) if mode is None else mode(pixels)
+  stream = io.BytesIO()
+  image.save(stream, kind, **options)
+  return stream.getvalue()
+
+
+def png_16(pixels):
+  return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+def read(folder, data, **options):
+  (folder / 'image').write_bytes(data)
+  return user_images.read(folder / 'image', 'an image', **options)
+
+
+def with_palette(index, colours):
+  image = Image.frombytes('P', index.shape[::-1], index.tobytes())
+  image.putpalette(colours.astype(np.uint8).tobytes())
+  return image
+
+
+def cmyk(pixels):
+  return Image.frombytes('CMYK', pixels.shape[1::-1], pixels.tobytes())
+
+
+RGB = smooth()
+GREY = np.repeat(RGB[..., :1], 3, axis=-1)
+EXACT = {
+  'png': (encoded(RGB, 'PNG'), RGB),
+  'webp': (encoded(RGB, 'WEBP', lossless=True), RGB),
+  'bmp': (encoded(RGB, 'BMP'), RGB),
+  'tiff': (encoded(RGB, 'TIFF', compression='tiff_lzw'), RGB),
+  'ppm': (encoded(RGB, 'PPM'), RGB),
+  'grey': (encoded(GREY[..., 0], 'PNG'), GREY),
+  'grey with alpha': (
+    encoded(np.dstack([GREY[..., 0], np.full_like(GREY[..., 0], 255)]), 'PNG'),
+    GREY,
+  ),
+  'black and white': (
+    encoded(GREY[..., 0] > 99, 'PNG'),
+    np.uint8(255) * (GREY > 99),
+  ),
+  'palette': (
+    encoded(
+      RGB[..., 0] // 16,
+      'PNG',
+      lambda index: with_palette(index, np.arange(48).reshape(16, 3) * 5),
+    ),
+    (np.arange(48).reshape(16, 3) * 5).astype(np.uint8)[RGB[..., 0] // 16],
+  ),
+  'gif': (
+    encoded(GREY[..., 0], 'GIF'),
+    GREY,
+  ),
+  # 257 is 65535 / 255; up to half of that is rounded away.
+  'grey, 16 bits': (
+    png_16(GREY[..., 0].astype(np.uint16) * 257 + 120),
+    GREY,
+  ),
+  'grey, 16 bits, TIFF': (
+    encoded(GREY[..., 0].astype(np.uint16) * 257 - 120, 'TIFF'),
+    GREY,
+  ),
+  '16 bits': (png_16(RGB[..., ::-1].astype(np.uint16) * 257 - 120), RGB),
+  'CMYK': (
+    encoded(smooth(4), 'TIFF', cmyk),
+    np.asarray(cmyk(smooth(4)).convert('RGB')),
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', EXACT)
+def test_levels_come_back_as_they_were_painted(tmp_path, kind):
+  data, expected = EXACT[kind]
+  image = read(tmp_path, data)
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'progressive': True}, {'restart_marker_rows': 1}, {'optimize': True}],
+)
+def test_a_jpeg_is_whole_or_refused(tmp_path, options):
+  data = encoded(RGB, 'JPEG', quality=95, subsampling=0, **options)
+  assert np.abs(read(tmp_path, data).astype(int) - RGB).mean() < 2
+  # Phones write depth and small videos after the end.
+  trailing = data + b'trailer \xff\xd8 more \xff\xd9'
+  np.testing.assert_array_equal(read(tmp_path, trailing), read(tmp_path, data))
+  for length in (len(data) // 2, len(data) * 9 // 10, len(data) - 8):
+    for end in (b'', b'\xff\xd9'):
+      with pytest.raises(errors.UserError, match='damaged or not whole'):
+        read(tmp_path, data[:length] + end)
+
+
+def test_a_grey_and_a_cmyk_jpeg(tmp_path):
+  data = encoded(GREY[..., 0], 'JPEG', quality=98)
+  assert np.abs(read(tmp_path, data).astype(int) - GREY).max() < 8
+  data = encoded(smooth(4), 'JPEG', cmyk, quality=98)
+  expected = np.asarray(cmyk(smooth(4)).convert('RGB')).astype(int)
+  assert np.abs(read(tmp_path, data) - expected).mean() < 3
+
+
+def stored(upright, orientation):
+  """How a picture is stored, by what EXIF says of row 0 and column 0."""
+  rows, columns = {
+    1: ('top', 'left'),
+    2: ('top', 'right'),
+    3: ('bottom', 'right'),
+    4: ('bottom', 'left'),
+    5: ('left', 'top'),
+    6: ('right', 'top'),
+    7: ('right', 'bottom'),
+    8: ('left', 'bottom'),
+  }[orientation]
+  if rows in ('left', 'right'):
+    upright = np.transpose(upright, (1, 0, 2))
+  if rows in ('bottom', 'right'):
+    upright = upright[::-1]
+  return upright[:, ::-1] if columns in ('bottom', 'right') else upright
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP', '16 bits'])
+def test_orientation_is_obeyed(tmp_path, orientation, kind):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  pixels = np.ascontiguousarray(stored(RGB, orientation))
+  if kind == '16 bits':
+    data = png_16(pixels[..., ::-1].astype(np.uint16) * 257)
+    # After the header: a chunk of EXIF.
+    body = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
+    chunk = struct.pack('>I', len(body) - 4) + body
+    chunk += struct.pack('>I', zlib.crc32(body))
+    data = data[:33] + chunk + data[33:]
+  else:
+    options = {'lossless': True} if kind == 'WEBP' else {}
+    data = encoded(pixels, kind, exif=exif, **options)
+  np.testing.assert_array_equal(read(tmp_path, data), RGB)
+
+
+def test_orientation_of_a_jpeg_is_obeyed(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  pixels = np.ascontiguousarray(stored(RGB, 6))
+  data = encoded(pixels, 'JPEG', quality=98, subsampling=0, exif=exif)
+  assert np.abs(read(tmp_path, data).astype(int) - RGB).mean() < 2
+
+
+@pytest.mark.parametrize('background', [(255, 255, 255), (10, 200, 90)])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_transparency_shows_the_background(tmp_path, background, bits):
+  alpha = smooth(1, seed=1)
+  alpha[:9], alpha[-9:] = 0, 255
+  share = alpha / 255
+  expected = RGB * share + np.array(background) * (1 - share)
+  if bits == 8:
+    data = encoded(np.dstack([RGB, alpha]), 'PNG')
+  else:
+    pixels = np.dstack([RGB[..., ::-1], alpha]).astype(np.uint16) * 257
+    data = png_16(pixels)
+  image = read(tmp_path, data, background=background)
+  assert np.abs(image - expected).max() <= 0.5 + 1e-3
+  assert (image[0, 0] == background).all()
+
+
+def test_a_transparent_palette_colour_shows_the_background(tmp_path):
+  data, expected = EXACT['palette']
+  image = Image.open(io.BytesIO(data))
+  data = encoded(image, 'PNG', lambda image: image, transparency=7)
+  expected = np.where((RGB[..., :1] // 16 == 7), np.uint8([1, 2, 3]), expected)
+  np.testing.assert_array_equal(
+    read(tmp_path, data, background=(1, 2, 3)), expected
+  )
+
+
+def test_colours_are_levels_or_names():
+  assert user_images.parse_colour('white') == (255, 255, 255)
+  assert user_images.parse_colour('1, 20,255') == (1, 20, 255)
+  assert user_images.parse_colour('#0a0b0c') == (10, 11, 12)
+  for text in ('1,2', '1,2,256', '-1,2,3', 'a,b,c', 'whitish', '', '1.5,2,3'):
+    with pytest.raises(errors.UserError, match='is no colour'):
+      user_images.parse_colour(text)
+
+
+def header_of(width, height):
+  """A PNG of which there is only the header, and no pixels."""
+  chunks = [
+    (b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)),
+    (b'IDAT', zlib.compress(b'')),
+    (b'IEND', b''),
+  ]
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(body))
+    + name
+    + body
+    + struct.pack('>I', zlib.crc32(name + body))
+    for name, body in chunks
+  )
+
+
+def animated(kind, pixels=RGB):
+  other = Image.fromarray(pixels[::-1].copy())
+  return encoded(pixels, kind, save_all=True, append_images=[other])
+
+
+def flipped(data, place):
+  return data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+
+
+PNG = encoded(RGB, 'PNG')
+REFUSED = {
+  'empty': (b'', 'is empty'),
+  'text': (b'no image', 'cannot be read as an image'),
+  'HEIC': (b'\0\0\0\x18ftypheic' + bytes(99), 'is HEIC'),
+  'MP4': (b'\0\0\0\x18ftypisom' + bytes(99), 'is a video'),
+  'MKV': (b'\x1a\x45\xdf\xa3' + bytes(99), 'is a video'),
+  'SVG': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'is SVG'),
+  'page': (b'<!doctype html><html></html>', 'is a web page'),
+  'pointer': (b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
+  'start alone': (b'\xff\xd8\xff\xe0', 'damaged'),
+  'huge': (header_of(60000, 60000), 'more pixels than 134 million'),
+  'large': (header_of(16385, 8192), 'more pixels than 134 million'),
+  'no rows': (header_of(9, 9), 'damaged'),
+  'cut PNG': (PNG[:-40], 'damaged'),
+  'damaged PNG': (flipped(PNG, len(PNG) // 2), 'damaged'),
+  'cut WEBP': (encoded(RGB, 'WEBP')[:-9], 'damaged'),
+  'cut TIFF': (encoded(RGB, 'TIFF')[:-99], 'damaged'),
+  'cut GIF': (encoded(RGB, 'GIF')[:-99], 'damaged'),
+  'animated GIF': (animated('GIF'), 'holds 2 pictures'),
+  'animated WEBP': (animated('WEBP'), 'holds 2 pictures'),
+  'animated PNG': (animated('PNG'), 'holds 2 pictures'),
+  'pages': (animated('TIFF'), 'holds 2 pictures'),
+  'float': (encoded(RGB[..., 0].astype(np.float32), 'TIFF'), '32 bits'),
+}
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_what_is_no_single_whole_image_is_refused(tmp_path, kind):
+  data, message = REFUSED[kind]
+  with pytest.raises(errors.UserError, match=message) as error:
+    read(tmp_path, data)
+  assert str(error.value).startswith(f'{tmp_path / "image"}: ')
+  assert '\n' not in str(error.value)
+
+
+def test_no_file_and_a_folder_are_refused(tmp_path):
+  with pytest.raises(errors.UserError, match='no such file'):
+    user_images.read(tmp_path / 'absent.png', 'an image')
+  with pytest.raises(errors.UserError, match='is a folder'):
+    user_images.read(tmp_path, 'an image')
+
+
+def test_files_that_showed_these_faults(shared_data):
+  folder = shared_data / 'image_cases'
+  if not folder.is_dir():
+    pytest.skip(f'no {folder}')
+  image = user_images.read(folder / 'rgba_hidden_red.png', 'an image')
+  # A green thing on white; the hidden colour is red.
+  colours = np.unique(image.reshape(-1, 3), axis=0).tolist()
+  assert colours == [[0, 200, 0], [255, 255, 255]]
+  assert user_images.read(folder / 'upright.png', 'an image').shape[2] == 3
+  for name in ('trunc.jpg', 'huge_header.png'):
+    with pytest.raises(errors.UserError, match=name):
+      user_images.read(folder / name, 'an image')
