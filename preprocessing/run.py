@@ -28,8 +28,9 @@ from tqdm import tqdm
 from odin_jax.shared import command, errors, files
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
-from preprocessing.reading import projections
+from preprocessing.reading import detection, frames, projections
 from preprocessing.running import ray_engine, workers
+from preprocessing.solving import masks
 from preprocessing.writing import dropping, merging, parts
 
 _TOOL = 'preprocessing.run'
@@ -59,8 +60,8 @@ _TRUST_PROJECTION = flags.DEFINE_bool(
 _MASK = flags.DEFINE_string(
   'mask',
   None,
-  'PNG, laid out as the panoramas, black where the operator is; added to the '
-  'mask that is found.',
+  'PNG, laid out as the panoramas, black (up to 25 of 255) or transparent '
+  'where the operator is; added to the mask that is found.',
 )
 _EXPORT = flags.DEFINE_list(
   'export',
@@ -164,6 +165,27 @@ def checked_settings() -> settings.Settings:
   return settings.checked(config)
 
 
+def _with_size(
+  error: masks.ShapeError, video: pathlib.Path
+) -> errors.UserError:
+  """The error, and the size that a mask of this video should have."""
+  config = _CONFIG.value
+  try:
+    layout = detection.decide(video, config.projection).layout
+    first = next(
+      frames.read_frames(
+        video, config.fps, layout, max_width_px=config.max_panorama_width_px
+      )
+    )
+  except (frames.VideoError, StopIteration):
+    # What the video lacks is said when the mask is right.
+    return error
+  height, width = first.image.shape[:2]
+  return errors.UserError(
+    f'{error}: those of {video.name} are {width} x {height}'
+  )
+
+
 def without_excluded(
   videos: list[pathlib.Path], output: pathlib.Path
 ) -> tuple[list[pathlib.Path], list[dict[str, Any]]]:
@@ -260,9 +282,12 @@ def _nothing(
 def main() -> None:
   """Runs the pipeline and merges its parts."""
   stopwatch = command.Stopwatch()
-  job_settings = checked_settings()
   source = pathlib.Path(_INPUT.value)
   videos, dropped = find_videos(source)
+  try:
+    job_settings = checked_settings()
+  except masks.ShapeError as error:
+    raise _with_size(error, videos[0]) from error
   output = files.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
   dropping.finish_drop(output)

@@ -7,17 +7,16 @@ distant point in the direction of travel also stays, but it obeys. By hand: a
 picture that the user painted. By the lens: directions that were not filmed.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 from typing import Callable
 
 import cv2
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 import numpy as np
 
-from odin_jax.shared import camera, errors, files
+from odin_jax.shared import camera, errors, files, user_images
 from preprocessing import panorama
 
 # Columns and rows of the cells in which points are counted; 5 degrees.
@@ -33,9 +32,14 @@ _MIN_POINTS = 10
 _EDGE = 0.25
 # A painted mask may be this far from twice as wide as high.
 _MAX_ASPECT_OFF = 0.1
-# How every whole PNG begins and ends.
+# Levels up to this share of the brightest one count as black: editors that
+# keep a mask as JPEG in between leave noise in it.
+_BLACK_SHARE = 0.1
 _PNG_START = b'\x89PNG\r\n\x1a\n'
-_PNG_END = b'IEND\xaeB`\x82'
+
+
+class ShapeError(errors.UserError):
+  """A mask has another shape than panoramas have."""
 
 
 def _cells(
@@ -125,25 +129,31 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
   """The mask that a user painted over a panorama.
 
   Black is masked, as COLMAP has it (https://colmap.github.io/faq.html, "Mask
-  image regions"), and so is what is fully transparent.
+  image regions"), and so is what is transparent. Black is what is at most a
+  tenth as bright, in its brightest channel, as the brightest level of the
+  picture: 25 of 255, 6553 of 65535, and 0 where a mask has the levels 0 and 1.
+  Transparent is what is at most a tenth opaque.
 
   Args:
     path: a PNG in the layout of the panorama, of any size; grey, black and
-      white, or colour, with or without transparency.
+      white, a palette, or colour, of 8 or 16 bits, with or without
+      transparency.
 
   Raises:
-    errors.UserError: it is no such picture, or masks all or nothing.
+    ShapeError: it is not about twice as wide as high.
+    errors.UserError: it is no such picture, masks all or nothing, or is so dark
+      that black cannot be told from noise.
   """
   path = files.require_file(path, 'a PNG of what is not to be used')
   pixels = _read_png(path)
   height, width = pixels.shape[:2]
   if abs(width / height - 2) > _MAX_ASPECT_OFF:
-    raise errors.UserError(
+    raise ShapeError(
       f'{path}: is {width} x {height}, but a mask covers the whole panorama '
       'and is twice as wide as high; paint it over one of its frames'
     )
-  # OpenCV gives one channel, or three, or three and alpha.
-  masked = ~pixels[..., :3].any(axis=-1) | ~pixels[..., 3:].all(axis=-1)
+  opaque = (pixels[..., 3:] > _BLACK_SHARE * np.iinfo(pixels.dtype).max).all(-1)
+  masked = ~opaque | _is_black(path, pixels[..., :3].max(axis=-1), opaque)
   for fault, what in ((masked.all(), 'all'), (not masked.any(), 'nothing')):
     if fault:
       raise errors.UserError(
@@ -153,20 +163,40 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
   return Mask(cells=masked)
 
 
-def _read_png(path: pathlib.Path) -> np.ndarray:
-  """Pixels [h, w, c] as they are stored."""
-  data = path.read_bytes()
-  pixels = None
-  if data.startswith(_PNG_START) and _PNG_END in data:
-    # Raises for more pixels than it can hold, and gives none for other damage.
-    with contextlib.suppress(cv2.error):
-      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  if pixels is None:
+def _is_black(
+  path: pathlib.Path,
+  levels: Shaped[np.ndarray, 'h w'],
+  opaque: Bool[np.ndarray, 'h w'],
+) -> Bool[np.ndarray, 'h w']:
+  """Which levels count as black, seen against the brightest opaque one."""
+  brightest = int(levels[opaque].max(initial=0))
+  is_dark = brightest <= _BLACK_SHARE * np.iinfo(levels.dtype).max
+  # Two dark levels are the values of a label; more of them are noise.
+  if is_dark and len(np.unique(levels[opaque])) > 2:
     raise errors.UserError(
-      f'{path}: no PNG picture, or a damaged one; a mask is a PNG in the '
-      'layout of the panorama, black where it is not to be used'
+      f'{path}: is dark everywhere (its brightest level is {brightest} of '
+      f'{np.iinfo(levels.dtype).max}); paint white what is to be used'
     )
-  return pixels.reshape(*pixels.shape[:2], -1)
+  return levels <= _BLACK_SHARE * brightest
+
+
+def _read_png(path: pathlib.Path) -> Shaped[np.ndarray, 'h w c']:
+  """Pixels RGB or RGBA, of 8 or 16 bits."""
+  what = 'a PNG of what is not to be used'
+  wanted = (
+    'a mask is a PNG in the layout of the panorama, black where it is not to '
+    'be used'
+  )
+  with open(files.require_file(path, what), 'rb') as file:
+    if file.read(len(_PNG_START)) != _PNG_START:
+      raise errors.UserError(f'{path}: no PNG picture; {wanted}')
+  try:
+    return user_images.read_stored(path, what)
+  except errors.UserError as error:
+    reason = str(error).removeprefix(f'{path}: ')
+    raise errors.UserError(
+      f'{path}: no PNG picture that can be used: {reason}; {wanted}'
+    ) from error
 
 
 class Persistence:

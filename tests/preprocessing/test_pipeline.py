@@ -443,6 +443,15 @@ def test_bad_input_is_one_line_and_status_2(repository, tmp_path, fault, says):
   assert 'Traceback' not in done.stderr
 
 
+def test_a_mask_of_another_shape_is_told_the_size(repository, worlds, tmp_path):
+  cv2.imwrite(str(tmp_path / 'm.png'), np.zeros((64, 64), np.uint8))
+  output = tmp_path / 'records'
+  done = run(repository, worlds[0], output, f'--mask={tmp_path / "m.png"}')
+  assert done.returncode == 2 and done.stderr.count('\n') == 1
+  assert 'm.png: is 64 x 64' in done.stderr and '768 x 384' in done.stderr
+  assert not output.exists()
+
+
 def test_foreign_output_and_unknown_key_are_refused(repository, tmp_path):
   video = make_bad_input(tmp_path, 'not a video')
   (tmp_path / 'mine').mkdir()

@@ -4,6 +4,7 @@ import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+from PIL import Image
 import pytest
 
 from odin_jax.shared import camera, errors
@@ -39,6 +40,27 @@ def sixteen_bits(picture):
   return picture.astype(np.uint16) * 100
 
 
+def sixteen_bits_with_noise(picture):
+  noise = np.random.default_rng(0).integers(0, 6000, picture.shape, np.uint16)
+  return np.where(picture > 0, np.uint16(65535), noise)
+
+
+def noise(picture):
+  # As JPEG leaves it in what was black, in every channel its own.
+  levels = np.random.default_rng(0).integers(0, 22, (*picture.shape, 3))
+  return np.where(picture[..., None] > 0, 255 - levels, levels).astype(np.uint8)
+
+
+def labels(picture):
+  return picture // 255
+
+
+def dark_grey(picture):
+  # Three tenths as bright as the brightest is free.
+  free = np.where(np.arange(picture.shape[1]) % 2, 255, 77).astype(np.uint8)
+  return np.where(picture > 0, free, np.uint8(0))
+
+
 def colour(picture):
   # Dark, but not black, where it is free.
   return np.stack([picture // 100, picture * 0, picture * 0], axis=-1)
@@ -53,7 +75,18 @@ def cut_out(picture):
 
 
 @pytest.mark.parametrize(
-  'kind', [grey, sixteen_bits, colour, black_in_opaque, cut_out]
+  'kind',
+  [
+    grey,
+    sixteen_bits,
+    sixteen_bits_with_noise,
+    noise,
+    labels,
+    dark_grey,
+    colour,
+    black_in_opaque,
+    cut_out,
+  ],
 )
 @pytest.mark.parametrize('size', [(360, 180), (1003, 500)])
 def test_black_or_transparent_is_masked(tmp_path, kind, size):
@@ -75,6 +108,16 @@ def test_black_and_white_without_grey_is_read(tmp_path):
   np.testing.assert_array_equal(mask.cells, picture == 0)
 
 
+def test_colours_of_a_palette_are_read_not_their_numbers(tmp_path):
+  picture = painted(360, 180)
+  # Number 0 is white, number 1 black.
+  image = Image.frombytes('P', (360, 180), (picture == 0).tobytes())
+  image.putpalette([255, 255, 255, 0, 0, 0])
+  image.save(tmp_path / 'mask.png')
+  mask = masks.read_mask(tmp_path / 'mask.png')
+  np.testing.assert_array_equal(mask.cells, picture == 0)
+
+
 def png(picture):
   return cv2.imencode('.png', picture)[1].tobytes()
 
@@ -90,6 +133,7 @@ def png(picture):
     (png(painted(64, 64)), 'is 64 x 64'),
     (png(painted(64, 26)), 'is 64 x 26'),
     (png(np.zeros((32, 64), np.uint8)), 'masks all'),
+    (png(np.arange(32 * 64).reshape(32, 64) % 20), 'is dark everywhere'),
     (png(np.full((32, 64), 9, np.uint8)), 'masks nothing'),
     (
       png(np.dstack([painted(64, 32)] * 3 + [np.zeros((32, 64), np.uint8)])),
