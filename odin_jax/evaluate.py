@@ -37,8 +37,8 @@ _CONFIG = command.define_config('configs/evaluate.py')
 _BENCHMARK = flags.DEFINE_enum(
   'benchmark', 'records', sorted(BENCHMARKS), 'Layout of --data.'
 )
-_DATA = flags.DEFINE_string(
-  'data', None, 'Folder of the benchmark, e.g. the output of preprocessing.'
+_DATA = command.define_path(
+  'data', 'Folder of the benchmark, e.g. the output of preprocessing.'
 )
 _PREDICTOR = flags.DEFINE_enum(
   'predictor',
@@ -148,7 +148,7 @@ def _fresh_output() -> pathlib.Path:
 def _load_lpips(config: Any) -> lpips.Lpips | None:
   if not config.lpips:
     return None
-  perceptual = lpips.load(config.lpips)
+  perceptual = lpips.load(files.local_path(config.lpips))
   smallest = lpips.NETS[perceptual.net].min_px
   if config.image_size_px < smallest:
     raise errors.UserError(

@@ -52,8 +52,8 @@ _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
 _WORKDIR = command.define_model()
-_IMAGE = flags.DEFINE_string(
-  'image', None, 'The image to start from; its square middle is used.'
+_IMAGE = command.define_path(
+  'image', 'The image to start from; its square middle is used.'
 )
 _BACKGROUND = flags.DEFINE_string(
   'background',

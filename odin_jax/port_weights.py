@@ -54,8 +54,8 @@ _DTYPES = {
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
 }
 
-_SOURCE = flags.DEFINE_list(
-  'source', None, 'What is read: a checkpoint, or with --export a workdir.'
+_SOURCE = command.define_paths(
+  'source', 'What is read: a checkpoint, or with --export a workdir.'
 )
 _FORMAT = flags.DEFINE_enum(
   'format',

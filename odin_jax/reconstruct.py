@@ -31,8 +31,8 @@ from odin_jax.geometry import fusion, stereo
 from odin_jax.shared import command, errors, files, image_files, user_images
 
 _TOOL = 'odin_jax.reconstruct'
-_VIEWS = flags.DEFINE_string(
-  'views', None, 'Folder with poses.json and the images that it names.'
+_VIEWS = command.define_path(
+  'views', 'Folder with poses.json and the images that it names.'
 )
 _OUTPUT = command.define_output(
   'Folder for points.ply, depth/ and reconstruction.json'

@@ -20,11 +20,11 @@ import trimesh
 
 from odin_jax.shared import command, errors, files, page, record_folder, schema
 
-_RUN = flags.DEFINE_string(
-  'run', None, 'Folder that holds the folders of the stages.', required=True
+_RUN = command.define_path(
+  'run', 'Folder that holds the folders of the stages.', required=True
 )
-_VIDEOS = flags.DEFINE_string(
-  'videos', None, 'The video, or the folder of videos, of this run.'
+_VIDEOS = command.define_path(
+  'videos', 'The video, or the folder of videos, of this run.'
 )
 _TITLE = flags.DEFINE_string('title', 'ODIN', 'Heading of the page.')
 

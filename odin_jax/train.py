@@ -34,15 +34,13 @@ from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
 _RECORDS = command.define_records('to train on')
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = command.define_path(
   'workdir',
-  None,
   'Folder for checkpoints and metrics; made if absent, continued if it holds '
   'a run of the same config.',
 )
-_INIT = flags.DEFINE_string(
+_INIT = command.define_path(
   'init',
-  None,
   'Workdir to take the first parameters and the encoders from: the output of '
   'odin_jax.port_weights, or another run, whose moving averages are taken.',
 )

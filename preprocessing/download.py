@@ -45,19 +45,20 @@ from preprocessing.downloading import (
   targets,
 )
 
-_IDS = flags.DEFINE_string(
-  'ids', None, 'List of ids: parquet with a column id, or a text file.'
+_IDS = command.define_path(
+  'ids', 'List of ids: parquet with a column id, or a text file.'
 )
-_OUTPUT = command.define_output('Folder or address to write')
+_OUTPUT = command.define_output(
+  'Folder or address to write', may_be_address=True
+)
 _EXCLUDE_IDS = command.define_exclude_ids()
 _URL = flags.DEFINE_string(
   'url',
   'https://www.youtube.com/watch?v={id}',
   'Where the videos are; {id} stands for the id.',
 )
-_STAGING = flags.DEFINE_string(
+_STAGING = command.define_path(
   'staging',
-  None,
   'Folder for files that are not whole; by default OUTPUT/.staging, or for '
   "an address a folder in the system's temporary folder.",
 )
@@ -75,8 +76,8 @@ _RATE_LIMIT_MB_S = flags.DEFINE_float(
 _REQUESTS_PER_MINUTE = flags.DEFINE_float(
   'requests_per_minute', 5.0, 'Videos begun per minute; 0: any number.', 0
 )
-_COOKIES = flags.DEFINE_string(
-  'cookies', None, "Cookies in Netscape's format; the file is only read."
+_COOKIES = command.define_path(
+  'cookies', "Cookies in Netscape's format; the file is only read."
 )
 _PROXY = flags.DEFINE_string('proxy', None, 'Address of a proxy.')
 _RETRIES = flags.DEFINE_integer(

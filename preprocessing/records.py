@@ -9,7 +9,7 @@ The ledger keeps one row for each, and dropped_ids.txt keeps them out of later
 runs into the same folder. A run that was stopped is finished by the next one.
 """
 
-from absl import flags, logging
+from absl import logging
 
 from odin_jax.shared import command, errors, files
 from preprocessing import ids
@@ -18,9 +18,8 @@ from preprocessing.writing import dropping, shards
 _TOOLS = ('preprocessing.run', 'preprocessing.worlds')
 
 _RECORDS = command.define_records('to take videos out of')
-_DROP_IDS = flags.DEFINE_string(
+_DROP_IDS = command.define_path(
   'drop_ids',
-  None,
   'List of ids: a parquet file with a column id, or a text file with one id '
   'per line. An id is the stem of the video file.',
 )

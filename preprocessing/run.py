@@ -57,9 +57,8 @@ _TRUST_PROJECTION = flags.DEFINE_bool(
   'The layout that --projection names holds, even where pictures clearly show '
   'that it is wrong. Sets config.trust_projection.',
 )
-_MASK = flags.DEFINE_string(
+_MASK = command.define_path(
   'mask',
-  None,
   'PNG, laid out as the panoramas, black (up to 25 of 255) or transparent '
   'where the operator is; added to the mask that is found.',
 )

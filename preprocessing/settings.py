@@ -7,7 +7,7 @@ from typing import Any, Callable, Mapping, TypeVar
 
 import ml_collections
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, files
 from preprocessing import matchers
 from preprocessing.exporting import exports
 from preprocessing.keyframes import frame_quality, keyframes, static_weights
@@ -156,6 +156,7 @@ def _mask_values(path: str) -> dict[str, str]:
   """The mask for processes that start in another folder, and its digest."""
   if not path:
     return {}
+  path = files.local_path(path)
   masks.read_mask(path)
   mask = pathlib.Path(path).absolute()
   return {'mask': str(mask), 'mask_sha256': parts.sha256(mask)}

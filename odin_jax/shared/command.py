@@ -19,7 +19,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, files
 
 # The flags that are defined here belong to the command that asks for them, so
 # that its --help shows them.
@@ -154,45 +154,104 @@ def load_config(
 # -- Flags that several commands have ------------------------------------------
 
 
-def define_output(what: str = 'Folder to write') -> flags.FlagHolder[str]:
+class _PathParser(flags.ArgumentParser):
+  """A path, checked and expanded."""
+
+  def __init__(self, check: Callable[[str], str]):
+    super().__init__()
+    self._check = check
+
+  def parse(self, argument: str) -> str:
+    try:
+      return self._check(argument)
+    except errors.UserError as error:
+      # What absl catches and names the flag of.
+      raise ValueError(str(error)) from error
+
+  def flag_type(self) -> str:
+    return 'path'
+
+
+class _PathListParser(_PathParser):
+  """Paths separated by commas."""
+
+  def parse(self, argument: str | list[str]) -> list[str]:
+    if isinstance(argument, list):
+      return argument
+    return [super(_PathListParser, self).parse(p) for p in argument.split(',')]
+
+
+def define_path(
+  name: str, help: str, *, required: bool = False, may_be_address: bool = False
+) -> flags.FlagHolder[str]:
+  """Defines a flag that is a path, by default None; `~` is expanded.
+
+  Args:
+    name: of the flag.
+    help: what it is.
+    required: whether it has to be given.
+    may_be_address: whether gs://bucket and the like work, too.
+  """
+  check = files.path_or_address if may_be_address else files.local_path
+  return flags.DEFINE(
+    _PathParser(check),
+    name,
+    None,
+    help,
+    serializer=flags.ArgumentSerializer(),
+    required=required,
+  )
+
+
+def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
+  """Defines a flag of paths that are separated by commas."""
+  return flags.DEFINE(
+    _PathListParser(files.local_path),
+    name,
+    None,
+    help,
+    serializer=flags.ListSerializer(','),
+  )
+
+
+def define_output(
+  what: str = 'Folder to write', *, may_be_address: bool = False
+) -> flags.FlagHolder[str]:
   """Defines `--output`, what `files.claim_output` takes."""
-  return flags.DEFINE_string(
-    'output', None, f'{what}; new, or made by this command.'
+  return define_path(
+    'output',
+    f'{what}; new, or made by this command.',
+    may_be_address=may_be_address,
   )
 
 
 def define_model() -> flags.FlagHolder[str]:
   """Defines `--workdir`, of a model to sample from."""
-  return flags.DEFINE_string(
+  return define_path(
     'workdir',
-    None,
     'Folder of a training run, or output of odin_jax.port_weights.',
   )
 
 
 def define_records(purpose: str) -> flags.FlagHolder[str]:
   """Defines `--records`, a folder that is read; 'to train on' is a purpose."""
-  return flags.DEFINE_string('records', None, f'Folder of records {purpose}.')
+  return define_path('records', f'Folder of records {purpose}.')
 
 
 def define_input() -> flags.FlagHolder[str]:
   """Defines `--input`, of footage."""
-  return flags.DEFINE_string(
-    'input', None, 'A 360-degree video, or a folder of them.'
-  )
+  return define_path('input', 'A 360-degree video, or a folder of them.')
 
 
 def define_exclude_ids() -> flags.FlagHolder[str]:
   """Defines `--exclude_ids`, a list of ids or None."""
-  return flags.DEFINE_string(
-    'exclude_ids', None, 'List of video ids that are passed over.'
-  )
+  return define_path('exclude_ids', 'List of video ids that are passed over.')
 
 
 def define_truth() -> flags.FlagHolder[str]:
   """Defines `--truth`, of the poses of rendered videos, or None."""
-  return flags.DEFINE_string(
-    'truth', None, 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
+  return define_path(
+    'truth', 'Folder with VIDEO_ID.truth.npz (preprocessing.worlds).'
   )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from typing import Any, Iterator
 
 from odin_jax.shared import errors
@@ -12,6 +13,58 @@ from odin_jax.shared import errors
 MARKER = '.odin_output.json'
 # How the name of what is not whole yet begins.
 TEMPORARY = '.tmp-'
+
+
+# gs://bucket, s3://..., https://...; and what pathlib makes of it, gs:/bucket.
+_ADDRESS = re.compile(r'[A-Za-z][\w+.-]+:/')
+
+
+def expand_user(path: str) -> str:
+  """`path` with `~` or `~name` at its start as that user's home.
+
+  A shell does so only where a word begins, not in `--output=~/run`.
+
+  Raises:
+    errors.UserError: there is no such user.
+  """
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~'):
+    raise errors.UserError(
+      f'{path}: there is no user {expanded.split("/")[0][1:]!r}; write '
+      f'./{path} for a path of that name'
+    )
+  return expanded
+
+
+def local_path(path: str) -> str:
+  """A path as a person gives it, its `~` expanded.
+
+  Raises:
+    errors.UserError: it is empty, an address such as gs://bucket, or names a
+      user that there is not.
+  """
+  if not path.strip():
+    raise errors.UserError('the path is empty; name a file or folder')
+  if _ADDRESS.match(path):
+    raise errors.UserError(
+      f'{path}: is an address, and only local paths work here; copy what is '
+      'there to this machine, or mount it'
+    )
+  return expand_user(path)
+
+
+def path_or_address(path: str) -> str:
+  """An address as it is, or a path as `local_path` has it.
+
+  Raises:
+    errors.UserError: it is neither.
+  """
+  if '://' in path:
+    return path
+  if _ADDRESS.match(path):
+    scheme, rest = path.split(':/', 1)
+    raise errors.UserError(f'{path}: write {scheme}://{rest.lstrip("/")}')
+  return local_path(path)
 
 
 def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:

@@ -81,9 +81,13 @@ def check(options: Mapping[str, Any]) -> matchers.Checked:
   Raises:
     errors.UserError: one of them is not there, or an option has no such value.
   """
-  home = dust3r_checkout.find_home(options['home'])
+  named = {
+    option: options[option] and files.local_path(options[option])
+    for option in ('home', 'checkpoint')
+  }
+  home = dust3r_checkout.find_home(named['home'])
   checkpoint = files.require_file(
-    options['checkpoint'] or home / _CHECKPOINT,
+    named['checkpoint'] or home / _CHECKPOINT,
     'the checkpoint of config.dust3r',
   )
   dust3r_network.check_names(

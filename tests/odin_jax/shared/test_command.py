@@ -1,5 +1,6 @@
 """What every command does with flags, errors and files."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from odin_jax.shared import command, errors
 
 CONFIG = command.define_config({config!r})
 OUTPUT = command.define_output()
+SOURCE = command.define_paths('source', 'Files.')
+ANYWHERE = command.define_path('anywhere', 'A place.', may_be_address=True)
 STOP = flags.DEFINE_string('stop', '', 'How to stop.')
 
 
@@ -26,7 +29,10 @@ def main():
     raise OSError(28, 'No space left on device', 'out.bin')
   if STOP.value == 'bug':
     raise ValueError('a bug')
-  print(CONFIG.value.to_dict())
+  if STOP.value == 'path':
+    print(OUTPUT.value, SOURCE.value)
+  else:
+    print(CONFIG.value.to_dict())
 
 
 if __name__ == '__main__':
@@ -82,6 +88,29 @@ def test_a_config_is_loaded_for_a_command_without_the_flag(tmp_path):
   assert command.load_config(str(path)).recipe == 'world'
 
 
+def test_home_is_expanded_and_variables_are_not(call, monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  home, root = tmp_path / 'home', os.path.expanduser('~root')
+  done = call(
+    '--stop=path', '--output=~/a b', '--source=~/x,./~y,~root/z,$HOME'
+  )
+  sources = [f'{home}/x', './~y', f'{root}/z', '$HOME']
+  assert done.stdout == f'{home}/a b {sources}\n'
+  for address in ('gs://bucket/run', 's3://bucket/~/run'):
+    assert call(f'--anywhere={address}').returncode == 0
+
+
+def test_every_flag_that_is_a_path_is_defined_as_one(repository):
+  no_paths = {'title', 'url', 'proxy', 'ray_address', 'background'}
+  for folder in ('odin_jax', 'preprocessing'):
+    for path in (repository / folder).glob('*.py'):
+      for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call):
+          function = getattr(call.func, 'attr', '')
+          if function == 'DEFINE_string':
+            assert call.args[0].value in no_paths, path
+
+
 @pytest.mark.parametrize(
   'arguments,message',
   [
@@ -94,6 +123,13 @@ def test_a_config_is_loaded_for_a_command_without_the_flag(tmp_path):
     (['--config=/no/such/file.py'], '/no/such/file.py'),
     (['--nothing=1'], 'nothing'),
     (['stray'], 'stray'),
+    (['--output=gs://bucket/run'], 'only local paths work here'),
+    (['--output=s3:/bucket/run'], 'only local paths work here'),
+    (['--output='], 'the path is empty'),
+    (['--output=~no_such_user/run'], "no user 'no_such_user'"),
+    (['--source=a.bin,gs://bucket/b.bin'], 'only local paths work here'),
+    (['--anywhere=gs:/bucket/run'], 'gs://bucket/run'),
+    (['--anywhere=~no_such_user/run'], "no user 'no_such_user'"),
     (['--stop=user'], 'file.mp4: is bad; mend it'),
     (['--stop=disk'], 'out.bin: No space left on device'),
   ],
