@@ -8,8 +8,6 @@ is a bug and keeps its traceback.
 """
 
 import errno
-import importlib.util
-import pathlib
 import resource
 import sys
 import time
@@ -19,13 +17,13 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import config_files, errors, files
 
 # The flags that are defined here belong to the command that asks for them, so
 # that its --help shows them.
 flags.disclaim_key_flags()
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = config_files.REPOSITORY
 _default_config: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
@@ -41,16 +39,44 @@ def _stop(message: object) -> NoReturn:
   sys.exit(2)
 
 
-def _with_default_config(argv: list[str]) -> list[str]:
-  given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:])
-  if given or _default_config is None:
+def _given_config(argv: list[str]) -> tuple[str | None, list[str]]:
+  """The value of `--config`, and the arguments without it."""
+  given, rest, arguments = None, argv[:1], iter(argv[1:])
+  for argument in arguments:
+    name, equals, value = argument.partition('=')
+    if name in ('--config', '-config'):
+      given = value if equals else next(arguments, '')
+    else:
+      rest.append(argument)
+  return given, rest
+
+
+def _with_config(argv: list[str]) -> list[str]:
+  """The arguments with a config that was checked, and is of this command."""
+  if _default_config is None:
     return argv
-  return [argv[0], f'--config={_default_config}', *argv[1:]]
+  given, rest = _given_config(argv)
+  config = _default_config
+  if given is not None:
+    config = config_files.checked(given, _default_config)
+  # Its fields are flags once it is read, so it comes first.
+  return [rest[0], f'--config={config}', *rest[1:]]
+
+
+def _explain_config(argv: list[str]) -> None:
+  """After --help: the fields of the config."""
+  is_asked = any(
+    argument.lstrip('-') in ('help', 'helpshort', 'helpfull')
+    for argument in argv[1:]
+  )
+  if _default_config is not None and is_asked:
+    config = _with_config(argv)[1].partition('=')[2]
+    print(f'\n{config_files.explain(config)}')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    rest = flags.FLAGS(_with_default_config(argv))
+    rest = flags.FLAGS(_with_config(argv))
     if len(rest) > 1:
       raise flags.Error(f'unexpected arguments {rest[1:]}')
     if _default_config is not None:
@@ -58,7 +84,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
       _check_fields(flags.FLAGS['config'].value)
     return rest
   except SystemExit:
+    _explain_config(argv)
     sys.exit(0)  # After --help, which absl ends with status 1.
+  except errors.UserError as error:
+    _stop(error)
   # The config file is loaded and the values given as --config.key=value are set
   # in it while flags are parsed, so its errors surface here.
   except (
@@ -126,7 +155,7 @@ def define_config(default: str) -> flags.FlagHolder[Any]:
   # Not given to absl as the default: it would be loaded at once, and fields
   # that only another config has would be refused.
   global _default_config
-  _default_config = str(REPOSITORY / default)
+  _default_config = str(config_files.REPOSITORY / default)
   return config_flags.DEFINE_config_file(
     'config',
     None,
@@ -145,10 +174,7 @@ def load_config(
     path: of the config file in this repository.
     argument: what `--config=FILE:ARGUMENT` would give.
   """
-  spec = importlib.util.spec_from_file_location('config', REPOSITORY / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument)
+  return config_files.load(path, argument)
 
 
 # -- Flags that several commands have ------------------------------------------

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from configs import common
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, config_files, errors, files
 
 PROGRAM = '''
 """A command."""
@@ -47,7 +47,11 @@ def get_config(argument=None):
   recipe, values = common.parse_argument(
     argument, recipes=('world', 'other'), defaults={'size_px': 32}
   )
-  return ml_collections.ConfigDict({'recipe': recipe, 'steps': 3, **values})
+  config = ml_collections.ConfigDict({'recipe': recipe, **values})
+  # How long it is,
+  # in steps.
+  config.steps = 3
+  return config
 """
 
 
@@ -116,6 +120,12 @@ def test_every_flag_that_is_a_path_is_defined_as_one(repository):
   [
     (['--config.stepz=5'], 'steps'),
     (['--config.steps=many'], 'many'),
+    (['--config=configs/nothing.py'], 'takes --config='),
+    (['--config=README.md'], 'is no config file'),
+    (['--config=odin_jax/train.py'], 'is no config file'),
+    (['--config=configs/train.py'], 'config of another command (it lacks'),
+    (['--config=configs/train.py', '--config.stepz=2'], 'another command'),
+    (['--config', 'configs/worlds.py'], 'config of another command'),
     (['--config=FILE:nothing'], "recipe 'nothing' is none of"),
     (['--config=FILE:world,width=3'], 'width=3'),
     (['--config=FILE:world,size_px=wide'], 'expected a int'),
@@ -153,6 +163,48 @@ def test_help_is_no_failure(call):
   assert '--stop: How to stop.' in done.stdout
   assert '--config:' in done.stdout
   assert '--output: Folder to write;' in done.stdout
+
+
+def test_help_lists_the_fields_of_the_config_that_is_given(call):
+  shown = call('--help', '--config=FILE:other,size_px=64').stdout
+  assert "\n  --config.recipe='other'\n" in shown
+  assert '\n  # How long it is,\n  # in steps.\n  --config.steps=3\n' in shown
+  assert '\n  --config.size_px=64' in shown
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'comment'),
+  [
+    ('preprocess', '--config.fps=1.0', 'Keyframes per second'),
+    ('preprocess', '--config.views.num_tries=48', 'Explained in'),
+    ('worlds', '--config.views.num_tries=8', 'the next pair costs less'),
+    ('train:odin', '--config.optimizer.conditioning_factor=10.0', 'as fast'),
+    ('train', '--config.model.unet.model_channels=96', 'In scene units'),
+    ('evaluate', '--config.num_pairs=128', 'Size of the fixed subset'),
+  ],
+)
+def test_every_field_is_explained_as_its_source_has_it(
+  repository, name, field, comment
+):
+  file, _, recipe = name.partition(':')
+  path = str(repository / 'configs' / f'{file}.py')
+  text = config_files.explain(f'{path}:{recipe}')
+  assert f'\n  {field}\n' in text
+  before = text[: text.index(f'\n  {field}\n')]
+  assert comment in before
+  config = config_files.load(path, recipe or None)
+  # Every leaf once.
+  fields = [line for line in text.splitlines() if '--config.' in line]
+  assert len(fields) == len(set(fields))
+  assert all(f'--config.{key}' in text for key in config)
+
+
+def test_a_config_is_found_from_any_folder(call, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  done = call('--config=configs/train.py')
+  assert 'config of another command' in done.stderr
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert call('--config=~/config.py:other').stdout.startswith("{'recipe'")
 
 
 def test_an_output_folder_is_made_and_continued(tmp_path):
