@@ -13,6 +13,13 @@ Output: `metrics.json` (the whole protocol, mean scores, one row per pair) and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.evaluate\n')
+  sys.exit(2)
+
 import pathlib
 import platform
 from typing import Any

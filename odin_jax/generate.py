@@ -27,6 +27,13 @@ numbers row-major: x_scene = R @ x_camera + t, in the axes of the first view;
 the median depth of the scene is 1); `video.mp4`; `generate.json`.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.generate\n')
+  sys.exit(2)
+
 import pathlib
 
 from absl import flags, logging

@@ -23,6 +23,13 @@ Weights pass through one at a time. `port_weights.json` in the output says what
 was done.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.port_weights\n')
+  sys.exit(2)
+
 import functools
 import pathlib
 import shutil

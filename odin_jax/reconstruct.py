@@ -14,6 +14,13 @@ believed) and `reconstruction.json`. Views that do not agree give few points or
 none, and the figures say so.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.reconstruct\n')
+  sys.exit(2)
+
 import dataclasses
 import functools
 import json

@@ -8,6 +8,13 @@ Reads what the stages left in the run's folder (`records`, `audit`, `train`,
 the video and the 3D data are inside it.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.report\n')
+  sys.exit(2)
+
 import json
 import pathlib
 from typing import Any

@@ -13,11 +13,17 @@ The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
 steps), `tensorboard/` and, when all steps are done, `final.json`.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m odin_jax.train\n')
+  sys.exit(2)
+
 import functools
 import math
 import pathlib
 import signal
-import sys
 import time
 from typing import Any
 

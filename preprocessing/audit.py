@@ -17,6 +17,13 @@ writes index.html, a self-contained page, and audit.json:
 and pairs/*.jpg, some records with their epipolar lines.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.audit\n')
+  sys.exit(2)
+
 from absl import flags
 
 from odin_jax.shared import command, errors, files

@@ -20,6 +20,13 @@ YouTube offers few formats to a client without a JavaScript runtime: yt-dlp
 uses deno where it is installed.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.download\n')
+  sys.exit(2)
+
 from concurrent import futures
 import contextlib
 import io

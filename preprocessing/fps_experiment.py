@@ -10,11 +10,17 @@ a second apart at every rate. Each rate's records and audit are kept in
 fps_RATE/records and fps_RATE/audit; records that are there are not made again.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.fps_experiment\n')
+  sys.exit(2)
+
 import json
 import math
 import pathlib
 import subprocess
-import sys
 from typing import Any
 
 from absl import flags

@@ -9,6 +9,13 @@ The ledger keeps one row for each, and dropped_ids.txt keeps them out of later
 runs into the same folder. A run that was stopped is finished by the next one.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.records\n')
+  sys.exit(2)
+
 from absl import logging
 
 from odin_jax.shared import command, errors, files

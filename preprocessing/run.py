@@ -16,6 +16,13 @@ On a cluster: --engine=ray, see launch/preprocess_ray.yaml. The bytes are the
 same as on one machine.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.run\n')
+  sys.exit(2)
+
 import contextlib
 import json
 import pathlib

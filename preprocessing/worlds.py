@@ -21,6 +21,13 @@ the schema, ready for training. --config.views.FIELD=VALUE changes how views are
 chosen (`configs/worlds.py`). World i depends on --seed and on i alone.
 """
 
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.worlds\n')
+  sys.exit(2)
+
 import dataclasses
 import hashlib
 import json

@@ -207,6 +207,26 @@ def test_a_config_is_found_from_any_folder(call, tmp_path, monkeypatch):
   assert call('--config=~/config.py:other').stdout.startswith("{'recipe'")
 
 
+def test_a_file_that_is_run_as_a_script_says_what_to_type(repository):
+  # From another folder, and without what tests have on their path.
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  scripts = []
+  for folder in ('preprocessing', 'odin_jax'):
+    for path in sorted((repository / folder).glob('*.py')):
+      if 'command.run(main)' in path.read_text():
+        scripts.append(f'{folder}.{path.stem}')
+        done = subprocess.run(
+          [sys.executable, '-S', str(path), '--help'],
+          capture_output=True,
+          text=True,
+          cwd='/',
+          env=environment,
+        )
+        assert done.returncode == 2
+        assert done.stderr == f'error: type: python -m {scripts[-1]}\n'
+  assert len(scripts) == 12
+
+
 def test_an_output_folder_is_made_and_continued(tmp_path):
   folder = tmp_path / 'a' / 'b'
   for _ in range(2):
