@@ -4,8 +4,6 @@ import json
 import pathlib
 from typing import Mapping
 
-import tensorboardX
-
 from odin_jax.shared import files
 
 _NAME = 'metrics.jsonl'
@@ -35,6 +33,9 @@ class Journal:
     if path.exists():
       _cut_back(path, step)
     self._rows = open(path, 'a')
+    # It loads torch, for seconds, and --help has no use for it.
+    import tensorboardX
+
     self._events = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10
     )

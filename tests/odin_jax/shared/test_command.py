@@ -227,6 +227,15 @@ def test_a_file_that_is_run_as_a_script_says_what_to_type(repository):
   assert len(scripts) == 12
 
 
+def test_flags_of_training_are_read_without_torch(repository):
+  # It takes longer to load than all the rest.
+  code = 'import sys, odin_jax.train; print("torch" in sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=repository
+  )
+  assert done.stdout == 'False\n', done.stderr
+
+
 def test_an_output_folder_is_made_and_continued(tmp_path):
   folder = tmp_path / 'a' / 'b'
   for _ in range(2):
