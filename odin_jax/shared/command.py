@@ -81,7 +81,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
       raise flags.Error(f'unexpected arguments {rest[1:]}')
     if _default_config is not None:
       # A file that cannot be loaded is reported on the first use only.
-      _check_fields(flags.FLAGS['config'].value)
+      flags.FLAGS['config'].value.keys()
     return rest
   except SystemExit:
     _explain_config(argv)
@@ -99,17 +99,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     OSError,
   ) as error:
     _stop(f'{_message(error)}; see --help')
-
-
-def _check_fields(config: ml_collections.ConfigDict) -> None:
-  """Refuses a config of another command, which lacks what this one reads."""
-  default = load_config(_default_config)
-  missing = [name for name in default if name not in config]
-  if missing:
-    path = _default_config.removeprefix(f'{REPOSITORY}/')
-    raise flags.Error(
-      f'--config: lacks {", ".join(missing)}; give one with the fields of {path}'
-    )
 
 
 def _message(error: BaseException) -> str:

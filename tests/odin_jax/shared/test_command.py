@@ -59,7 +59,7 @@ def get_config(argument=None):
 def call(tmp_path, repository):
   config = tmp_path / 'config.py'
   config.write_text(CONFIG)
-  (tmp_path / 'other.py').write_text(CONFIG.replace("'steps'", "'runs'"))
+  (tmp_path / 'other.py').write_text(CONFIG.replace('steps', 'runs'))
   program = tmp_path / 'program.py'
   program.write_text(PROGRAM.format(config=str(config)))
 
@@ -129,7 +129,7 @@ def test_every_flag_that_is_a_path_is_defined_as_one(repository):
     (['--config=FILE:nothing'], "recipe 'nothing' is none of"),
     (['--config=FILE:world,width=3'], 'width=3'),
     (['--config=FILE:world,size_px=wide'], 'expected a int'),
-    (['--config=FOLDER/other.py'], '--config: lacks steps; give one with'),
+    (['--config=FOLDER/other.py'], 'another command (it lacks steps)'),
     (['--config=/no/such/file.py'], '/no/such/file.py'),
     (['--nothing=1'], 'nothing'),
     (['stray'], 'stray'),
