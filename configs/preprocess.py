@@ -66,6 +66,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       min_change_levels=1.0,
       min_sharpness=0.85,
       history=30,
+      max_damaged_share=0.5,
     )
   )
   # Explained in each matcher's module, where the defaults are: see

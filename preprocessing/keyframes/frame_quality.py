@@ -51,6 +51,8 @@ class FrameRules:
     min_sharpness: least share of the sharpness of the video's recent frames,
       taken as their upper quartile.
     history: number of frames that are recent.
+    max_damaged_share: a video of which more frames show damage of the file is
+      refused.
   """
 
   min_bright_level: float
@@ -59,6 +61,7 @@ class FrameRules:
   min_change_levels: float
   min_sharpness: float
   history: int
+  max_damaged_share: float
 
 
 class FrameFilter:

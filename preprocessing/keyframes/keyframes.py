@@ -108,8 +108,15 @@ def extract(
   panoramas = frames.read_frames(path, rate, layout, max_width_px=max_width_px)
   for frame, following in _with_following(panoramas):
     slot = round(frame.time_s * rate) // settings.substeps
-    extractor.add(frame, slot, following.image if following else None)
+    is_sound = following is not None and not following.is_damaged
+    extractor.add(frame, slot, following.image if is_sound else None)
     progress('frames', min(1.0, frame.time_s / length_s))
+  share, most = extractor.damaged_share, settings.frames.max_damaged_share
+  if share > most:
+    raise frames.VideoError(
+      f'{path}: {share:.0%} of its frames are damaged, more than '
+      f'config.frames.max_damaged_share={most:g}; get the file again'
+    )
   return extractor.finish()
 
 
@@ -145,6 +152,7 @@ class _Extractor:
       self._motion = static_weights.MotionEstimator(settings.motion)
     self._keyframes = Keyframes()
     self._tracker: flow_tracker.FlowTracker | None = None
+    self._num_frames = self._num_damaged = 0
     # First reason and time of the slots that have no keyframe so far.
     self._refused: dict[int, tuple[rejections.Reason, float]] = {}
 
@@ -155,6 +163,14 @@ class _Extractor:
     following: UInt8[np.ndarray, 'h w 3'] | None,
   ) -> None:
     """Takes the next frame, which may become the keyframe of its slot."""
+    self._num_frames += 1
+    if frame.is_damaged:
+      # Nor are points followed into it.
+      self._num_damaged += 1
+      if slot not in self._keyframes.slots[-1:]:
+        reason = rejections.Reason.DAMAGED
+        self._refused.setdefault(slot, (reason, frame.time_s))
+      return
     is_open = not self._keyframes.slots or slot > self._keyframes.slots[-1]
     reason = self._judge(frame.image, following) if is_open else None
     if reason in _WITHOUT_SCENE:
@@ -167,6 +183,11 @@ class _Extractor:
       self._keep(frame, slot)
     elif reason is not None:
       self._refused.setdefault(slot, (reason, frame.time_s))
+
+  @property
+  def damaged_share(self) -> float:
+    """Share of the frames so far that show damage of the file."""
+    return self._num_damaged / max(1, self._num_frames)
 
   def _judge(
     self,

@@ -4,21 +4,28 @@ The largest picture of a file is its video, wherever it stands; covers and
 thumbnails never are. Two of the same size may be halves of one picture, so such
 files are refused.
 
+Damage goes on: a frame that is made from a damaged one shows it, too. What the
+decoder flags, what it fails at and what it gives no frame for damages all that
+follows in decoding order, up to the next key frame.
+
 What is decoded is what the rate needs. A frame that is not wanted and that no
 other frame is made from is left out, and so is the end of a group of pictures
 behind its last wanted frame. Both are known from the packets' times, so that
 the frames are the same as those of a full decode.
 """
 
+import bisect
+import collections
 import dataclasses
 import itertools
 import os
 import re
 import struct
-from typing import BinaryIO, Iterable, Iterator, Mapping
+from typing import BinaryIO, Iterable, Iterator, Mapping, NamedTuple
 
 import av
 from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 import numpy as np
@@ -26,8 +33,9 @@ import numpy as np
 from odin_jax.shared import errors
 
 # Decoders that leave out frames one by one when told so; packets of others may
-# hold several frames, or none.
-_SKIPPING_CODECS = ('h264', 'hevc')
+# hold several frames, or none. That of HEVC leaves out damaged ones, too, and
+# does not say so: of it every frame is asked for.
+_SKIPPING_CODECS = ('h264',)
 # Containers that keep the time of every frame.
 _TIMED_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
 # Longer groups of pictures are decoded in full, for they are held in memory.
@@ -72,6 +80,20 @@ class VideoInfo:
   frame_rate: float
   duration_s: float
   own_duration: bool
+
+
+class Sample(NamedTuple):
+  """A frame that was taken.
+
+  Attributes:
+    time_s: seconds from the first frame.
+    frame: as it was decoded.
+    is_damaged: it, or one that it is made from, was damaged in the file.
+  """
+
+  time_s: float
+  frame: av.VideoFrame
+  is_damaged: bool
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -181,7 +203,7 @@ def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
 
 def sample(
   path: str | os.PathLike[str], fps: float, *, skip: bool = True
-) -> Iterator[tuple[float, av.VideoFrame]]:
+) -> Iterator[Sample]:
   """Yields the frames nearest to the times k / fps, in order.
 
   A frame is taken when it is the first at or after k / fps, with half a frame
@@ -193,13 +215,12 @@ def sample(
     fps: frames per second to take.
     skip: leave undecoded what is not needed; the frames are the same.
 
-  Yields:
-    Seconds from the first frame, and the frame.
-
   Raises:
-    VideoError: no video, or one that is damaged or ends before its header says.
+    VideoError: no video, or one that cannot be read to its end, or ends before
+      its header says.
   """
   time_s = last_end_s = 0.0
+  damage = _Damage()
   with open_video(path) as container:
     info = _info(container)
     stream = video_stream(container)
@@ -215,14 +236,14 @@ def sample(
     try:
       for packet, is_wanted in plan.packets(demuxed.packets()):
         stream.codec_context.skip_frame = 'DEFAULT' if is_wanted else 'NONREF'
-        for frame in packet.decode():
+        for frame, is_damaged in damage.decoded(packet, is_wanted=is_wanted):
           shown_s = _shown_s(frame, info, path, plan.start_s, time_s)
           if plan.start_s is None:
             plan.start_s = shown_s
           time_s = shown_s - plan.start_s
           last_end_s = max(last_end_s, time_s + _length_s(frame))
           if grid.takes(time_s):
-            yield time_s, frame
+            yield Sample(time_s, frame, is_damaged)
     except av.error.FFmpegError as error:
       raise VideoError(
         f'{path}: damaged at {time_s:.2f} s ({error.strerror}); get the file '
@@ -269,7 +290,8 @@ def key_frames(
             start + int(offset_s / stream.time_base), stream=stream
           )
         for frame in itertools.islice(container.decode(stream), 1):
-          frame_at[frame.pts] = frame
+          if not frame.is_corrupt:
+            frame_at[frame.pts] = frame
       except av.error.FFmpegError:
         continue
   if not frame_at:
@@ -277,6 +299,121 @@ def key_frames(
       f'{path}: no frame in it can be decoded; get the file again'
     )
   return list(frame_at.values())
+
+
+class _Damage:
+  """Tells which frames show damage.
+
+  Frames wait until it is known: until all that was decoded before them is out,
+  which is as long as the decoder reorders.
+  """
+
+  def __init__(self) -> None:
+    # By time: number in decoding order, and the latest time up to there.
+    self._number: dict[int, int] = {}
+    self._latest: dict[int, int] = {}
+    # Those of them whose frames have to come.
+    self._expected: set[int] = set()
+    # (number, time) of key frames, and numbers of what is damaged; ascending.
+    self._keys: list[tuple[int, int]] = []
+    self._damaged: list[int] = []
+    self._waiting: collections.deque[av.VideoFrame] = collections.deque()
+    self._num_sent = 0
+    # Largest number and time of the frames that are out.
+    self._last_received, self._last_pts = -1, 0
+    # Frames without times are judged in the order in which they come.
+    self._is_damaged_now = False
+
+  def decoded(
+    self, packet: av.Packet, *, is_wanted: bool
+  ) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Decodes a packet; yields frames, and whether they show damage."""
+    if packet.size:
+      self._send(packet, is_wanted=is_wanted)
+    try:
+      frames = packet.decode()
+    except av.error.InvalidDataError:
+      # Threads fail late: it may have been any since the last frame.
+      self._is_damaged_now = True
+      self._mark(min(self._last_received, self._num_sent - 1) + 1)
+      frames = []
+    for frame in frames:
+      yield from self._receive(frame)
+    if not packet.size:
+      self._lose(self._expected)
+      while self._waiting:
+        yield self._judged(self._waiting.popleft())
+
+  def _send(self, packet: av.Packet, *, is_wanted: bool) -> None:
+    number, pts = self._num_sent, packet.pts
+    self._num_sent += 1
+    if packet.is_corrupt:
+      self._mark(number)
+    if pts is None:
+      self._is_damaged_now |= packet.is_corrupt
+      return
+    if packet.is_keyframe:
+      if self._last_received >= 0:
+        self._forget()
+      self._keys.append((number, pts))
+    self._number[pts] = number
+    self._latest[pts] = max(self._latest.values(), default=pts)
+    self._latest[pts] = max(self._latest[pts], pts)
+    # What leads up to the first key frame cannot be decoded.
+    is_leading = not self._keys or pts < self._keys[0][1]
+    if is_wanted and not is_leading and not packet.is_discard:
+      self._expected.add(pts)
+
+  def _receive(
+    self, frame: av.VideoFrame
+  ) -> Iterator[tuple[av.VideoFrame, bool]]:
+    pts, is_intra = frame.pts, frame.pict_type == PictureType.I
+    if pts not in self._number:
+      if frame.key_frame and is_intra:
+        self._is_damaged_now = False
+      self._is_damaged_now |= frame.is_corrupt
+      yield frame, self._is_damaged_now
+      return
+    number = self._number[pts]
+    self._last_received = max(self._last_received, number)
+    self._last_pts = pts
+    if frame.is_corrupt:
+      self._mark(number)
+    # A picture that is refreshed bit by bit is not sound at once.
+    if not is_intra and len(self._keys) > 1 and (number, pts) in self._keys:
+      self._keys.remove((number, pts))
+    self._expected.discard(pts)
+    self._lose({earlier for earlier in self._expected if earlier < pts})
+    self._waiting.append(frame)
+    while self._waiting and self._latest[self._waiting[0].pts] <= pts:
+      yield self._judged(self._waiting.popleft())
+
+  def _mark(self, number: int) -> None:
+    bisect.insort(self._damaged, number)
+
+  def _lose(self, times: set[int]) -> None:
+    """Frames that did not come: they are out in the order of their times."""
+    for pts in times:
+      self._mark(self._number[pts])
+    self._expected = self._expected - times
+
+  def _forget(self) -> None:
+    """Drops what no frame that is still to come needs."""
+    oldest = self._waiting[0].pts if self._waiting else self._last_pts
+    kept = [pts for pts in self._number if pts >= oldest]
+    self._number = {pts: self._number[pts] for pts in kept}
+    self._latest = {pts: self._latest[pts] for pts in kept}
+
+  def _judged(self, frame: av.VideoFrame) -> tuple[av.VideoFrame, bool]:
+    """The frame, and whether there is damage from its key frame up to it."""
+    number = self._number[frame.pts]
+    # What is shown before a key frame is made from the group before it, too.
+    start = max(
+      (key for key, pts in self._keys if key <= number and pts <= frame.pts),
+      default=0,
+    )
+    first = bisect.bisect_left(self._damaged, start)
+    return frame, bisect.bisect_right(self._damaged, number) > first
 
 
 class _Grid:

@@ -220,7 +220,7 @@ def _samples(path: str | os.PathLike[str]) -> list[av.VideoFrame]:
   samples = decoding.key_frames(path, _CHECKED_FRAMES)
   if len(samples) < _FEW_FRAMES:
     head = itertools.islice(decoding.sample(path, _HEAD_FPS), _CHECKED_FRAMES)
-    samples += [frame for _, frame in head]
+    samples += [sample.frame for sample in head if not sample.is_damaged]
   return samples
 
 

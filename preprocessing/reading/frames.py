@@ -36,10 +36,12 @@ class Frame:
   Attributes:
     time_s: presentation time, counted from the first frame.
     image: [h, w, 3] sRGB, equirectangular.
+    is_damaged: it shows damage of the file.
   """
 
   time_s: float
   image: UInt8[np.ndarray, 'h w 3']
+  is_damaged: bool = False
 
 
 def read_frames(
@@ -66,7 +68,7 @@ def read_frames(
   """
   if layout is None:
     layout = detection.decide(path).layout
-  for time_s, decoded in decoding.sample(path, fps):
+  for time_s, decoded, is_damaged in decoding.sample(path, fps):
     image = decoding.to_rgb(decoded)
     width_px = layout.width_px(layout.eye(image).shape[1])
     if max_width_px is not None:
@@ -74,4 +76,5 @@ def read_frames(
     yield Frame(
       time_s=time_s,
       image=projections.to_equirectangular(image, layout, width_px),
+      is_damaged=is_damaged,
     )

@@ -26,6 +26,7 @@ class Reason(enum.Enum):
   STATIC = 'static overlay'
   DUPLICATE = 'near-duplicate'
   BLURRED = 'blurred'
+  DAMAGED = 'damaged in the file'
   # Poses of frames and of frame pairs.
   NO_POSE = 'frame without a pose'
   OTHER_COMPONENT = 'different components'

@@ -39,7 +39,7 @@ def taken(path: pathlib.Path, fps: float, *, skip: bool):
   """Times and pictures of the frames that a rate takes."""
   return [
     (time_s, decoding.to_rgb(frame).tobytes())
-    for time_s, frame in decoding.sample(path, fps, skip=skip)
+    for time_s, frame, _ in decoding.sample(path, fps, skip=skip)
   ]
 
 
@@ -274,14 +274,14 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path, skip):
       packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
 
   path = remuxed(source, tmp_path / 'gap.mkv', gap)
-  times = [time_s for time_s, _ in decoding.sample(path, 2.0, skip=skip)]
+  times = [time_s for time_s, *_ in decoding.sample(path, 2.0, skip=skip)]
   np.testing.assert_allclose(times, [0, 0.5, 3, 3.5], atol=0.04)
 
 
 def test_frames_without_times_follow_at_the_video_s_rate(tmp_path):
   path = tmp_path / 'raw.h264'
   write_video(path, [panorama(i) for i in range(50)], rate=25)
-  times = [time_s for time_s, _ in decoding.sample(path, 5.0)]
+  times = [time_s for time_s, *_ in decoding.sample(path, 5.0)]
   np.testing.assert_allclose(times, np.arange(10) / 5, atol=0.021)
 
 
