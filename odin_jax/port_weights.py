@@ -9,7 +9,9 @@ In: `--format` names the layout of `--source` (`odin_jax.porting.formats`): a
 file `.ckpt`, `.pt`, `.safetensors` or `.index.json`; for `diffusers` a
 pipeline's folder, or folders of its components separated by commas. Every
 tensor is used once or is known to be of no use here; anything else is an error
-that lists them. A pickle that needs more than tensors is refused. The output is
+that lists them. The tensors of Stable Zero123 look like those of Zero-1-to-3,
+but its poses mean something else: only `--format` can tell them apart (or a
+file's name, which is checked). A pickle that needs more than tensors is refused. The output is
 a workdir: `odin_jax.train --init` starts from it, `odin_jax.evaluate` and
 `odin_jax.generate` sample from it.
 `--format=lpips-alex` and `lpips-vgg` make a file for the metric LPIPS of
@@ -68,7 +70,8 @@ _FORMAT = flags.DEFINE_enum(
   'format',
   None,
   [*formats.FORMATS, *_LPIPS],
-  'Layout of --source, to import it.',
+  'Layout of --source, to import it. Tensors do not tell stable-zero123 from '
+  'zero123: a wrong choice gives wrong poses.',
 )
 _EXPORT = flags.DEFINE_enum(
   'export', None, exporting.EXPORTS, 'Layout to export --source in.'

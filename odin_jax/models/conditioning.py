@@ -8,6 +8,8 @@ by '+' in the config, as in `clip+se3+plucker`:
   clip     the embedding of the source by an image encoder, as a token;
   zero123  that embedding and Zero-1-to-3's pose of a camera around an object;
   zeronvs  that embedding and ZeroNVS's pose of a camera (2310.17994);
+  stable-zero123  that embedding and the pose of Stable Zero123, whose last
+           number is the source's angle from up, not a change of distance;
   plucker  channels: at every latent pixel the rays of both cameras;
   rays     channels: the target's rays; and a token for every latent pixel of
            the source, with its ray in the target's axes, so that attention
@@ -141,6 +143,46 @@ def zero123_pose(
   return jnp.stack([polar, jnp.sin(azimuth), jnp.cos(azimuth), radius], axis=-1)
 
 
+def stable_zero123_pose(
+  source: Float[Array, '*b 3'], target: Float[Array, '*b 3']
+) -> Float[Array, '*b 4']:
+  """Stable Zero123's relative pose of two cameras that look at the origin.
+
+  From threestudio-project/threestudio
+  `threestudio/models/guidance/stable_zero123_guidance.py`, `get_cond`, whose
+  polar angle is 90 degrees less the elevation. It knows of no distances.
+
+  Args:
+    source: position of the source camera; +z is up.
+    target: position of the target camera.
+
+  Returns:
+    the first three numbers of `zero123_pose`; then the source's angle from +z
+    (radians), pi / 2 at the horizon.
+  """
+  change = zero123_pose(source, target)[..., :3]
+  x, y, z = jnp.moveaxis(source, -1, 0)
+  polar = jnp.arctan2(jnp.hypot(x, y), z)
+  return jnp.concatenate([change, polar[..., None]], axis=-1)
+
+
+def _around_object(
+  target2source: Pose, scale: Scalar
+) -> tuple[Float[Array, '*b 3'], Float[Array, '*b 3']]:
+  """Positions of source and target around the object that stands for a scene.
+
+  See `zero123_vector`. The axes are the object's: x towards the source camera,
+  y to its right, z up.
+  """
+  distance = jnp.where(scale > 0, scale, 1.0)
+  x, y, z = jnp.moveaxis(target2source[..., 3], -1, 0)
+  nil = jnp.zeros_like(distance)
+  return (
+    jnp.stack([distance, nil, nil], axis=-1),
+    jnp.stack([distance - z, x, -y], axis=-1),
+  )
+
+
 def zero123_vector(target2source: Pose, scale: Scalar) -> Float[Array, '*b 4']:
   """Zero-1-to-3's relative pose of any two cameras.
 
@@ -154,14 +196,17 @@ def zero123_vector(target2source: Pose, scale: Scalar) -> Float[Array, '*b 4']:
     target2source: relative pose, scene units.
     scale: distance of the object, scene units; where it is 0, 1 is taken.
   """
-  distance = jnp.where(scale > 0, scale, 1.0)
-  x, y, z = jnp.moveaxis(target2source[..., 3], -1, 0)
-  nil = jnp.zeros_like(distance)
-  # Axes of the object: x towards the source camera, y to its right, z up.
-  return zero123_pose(
-    jnp.stack([distance, nil, nil], axis=-1),
-    jnp.stack([distance - z, x, -y], axis=-1),
-  )
+  return zero123_pose(*_around_object(target2source, scale))
+
+
+def stable_zero123_vector(
+  target2source: Pose, scale: Scalar
+) -> Float[Array, '*b 4']:
+  """Stable Zero123's relative pose of any two cameras; see `zero123_vector`.
+
+  The source looks at the object from its horizon, so the last is always pi / 2.
+  """
+  return stable_zero123_pose(*_around_object(target2source, scale))
 
 
 def zeronvs_vector(
@@ -364,6 +409,18 @@ class Zero123(_ImageAndPose):
     return self._token(condition, dropped, pose)
 
 
+class StableZero123(_ImageAndPose):
+  """The token of Stable Zero123."""
+
+  pose_width = 4
+
+  def tokens(self, condition: Condition, dropped: Array) -> Array:
+    pose = stable_zero123_vector(
+      condition['target2source'], condition['median_depth']
+    )
+    return self._token(condition, dropped, pose)
+
+
 class ZeroNvs(_ImageAndPose):
   """The token of ZeroNVS."""
 
@@ -494,6 +551,7 @@ PARTS: dict[str, type[Part]] = {
   'clip': Clip,
   'zero123': Zero123,
   'zeronvs': ZeroNvs,
+  'stable-zero123': StableZero123,
   'plucker': Plucker,
   'rays': Rays,
   'sweep': Sweep,

@@ -4,7 +4,11 @@ A format says under which prefix the tensors of each network are, in which
 layout of `odin_jax.porting.unet`, `vae` and `clip`, and which other tensors
 its files hold that nothing here needs, and why. Sources: cvlab-columbia/zero123
 and kylesargent/zeronvs_diffusion `zero123/ldm/models/diffusion/ddpm.py`,
-CompVis/latent-diffusion `ldm/modules/ema.py`, huggingface/diffusers.
+CompVis/latent-diffusion `ldm/modules/ema.py`, huggingface/diffusers;
+threestudio-project/threestudio
+`threestudio/models/guidance/stable_zero123_guidance.py` for Stable Zero123,
+whose files differ from Zero-1-to-3's in no name and no shape: what the fourth
+number of the pose means is known from the format alone.
 
 The tensors of a folder of diffusers are named `component.name`, as if it were
 one file.
@@ -105,10 +109,21 @@ FORMATS: dict[str, Format] = {
   # Zero-1-to-3 was made from it; it knows of no poses.
   'sd-image-variations': _LDM,
   'diffusers': _DIFFUSERS,
+  'stable-zero123': _LDM._replace(pose='stable-zero123'),
+  'diffusers-stable-zero123': _DIFFUSERS._replace(pose='stable-zero123'),
 }
-# Size of the pose's vector -> part of `odin_jax.models.conditioning`.
-POSES = {4: 'zero123', 19: 'zeronvs'}
-WIDTHS = {pose: width for width, pose in POSES.items()}
+# Part of `odin_jax.models.conditioning` -> size of the pose's vector. Of two of
+# one size the first is meant where the format does not say.
+WIDTHS = {'zero123': 4, 'zeronvs': 19, 'stable-zero123': 4}
+# A format that would misread the pose of the other one.
+_MISREAD = {
+  'zero123': 'stable-zero123',
+  'diffusers': 'diffusers-stable-zero123',
+}
+_STABLE = re.compile(
+  r'stable[\W_]*zero[\W_]*(1|one)[\W_]*(2|to|two)[\W_]*(3|three)', re.I
+)
+_NOT_STABLE = re.compile(r'zero123[\W_]*xl|^(105000|165000)\.', re.I)
 
 
 class Source(NamedTuple):
@@ -118,11 +133,13 @@ class Source(NamedTuple):
     tensors: by name.
     configs: of the components of diffusers: config.json by component.
     paths: of the files read.
+    metadata: names that a pipeline gives itself and its components.
   """
 
   tensors: checkpoint_files.Tensors
   configs: dict[str, dict[str, Any]]
   paths: list[pathlib.Path]
+  metadata: list[str]
 
 
 def average_name(name: str, averages: str) -> str:
@@ -145,14 +162,57 @@ def read(name: str, paths: list[pathlib.Path]) -> Source:
   Raises:
     errors.UserError: what is there is not of this format, or damaged.
   """
-  if name == 'diffusers':
-    return _read_folders(paths)
+  if FORMATS[name].networks == _DIFFUSERS.networks:
+    source = _read_folders(paths)
+    _check_names(name, [*paths, *source.paths], source.metadata)
+    return source
   if len(paths) > 1:
     raise errors.UserError(
       f'--source={",".join(map(str, paths))}: one file is needed'
     )
   checkpoint = checkpoint_files.read(paths[0])
-  return Source(checkpoint.tensors, {}, checkpoint.paths)
+  _check_names(name, checkpoint.paths, [])
+  return Source(checkpoint.tensors, {}, checkpoint.paths, [])
+
+
+def _check_names(
+  name: str, paths: list[pathlib.Path], metadata: list[str]
+) -> None:
+  """Checks that no name speaks of another meaning of the pose.
+
+  Args:
+    name: of the format.
+    paths: of files, and of the folders that were given.
+    metadata: further names: of a pipeline and its components.
+
+  Raises:
+    errors.UserError: it is Stable Zero123's, and the format is that of
+      Zero-1-to-3; or the other way round.
+  """
+  names = [text for path in paths for text in _names(path)]
+  other = _MISREAD.get(name)
+  for text in [*names, *metadata]:
+    if other and _STABLE.search(text):
+      raise errors.UserError(
+        f'{paths[0]}: {text!r} says that it is Stable Zero123, whose fourth '
+        'pose number has another meaning than that of Zero-1-to-3; give '
+        f'--format={other}, or another name if it is not'
+      )
+  for text in names:
+    if name in _MISREAD.values() and _NOT_STABLE.search(text):
+      raise errors.UserError(
+        f'{paths[0]}: {text!r} is a name of Zero-1-to-3, not of Stable Zero123; '
+        'give --format=zero123, or another name if it is not'
+      )
+
+
+def _names(path: pathlib.Path) -> list[str]:
+  """What a path says of what is there: its name, a model hub's among it."""
+  # A file that a cache links to has its name in the link alone.
+  path = path.resolve() if path.is_dir() else path
+  component = [path.parent.name] if (path / 'config.json').is_file() else []
+  hub = [part for part in path.parts if part.startswith('models--')]
+  return [path.name, *component, *hub]
 
 
 # -- Folders of diffusers ------------------------------------------------------
@@ -173,12 +233,21 @@ _OTHER_FOLDERS = (
   'tokenizer',
 )
 _SCHEDULER, _ODIN = 'scheduler', 'odin'
+_PIPELINE = 'model_index.json'
+
+
+def _note_names(config: Mapping[str, Any], source: Source) -> None:
+  """Adds the class and the origin that diffusers write into a config."""
+  values = [config.get(key) for key in ('_class_name', '_name_or_path')]
+  source.metadata.extend(value for value in values if isinstance(value, str))
 
 
 def _read_folders(paths: list[pathlib.Path]) -> Source:
-  source = Source({}, {}, [])
+  source = Source({}, {}, [], [])
   for path in paths:
     folder = files.require_folder(path, 'a folder of diffusers')
+    if (folder / _PIPELINE).is_file():
+      _note_names(checkpoint_files.read_json(folder / _PIPELINE), source)
     for part in _parts(folder):
       _READ_PART.get(part.name, _read_component)(part, source)
   return source
@@ -217,6 +286,7 @@ def _read_component(folder: pathlib.Path, source: Source) -> None:
   if components[0] in source.configs:
     raise errors.UserError(f'{folder}: a second {components[0]}; give one')
   source.configs[components[0]] = config
+  _note_names(config, source)
   checkpoint = checkpoint_files.read_folder(folder)
   source.paths.extend(checkpoint.paths)
   for name, tensor in checkpoint.tensors.items():

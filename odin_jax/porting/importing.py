@@ -72,6 +72,7 @@ class _Job:
     shapes: Shapes,
     recipe: Mapping[str, Any],
   ):
+    self.name = name
     self.row = formats.FORMATS[name]
     self.dtype = dtype
     self.shapes = shapes
@@ -226,6 +227,8 @@ class _Job:
         [f'pose projection of {pose}: as Zero-1-to-3 started'],
       )
     names = own.get('conditioning', pose)
+    if given:
+      self._check_own_pose(names)
     with source_config.explained(self.where, 'conditioning'):
       expected = self.shapes(
         'conditioning',
@@ -251,14 +254,25 @@ class _Job:
     if weight is None or len(weight.shape) != 2:
       return expected
     width = weight.shape[1] - image_width
-    pose = formats.POSES.get(width)
-    if pose is None or self.row.pose not in (None, pose):
+    poses = [pose for pose, size in formats.WIDTHS.items() if size == width]
+    if not poses or self.row.pose not in (None, *poses):
       raise errors.UserError(
         f'{self.where}: {self.row.projection}weight takes {width} numbers of '
-        f'the pose, which is {pose or "no known pose"}; '
-        f'{"give --format=" + pose if pose else "it cannot be imported"}'
+        f'the pose, which is {" or ".join(poses) or "no known pose"}; '
+        + (f'give --format={poses[0]}' if poses else 'it cannot be imported')
       )
-    return pose
+    own = self.own['model'].get('conditioning', '') if self.own else ''
+    own_poses = [part for part in own.split('+') if part in poses]
+    return self.row.pose or (own_poses or poses)[0]
+
+  def _check_own_pose(self, names: str) -> None:
+    """Checks a config of ours against the pose that the format stands for."""
+    poses = [part for part in names.split('+') if part in formats.WIDTHS]
+    if self.own and self.row.pose and poses[:1] != [self.row.pose]:
+      raise errors.UserError(
+        f'{self.where}: its conditioning is {names}, and --format={self.name} '
+        f'is that of {self.row.pose}; give the format that it was exported from'
+      )
 
 
 def _joined(first: LazyArray, second: LazyArray) -> LazyArray:

@@ -26,6 +26,7 @@ SHAPES = {
   'se3': (0, 1),
   'clip': (0, 1),
   'zero123': (0, 1),
+  'stable-zero123': (0, 1),
   'zeronvs': (0, 1),
   'plucker': (60, 0),
   'rays': (30, 9),
@@ -33,6 +34,8 @@ SHAPES = {
 }
 zero123_pose = jax.jit(conditioning.zero123_pose)
 zero123_vector = jax.jit(conditioning.zero123_vector)
+stable_zero123_pose = jax.jit(conditioning.stable_zero123_pose)
+stable_zero123_vector = jax.jit(conditioning.stable_zero123_vector)
 zeronvs_vector = jax.jit(conditioning.zeronvs_vector)
 
 
@@ -204,6 +207,41 @@ def test_zero123_vector_of_an_orbit(start, azimuth, elevation, radius, scale):
   )
 
 
+def stable_zero123_reference(elevation, azimuth, elevation0, azimuth0):
+  """`get_cond` of threestudio's stable_zero123_guidance.py, degrees."""
+  turn = np.deg2rad(azimuth - azimuth0)
+  return [
+    np.deg2rad((90 - elevation) - (90 - elevation0)),
+    np.sin(turn),
+    np.cos(turn),
+    np.deg2rad(90 - elevation0),
+  ]
+
+
+@hypothesis.given(ELEVATION, ELEVATION, AZIMUTH, AZIMUTH, RADIUS, RADIUS)
+@hypothesis.settings(deadline=None, max_examples=50)
+def test_stable_zero123_pose_is_that_of_the_reference(
+  elevation0, elevation, azimuth0, azimuth, radius0, radius
+):
+  vector = stable_zero123_pose(
+    floats(position(azimuth0, elevation0, radius0)),
+    floats(position(azimuth, elevation, radius)),
+  )
+  expected = stable_zero123_reference(elevation, azimuth, elevation0, azimuth0)
+  np.testing.assert_allclose(vector, expected, atol=2e-5)
+
+
+def test_stable_zero123_vector_has_the_angle_of_the_source_last():
+  """pi / 2 at the horizon; the rest, and an unknown scale, as Zero-1-to-3."""
+  poses = floats(make_condition(4)['target2source'])
+  scale = floats([0.7, 0, 3, 1])
+  vector = stable_zero123_vector(poses, scale)
+  np.testing.assert_allclose(vector[:, 3], np.full(4, 1.570796), atol=1e-6)
+  np.testing.assert_array_equal(
+    vector[:, :3], zero123_vector(poses, scale)[:, :3]
+  )
+
+
 def test_zero123_vector_puts_the_object_one_unit_away_if_scale_is_unknown():
   poses = floats(make_condition()['target2source'])
   np.testing.assert_array_equal(
@@ -278,7 +316,7 @@ def test_the_token_of_zero123_starts_as_the_embedding():
   np.testing.assert_array_equal(projection['bias'], np.zeros(6))
 
 
-@pytest.mark.parametrize('name', ['zero123', 'zeronvs'])
+@pytest.mark.parametrize('name', ['zero123', 'zeronvs', 'stable-zero123'])
 def test_projection_is_a_linear_layer_of_torch(name):
   graph, parameters = build(name)
   projection = parameters['parts'][name]['projection']
@@ -292,6 +330,9 @@ def test_projection_is_a_linear_layer_of_torch(name):
   condition = make_condition()
   vector = {
     'zero123': lambda: zero123_vector(
+      condition['target2source'], condition['median_depth']
+    ),
+    'stable-zero123': lambda: stable_zero123_vector(
       condition['target2source'], condition['median_depth']
     ),
     'zeronvs': lambda: zeronvs_vector(
@@ -462,8 +503,8 @@ def test_gradients_reach_every_parameter():
     return jax.grad(loss)(parameters)
 
   leaves = jax.tree_util.tree_leaves_with_path(gradients(parameters))
-  # Two layers of se3 and of rays, one of clip, zero123 and zeronvs each.
-  assert len(leaves) == 14
+  # Two layers of se3 and of rays, one of clip and of the three poses each.
+  assert len(leaves) == 16
   for path, leaf in leaves:
     assert np.isfinite(leaf).all(), path
     assert leaf.dtype == jnp.float32
@@ -527,7 +568,9 @@ def test_a_part_twice_is_refused():
     conditioning.parse('se3+clip+se3')
 
 
-@pytest.mark.parametrize('name', ['clip', 'zero123', 'zeronvs'])
+@pytest.mark.parametrize(
+  'name', ['clip', 'zero123', 'zeronvs', 'stable-zero123']
+)
 def test_parts_that_need_an_image_encoder_say_so(name):
   with pytest.raises(ValueError, match=f"'{name}' needs image_width > 0"):
     build(f'se3+{name}', image_width=0)

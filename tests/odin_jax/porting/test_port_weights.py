@@ -355,6 +355,75 @@ def test_zeronvs_has_a_longer_pose(port, state, tmp_path):
     port(tmp_path / 'zeronvs.ckpt', format='zero123', output='other')
 
 
+@pytest.fixture(scope='module')
+def ckpt(state, tmp_path_factory):
+  """A file of Zero-1-to-3's layout, to be copied under other names."""
+  path = tmp_path_factory.mktemp('ckpt') / 'zero123.ckpt'
+  public.write_ckpt(path, state)
+  return path
+
+
+def test_stable_zero123_has_a_conditioning_of_its_own(
+  port, modules, state, ckpt, tmp_path
+):
+  path = tmp_path / 'sz.ckpt'
+  path.hardlink_to(ckpt)
+  stable, _ = port(path, format='stable-zero123')
+  assert stable['config']['model']['conditioning'] == 'stable-zero123'
+  kernel = stable.flat()['conditioning/parts/stable-zero123/projection/kernel']
+  np.testing.assert_array_equal(kernel, state['cc_projection.weight'].T)
+  # A workdir of it comes out and in again, and only as what it is.
+  _write_ported(tmp_path / 'workdir', *stable.values())
+  expected = stable.flat()
+  port(tmp_path / 'workdir', export='ldm', output='out')
+  exported = tmp_path / 'out' / 'model.ckpt'
+  back, _ = port(exported, format='stable-zero123', output='back')
+  assert_same(back.flat(), expected)
+  with pytest.raises(errors.UserError, match='conditioning is stable-zero123'):
+    port(exported, format='zero123', output='back')
+  public.write_pipeline(tmp_path / 'p', modules, pose=public.projection(4))
+  folder, _ = port(
+    tmp_path / 'p', format='diffusers-stable-zero123', output='folder'
+  )
+  assert folder['config']['model']['conditioning'] == 'stable-zero123'
+
+
+@pytest.mark.parametrize(
+  'name, kind, message',
+  [
+    ('stable_zero123.ckpt', 'zero123', '--format=stable-zero123'),
+    ('Stable-Zero-1-to-3.ckpt', 'zero123', '--format=stable-zero123'),
+    ('zero123-xl.ckpt', 'stable-zero123', '--format=zero123'),
+    ('105000.ckpt', 'stable-zero123', '--format=zero123'),
+  ],
+)
+def test_a_file_whose_name_contradicts_the_format_is_refused(
+  port, ckpt, tmp_path, name, kind, message
+):
+  (tmp_path / name).hardlink_to(ckpt)
+  with pytest.raises(errors.UserError, match=message):
+    port(tmp_path / name, format=kind)
+
+
+@pytest.mark.parametrize(
+  'folder, values',
+  [
+    ('stable-zero123-diffusers', {}),
+    ('models--x--stable-zero123/snapshots/1', {}),
+    ('p', {'_class_name': 'StableZero123Pipeline'}),
+    ('p', {'_name_or_path': 'x/stable-zero123-diffusers'}),
+  ],
+)
+def test_a_pipeline_that_says_it_is_stable_zero123_is_no_other(
+  port, modules, tmp_path, folder, values
+):
+  folder = tmp_path / folder
+  public.write_pipeline(folder, modules, pose=public.projection(4))
+  _edit('model_index.json', **values)(folder)
+  with pytest.raises(errors.UserError, match='=diffusers-stable-zero123'):
+    port(folder, format='diffusers')
+
+
 # -- What a checkpoint lacks ---------------------------------------------------
 
 
