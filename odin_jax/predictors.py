@@ -20,7 +20,6 @@ from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import errors, posed_pair
 
-_SD_SPACINGS = ('leading', 'zero123')
 Prediction = Float32[np.ndarray, 'b s s 3']
 
 
@@ -98,9 +97,20 @@ class Sampling:
   spacing: str
 
 
-def _timesteps(sampling: Sampling, diffusion: Any) -> Int[np.ndarray, 'n']:
+def _timesteps(sampling: Sampling, diffusion: Any) -> sampler.Timesteps:
   return sampler.timesteps(
-    sampling.num_steps, diffusion['num_timesteps'], spacing=sampling.spacing
+    sampling.num_steps,
+    diffusion['num_timesteps'],
+    spacing=sampling.spacing,
+    kind=sampling.sampler,
+  )
+
+
+def _alpha_bar(diffusion: Any) -> Float[np.ndarray, 't']:
+  return schedule.alpha_bars(
+    diffusion['schedule'],
+    diffusion['num_timesteps'],
+    zero_terminal_snr=diffusion['zero_terminal_snr'],
   )
 
 
@@ -133,12 +143,7 @@ def sample(
       jax.random.key(seed), condition['source'].shape[1:]
     )
   )(seeds)
-  alpha_bar = schedule.alpha_bars(
-    diffusion['schedule'],
-    diffusion['num_timesteps'],
-    zero_terminal_snr=diffusion['zero_terminal_snr'],
-  )
-  ends_with_noise = sampling.spacing in _SD_SPACINGS
+  alpha_bar = _alpha_bar(diffusion)
   latents = sampler.sample(
     sampling.sampler,
     sampler.guided(
@@ -152,8 +157,10 @@ def sample(
     alpha_bar=alpha_bar,
     steps=_timesteps(sampling, diffusion),
     prediction=diffusion['prediction'],
-    # Stable Diffusion's DDIM ends at the first timestep's noise level.
-    final_alpha_bar=float(alpha_bar[0]) if ends_with_noise else 1.0,
+    final_alpha_bar=sampler.final_alpha_bar(
+      sampling.sampler, sampling.spacing, alpha_bar
+    ),
+    spacing=sampling.spacing,
   )
   return frozen.autoencoder.decode(latents)
 
@@ -257,9 +264,17 @@ def _check(where: str, sampling: Sampling, config: Any) -> None:
       f'sampler {sampling.sampler!r} is none of {", ".join(sampler.SAMPLERS)}'
     )
   try:
-    _timesteps(sampling, diffusion)
+    steps = _timesteps(sampling, diffusion)
+    # The noisiest step is the one that may have nothing left of the signal.
+    if float(steps[0]).is_integer():
+      schedule.x0_weights(
+        diffusion['prediction'], _alpha_bar(diffusion)[[int(steps[0])]]
+      )
   except ValueError as error:
-    raise errors.UserError(f'{where}: {error}') from error
+    raise errors.UserError(
+      f'{where}: spacing={sampling.spacing}, num_steps={sampling.num_steps}: '
+      f'{error}'
+    ) from error
 
 
 def load_model(

@@ -10,9 +10,11 @@ step from x at one timestep to x' at the next, less noisy one is
 for every method here. They differ in the slope w and in the first x:
 
   ddim     w = 0; x = noise. Song et al. 2010.02502, equation 12 with eta = 0.
-  euler    w = 0; x = sigma noise. Karras et al. 2206.00364, algorithm 1 without
-           its correction: Euler's step of x / alpha along sigma / alpha is the
-           step above, so that this is ddim from another start.
+  euler    w = 0; x = sigma noise, but noise where the first timestep is not the
+           last one of training (diffusers' `init_noise_sigma`). Karras et al.
+           2206.00364, algorithm 1 without its correction: Euler's step of
+           x / alpha along sigma / alpha is the step above, so that this is ddim
+           from another start.
   dpm++2m  w = h / (2 h of the step before); x = noise. DPM-Solver++(2M), Lu et
            al. 2211.01095, algorithm 2. The first step has w = 0, and so has
            the last one if it ends without noise (h is infinite there) or if
@@ -28,9 +30,14 @@ w = 0 too.
 Our own, since those of diffusers are torch: here all steps are one scan of a
 compiled function, on whatever devices the model is on. That the samples are the
 same is tested (tests/odin_jax/diffusion/test_sampler.py).
+
+Which timesteps a spacing has, and where it ends, is the method's as well: what
+diffusers' DDIMScheduler, DPMSolverMultistepScheduler and EulerDiscreteScheduler
+have with Stable Diffusion's settings. Timesteps between two of training (those
+of euler with `linspace`) have the sigma / alpha between theirs.
 """
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +48,9 @@ from odin_jax.diffusion import schedule
 
 Latent = Float[Array, 'b h w c']
 DenoiseFn = Callable[[Latent, Float[Array, 'b']], Latent]
+Timesteps = Int[np.ndarray, 'n'] | Float[np.ndarray, 'n']
+# (number of steps, T) -> timesteps, noisiest first.
+Spacing = Callable[[int, int], np.ndarray]
 # Shorter trajectories of dpm++2m end with a step of first order.
 _FEW_STEPS = 15
 
@@ -64,7 +74,17 @@ def _linspace(num_steps: int, num_timesteps: int) -> np.ndarray:
   return np.round(np.linspace(0, num_timesteps - 1, num_steps + 1))[:0:-1]
 
 
-SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+def _leading_inside(num_steps: int, num_timesteps: int) -> np.ndarray:
+  return _leading(num_steps + 1, num_timesteps)[:-1]
+
+
+def _linspace_to_zero(num_steps: int, num_timesteps: int) -> np.ndarray:
+  # diffusers rounds them to float32, which is what the network is told.
+  ends = np.linspace(0, num_timesteps - 1, num_steps, dtype=np.float32)
+  return ends[::-1] if num_steps > 1 else ends[:0]
+
+
+SPACINGS: dict[str, Spacing] = {
   'trailing': _trailing,
   'leading': _leading,
   'zero123': _zero123,
@@ -73,8 +93,8 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 
 def timesteps(
-  num_steps: int, num_timesteps: int, *, spacing: str
-) -> Int[np.ndarray, 'n']:
+  num_steps: int, num_timesteps: int, *, spacing: str, kind: str = 'ddim'
+) -> Timesteps:
   """Timesteps of a trajectory, noisiest first.
 
   Args:
@@ -88,6 +108,8 @@ def timesteps(
       n - 1 steps, or as many more as 1 + T // n, ... has where n does not
       divide T; `linspace` is n + 1 equal parts of 0..T - 1 without 0, rounded,
       as DPM-Solver++ has it.
+    kind: of the sampler: dpm++2m has the `leading` steps of n + 1 without 1,
+      euler has `linspace` as n numbers from T - 1 to 0, not rounded.
 
   Raises:
     ValueError: an unknown spacing, or one without that many different steps.
@@ -96,7 +118,10 @@ def timesteps(
     raise ValueError(f'spacing {spacing!r} is none of {tuple(SPACINGS)}')
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(f'num_steps {num_steps} is outside 1..{num_timesteps}')
-  steps = SPACINGS[spacing](num_steps, num_timesteps).astype(np.int32)
+  own = SAMPLERS[kind].spacings if kind in SAMPLERS else {}
+  steps = own.get(spacing, SPACINGS[spacing])(num_steps, num_timesteps)
+  whole = np.all(steps == np.round(steps))
+  steps = steps.astype(np.int32 if whole else np.float64)
   if not len(steps) or np.any(np.diff(steps) >= 0):
     raise ValueError(
       f'spacing {spacing!r} has no {num_steps} different steps out of '
@@ -180,21 +205,37 @@ class Method(NamedTuple):
   """What sets a sampler apart: see the top of this file.
 
   Attributes:
-    start: alpha_bar of the first timestep -> scale of the noise.
     slope: alpha_bar of a trajectory, its end included -> w of every step.
+    starts_at_sigma: the spacings whose noise is scaled by sigma at first.
+    ends_with_noise: the spacings that end at the noise of the first timestep
+      of training; the others end without noise.
+    spacings: its own in place of those of `SPACINGS`.
   """
 
-  start: Callable[[float], float]
   slope: Callable[[np.ndarray], np.ndarray]
+  starts_at_sigma: tuple[str, ...] = ()
+  ends_with_noise: tuple[str, ...] = ()
+  spacings: Mapping[str, Spacing] = {}
 
 
 SAMPLERS = {
-  'ddim': Method(start=lambda alpha_bar: 1.0, slope=_no_slope),
-  'dpm++2m': Method(start=lambda alpha_bar: 1.0, slope=_two_step_slope),
+  # Stable Diffusion's DDIM has `set_alpha_to_one=False`.
+  'ddim': Method(_no_slope, ends_with_noise=('leading', 'zero123')),
+  'dpm++2m': Method(_two_step_slope, spacings={'leading': _leading_inside}),
   'euler': Method(
-    start=lambda alpha_bar: np.sqrt(1 - alpha_bar), slope=_no_slope
+    _no_slope,
+    starts_at_sigma=('trailing', 'linspace'),
+    spacings={'linspace': _linspace_to_zero},
   ),
 }
+
+
+def final_alpha_bar(
+  kind: str, spacing: str, alpha_bar: Float[np.ndarray, 't']
+) -> float:
+  """alpha_bar of the result of a sampler with a spacing."""
+  noisy = spacing in SAMPLERS[kind].ends_with_noise
+  return float(alpha_bar[0]) if noisy else 1.0
 
 
 class _Step(NamedTuple):
@@ -208,15 +249,31 @@ class _Step(NamedTuple):
   slope: Array
 
 
+def _alpha_bar_at(
+  alpha_bar: Float[np.ndarray, 't'], steps: Timesteps
+) -> Float[np.ndarray, 'n']:
+  """alpha_bar of timesteps, which may lie between those of training."""
+  if np.issubdtype(steps.dtype, np.integer):
+    return alpha_bar[steps]
+  before = np.floor(steps).astype(int)
+  after = np.ceil(steps).astype(int)
+  with np.errstate(divide='ignore'):
+    spread = np.sqrt((1 - alpha_bar) / alpha_bar)
+  share = steps - before
+  # Infinite where nothing of the signal is left; there only whole steps go.
+  between = np.where(share > 0, spread[after] - spread[before], 0)
+  return 1 / (1 + np.square(spread[before] + share * between))
+
+
 def _trajectory(
   method: Method,
   alpha_bar: Float[np.ndarray, 't'],
-  steps: Int[np.ndarray, 'n'],
+  steps: Timesteps,
   prediction: str,
   final_alpha_bar: float,
 ) -> _Step:
   """Factors of every step, worked out in float64."""
-  path = np.append(alpha_bar[steps], final_alpha_bar)
+  path = np.append(_alpha_bar_at(alpha_bar, steps), final_alpha_bar)
   signal, sigma = np.sqrt(path), np.sqrt(1 - path)
   shrink = sigma[1:] / sigma[:-1]
   factors = _Step(
@@ -235,9 +292,10 @@ def sample(
   noise: Latent,
   *,
   alpha_bar: Float[np.ndarray, 't'],
-  steps: Int[np.ndarray, 'n'],
+  steps: Timesteps,
   prediction: str,
   final_alpha_bar: float = 1.0,
+  spacing: str = 'trailing',
 ) -> Latent:
   """The sample that `noise` leads to; deterministic, in float32.
 
@@ -251,6 +309,7 @@ def sample(
     final_alpha_bar: of the result; 1 returns x0 of the last step (diffusers'
       `final_sigmas_type='zero'`), `alpha_bar[0]` is what Stable Diffusion's
       DDIM has (`set_alpha_to_one=False`, `final_sigmas_type='sigma_min'`).
+    spacing: of the steps, by which euler scales the noise.
 
   Raises:
     ValueError: an unknown kind or prediction; steps that do not descend; eps
@@ -261,7 +320,9 @@ def sample(
   if not len(steps) or np.any(np.diff(steps) >= 0):
     raise ValueError(f'steps {steps} do not go from much noise to little')
   method = SAMPLERS[kind]
-  start = np.float32(method.start(alpha_bar[steps[0]]))
+  first = _alpha_bar_at(alpha_bar, steps[:1])[0]
+  scaled = spacing in method.starts_at_sigma
+  start = np.float32(np.sqrt(1 - first) if scaled else 1)
 
   def advance(carry: tuple[Latent, Latent], step: _Step):
     x, before = carry

@@ -31,9 +31,12 @@ PATHS = [
   ('ddim', 'leading', float(ALPHA_BAR[0])),
   ('ddim', 'trailing', 1.0),
   ('dpm++2m', 'leading', 1.0),
+  ('dpm++2m', 'linspace', 1.0),
   ('dpm++2m', 'trailing', 1.0),
   ('dpm++2m', 'trailing', float(ALPHA_BAR[0])),
+  ('euler', 'leading', 1.0),
   ('euler', 'leading', float(ALPHA_BAR[0])),
+  ('euler', 'linspace', 1.0),
   ('euler', 'trailing', 1.0),
 ]
 
@@ -108,20 +111,17 @@ def test_trajectory_is_that_of_diffusers(
     final_alpha_bar=final_alpha_bar,
     prediction=prediction,
   )
-  steps = sampler.timesteps(num_steps, 1000, spacing=spacing)
-  if (kind, spacing) == ('dpm++2m', 'leading'):
-    # diffusers' leading steps of this method are others: (T // (n + 1)) k + 1.
-    scheduler.set_timesteps(timesteps=steps)
-  else:
-    scheduler.set_timesteps(num_steps)
+  if (kind, spacing) == ('euler', 'linspace'):
+    num_steps = max(num_steps, 2)  # one step would start at t = 0
+  steps = sampler.timesteps(num_steps, 1000, spacing=spacing, kind=kind)
+  scheduler.set_timesteps(num_steps)
   np.testing.assert_array_equal(steps, scheduler.timesteps.numpy())
-  # Euler starts at sigma, as Karras et al. have it and diffusers too, unless
-  # its steps are leading ones: sqrt(sigma^2 + 1) then.
-  scale = float(scheduler.init_noise_sigma)
-  if (kind, spacing) == ('euler', 'leading'):
-    assert scale**2 == pytest.approx(float(scheduler.sigmas[0]) ** 2 + 1)
-    scale = float(scheduler.sigmas[0])
-  expected = sample_of(scheduler, torch_denoise_fn, noise, scale=scale)
+  expected = sample_of(
+    scheduler,
+    torch_denoise_fn,
+    noise,
+    scale=float(scheduler.init_noise_sigma),
+  )
   if kind == 'euler':
     expected *= final_alpha_bar**0.5  # diffusers returns x / alpha
   assert_close(
@@ -133,9 +133,27 @@ def test_trajectory_is_that_of_diffusers(
       steps=steps,
       prediction=prediction,
       final_alpha_bar=final_alpha_bar,
+      spacing=spacing,
     ),
     expected,
   )
+
+
+@pytest.mark.parametrize(
+  'kind, spacing, noisy',
+  [
+    ('ddim', 'leading', True),
+    ('ddim', 'zero123', True),
+    ('ddim', 'trailing', False),
+    # The defaults of diffusers: `final_sigmas_type='zero'`.
+    ('dpm++2m', 'leading', False),
+    ('euler', 'leading', False),
+    ('euler', 'linspace', False),
+  ],
+)
+def test_where_a_trajectory_ends(kind, spacing, noisy):
+  expected = ALPHA_BAR[0] if noisy else 1
+  assert sampler.final_alpha_bar(kind, spacing, ALPHA_BAR) == expected
 
 
 @pytest.mark.parametrize('kind', sampler.SAMPLERS)
@@ -294,7 +312,7 @@ def _order_errors(kind, counts):
       final_alpha_bar=end,
     )
     start = float(alpha_bar[first])
-    x = noise * sampler.SAMPLERS[kind].start(start)
+    x = noise * (np.sqrt(1 - start) if kind == 'euler' else 1)
     errors.append(np.abs(sample - gaussian_flow(x, start, end)).max())
   return np.array(errors)
 
@@ -354,11 +372,13 @@ def test_golden_timesteps_of_zero123():
 @hypothesis.given(
   spacing=strategies.sampled_from(tuple(sampler.SPACINGS)),
   num_steps=strategies.integers(2, 999),
+  kind=strategies.sampled_from(tuple(sampler.SAMPLERS)),
 )
 @hypothesis.settings(deadline=None)
-def test_timesteps_descend_within_the_schedule(spacing, num_steps):
-  steps = sampler.timesteps(num_steps, 1000, spacing=spacing)
-  assert steps.dtype == np.int32
+def test_timesteps_descend_within_the_schedule(spacing, num_steps, kind):
+  steps = sampler.timesteps(num_steps, 1000, spacing=spacing, kind=kind)
+  if (kind, spacing) != ('euler', 'linspace'):
+    assert steps.dtype == np.int32
   assert np.all(np.diff(steps) < 0)
   assert 0 <= steps[-1] and steps[0] <= 999
 
@@ -477,6 +497,10 @@ def _sample_badly(**changes):
     (lambda: sampler.timesteps(5, 10, spacing='middle'), 'middle'),
     (lambda: sampler.timesteps(1, 10, spacing='zero123'), 'different steps'),
     (lambda: sampler.timesteps(10, 10, spacing='linspace'), 'different steps'),
+    (
+      lambda: sampler.timesteps(1, 10, spacing='linspace', kind='euler'),
+      'different steps',
+    ),
     (lambda: _sample_badly(kind='heun'), 'heun'),
     (lambda: _sample_badly(prediction='noise'), 'noise'),
     (lambda: _sample_badly(steps=np.array([0, 1])), 'little'),
