@@ -158,7 +158,11 @@ def sample(
     steps=_timesteps(sampling, diffusion),
     prediction=diffusion['prediction'],
     final_alpha_bar=sampler.final_alpha_bar(
-      sampling.sampler, sampling.spacing, alpha_bar
+      sampling.sampler,
+      sampling.spacing,
+      alpha_bar,
+      # Of a ported scheduler whose end is not that of its spacing.
+      set_alpha_to_one=diffusion.get('set_alpha_to_one'),
     ),
     spacing=sampling.spacing,
   )

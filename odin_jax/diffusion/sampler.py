@@ -65,6 +65,10 @@ def _leading(num_steps: int, num_timesteps: int) -> np.ndarray:
   return steps + min(1, num_timesteps - 1 - steps[0])
 
 
+def _leading_from_0(num_steps: int, num_timesteps: int) -> np.ndarray:
+  return np.arange(num_steps)[::-1] * (num_timesteps // num_steps)
+
+
 def _zero123(num_steps: int, num_timesteps: int) -> np.ndarray:
   steps = np.arange(0, num_timesteps, num_timesteps // num_steps) + 1
   return steps[:-1][::-1]
@@ -78,6 +82,10 @@ def _leading_inside(num_steps: int, num_timesteps: int) -> np.ndarray:
   return _leading(num_steps + 1, num_timesteps)[:-1]
 
 
+def _leading_inside_from_0(num_steps: int, num_timesteps: int) -> np.ndarray:
+  return _leading_from_0(num_steps + 1, num_timesteps)[:-1]
+
+
 def _linspace_to_zero(num_steps: int, num_timesteps: int) -> np.ndarray:
   # diffusers rounds them to float32, which is what the network is told.
   ends = np.linspace(0, num_timesteps - 1, num_steps, dtype=np.float32)
@@ -87,6 +95,7 @@ def _linspace_to_zero(num_steps: int, num_timesteps: int) -> np.ndarray:
 SPACINGS: dict[str, Spacing] = {
   'trailing': _trailing,
   'leading': _leading,
+  'leading-from-0': _leading_from_0,
   'zero123': _zero123,
   'linspace': _linspace,
 }
@@ -102,7 +111,7 @@ def timesteps(
     num_timesteps: T.
     spacing: `trailing` starts at T - 1, where training saw pure noise;
       `leading` is 1, 1 + T // n, ... as Stable Diffusion's DDIM has it (n = T
-      starts at 0); `zero123` is that without its noisiest step, which the
+      starts at 0), and `leading-from-0` one less; `zero123` is that without its noisiest step, which the
       DDIM loop of Zero-1-to-3 drops (`ddim_sampling` with `t_start=-1` in
       https://github.com/cvlab-columbia/zero123, ldm/models/diffusion/ddim.py):
       n - 1 steps, or as many more as 1 + T // n, ... has where n does not
@@ -220,8 +229,16 @@ class Method(NamedTuple):
 
 SAMPLERS = {
   # Stable Diffusion's DDIM has `set_alpha_to_one=False`.
-  'ddim': Method(_no_slope, ends_with_noise=('leading', 'zero123')),
-  'dpm++2m': Method(_two_step_slope, spacings={'leading': _leading_inside}),
+  'ddim': Method(
+    _no_slope, ends_with_noise=('leading', 'leading-from-0', 'zero123')
+  ),
+  'dpm++2m': Method(
+    _two_step_slope,
+    spacings={
+      'leading': _leading_inside,
+      'leading-from-0': _leading_inside_from_0,
+    },
+  ),
   'euler': Method(
     _no_slope,
     starts_at_sigma=('trailing', 'linspace'),
@@ -231,10 +248,24 @@ SAMPLERS = {
 
 
 def final_alpha_bar(
-  kind: str, spacing: str, alpha_bar: Float[np.ndarray, 't']
+  kind: str,
+  spacing: str,
+  alpha_bar: Float[np.ndarray, 't'],
+  *,
+  set_alpha_to_one: bool | None = None,
 ) -> float:
-  """alpha_bar of the result of a sampler with a spacing."""
+  """alpha_bar of the result of a sampler with a spacing.
+
+  Args:
+    kind: of the sampler.
+    spacing: of its timesteps.
+    alpha_bar: of every training timestep.
+    set_alpha_to_one: what diffusers' DDIM calls so, whatever the spacing; None:
+      as the spacing has it.
+  """
   noisy = spacing in SAMPLERS[kind].ends_with_noise
+  if kind == 'ddim' and set_alpha_to_one is not None:
+    noisy = not set_alpha_to_one
   return float(alpha_bar[0]) if noisy else 1.0
 
 

@@ -255,6 +255,7 @@ def _scheduler(diffusion: Mapping[str, Any]) -> dict[str, Any]:
   predictions = {
     value: field for field, value in source_config.PREDICTIONS.items()
   }
+  spacing, _, from_0 = diffusion['spacing'].partition('-from-')
   return {
     '_class_name': 'DDIMScheduler',
     **source_config.BETAS,
@@ -262,10 +263,13 @@ def _scheduler(diffusion: Mapping[str, Any]) -> dict[str, Any]:
     'num_train_timesteps': diffusion['num_timesteps'],
     'prediction_type': predictions[diffusion['prediction']],
     'rescale_betas_zero_snr': diffusion['zero_terminal_snr'],
-    'timestep_spacing': diffusion['spacing'],
-    'steps_offset': int(diffusion['spacing'] == 'leading'),
+    # Zero-1-to-3's own, which diffusers has not, is next to Stable Diffusion's.
+    'timestep_spacing': 'leading' if spacing == 'zero123' else spacing,
+    'steps_offset': int(spacing in ('leading', 'zero123') and not from_0),
     'clip_sample': False,
-    'set_alpha_to_one': False,
+    'set_alpha_to_one': diffusion.get(
+      'set_alpha_to_one', spacing not in ('leading', 'zero123')
+    ),
   }
 
 

@@ -30,7 +30,7 @@ SECTIONS = {
 # Ours by diffusers'.
 PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 SCHEDULES = {'scaled_linear': 'scaled_linear', 'squaredcos_cap_v2': 'cosine'}
-SPACINGS = ('leading', 'trailing')
+SPACINGS = ('leading', 'trailing', 'linspace')
 BETAS = {'beta_start': 0.00085, 'beta_end': 0.012}
 
 
@@ -280,11 +280,135 @@ def _from_own(
   }
 
 
+# -- Schedulers ----------------------------------------------------------------
+
+# Classes of diffusers for networks trained as Stable Diffusion is, and the
+# spacing that they have where their config says none.
+_SPACING_BY_CLASS = {
+  **dict.fromkeys(
+    ('DDIMScheduler', 'DDPMScheduler', 'PNDMScheduler'), 'leading'
+  ),
+  **dict.fromkeys(
+    (
+      'DEISMultistepScheduler',
+      'DPMSolverMultistepScheduler',
+      'DPMSolverSinglestepScheduler',
+      'EulerAncestralDiscreteScheduler',
+      'EulerDiscreteScheduler',
+      'HeunDiscreteScheduler',
+      'KDPM2AncestralDiscreteScheduler',
+      'KDPM2DiscreteScheduler',
+      'LMSDiscreteScheduler',
+      'UniPCMultistepScheduler',
+    ),
+    'linspace',
+  ),
+}
+_DEFAULT_BETAS = {'beta_start': 0.0001, 'beta_end': 0.02}
+# Those that clip where their config does not say.
+_CLIPS = ('DDIMScheduler', 'DDPMScheduler')
+# What becomes settings of ours; `_diffusion` says how.
+_OBEYED = (
+  'beta_schedule',
+  'beta_start',
+  'beta_end',
+  'num_train_timesteps',
+  'prediction_type',
+  'rescale_betas_zero_snr',
+  'timestep_spacing',
+  'steps_offset',
+  'set_alpha_to_one',
+)
+# Numbers that act only where another field, which is refused, asks for them;
+# and what a sampler that is chosen here, by its name, does not have.
+_INERT = (
+  'algorithm_type',
+  'clip_sample_range',
+  'deis_algorithm_type',
+  'disable_corrector',
+  'dynamic_thresholding_ratio',
+  'euler_at_final',
+  'flow_shift',
+  'lambda_min_clipped',
+  'lower_order_final',
+  'predict_x0',
+  'sample_max_value',
+  'skip_prk_steps',
+  'solver_order',
+  'solver_p',
+  'solver_type',
+  'time_shift_type',
+)
+# Field -> values that ask for nothing; of any other field those are the values
+# that count as false.
+_NEUTRAL = {
+  'final_sigmas_type': ('zero',),
+  'interpolation_type': ('linear',),
+  'timestep_type': ('discrete',),
+  'variance_type': ('fixed_small', 'fixed_small_log', 'fixed_large'),
+}
+
+
+def _check_scheduler(where: str, scheduler: Mapping[str, Any]) -> None:
+  """Raises errors.UserError for what cannot be obeyed, by name."""
+  if not scheduler:
+    return
+  kind = scheduler.get('_class_name', 'DDIMScheduler')
+  if kind not in _SPACING_BY_CLASS:
+    raise errors.UserError(
+      f'{where}: a scheduler of class {kind}; known are '
+      f'{", ".join(_SPACING_BY_CLASS)}: if the network was trained as for one '
+      'of them, put its scheduler_config.json there'
+    )
+  refused = [
+    f'{name}={str(value)[:40]}'
+    for name, value in scheduler.items()
+    if not name.startswith('_')
+    and name not in (*_OBEYED, *_INERT)
+    # A list is there, whatever is in it.
+    and (value or isinstance(value, list))
+    and value not in _NEUTRAL.get(name, ())
+  ]
+  if 'clip_sample' not in scheduler and kind in _CLIPS:
+    refused.append(f'clip_sample=True (its default in {kind})')
+  if refused:
+    raise errors.UserError(
+      f'{where}: its scheduler has {", ".join(refused)}, which is not known '
+      'here and would be ignored; to sample without it, set it to null or '
+      'false in scheduler_config.json'
+    )
+
+
+def _spacing(where: str, scheduler: Mapping[str, Any]) -> str:
+  kind = scheduler.get('_class_name', 'DDIMScheduler')
+  spacing = scheduler.get('timestep_spacing') or _SPACING_BY_CLASS[kind]
+  # Where it is not said, Stable Diffusion's pipelines make it 1.
+  offset = scheduler.get('steps_offset', 1)
+  rows = {'leading': {0: 'leading-from-0', 1: 'leading'}}
+  row = rows.get(spacing, {0: spacing, 1: spacing})
+  if spacing not in SPACINGS or offset not in (0, 1):
+    raise errors.UserError(
+      f'{where}: its scheduler has timestep_spacing={spacing} and '
+      f'steps_offset={offset}; {", ".join(SPACINGS)} and an offset of 0 or 1 '
+      'are known'
+    )
+  return row[offset]
+
+
 def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-  """`config.diffusion` of a scheduler_config.json, {} for Zero-1-to-3's."""
-  schedule = scheduler.get('beta_schedule', 'scaled_linear')
+  """`config.diffusion` of a scheduler_config.json, {} for Zero-1-to-3's.
+
+  Raises:
+    errors.UserError: something in it is not known here; or nothing of the
+      signal is left where sampling starts, and the prediction is eps.
+  """
+  _check_scheduler(where, scheduler)
+  # Without a scheduler it is that of Stable Diffusion, else diffusers' default.
+  default = 'linear' if scheduler else 'scaled_linear'
+  schedule = scheduler.get('beta_schedule', default)
   prediction = scheduler.get('prediction_type', 'epsilon')
-  betas = {name: scheduler.get(name, value) for name, value in BETAS.items()}
+  defaults = _DEFAULT_BETAS if scheduler else BETAS
+  betas = {name: scheduler.get(name, value) for name, value in defaults.items()}
   if (
     schedule not in SCHEDULES
     or prediction not in PREDICTIONS
@@ -295,11 +419,31 @@ def _diffusion(where: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
       f'prediction_type={prediction}; {", ".join(SCHEDULES)} with {BETAS} and '
       f'{", ".join(PREDICTIONS)} are known'
     )
-  spacing = scheduler.get('timestep_spacing')
-  return dict(
+  num_timesteps = scheduler.get('num_train_timesteps', 1000)
+  if not isinstance(num_timesteps, int) or num_timesteps < 2:
+    raise errors.UserError(
+      f'{where}: its scheduler has num_train_timesteps={num_timesteps}, not a '
+      'number of timesteps; get scheduler_config.json again'
+    )
+  spacing = _spacing(where, scheduler)
+  no_signal = bool(scheduler.get('rescale_betas_zero_snr', False))
+  starts_late = spacing in ('trailing', 'linspace')
+  if no_signal and starts_late and prediction == 'epsilon':
+    raise errors.UserError(
+      f'{where}: its scheduler has prediction_type=epsilon, '
+      f'rescale_betas_zero_snr=True and timestep_spacing={spacing}: it starts '
+      'where nothing of the signal is left, of which eps says nothing; if the '
+      'network predicts v, say so in scheduler_config.json'
+    )
+  diffusion = dict(
     schedule=SCHEDULES[schedule],
-    num_timesteps=scheduler.get('num_train_timesteps', 1000),
-    zero_terminal_snr=scheduler.get('rescale_betas_zero_snr', False),
+    num_timesteps=num_timesteps,
+    zero_terminal_snr=no_signal,
     prediction=PREDICTIONS[prediction],
-    spacing=spacing if spacing in SPACINGS else SPACINGS[0],
+    spacing=spacing,
   )
+  ends_clean = scheduler.get('set_alpha_to_one')
+  # The rule of `odin_jax.diffusion.sampler` for DDIM.
+  if ends_clean is not None and ends_clean == spacing.startswith('leading'):
+    diffusion['set_alpha_to_one'] = ends_clean
+  return diffusion

@@ -139,6 +139,32 @@ def test_trajectory_is_that_of_diffusers(
   )
 
 
+@pytest.mark.parametrize('num_steps', [1, 7, 50])
+@pytest.mark.parametrize('kind', sampler.SAMPLERS)
+def test_leading_steps_without_an_offset(kind, num_steps):
+  reference = reference_of(
+    kind,
+    spacing='leading',
+    final_alpha_bar=1.0,
+    prediction='v',
+    steps_offset=0,
+  )
+  reference.set_timesteps(num_steps)
+  np.testing.assert_array_equal(
+    sampler.timesteps(num_steps, 1000, spacing='leading-from-0', kind=kind),
+    reference.timesteps.numpy(),
+  )
+
+
+@pytest.mark.parametrize('spacing', sampler.SPACINGS)
+@pytest.mark.parametrize('to_one', [True, False])
+def test_ddim_can_be_told_where_it_ends(spacing, to_one):
+  end = sampler.final_alpha_bar(
+    'ddim', spacing, ALPHA_BAR, set_alpha_to_one=to_one
+  )
+  assert end == (1 if to_one else ALPHA_BAR[0])
+
+
 @pytest.mark.parametrize(
   'kind, spacing, noisy',
   [

@@ -1020,6 +1020,126 @@ def test_faults_of_folders_are_one_clear_line(port, modules, tmp_path, fault):
     port(tmp_path / 'p', format='diffusers')
 
 
+@pytest.fixture(scope='module')
+def unet_folder(modules, tmp_path_factory):
+  """A folder of a U-Net alone; a scheduler is put beside it."""
+  folder = tmp_path_factory.mktemp('unet')
+  modules['unet'].save_pretrained(folder / 'unet')
+  return folder
+
+
+_SCHEDULER = {
+  '_class_name': 'DDIMScheduler',
+  'beta_start': 0.00085,
+  'beta_end': 0.012,
+  'beta_schedule': 'scaled_linear',
+  'num_train_timesteps': 1000,
+  'prediction_type': 'epsilon',
+  'clip_sample': False,
+  'thresholding': False,
+  'trained_betas': None,
+  'set_alpha_to_one': False,
+  'steps_offset': 1,
+  'timestep_spacing': 'leading',
+  'rescale_betas_zero_snr': False,
+}
+_LATE = {'timestep_spacing': 'trailing', 'rescale_betas_zero_snr': True}
+
+
+def _import_scheduler(port, folder, **changes):
+  content = {
+    name: value
+    for name, value in (_SCHEDULER | changes).items()
+    if value != 'absent'
+  }
+  public.write_json(folder / 'scheduler' / 'scheduler_config.json', content)
+  model, _ = port(folder, format='diffusers')
+  return model['config']['diffusion']
+
+
+@pytest.mark.parametrize(
+  'changes, expected',
+  [
+    ({}, {}),
+    ({'timestep_spacing': 'absent'}, {}),
+    ({'steps_offset': 'absent'}, {}),
+    ({'steps_offset': 0}, {'spacing': 'leading-from-0'}),
+    ({'set_alpha_to_one': True}, {'set_alpha_to_one': True}),
+    (
+      {'timestep_spacing': 'trailing', 'steps_offset': 0},
+      {'spacing': 'trailing', 'set_alpha_to_one': False},
+    ),
+    (
+      {'timestep_spacing': 'trailing', 'set_alpha_to_one': True},
+      {'spacing': 'trailing'},
+    ),
+    (
+      {'timestep_spacing': 'linspace', 'set_alpha_to_one': 'absent'},
+      {'spacing': 'linspace'},
+    ),
+    (
+      {
+        '_class_name': 'EulerDiscreteScheduler',
+        'timestep_spacing': 'absent',
+        'set_alpha_to_one': 'absent',
+        'interpolation_type': 'linear',
+        'final_sigmas_type': 'zero',
+      },
+      {'spacing': 'linspace'},
+    ),
+    (
+      _LATE | {'prediction_type': 'v_prediction', 'set_alpha_to_one': True},
+      {'spacing': 'trailing', 'zero_terminal_snr': True, 'prediction': 'v'},
+    ),
+    ({'rescale_betas_zero_snr': True}, {'zero_terminal_snr': True}),
+    ({'prediction_type': 'sample'}, {'prediction': 'x0'}),
+  ],
+)
+def test_a_scheduler_is_obeyed(port, unet_folder, changes, expected):
+  usual = {
+    'schedule': 'scaled_linear',
+    'num_timesteps': 1000,
+    'zero_terminal_snr': False,
+    'prediction': 'eps',
+    'spacing': 'leading',
+  }
+  config = _import_scheduler(port, unet_folder, **changes)
+  assert config == usual | expected
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'trained_betas': [0.1, 0.2]}, r'trained_betas=\[0.1, 0.2\]'),
+    ({'clip_sample': True}, 'clip_sample=True'),
+    ({'clip_sample': 'absent'}, 'clip_sample=True .its default'),
+    ({'thresholding': True}, 'thresholding=True'),
+    ({'use_karras_sigmas': True}, 'use_karras_sigmas=True'),
+    ({'something_new': 3}, 'something_new=3'),
+    ({'final_sigmas_type': 'sigma_min'}, 'final_sigmas_type=sigma_min'),
+    ({'prediction_type': 'flow'}, 'prediction_type=flow'),
+    ({'timestep_spacing': 'middle'}, 'timestep_spacing=middle'),
+    ({'steps_offset': 2}, 'steps_offset=2'),
+    ({'steps_offset': [1]}, 'steps_offset'),
+    ({'beta_schedule': 'linear'}, 'beta_schedule=linear'),
+    ({'beta_schedule': 'absent'}, 'beta_schedule=linear'),
+    ({'beta_start': 'absent'}, "'beta_start': 0.0001"),
+    ({'num_train_timesteps': 'many'}, 'num_train_timesteps=many'),
+    (
+      {'_class_name': 'FlowMatchEulerDiscreteScheduler'},
+      'FlowMatchEulerDiscreteScheduler',
+    ),
+    (_LATE, 'predicts v'),
+    (_LATE | {'timestep_spacing': 'linspace'}, 'predicts v'),
+  ],
+)
+def test_what_of_a_scheduler_cannot_be_obeyed_is_named(
+  port, unet_folder, changes, message
+):
+  with pytest.raises(errors.UserError, match=message):
+    _import_scheduler(port, unet_folder, **changes)
+
+
 def test_the_command_line(tmp_path):
   stranger = tmp_path / 'notes.txt'
   stranger.write_text('not a checkpoint')
