@@ -54,6 +54,7 @@ def read(path: pathlib.Path) -> Files:
     errors.UserError: no such file, not a checkpoint, or a damaged one.
   """
   path = files.require_file(path, 'a checkpoint')
+  _check_content(path)
   if _INDEX.search(path.name):
     return _read_shards(path)
   if path.suffix not in _READERS:
@@ -62,6 +63,42 @@ def read(path: pathlib.Path) -> Files:
       f'{", ".join([*_READERS, ".index.json"])}'
     )
   return Files(_READERS[path.suffix](path), [path])
+
+
+# How a file starts that is none of the weights that its name promises, what it
+# is and what to do.
+_IMPOSTORS = (
+  (
+    rb'version https://git-lfs\.github\.com',
+    'a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, '
+    'or download the file',
+  ),
+  (
+    rb'(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)',
+    'a web page (HTML), not the file itself; download it again, signed in '
+    'where the page asks for it',
+  ),
+  (
+    rb'(?i)\s*(access to|entry not|invalid|unauthorized|repository not|not found)',
+    'the message of a server, not the file itself; download it again, signed '
+    'in where it asks for it',
+  ),
+)
+
+
+def _check_content(path: pathlib.Path) -> None:
+  """Checks that a file is not empty and not what a failed download leaves.
+
+  Raises:
+    errors.UserError: it is; says what it is.
+  """
+  with open(path, 'rb') as file:
+    start = file.read(512)
+  if not start:
+    raise errors.UserError(f'{path}: an empty file; download it again')
+  for pattern, what in _IMPOSTORS:
+    if re.match(pattern, start):
+      raise errors.UserError(f'{path}: {what}')
 
 
 # A variant, such as fp16, is named after the kind of file in an index's name,
@@ -103,6 +140,7 @@ def read_folder(folder: pathlib.Path) -> Files:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """An object from a JSON file, or a UserError."""
+  _check_content(path)
   try:
     content = json.loads(path.read_text())
   except ValueError as error:
@@ -144,7 +182,8 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
     start = _LENGTH.itemsize + length
     header.pop('__metadata__', None)
     return {
-      name: _stored(path, start, **entry) for name, entry in header.items()
+      name: _stored(path, name, start, **entry)
+      for name, entry in header.items()
     }
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
@@ -154,11 +193,13 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
 
 def _stored(
   path: pathlib.Path,
+  name: str,
   start: int,
   dtype: str,
   shape: list[int],
   data_offsets: list[int],
 ) -> LazyArray:
+  torch_files.require_known(path, name, dtype)
   begin, end = data_offsets
   count = math.prod(shape)
   if end - begin != count * _DTYPES[dtype].itemsize:

@@ -90,6 +90,8 @@ _LDM = Format(
     (r'model_ema\.(decay|num_updates)', 'how the moving average was made'),
   ),
 )
+# The folder that `EMAModel.save_pretrained` writes beside `unet`.
+_EMA_UNET = 'unet_ema.'
 _DIFFUSERS = Format(
   networks={
     'unet': ('unet.', 'diffusers'),
@@ -98,7 +100,7 @@ _DIFFUSERS = Format(
   },
   projection='projection.',
   pose=None,
-  averages=None,
+  averages=_EMA_UNET,
   ignored=((r'image_encoder\..*\.position_ids', 'the numbers 0, 1, 2, ...'),),
   # The folder of a U-Net alone can be taken in and written out again.
   optional=('autoencoder', 'image'),
@@ -134,21 +136,27 @@ class Source(NamedTuple):
     configs: of the components of diffusers: config.json by component.
     paths: of the files read.
     metadata: names that a pipeline gives itself and its components.
+    only_average: whether the U-Net here is a moving average without the last
+      parameters.
   """
 
   tensors: checkpoint_files.Tensors
   configs: dict[str, dict[str, Any]]
   paths: list[pathlib.Path]
   metadata: list[str]
+  only_average: bool = False
 
 
 def average_name(name: str, averages: str) -> str:
-  """Where LitEma keeps the average of a parameter: it drops the dots.
+  """Where the average of a parameter is kept.
 
   Args:
-    name: of the parameter, `model.` included.
+    name: of the parameter, as its format has it.
     averages: prefix of the averages.
   """
+  if averages == _EMA_UNET:
+    return averages + name.removeprefix('unet.')
+  # LitEma drops the dots.
   return averages + name.removeprefix('model.').replace('.', '')
 
 
@@ -250,6 +258,55 @@ def _read_folders(paths: list[pathlib.Path]) -> Source:
       _note_names(checkpoint_files.read_json(folder / _PIPELINE), source)
     for part in _parts(folder):
       _READ_PART.get(part.name, _read_component)(part, source)
+  return _without_last(source)
+
+
+# What `EMAModel.save_pretrained` adds to the config of its network.
+_EMA_FIELDS = (
+  'decay',
+  'min_decay',
+  'optimization_step',
+  'update_after_step',
+  'use_ema_warmup',
+  'inv_gamma',
+  'power',
+)
+
+
+def _split_average(
+  component: str, folder: pathlib.Path, config: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+  """The component, `unet_ema` of an average, and its config without that."""
+  network = {k: value for k, value in config.items() if k not in _EMA_FIELDS}
+  averaged = 'optimization_step' in config or folder.name == 'unet_ema'
+  if component == 'unet' and averaged:
+    return _EMA_UNET.removesuffix('.'), network
+  return component, config
+
+
+def _without_last(source: Source) -> Source:
+  """An average that comes alone takes the place of the U-Net.
+
+  Raises:
+    errors.UserError: both are there and are of different networks.
+  """
+  average = source.configs.pop('unet_ema', None)
+  if average is None:
+    return source
+  if 'unet' not in source.configs:
+    source.configs['unet'] = average
+    tensors = {
+      re.sub(f'^{re.escape(_EMA_UNET)}', 'unet.', name): tensor
+      for name, tensor in source.tensors.items()
+    }
+    return source._replace(tensors=tensors, only_average=True)
+  network = source.configs['unet']
+  for name in sorted(network.keys() | average.keys()):
+    if not name.startswith('_') and network.get(name) != average.get(name):
+      raise errors.UserError(
+        f'{source.paths[0]}: unet has {name}={network.get(name)} and its '
+        f'moving average {average.get(name)}; give one of the two folders'
+      )
   return source
 
 
@@ -283,14 +340,15 @@ def _read_component(folder: pathlib.Path, source: Source) -> None:
       f'{folder}: a component of class {names[-1] or names[0]}; known are '
       f'{", ".join(_COMPONENTS)}; take the folder out'
     )
-  if components[0] in source.configs:
-    raise errors.UserError(f'{folder}: a second {components[0]}; give one')
-  source.configs[components[0]] = config
+  component, config = _split_average(components[0], folder, config)
+  if component in source.configs:
+    raise errors.UserError(f'{folder}: a second {component}; give one')
+  source.configs[component] = config
   _note_names(config, source)
   checkpoint = checkpoint_files.read_folder(folder)
   source.paths.extend(checkpoint.paths)
   for name, tensor in checkpoint.tensors.items():
-    source.tensors[f'{components[0]}.{_today(components[0], name)}'] = tensor
+    source.tensors[f'{component}.{_today(component, name)}'] = tensor
 
 
 def _today(component: str, name: str) -> str:

@@ -83,11 +83,18 @@ class _Job:
     )
     self.own = self.source_config.own
     self.has_average = self._finds_average()
-    if average and not self.has_average:
+    if average and not (self.has_average or source.only_average):
       raise errors.UserError(
         f'{self.where}: no moving average here; give --noema'
       )
-    self.averaged = self.has_average and average is not False
+    if source.only_average and average is False:
+      raise errors.UserError(
+        f'{self.where}: the moving average alone; give the folder of the last '
+        'parameters too, or leave out --noema'
+      )
+    self.averaged = source.only_average or (
+      self.has_average and average is not False
+    )
 
   # -- Networks ----------------------------------------------------------------
 
@@ -141,6 +148,11 @@ class _Job:
   ) -> LazyArray:
     """Our parameter: in our layout, of the dtype asked for, finite."""
     where = f'{self.where}: {entry.name}'
+    if tensor.dtype.kind in 'iub':
+      raise errors.UserError(
+        f'{where} holds {tensor.dtype} numbers: quantised weights cannot be '
+        'imported; get them in float32, float16 or bfloat16'
+      )
     convert = functools.partial(tensors.to_flax, entry)
     try:
       shape = tensor.map(convert).shape

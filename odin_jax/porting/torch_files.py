@@ -137,6 +137,31 @@ def read_span(
   return values.view(dtype)
 
 
+# Of eight bits and less, as torch and safetensors call them. Such values are
+# rounded, and mean nothing without scales that each tool keeps in its own way.
+_QUANTISED = re.compile(
+  r'(?i)(torch\.)?(float[468]_\w+|f[468]|f[468]_\w+|u?int[1-7]|q\w+|bits\w+)'
+)
+
+
+def require_known(path: pathlib.Path, name: str, dtype: str) -> None:
+  """Checks that a tensor's numbers are not quantised.
+
+  Args:
+    path: of the file.
+    name: of the tensor.
+    dtype: as torch or safetensors calls it.
+
+  Raises:
+    errors.UserError: they are.
+  """
+  if _QUANTISED.fullmatch(dtype):
+    raise errors.UserError(
+      f'{path}: {name} is quantised ({dtype}: fp8 or less), which cannot be '
+      'imported; get the weights in float32, float16 or bfloat16'
+    )
+
+
 def _dtype(tensor: Any) -> np.dtype:
   """numpy's for torch's: 'torch.bfloat16' has the name without the module."""
   name = str(tensor.dtype).removeprefix('torch.')
@@ -166,6 +191,7 @@ def read(path: pathlib.Path) -> dict[str, LazyArray]:
         f'{path}: {name!r} is not a tensor; a mapping of names to tensors is '
         'needed, or one under the key state_dict'
       )
+    require_known(path, name, str(tensor.dtype))
     if not _is_plain(tensor):
       raise errors.UserError(
         f'{path}: {name} is no array of real numbers ({tensor.dtype}, '

@@ -10,6 +10,7 @@ import zipfile
 from absl import flags
 from absl.testing import flagsaver
 import diffusers
+from diffusers import training_utils
 from diffusers.loaders import single_file_utils
 from flax import nnx
 import jax
@@ -507,6 +508,47 @@ def test_the_moving_average_is_a_choice(port, modules, state, tmp_path):
     port(path, format='zero123', ema=True)
 
 
+def _save_average(folder, module):
+  """As a training script of diffusers does."""
+  average = training_utils.EMAModel(
+    module.parameters(),
+    decay=0.999,
+    model_cls=type(module),
+    model_config=module.config,
+  )
+  average.optimization_step = 7
+  average.save_pretrained(folder)
+  assert 'decay' in json.loads((folder / 'config.json').read_text())
+
+
+def test_a_folder_of_diffusers_has_a_moving_average(port, modules, tmp_path):
+  averaged = public.networks(7)['unet']
+  modules['unet'].save_pretrained(tmp_path / 'both' / 'unet')
+  _save_average(tmp_path / 'both' / 'unet_ema', averaged)
+  key = 'unet/conv_in/kernel'
+  kernels = {
+    name: net.state_dict()['conv_in.weight'].permute(2, 3, 1, 0).numpy()
+    for name, net in (('last', modules['unet']), ('average', averaged))
+  }
+  alone = tmp_path / 'both' / 'unet_ema'
+  for source, ema, expected in (
+    ('both', None, 'average'),
+    ('both', True, 'average'),
+    ('both', False, 'last'),
+    ('both/unet_ema', None, 'average'),
+    ('both/unet_ema', True, 'average'),
+  ):
+    model, report = port(tmp_path / source, format='diffusers', ema=ema)
+    np.testing.assert_array_equal(model.flat()[key], kernels[expected])
+    assert report['moving_average'] == (expected == 'average')
+    assert model['config']['ported_average'] == report['moving_average']
+  with pytest.raises(errors.UserError, match='moving average alone'):
+    port(alone, format='diffusers', ema=False)
+  _edit('config.json', cross_attention_dim=64)(alone)
+  with pytest.raises(errors.UserError, match='cross_attention_dim=32 .* 64'):
+    port(tmp_path / 'both', format='diffusers')
+
+
 # -- Export --------------------------------------------------------------------
 
 POSES = {
@@ -799,6 +841,10 @@ FAULTS = {
     'proj_in.weight has shape',
   ),
   'nan': (_nan, 'out.2.bias holds NaN'),
+  'integers': (
+    lambda state: state | {f'{_UNET}.out.2.bias': np.ones(4, np.int8)},
+    'out.2.bias holds int8 numbers: quantised',
+  ),
   'pose': (_with(**public.projection(5)), '5 numbers .* no known pose'),
   'no pose': (
     _without('cc_projection.weight', 'cc_projection.bias'),
@@ -840,6 +886,62 @@ def test_truncated_files_are_refused(port, state, tmp_path, suffix, kept):
   path.write_bytes(whole[: kept if kept >= 1 else int(kept * len(whole))])
   with pytest.raises(errors.UserError, match=f'model.{suffix}'):
     port(path, format='zero123')
+
+
+_POINTER = (
+  b'version https://git-lfs.github.com/spec/v1\n'
+  b'oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393'
+  b'\nsize 12345\n'
+)
+
+
+@pytest.mark.parametrize('suffix', ['ckpt', 'safetensors', 'bin'])
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (_POINTER, 'Git LFS pointer.*git lfs pull'),
+    (b'<!DOCTYPE html>\n<html>', 'web page'),
+    (b'\n  <html lang="en">', 'web page'),
+    (b'\xef\xbb\xbf<!doctype HTML>', 'web page'),
+    (b'Access to model x is restricted.', 'message of a server'),
+    (b'Entry not found', 'message of a server'),
+    (b'', 'empty file'),
+  ],
+)
+def test_what_a_download_leaves_instead_of_weights_is_named(
+  tmp_path, suffix, content, message
+):
+  path = tmp_path / f'model.{suffix}'
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match=f'{path}: .*{message}'):
+    checkpoint_files.read(path)
+
+
+def test_a_config_that_is_a_pointer_is_named(tmp_path):
+  path = tmp_path / 'config.json'
+  path.write_bytes(_POINTER)
+  with pytest.raises(errors.UserError, match='Git LFS pointer'):
+    checkpoint_files.read_json(path)
+
+
+@pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_is_named(tmp_path, dtype):
+  state = {'x': torch.ones(2), 'y': torch.ones(2).to(dtype)}
+  torch.save({'state_dict': state}, tmp_path / 'model.ckpt')
+  safetensors.torch.save_file(state, tmp_path / 'model.safetensors')
+  for name in ('model.ckpt', 'model.safetensors'):
+    with pytest.raises(errors.UserError, match='y is quantised .*fp8.*float16'):
+      checkpoint_files.read(tmp_path / name)
+
+
+def test_all_floats_of_full_size_are_read(tmp_path):
+  for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    state = {'x': torch.ones(2, dtype=dtype)}
+    torch.save(state, tmp_path / 'model.ckpt')
+    safetensors.torch.save_file(state, tmp_path / 'model.safetensors')
+    for name in ('model.ckpt', 'model.safetensors'):
+      tensor = checkpoint_files.read(tmp_path / name).tensors['x']
+      np.testing.assert_array_equal(np.float32(tensor.read()), np.ones(2))
 
 
 @pytest.mark.parametrize('zipped', [True, False])
