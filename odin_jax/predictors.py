@@ -258,6 +258,18 @@ def _check(where: str, sampling: Sampling, config: Any) -> None:
       f'{where}: a U-Net that was ported without its autoencoder; port their '
       'folders together'
     )
+  names = config['model']['conditioning']
+  blind = [
+    name
+    for name in conditioning.parse(names)
+    if conditioning.PARTS[name].needs_image
+  ]
+  if blind and config['image_encoder']['kind'] == 'none':
+    raise errors.UserError(
+      f'{where}: a U-Net that was ported without its image encoder, which its '
+      f'conditioning {names} needs for {", ".join(blind)}; port their folders '
+      'together'
+    )
   if sampling.guidance != 1.0 and not diffusion['condition_dropout']:
     raise errors.UserError(
       f'{where}: trained without condition_dropout, so guidance='
@@ -298,8 +310,9 @@ def load_model(
       set of parameters only.
 
   Raises:
-    errors.UserError: no checkpoint there; guidance for a model that was
-      trained without dropping its condition; too many steps.
+    errors.UserError: no checkpoint there; a part of the model is not there;
+      guidance for a model that was trained without dropping its condition; too
+      many steps, or steps that its prediction cannot take.
   """
   checkpoints, newest, config = checkpoint.open_latest(workdir)
   spacing = sampling.spacing or config['diffusion']['spacing']

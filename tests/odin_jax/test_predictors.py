@@ -110,3 +110,17 @@ def test_eps_is_not_sampled_from_where_nothing_is_left(kind):
   with pytest.raises(errors.UserError, match='run: spacing=trailing.*predict'):
     check('trailing')
   check('leading')
+
+
+def test_a_model_without_its_image_encoder_is_not_sampled_from():
+  sampling = default_sampling.sampling(num_steps=10, spacing='leading')
+  with pytest.raises(
+    errors.UserError, match='without its image.* for zero123;'
+  ):
+    predictors._check(
+      'run',
+      sampling,
+      make_config(image_encoder='none', conditioning='se3+zero123'),
+    )
+  config = make_config(image_encoder='none', conditioning='se3')
+  predictors._check('run', sampling, config)
