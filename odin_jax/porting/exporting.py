@@ -74,7 +74,8 @@ def write(
   try:
     return _WRITERS[kind](model, claim, dtype)
   except ValueError as error:
-    raise errors.UserError(f'--export={kind}: {error}') from error
+    advice = '; --export=ldm can hold it' if kind == 'diffusers' else ''
+    raise errors.UserError(f'--export={kind}: {error}{advice}') from error
 
 
 # -- Networks ------------------------------------------------------------------
@@ -209,10 +210,11 @@ _FILES = {
 def _write_diffusers(
   model: Model, claim: Claim, dtype: np.dtype
 ) -> dict[str, Any]:
+  # What diffusers cannot hold is told before anything else is done.
+  configs = _configs(model.config, _settings(model))
   written, settings = _networks(model, _DIFFUSERS, dtype)
   params = lazy_array.flattened(model.params['conditioning'])
   written |= _conditioning(params, dtype)
-  configs = _configs(model.config, settings)
   output = claim()
   for name, config in configs.items():
     checkpoint_files.write_json(output / name, config)

@@ -348,10 +348,12 @@ def diffusers_config(settings: Settings, *, sample_size: int) -> dict[str, Any]:
       'diffusers has no feed-forward factor but '
       f'{FEEDFORWARD_FACTOR}: {settings["feedforward_factor"]}'
     )
-  widths = [settings['model_channels'] * m for m in settings['channel_mult']]
-  attends = [
-    level in settings['attention_levels'] for level in range(len(widths))
-  ]
+  _check_divisions(settings)
+  return _config(settings, sample_size)
+
+
+def _config(settings: Settings, sample_size: int) -> dict[str, Any]:
+  widths, attends = _levels(settings)
   return {
     '_class_name': 'UNet2DConditionModel',
     'sample_size': sample_size,
@@ -361,6 +363,37 @@ def diffusers_config(settings: Settings, *, sample_size: int) -> dict[str, Any]:
     **{field: settings[setting] for field, setting in RENAMED.items()},
     **FIXED,
   }
+
+
+def _levels(settings: Settings) -> tuple[list[int], list[bool]]:
+  """Width of every level, and whether it has transformers."""
+  widths = [settings['model_channels'] * m for m in settings['channel_mult']]
+  attends = [
+    level in settings['attention_levels'] for level in range(len(widths))
+  ]
+  return widths, attends
+
+
+def _check_divisions(settings: Settings) -> None:
+  """Raises ValueError for channels or blocks that diffusers cannot have."""
+  groups, heads = settings['num_groups'], settings['num_heads']
+  widths, attends = _levels(settings)
+  # The middle always attends.
+  attending = {w for w, attend in zip(widths, attends, strict=True) if attend}
+  attending.add(widths[-1])
+  for name, parts, divided in (
+    ('groups', groups, set(widths)),
+    ('heads of attention', heads, attending),
+  ):
+    odd = sorted(width for width in divided if width % parts)
+    if odd:
+      raise ValueError(
+        f'diffusers cannot divide {", ".join(map(str, odd))} channels into '
+        f'{parts} {name}'
+      )
+  for name in ('num_res_blocks', 'transformer_depth'):
+    if settings[name] < 1:
+      raise ValueError(f'diffusers has no U-Net of {name}={settings[name]}')
 
 
 def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -394,7 +427,7 @@ def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     feedforward_factor=FEEDFORWARD_FACTOR,
   )
   # What our arguments cannot say does not come back out of them.
-  expected = diffusers_config(settings, sample_size=0)
+  expected = _config(settings, sample_size=0)
   unsupported = [
     f'{name}={value!r}'
     for name, value in config.items()

@@ -294,11 +294,16 @@ def diffusers_config(settings: Settings) -> dict[str, Any]:
 
   Raises:
     ValueError: the first level is wider than the input layer, which diffusers
-      cannot express.
+      cannot express; or its groups do not divide its channels.
   """
   base, mult = settings['base_channels'], settings['channel_mult']
   if mult[0] != 1:
     raise ValueError(f'channel_mult={tuple(mult)} does not start with 1')
+  if base % settings['num_groups']:
+    raise ValueError(
+      f'diffusers cannot divide {base} channels of the autoencoder into '
+      f'{settings["num_groups"]} groups'
+    )
   return dict(
     _class_name=_CLASS,
     **_FIXED,

@@ -728,9 +728,19 @@ def test_what_has_no_counterpart_is_left_out_or_refused(
   _, report = port(tmp_path / 'workdir', output='some', export='diffusers')
   assert len(report['left_out']) == 2
   assert not (tmp_path / 'some' / 'vae').exists()
-  config['model']['unet']['feedforward_factor'] = 2
-  with pytest.raises(errors.UserError, match='feed-forward'):
-    port(tmp_path / 'workdir', output='some', export='diffusers')
+  network = config['model']['unet']
+  for change, message in (
+    ({'feedforward_factor': 2}, 'feed-forward factor but 4: 2.*--export=ldm'),
+    ({'num_groups': 24}, '32, 64 channels into 24 groups'),
+    ({'num_heads': 5}, '32, 64 channels into 5 heads'),
+    ({'num_heads': 64}, '32 channels into 64 heads'),
+    ({'num_res_blocks': 0}, 'num_res_blocks=0'),
+    ({'transformer_depth': 0}, 'transformer_depth=0'),
+    ({'channel_mult': (2, 4)}, 'first level'),
+  ):
+    config['model']['unet'] = {**network, **change}
+    with pytest.raises(errors.UserError, match=message):
+      port(tmp_path / 'workdir', output='some', export='diffusers')
   # What cannot be exported replaces nothing.
   assert (tmp_path / 'some' / 'unet').is_dir()
 
