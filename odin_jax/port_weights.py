@@ -45,7 +45,7 @@ import numpy as np
 import tqdm
 
 from odin_jax.checkpoints import checkpoint, ported
-from odin_jax.diffusion import schedule
+from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import conditioning, image_encoder, lpips_files, unet, vae
 from odin_jax.porting import (
   checkpoint_files,
@@ -136,6 +136,42 @@ def _check_schedule(source: formats.Source) -> None:
     )
 
 
+def _misfit(source: formats.Source, error: Exception) -> errors.UserError:
+  reason = ' '.join(str(error).split())[:200]
+  return errors.UserError(
+    f'{source.paths[0]}: the config of ours that comes with it does not fit '
+    f'its tensors ({type(error).__name__}: {reason}); export the model again'
+  )
+
+
+def _check_own_config(
+  source: formats.Source, model: importing.Imported
+) -> None:
+  """Checks the config that a model which was exported from here brings.
+
+  Raises:
+    errors.UserError: it is not that of the tensors, or cannot be sampled by.
+  """
+  if formats.CONFIG not in source.tensors and 'odin' not in source.configs:
+    return
+  try:
+    ported.require_buildable(model.config)
+    settings = model.config['diffusion']
+    schedule.betas(settings['schedule'], settings['num_timesteps'])
+    schedule.check(
+      settings['prediction'], zero_terminal_snr=settings['zero_terminal_snr']
+    )
+    sampler.timesteps(2, settings['num_timesteps'], spacing=settings['spacing'])
+  except (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+  ) as error:
+    raise _misfit(source, error) from error
+
+
 def _import() -> dict[str, Any]:
   source = formats.read(_FORMAT.value, list(map(pathlib.Path, _SOURCE.value)))
   _check_schedule(source)
@@ -147,12 +183,16 @@ def _import() -> dict[str, Any]:
     shapes=_shapes,
     recipe=command.load_config('configs/train.py', 'odin').to_dict(),
   )
+  _check_own_config(source, model)
   leaves = jax.tree.leaves((model.params, model.encoders))
   # Before anything is written, all is read once: damage is found here.
   for leaf in tqdm.tqdm(leaves, desc='check', unit='tensor'):
     leaf.read()
   output = _claim_empty(source.paths)
-  ported.write_ported(output, model.params, model.encoders, model.config)
+  try:
+    ported.write_ported(output, model.params, model.encoders, model.config)
+  except ValueError as error:
+    raise _misfit(source, error) from error
   return {
     'format': _FORMAT.value,
     **model.facts,

@@ -44,6 +44,18 @@ def _completed(config: Any, defaults: Any) -> Any:
   }
 
 
+def require_buildable(config: checkpoint.Config) -> None:
+  """Checks that a config for `write_ported` is one of networks.
+
+  Raises:
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError: it is
+      not.
+  """
+  config = checkpoint.plain(_completed(config, _PORTED))
+  encoders.abstract(config)
+  jax.eval_shape(lambda: odin.init_params(config))
+
+
 def write_ported(
   workdir: pathlib.Path,
   params: Any,

@@ -44,7 +44,13 @@ def explained(where: str, network: str) -> Iterator[None]:
   """
   try:
     yield
-  except (ValueError, TypeError, LookupError) as error:
+  except (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+  ) as error:
     raise errors.UserError(
       f'{where}: {_ROLES[network]}: {error}; is --format right?'
     ) from error

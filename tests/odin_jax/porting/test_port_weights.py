@@ -631,6 +631,29 @@ def test_what_is_exported_comes_back(
   assert not report['new']
 
 
+def test_a_config_of_ours_that_contradicts_its_tensors_is_one_line(
+  port, trained, tmp_path
+):
+  _, _, config, _ = trained()
+  port(tmp_path / 'workdir', output='exported', export='ldm')
+  path = tmp_path / 'exported' / 'model.ckpt'
+  state = torch.load(path)['state_dict']
+  unet_settings = config['model']['unet']
+  for section, changes in (
+    ('model', {'unet': {**unet_settings, 'model_channels': 0}}),
+    ('model', {'unet': {k: 1 for k in unet_settings if k != 'num_heads'}}),
+    ('autoencoder', {'latent_channels': 0}),
+    ('diffusion', {'spacing': 'nonsense'}),
+    ('diffusion', {'prediction': 'eps', 'zero_terminal_snr': True}),
+  ):
+    changed = {**config, section: {**config[section], **changes}}
+    text = np.frombuffer(json.dumps(changed).encode(), np.uint8).copy()
+    torch.save(state | {'odin.config': torch.from_numpy(text)}, path)
+    with pytest.raises(errors.UserError, match='model.ckpt'):
+      port(path, format='zero123')
+  assert not (tmp_path / 'imported').exists()
+
+
 def test_conditioning_of_another_shape_is_refused(port, trained, tmp_path):
   trained('zeronvs+se3')
   port(tmp_path / 'workdir', output='exported', export='ldm')
