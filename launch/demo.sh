@@ -31,8 +31,16 @@ SECONDS=0
 bash launch/setup.sh
 python=.venv/bin/python
 "$python" -m launch.claim "$output" "${video:-procedural videos}"
+trap 'rm -f "$output/.odin_lock.json"' EXIT
 rm -f "$output/stages.jsonl"
-stage() { "$python" launch/stage.py "$output" "$1" -- "$python" -m "${@:2}"; }
+stage() {
+  local status=0
+  "$python" launch/stage.py "$output" "$1" -- "$python" -m "${@:2}" || status=$?
+  [ "$status" -eq 0 ] && return
+  [ "$status" -ne 75 ] ||
+    echo "stopped in stage $1, which is not finished; the same command goes on from there" >&2
+  exit "$status"
+}
 evaluate() {
   stage "evaluate/$1" odin_jax.evaluate --config=configs/evaluate.py \
     --benchmark=records --workdir="$output/train" \

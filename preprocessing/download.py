@@ -14,7 +14,7 @@ or s3://BUCKET/DIR. A file gets its name only when it is whole: as long as was
 announced, and with its last packet in it. What is there is not asked for
 again; what failed is, unless its reason will not go away. Partial files stay in
 the staging folder when a run is stopped, and the next run goes on with them.
-One run at a time per output.
+One run at a time per output; of an address, one of each machine.
 
 YouTube offers few formats to a client without a JavaScript runtime: yt-dlp
 uses deno where it is installed.

@@ -35,6 +35,54 @@ def test_demo_tells_its_usage(repository):
   assert done.returncode == 0 and '--video FILE' in done.stdout
 
 
+_FAKE_DEMO_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  *launch.claim*) echo '{}' > "$3/.odin_lock.json" ;;
+  *stage.py*" train "*) exit %d ;;
+  *) echo "$*" >> "%s" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize('status', [75, 2])
+def test_demo_stops_where_a_stage_is_unfinished(repository, tmp_path, status):
+  for name in ('demo.sh', 'setup.sh'):
+    (tmp_path / 'launch').mkdir(exist_ok=True)
+    shutil.copy(repository / 'launch' / name, tmp_path / 'launch')
+  (tmp_path / 'launch' / 'setup.sh').write_text('')
+  calls = tmp_path / 'calls.txt'
+  _script(tmp_path / '.venv/bin/python', _FAKE_DEMO_PYTHON % (status, calls))
+  (tmp_path / 'run').mkdir()
+  done = call(tmp_path, 'bash', 'launch/demo.sh', str(tmp_path / 'run'))
+  assert done.returncode == status
+  line = 'stopped in stage train, which is not finished; the same command goes'
+  assert (line in done.stderr) == (status == 75)
+  # Nothing came after it, and the folder is free.
+  assert ' audit ' in calls.read_text().splitlines()[-1]
+  assert not (tmp_path / 'run' / '.odin_lock.json').exists()
+
+
+def test_a_stage_passes_signals_on(repository, tmp_path):
+  code = (
+    'import signal, sys, time;'
+    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));'
+    'print(1, flush=True); time.sleep(60)'
+  )
+  process = subprocess.Popen(
+    [
+      *(sys.executable, 'launch/stage.py', tmp_path, 'train', '--'),
+      *(sys.executable, '-c', code),
+    ],
+    cwd=repository,
+    stdout=subprocess.PIPE,
+  )
+  assert process.stdout.readline() == b'1\n'
+  process.terminate()
+  assert process.wait(60) == 75
+  row = json.loads((tmp_path / 'stages.jsonl').read_text())
+  assert row['stage'] == 'train' and row['status'] == 75
+
+
 def test_a_run_folder_belongs_to_one_input(repository, tmp_path):
   def claim(source):
     return call(
@@ -60,9 +108,13 @@ def test_a_stage_notes_what_it_cost_and_passes_its_status_on(
 
   assert stage('good', 'print(1)').returncode == 0
   assert stage('bad', 'raise SystemExit(2)').returncode == 2
-  (row,) = map(json.loads, open(tmp_path / 'stages.jsonl'))
-  assert row['stage'] == 'good'
-  assert row['seconds'] >= 0 and row['peak_rss_mb'] > 1
+  rows = list(map(json.loads, open(tmp_path / 'stages.jsonl')))
+  assert [(row['stage'], row['status']) for row in rows] == [
+    ('good', 0),
+    ('bad', 2),
+  ]
+  for row in rows:
+    assert row['seconds'] >= 0 and row['peak_rss_mb'] > 1
 
 
 _PYTHON = """#!/usr/bin/env bash

@@ -3,13 +3,17 @@
 A command is a module with absl flags and
 `if __name__ == '__main__': command.run(main)`. Exit status 0 means that the
 work was done. Bad input is an `errors.UserError`: one line on stderr that
-names the file, what is wrong and what to do, and exit status 2. Anything else
-is a bug and keeps its traceback.
+names the file, what is wrong and what to do, and exit status 2. Work that
+SIGTERM or Ctrl-C stopped has exit status 75 (EX_TEMPFAIL), after which a
+scheduler starts it again. Anything else is a bug and keeps its traceback.
 """
 
 import errno
+import os
 import resource
+import signal
 import sys
+import threading
 import time
 from typing import Any, Callable, NoReturn
 
@@ -17,7 +21,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from odin_jax.shared import config_files, errors, files
+from odin_jax.shared import config_files, errors, files, locks
 
 # The flags that are defined here belong to the command that asks for them, so
 # that its --help shows them.
@@ -32,6 +36,8 @@ _DISK_ERRORS = (
   errno.EACCES,
   errno.EPERM,
 )
+# Ask a process to end.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def _stop(message: object) -> NoReturn:
@@ -120,19 +126,71 @@ def run(main: Callable[[], None]) -> NoReturn:
   def guarded(argv: list[str]) -> None:
     del argv
     try:
+      _stop_on_signals()
       main()
     except errors.UserError as error:
       _stop(error)
+    except errors.Unfinished as error:
+      _leave_unfinished(error)
+    except KeyboardInterrupt as error:
+      _leave_unfinished(
+        f'stopped by {str(error) or signal.SIGINT.name}: what is whole stays; the same command goes on'
+      )
     except OSError as error:
       if error.errno not in _DISK_ERRORS:
         raise
       _stop(f'{error.filename or "output"}: {error.strerror}')
+    finally:
+      # Nothing is left to do for which a signal should wait.
+      end_at_once()
+      locks.release_all()
 
   # Orbax tells every step of saving and loading.
   logging.get_absl_handler().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _leave_unfinished(message: object) -> NoReturn:
+  print(' '.join(str(message).split()), file=sys.stderr)
+  sys.exit(os.EX_TEMPFAIL)
+
+
+def _stop_on_signals() -> None:
+  """Makes signals end what is going on with its cleaning up; once."""
+
+  def stop(number: int, frame: object) -> NoReturn:
+    del frame
+    end_at_once()
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+  for number in STOP_SIGNALS:
+    signal.signal(number, stop)
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(
+    target=_end_at_second_signal, args=(reader,), daemon=True
+  ).start()
+
+
+def _end_at_second_signal(reader: int) -> None:
+  """Ends a process that is busy outside of Python, where handlers wait.
+
+  Args:
+    reader: gives a byte for each signal, when it comes.
+  """
+  os.read(reader, 1)
+  (number,) = os.read(reader, 1)
+  locks.release_all()
+  os._exit(128 + number)
+
+
+def end_at_once() -> None:
+  """Lets the next signal end this process on the spot."""
+  for number in STOP_SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def define_config(default: str) -> flags.FlagHolder[Any]:

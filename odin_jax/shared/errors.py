@@ -3,3 +3,10 @@
 
 class UserError(Exception):
   """Something that the user can mend; its message is one clear line."""
+
+
+class Unfinished(Exception):
+  """Work that a signal stopped and that can go on; its message says from where.
+
+  It ends with another status than bad input: starting again is all it takes.
+  """

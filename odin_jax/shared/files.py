@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Any, Iterator
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, locks
 
 # In every output folder: which command made it.
 MARKER = '.odin_output.json'
@@ -83,43 +83,69 @@ def require_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   return path
 
 
-def claim_output(path: str | os.PathLike[str], tool: str) -> pathlib.Path:
+def claim_output(
+  path: str | os.PathLike[str], tool: str, holder_pid: int | None = None
+) -> pathlib.Path:
   """Makes the output folder of `tool`, or continues one that it made.
+
+  It then belongs to one process until its end (`odin_jax.shared.locks`).
 
   Args:
     path: the folder; made with its parents where it is absent.
     tool: name of the command, such as `preprocessing.run`.
+    holder_pid: of that process; None: this one.
 
   Raises:
     errors.UserError: the folder holds something that `tool` did not make, or it
-      cannot be written.
+      cannot be written, or another process is writing there.
   """
   path = pathlib.Path(path)
-  marker = path / MARKER
   try:
     path.mkdir(parents=True, exist_ok=True)
-    if marker.is_file():
-      owner = json.loads(marker.read_text()).get('tool')
-      if owner != tool:
-        raise errors.UserError(
-          f'{path}: this folder was made by {owner}, not by {tool}; '
-          'give another output folder'
-        )
-      return path
-    strangers = [
-      entry.name for entry in path.iterdir() if entry.name != TEMPORARY + MARKER
-    ]
-    if strangers:
-      raise errors.UserError(
-        f'{path}: not made by {tool} (holds {sorted(strangers)[0]!r}); '
-        'give an empty or a new output folder'
-      )
-    write_json(marker, {'tool': tool})
+    # Before the lock, so that nothing is written into a folder of others.
+    _is_marked(path, tool)
+    locks.acquire(path, holder_pid)
+    # And after it: another command may have taken the folder meanwhile.
+    if not _is_marked(path, tool):
+      write_json(path / MARKER, {'tool': tool})
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path}: cannot be used as output: {error}; give another folder'
     ) from error
   return path
+
+
+def _is_marked(path: pathlib.Path, tool: str) -> bool:
+  """Whether a folder is of `tool`; False where it is of nobody and empty.
+
+  Raises:
+    errors.UserError: it is of another command, or of a person.
+  """
+  marker = path / MARKER
+  if marker.is_file():
+    owner = json.loads(marker.read_text()).get('tool')
+    if owner != tool:
+      raise errors.UserError(
+        f'{path}: this folder was made by {owner}, not by {tool}; '
+        'give another output folder'
+      )
+    return True
+  strangers = [
+    entry.name for entry in path.iterdir() if not _is_ours(entry.name)
+  ]
+  if strangers:
+    raise errors.UserError(
+      f'{path}: not made by {tool} (holds {sorted(strangers)[0]!r}); '
+      'give an empty or a new output folder'
+    )
+  return False
+
+
+def _is_ours(name: str) -> bool:
+  """Whether this module leaves such a file in a folder that is not marked."""
+  return name in (TEMPORARY + MARKER, locks.NAME) or name.startswith(
+    locks.TEMPORARY
+  )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import fsspec
 from odin_jax.shared import errors, files
 
 _TOOL = 'preprocessing.download'
+_STAGING_TOOL = f'{_TOOL} --staging'
 _DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs'}
 
 
@@ -57,7 +58,7 @@ def claim_staging(target: Target, path: str | None) -> pathlib.Path:
     errors.UserError: it is not of this command, or on another disk than a
       local target, so that files could not be moved in one piece.
   """
-  staging = files.claim_output(path or target.staging, f'{_TOOL} --staging')
+  staging = files.claim_output(path or target.staging, _STAGING_TOOL)
   if isinstance(target, Folder):
     if staging.stat().st_dev != target.root.stat().st_dev:
       raise errors.UserError(
@@ -117,6 +118,8 @@ class Remote:
     self.staging = pathlib.Path(
       tempfile.gettempdir(), f'odin-download-{digest}'
     )
+    # It stands for the address: one run of this machine at a time.
+    files.claim_output(self.staging, _STAGING_TOOL)
     with self._user_errors(''):
       self._claim()
 

@@ -83,14 +83,20 @@ def run(
   ):
     running = [pool.submit(work, job) for job in jobs]
     waiting = set(running)
-    while waiting:
-      done, waiting = futures.wait(
-        waiting, _POLL_S, return_when=futures.FIRST_EXCEPTION
-      )
-      bar.update(counter.value - bar.n)
-      if any(future.exception() for future in done):
-        pool.shutdown(cancel_futures=True)
-        break
+    try:
+      while waiting:
+        done, waiting = futures.wait(
+          waiting, _POLL_S, return_when=futures.FIRST_EXCEPTION
+        )
+        bar.update(counter.value - bar.n)
+        if any(future.exception() for future in done):
+          pool.shutdown(cancel_futures=True)
+          break
+    except KeyboardInterrupt:
+      # The pool would wait for its jobs, which may take minutes.
+      for process in multiprocessing.active_children():
+        process.kill()
+      raise
     return [future.result() for future in running if not future.cancelled()]
 
 
@@ -239,9 +245,9 @@ def _serve(
   pipe: connection.Connection,
 ) -> None:
   """Does one job after the other, until this process is ended."""
-  # The parent decides when the keyboard's interrupt ends its children.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(_STOP, lambda *_: sys.exit(1))
+  _leave_keyboard_to_parent()
+  for number in (_STOP, signal.SIGTERM):
+    signal.signal(number, lambda *_: sys.exit(1))
   prepare()
   threading.Thread(target=_follow_parent, daemon=True).start()
   while True:
@@ -261,6 +267,11 @@ def prepare() -> None:
   cv2.setNumThreads(1)
 
 
+def _leave_keyboard_to_parent() -> None:
+  """The parent decides when the keyboard's interrupt ends its children."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def num_cores() -> int:
   """Cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
@@ -277,6 +288,7 @@ def _follow_parent() -> None:
 def _count_with(counter: Any) -> None:
   global _counter
   _counter = counter
+  _leave_keyboard_to_parent()
   prepare()
   threading.Thread(target=_follow_parent, daemon=True).start()
 

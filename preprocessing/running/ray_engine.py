@@ -20,6 +20,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import socket
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -248,6 +249,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
       'object_store_memory': rules.object_store_mb * 2**20,
       'include_dashboard': False,
     }
+  handler = signal.getsignal(signal.SIGTERM)
   try:
     _require_server(rules.address)
     ray.init(
@@ -260,6 +262,9 @@ def _cluster(rules: Rules) -> Iterator[None]:
       f'--ray_address={rules.address}: no Ray cluster answers there; start '
       'one (launch/preprocess_ray.yaml), or leave the address out'
     ) from error
+  # Ray has set its own, after which no run says that it is unfinished.
+  if handler is not None:
+    signal.signal(signal.SIGTERM, handler)
   try:
     yield
   finally:

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from odin_jax.shared import locks
 from tests.helpers import tiny_videos
 
 _NUM_KILLS = 10
@@ -31,13 +32,14 @@ def command(videos, output):
   ]
 
 
-def start(repository, videos, output):
+def start(repository, videos, output, stderr=subprocess.DEVNULL):
   """A run in a session of its own, so that all its processes are known."""
   return subprocess.Popen(
     command(videos, output),
     cwd=repository,
     stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
+    stderr=stderr,
+    text=True,
     start_new_session=True,
   )
 
@@ -160,6 +162,42 @@ def test_damaged_parts_are_made_again(
     (output / name).write_bytes(data)
   damage(output / 'parts' / '000.part')
   (output / 'parts' / '001.json').write_text('{"fingerprint": ')
+  done = run(repository, videos, output)
+  assert done.returncode == 0, done.stderr
+  assert tiny_videos.contents(output) == undisturbed[0]
+
+
+def wait_for(process, path, text=''):
+  while not (path.exists() and text in path.read_text()):
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(_POLL_S)
+
+
+def test_stops_and_a_second_run_cost_nothing(
+  videos, undisturbed, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  lock = output / locks.NAME
+  # From a terminal, which tells all processes, and from a scheduler.
+  for number, end, begun in (
+    (signal.SIGINT, os.killpg, lock),
+    (signal.SIGTERM, os.kill, output / 'parts' / '000.json'),
+  ):
+    process = start(repository, videos, output, stderr=subprocess.PIPE)
+    wait_for(process, lock, f'"pid": {process.pid},')
+    if number == signal.SIGINT:
+      second = run(repository, videos, output)
+      assert second.returncode == 2 and second.stderr.count('\n') == 1
+      assert f'process {process.pid} is writing here' in second.stderr
+    wait_for(process, begun)
+    end(process.pid, number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, stderr
+    assert 'Traceback' not in stderr
+    assert stderr.splitlines()[-1].startswith(f'stopped by {number.name}:')
+    assert not cpu_seconds(process.pid) and not lock.exists()
+    for name, data in tiny_videos.contents(output).items():
+      assert undisturbed[0][name] == data
   done = run(repository, videos, output)
   assert done.returncode == 0, done.stderr
   assert tiny_videos.contents(output) == undisturbed[0]
