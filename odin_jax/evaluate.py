@@ -211,11 +211,23 @@ def _protocol(
   }
 
 
-def _log(mean: dict[str, float | None], count: int) -> None:
+def _step_of(protocol: dict[str, Any]) -> str:
+  """Which checkpoint it was; '' for a baseline or a ported model."""
+  if not protocol.get('training_steps'):
+    return ''
+  return (
+    f' (step {protocol["checkpoint_step"]} of {protocol["training_steps"]})'
+  )
+
+
+def _log(
+  mean: dict[str, float | None], count: int, protocol: dict[str, Any]
+) -> None:
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
   logging.info(
-    '%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
+    '%s%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
     _PREDICTOR.value,
+    _step_of(protocol),
     ' with shuffled poses' if _SHUFFLE_POSES.value else '',
     count,
     mean['psnr'],
@@ -278,7 +290,7 @@ def main() -> None:
     },
   )
   files.write_json(output / 'evaluate.json', watch.figures())
-  _log(mean, count)
+  _log(mean, count, predictor.protocol)
 
 
 if __name__ == '__main__':

@@ -341,6 +341,10 @@ def load_model(
       'ema': averaged or config.get('ported_average', False),
       'ported_from': config.get('ported_from'),
       'checkpoint_step': newest,
+      # A ported one tells nothing of its training.
+      'training_steps': None
+      if checkpoint.is_ported(config)
+      else config['steps'],
       'params_sha256': checkpoint.params_sha256(params),
       'conditioning': config['model']['conditioning'],
       'prediction': config['diffusion']['prediction'],

@@ -25,7 +25,15 @@ import cv2
 import numpy as np
 import trimesh
 
-from odin_jax.shared import command, errors, files, page, record_folder, schema
+from odin_jax.shared import (
+  command,
+  errors,
+  files,
+  locks,
+  page,
+  record_folder,
+  schema,
+)
 
 _RUN = command.define_path(
   'run', 'Folder that holds the folders of the stages.', required=True
@@ -96,6 +104,35 @@ def _gains(
   }
 
 
+def _checkpoint(run: pathlib.Path, trained_steps: int) -> dict[str, Any]:
+  """Which checkpoint was evaluated.
+
+  Args:
+    run: the folder of the run.
+    trained_steps: the last step that training noted.
+
+  Returns:
+    `step`, and `steps` of a training that is finished; both None where the
+    evaluation is of no training.
+  """
+  path = run / 'evaluate' / _MODEL / 'metrics.json'
+  model = _read_json(path)['protocol'].get('model', {})
+  step, steps = model.get('checkpoint_step'), model.get('training_steps')
+  if not step or not steps:
+    return {'step': None, 'steps': None}
+  return {'step': step, 'steps': max(steps, trained_steps)}
+
+
+def _step_text(checkpoint: dict[str, Any]) -> str:
+  """`step N of M`, and a warning where these are not the same."""
+  if checkpoint['step'] is None:
+    return 'step unknown'
+  text = f'step {checkpoint["step"]} of {checkpoint["steps"]}'
+  if checkpoint['step'] < checkpoint['steps']:
+    text += ', not the last: finish the training, then evaluate again'
+  return text
+
+
 def summarise(run: pathlib.Path) -> dict[str, Any]:
   """The figures of a run, from the JSON files of its stages."""
   audit = _read_json(run / 'audit' / 'audit.json')
@@ -108,6 +145,7 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
     **audit,
     'train': {
       'steps': rows[-1]['step'],
+      'checkpoint': _checkpoint(run, rows[-1]['step']),
       'loss_first': float(loss[:tenth].mean()),
       'loss_last': float(loss[-tenth:].mean()),
       'mask_mean': rows[-1]['mask_mean'],
@@ -198,6 +236,7 @@ def page_data(
   return {
     'title': _TITLE.value,
     'summary': summary,
+    'checkpoint': _step_text(summary['train']['checkpoint']),
     'stages': _read_rows(run / 'stages.jsonl'),
     'panoramas': _panoramas(videos) if videos else [],
     'matches': [page.data_uri(p.read_bytes(), 'image/jpeg') for p in drawings],
@@ -214,6 +253,7 @@ def _table(summary: dict[str, Any]) -> str:
   """The results as lines of text."""
   lines = [f'{"":44}{"PSNR dB":>9}{"SSIM":>8}']
   train = summary['train']
+  lines.append(f'model: {_step_text(train["checkpoint"])}')
   for label, rows in (('held out', train), ('unseen worlds', train['unseen'])):
     for name in rows.get('psnr', {}):
       psnr, ssim = rows['psnr'][name], rows['ssim'][name]
@@ -236,6 +276,7 @@ def main() -> None:
   target = run / 'index.html'
   if target.exists() and not (run / 'summary.json').exists():
     raise errors.UserError(f'{target}: not made by {_TOOL}; move it away')
+  locks.acquire(run)
   summary = summarise(run)
   files.write_json(run / 'summary.json', summary)
   html = page.render(_TEMPLATE, page_data(run, videos, summary))

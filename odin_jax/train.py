@@ -5,7 +5,9 @@
 
 A workdir that holds checkpoints of the same config is continued from the
 newest one: a run that was killed and started again ends with the same
-parameters, bit for bit, as one that was not. SIGTERM saves and exits 0.
+parameters, bit for bit, as one that was not. SIGTERM and Ctrl-C save and exit
+75 (EX_TEMPFAIL), which tells a scheduler to start again; a second one ends at
+once.
 `--init` starts from the parameters of another workdir, such as the output of
 `odin_jax.port_weights`.
 
@@ -55,14 +57,29 @@ _TOOL = 'odin_jax.train'
 
 
 class Interrupt:
-  """Turns SIGTERM into a flag that the loop looks at between steps."""
+  """Turns signals into a flag that the loop looks at between steps.
+
+  Attributes:
+    name: of the signal that came; '' where none did.
+  """
 
   def __init__(self) -> None:
-    self.requested = False
-    signal.signal(signal.SIGTERM, self._request)
+    self.name = ''
+    self._before = {
+      number: signal.signal(number, self._request)
+      for number in command.STOP_SIGNALS
+    }
 
-  def _request(self, *unused: Any) -> None:
-    self.requested = True
+  def _request(self, number: int, frame: Any) -> None:
+    del frame
+    self.name = signal.Signals(number).name
+    command.end_at_once()
+
+  def close(self) -> None:
+    """From now on a signal ends the process as any other command."""
+    if not self.name:
+      for number, handler in self._before.items():
+        signal.signal(number, handler)
 
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
@@ -138,6 +155,13 @@ def _summary(
   }
 
 
+def _claim_workdir() -> pathlib.Path:
+  # The first of a cluster's processes writes, and has the folder for all.
+  if jax.process_index():
+    return pathlib.Path(_WORKDIR.value)
+  return files.claim_output(_WORKDIR.value, _TOOL)
+
+
 def main() -> None:
   stopwatch = command.Stopwatch()
   interrupt = Interrupt()
@@ -153,7 +177,7 @@ def main() -> None:
     cache=config['cache_records'],
   )
   config['records'] = source.fingerprint()
-  workdir = files.claim_output(_WORKDIR.value, _TOOL)
+  workdir = _claim_workdir()
 
   # -- Mesh and state ---------------------------------------------------------
   mesh = sharding.make_mesh(config['mesh'])
@@ -226,7 +250,7 @@ def main() -> None:
     state, values = train_step(state, batch, frozen)
     metrics.append(values)
     done = index + 1
-    last = done == config['steps'] or interrupt.requested
+    last = done == config['steps'] or interrupt.name
     save = last or done % config['checkpoint_every'] == 0
     if save or done % config['log_every'] == 0:
       row = _summary(metrics, done, since, config)
@@ -235,20 +259,20 @@ def main() -> None:
       metrics, since = [], time.monotonic()
     if save:
       checkpoints.save(done, state, frozen, config)
-    if interrupt.requested:
+    if interrupt.name:
       break
+  interrupt.close()
   rows.close()
   checkpoints.close()
 
   # -- Figures ----------------------------------------------------------------
   if done < config['steps']:
-    tqdm.tqdm.write(
-      f'stopped by SIGTERM and saved step {done}; start again to go on',
-      file=sys.stderr,
+    raise errors.Unfinished(
+      f'stopped by {interrupt.name}: step {done} of {config["steps"]} is saved '
+      f'in {workdir}; the same command goes on from there'
     )
-    return
   files.write_json(
-    pathlib.Path(workdir) / 'final.json',
+    workdir / 'final.json',
     {
       'step': done,
       'restored_step': restored_step,

@@ -76,7 +76,9 @@ def run_folder(tmp_path):
   (tmp_path / 'train' / 'metrics.jsonl').write_text(
     '\n'.join(json.dumps(row) for row in rows) + '\n'
   )
+  model = {'checkpoint_step': 200, 'training_steps': 200}
   for name, (psnr, ssim) in SCORES.items():
+    protocol = {'model': model if name == 'model' else {'predictor': name}}
     folder = tmp_path / 'evaluate' / name / 'pairs'
     folder.mkdir(parents=True)
     mean = {'psnr': psnr, 'ssim': ssim, 'lpips': None}
@@ -90,7 +92,7 @@ def run_folder(tmp_path):
     ]
     write(
       f'evaluate/{name}/metrics.json',
-      {'protocol': {}, 'mean': mean, 'pairs': pairs},
+      {'protocol': protocol, 'mean': mean, 'pairs': pairs},
     )
     for index in range(3):
       for kind in kinds:
@@ -132,7 +134,9 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert summary['pose'] == {'unique': {'flips': 0}}
   assert summary['seconds'] == {'train': 9.5}
   assert summary['peak_rss_mb'] == {'train': 700}
+  assert summary['train']['checkpoint'] == {'step': 200, 'steps': 200}
   assert 'held out: model' in done.stdout
+  assert 'model: step 200 of 200\n' in done.stdout
 
   page = (run_folder / 'index.html').read_text()
   # Self-contained: nothing is loaded from elsewhere.
@@ -145,6 +149,25 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert data['points']['count'] == 4
   assert data['video'].startswith('data:video/mp4;base64,')
   assert data['panoramas'][0]['name'] == 'walk'
+  assert data['checkpoint'] == 'step 200 of 200'
+
+
+def test_a_checkpoint_that_is_not_the_last_is_named(run_folder, repository):
+  path = run_folder / 'evaluate' / 'model' / 'metrics.json'
+  metrics = json.loads(path.read_text())
+  # What was asked for, and what training has reached since.
+  for step, steps, of in ((78, 160, 200), (78, 1600, 1600)):
+    metrics['protocol']['model'] = {
+      'checkpoint_step': step,
+      'training_steps': steps,
+    }
+    path.write_text(json.dumps(metrics))
+    done = call(repository, f'--run={run_folder}')
+    assert done.returncode == 0, done.stderr
+    assert f'model: step {step} of {of}, not the last' in done.stdout
+    page = (run_folder / 'index.html').read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert data['checkpoint'].startswith(f'step {step} of {of}, not the last')
 
 
 def test_a_run_without_any_reconstructed_point_has_a_page(

@@ -14,7 +14,7 @@ import pytest
 from configs import train as recipes
 from odin_jax import predictors
 from odin_jax.checkpoints import checkpoint
-from odin_jax.shared import errors, files, posed_pair, record_folder
+from odin_jax.shared import errors, locks, posed_pair, record_folder
 from odin_jax.training import journal, step
 from tests.helpers import default_sampling
 from tests.helpers.posed_records import write_records
@@ -155,19 +155,55 @@ def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
   assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
-def test_sigterm_saves_and_exits_with_0(command, finished, tmp_path):
+def stop_while_it_compiles(process, workdir, *numbers):
+  """Steps are so short that a later signal may miss them all."""
+  wait_for_file(process, workdir / locks.NAME, f'"pid": {process.pid},')
+  for number in numbers:
+    process.send_signal(number)
+    time.sleep(0.1)
+  return finish(process)
+
+
+def test_a_run_that_is_stopped_is_unfinished_and_goes_on(
+  command, finished, tmp_path
+):
   workdir = tmp_path / 'stopped'
-  # A checkpoint at the end only, but for the one of the signal.
-  process = command(workdir, '--config.checkpoint_every=1000')
-  # While it compiles: steps are so short that a later signal may miss them all.
-  wait_for_file(process, workdir / files.MARKER)
-  process.send_signal(signal.SIGTERM)
+  saved = [0]
+  for number in (signal.SIGTERM, signal.SIGINT):
+    # A checkpoint at the end only, but for the one of the signal.
+    process = command(workdir, '--config.checkpoint_every=1000')
+    status, stderr = stop_while_it_compiles(process, workdir, number)
+    assert status == os.EX_TEMPFAIL, stderr[-2000:]
+    assert 'Traceback' not in stderr
+    assert not (workdir / 'final.json').exists()
+    assert not (workdir / locks.NAME).exists()
+    saved.append(checkpoint.Checkpoints(workdir, read_only=True).latest())
+    assert saved[-2] < saved[-1] < STEPS
+    line = stderr.strip().splitlines()[-1]
+    assert line.startswith(f'stopped by {number.name}: step {saved[-1]} of')
+
+  # A second signal ends at once.
+  process = command(workdir)
+  status, _ = stop_while_it_compiles(
+    process, workdir, signal.SIGTERM, signal.SIGTERM
+  )
+  # Of the system, or of the watcher where the system was told to wait.
+  assert status in (-signal.SIGTERM, 128 + signal.SIGTERM)
+  latest = checkpoint.Checkpoints(workdir, read_only=True).latest()
+  assert latest == saved[-1]
+
+  # The next one goes on, but not beside another one.
+  process = command(workdir)
+  wait_for_file(process, workdir / locks.NAME, f'"pid": {process.pid},')
+  process.send_signal(signal.SIGSTOP)
+  status, stderr = finish(command(workdir))
+  process.send_signal(signal.SIGCONT)
+  assert status == 2 and stderr.count('error:') == 1
+  assert f'process {process.pid} is writing' in stderr.splitlines()[-1]
   status, stderr = finish(process)
   assert status == 0, stderr[-2000:]
-  assert not (workdir / 'final.json').exists()
-  status, _ = finish(command(workdir))
-  assert status == 0
-  assert 1 <= final(workdir)['restored_step'] < STEPS
+  assert not (workdir / locks.NAME).exists()
+  assert final(workdir)['restored_step'] == saved[-1]
   assert final(workdir)['params_sha256'] == final(finished)['params_sha256']
 
 
@@ -218,6 +254,7 @@ def test_model_predicts_with_the_seed_alone(finished, records):
   model = load_model(finished, num_steps=3)
   assert model.image_size_px == 32
   assert model.protocol['checkpoint_step'] == STEPS
+  assert model.protocol['training_steps'] == STEPS
   generator = np.random.default_rng(0)
   source = generator.integers(0, 256, (5, 32, 32, 3), np.uint8)
   poses = np.stack(
