@@ -133,26 +133,37 @@ def _start(
 def _summary(
   metrics: list[dict[str, Any]], last_step: int, since: float, config: Any
 ) -> dict[str, float]:
-  """Means over the steps since the last row; refuses to go on from NaN."""
+  """Means over the steps since the last row.
+
+  Raises:
+    errors.UserError: the loss of one of the steps is not finite.
+  """
   # Steps are dispatched ahead of the device: fetching waits for them, so the
   # clock is read afterwards.
   fetched = jax.device_get(metrics)
   seconds = time.monotonic() - since
+  first_step = last_step - len(fetched) + 1
+  for index, values in enumerate(fetched, first_step):
+    if not np.isfinite(values['loss']):
+      raise errors.UserError(_diverged('loss is', index))
   means = {
     name: float(np.mean([values[name] for values in fetched]))
     for name in fetched[0]
   }
-  if not math.isfinite(means['loss']):
-    raise errors.UserError(
-      f'{_WORKDIR.value}: the loss is not finite at step {last_step}; lower '
-      'config.optimizer.learning_rate and start in a new --workdir'
-    )
   return {
     'loss': means['loss'],
     'learning_rate': float(step.learning_rate(config)(last_step - 1)),
     'examples_per_s': len(metrics) * config['batch_size'] / seconds,
     'mask_mean': means['mask_mean'],
   }
+
+
+def _diverged(what: str, last_step: int) -> str:
+  return (
+    f'{_WORKDIR.value}: the {what} not finite at step {last_step}, which is '
+    'not saved; lower config.optimizer.learning_rate and start in a new '
+    '--workdir'
+  )
 
 
 def _claim_workdir() -> pathlib.Path:
@@ -250,7 +261,9 @@ def main() -> None:
     state, values = train_step(state, batch, frozen)
     metrics.append(values)
     done = index + 1
-    last = done == config['steps'] or interrupt.name
+    # Asked once: what comes after the save must not end the loop without one.
+    stopped_by = interrupt.name
+    last = done == config['steps'] or stopped_by
     save = last or done % config['checkpoint_every'] == 0
     if save or done % config['log_every'] == 0:
       row = _summary(metrics, done, since, config)
@@ -258,8 +271,11 @@ def main() -> None:
       steps.set_postfix(loss=f'{row["loss"]:.4f}', refresh=False)
       metrics, since = [], time.monotonic()
     if save:
+      # Even from a loss that is finite, a step may lead to NaN.
+      if not checkpoint.is_finite(state):
+        raise errors.UserError(_diverged('parameters are', done))
       checkpoints.save(done, state, frozen, config)
-    if interrupt.name:
+    if stopped_by:
       break
   interrupt.close()
   rows.close()

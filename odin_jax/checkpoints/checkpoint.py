@@ -12,6 +12,7 @@ import pathlib
 from typing import Any, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -73,6 +74,21 @@ def params_sha256(params: Any) -> str:
     digest.update(f'{sharding.path_name(path)} {values.shape}'.encode())
     digest.update(values.tobytes())
   return digest.hexdigest()
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def is_finite(tree: Any) -> bool:
+  """Whether no number of a tree is NaN or infinite."""
+  leaves = [
+    leaf
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  return not leaves or bool(_all_finite(leaves))
 
 
 def _abstract(tree: Any, tree_shardings: Any) -> Any:
@@ -164,7 +180,11 @@ class Checkpoints:
   def restore(
     self, step: int, abstract_state: Any, state_shardings: Any, config: Config
   ) -> tuple[dict[str, Any], encoders.Encoders]:
-    """State and encoders of a step, straight into their shards."""
+    """State and encoders of a step, straight into their shards.
+
+    Raises:
+      errors.UserError: not all of its numbers are finite.
+    """
     where = jax.tree.leaves(state_shardings)[0].mesh
     abstract = _abstract(abstract_state, state_shardings)
     items = {
@@ -173,6 +193,7 @@ class Checkpoints:
     }
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
+    self._require_finite(step, state)
     return state, self.restore_encoders(
       step, config, sharding.replicated(where)
     )
@@ -187,6 +208,9 @@ class Checkpoints:
       name: `params` or `ema`; a ported checkpoint has `params` alone.
       abstract_params: their shapes.
       params_shardings: where each goes.
+
+    Raises:
+      errors.UserError: not all of them are finite.
     """
     params = _abstract(abstract_params, params_shardings)
     restored = self._manager.restore(
@@ -195,6 +219,7 @@ class Checkpoints:
         **{name: ocp.args.StandardRestore({name: params})}
       ),
     )
+    self._require_finite(step, restored[name])
     return restored[name][name]
 
   def restore_encoders(
@@ -206,7 +231,17 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(encoders=ocp.args.StandardRestore(frozen)),
     )
+    self._require_finite(step, restored['encoders'])
     return restored['encoders']
+
+  def _require_finite(self, step: int, tree: Any) -> None:
+    """Raises errors.UserError unless all numbers of a checkpoint are finite."""
+    if not is_finite(tree):
+      raise errors.UserError(
+        f'{self._folder / str(step)}: its parameters are not all finite (NaN '
+        'or infinity): a training that diverged; delete this folder, so that '
+        'an earlier checkpoint is used, or train in a new --workdir'
+      )
 
   def close(self) -> None:
     """Waits until everything is on disk."""

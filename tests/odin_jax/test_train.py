@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import train as recipes
-from odin_jax import predictors
+from odin_jax import predictors, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.shared import errors, locks, posed_pair, record_folder
 from odin_jax.training import journal, step
@@ -205,6 +207,56 @@ def test_a_run_that_is_stopped_is_unfinished_and_goes_on(
   assert not (workdir / locks.NAME).exists()
   assert final(workdir)['restored_step'] == saved[-1]
   assert final(workdir)['params_sha256'] == final(finished)['params_sha256']
+
+
+@pytest.mark.parametrize(
+  'rate,steps,words',
+  [
+    # The second step is the first with a rate above 0; the decay of weights,
+    # so many times this one, is infinite.
+    ('3e38', 2, 'parameters are not finite at step 2'),
+    ('1e30', 3, 'loss is not finite at step 3'),
+  ],
+)
+def test_a_training_that_diverges_in_its_last_step_is_refused(
+  command, tmp_path, rate, steps, words
+):
+  workdir = tmp_path / 'diverged'
+  status, stderr = finish(
+    command(
+      workdir,
+      f'--config.optimizer.learning_rate={rate}',
+      '--config.optimizer.warmup_steps=1',
+      '--config.optimizer.weight_decay=1000.0',
+      f'--config.steps={steps}',
+      '--config.log_every=1000',
+      '--config.checkpoint_every=1000',
+    )
+  )
+  assert status == 2 and words in stderr.splitlines()[-1], stderr[-2000:]
+  assert checkpoint.Checkpoints(workdir).latest() is None
+  assert not (workdir / 'final.json').exists()
+
+
+def test_a_checkpoint_with_nan_is_refused(command, finished, tmp_path):
+  workdir = tmp_path / 'nan'
+  shutil.copytree(finished, workdir)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  config = checkpoints.config(STEPS)
+  abstract = jax.eval_shape(lambda: step.init(config))
+  mesh = sharding.make_mesh(config['mesh'])
+  everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), abstract)
+  state, frozen = checkpoints.restore(STEPS, abstract, everywhere, config)
+  params = jax.tree.map(lambda leaf: leaf * np.nan, state['params'])
+  checkpoints.save(STEPS + 1, {**state, 'params': params}, frozen, config)
+  checkpoints.close()
+  with pytest.raises(errors.UserError, match=f'checkpoints/{STEPS + 1}: its'):
+    load_model(workdir, ema=False)
+  # Its averages are still good.
+  load_model(workdir, ema=True)
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  with pytest.raises(errors.UserError, match='not all finite'):
+    checkpoints.restore(STEPS + 1, abstract, everywhere, config)
 
 
 def test_finished_run_is_left_as_it_is(command, finished):
