@@ -112,7 +112,7 @@ WINGS = {
     'odin_jax.sharding',
     'odin_jax.checkpoints',
   ],
-  'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models.lpips_files'],
+  'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }

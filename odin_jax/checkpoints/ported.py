@@ -20,13 +20,12 @@ from odin_jax.models import encoders, odin
 from odin_jax.shared.lazy_array import LazyArray
 
 # What a checkpoint of another project does not say, and sampling and
-# initialisation read; Zero-1-to-3 and its relatives train with this dropout.
+# initialisation read.
 _PORTED = {
   'recipe': 'ported',
   'seed': 0,
   'dtype': 'float32',
   'model': {'unet': {'remat': 'none'}},
-  'diffusion': {'condition_dropout': 0.05},
 }
 
 

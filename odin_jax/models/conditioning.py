@@ -269,6 +269,8 @@ class Part(nnx.Module):
 
   Attributes:
     needs_image: whether it reads the embedding of an image encoder.
+    pose_width: where it is one projection of that embedding and a pose's vector,
+      the size of that vector: such parts are known in other projects.
     prepares: by its name, what it reads of `Condition.prepared`. Parts that
       name the same function share what it makes.
     sharding: by its path within the part (a regular expression for the whole of
@@ -280,6 +282,7 @@ class Part(nnx.Module):
   """
 
   needs_image: ClassVar[bool] = False
+  pose_width: ClassVar[int] = 0
   prepares: ClassVar[Mapping[str, Prepare]] = {}
   sharding: ClassVar[Mapping[str, Axes]] = {}
 
@@ -380,7 +383,6 @@ class _ImageAndPose(Part):
   needs_image = True
   prepares = {'image_embedding': image_embedding}
   sharding = {'projection/kernel': ('fsdp', 'tensor'), 'projection/bias': ()}
-  pose_width: int
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs):
     image_width = encoders.image_width(config)

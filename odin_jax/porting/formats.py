@@ -18,6 +18,7 @@ import pathlib
 import re
 from typing import Any, Mapping, NamedTuple
 
+from odin_jax.models import conditioning
 from odin_jax.porting import checkpoint_files
 from odin_jax.porting import vae as vae_names
 from odin_jax.shared import errors, files
@@ -114,9 +115,13 @@ FORMATS: dict[str, Format] = {
   'stable-zero123': _LDM._replace(pose='stable-zero123'),
   'diffusers-stable-zero123': _DIFFUSERS._replace(pose='stable-zero123'),
 }
-# Part of `odin_jax.models.conditioning` -> size of the pose's vector. Of two of
-# one size the first is meant where the format does not say.
-WIDTHS = {'zero123': 4, 'zeronvs': 19, 'stable-zero123': 4}
+# Parts that project a pose's vector -> its size. Of two of one size the first
+# is meant where the format does not say.
+WIDTHS = {
+  name: part.pose_width
+  for name, part in conditioning.PARTS.items()
+  if part.pose_width
+}
 # A format that would misread the pose of the other one.
 _MISREAD = {
   'zero123': 'stable-zero123',

@@ -224,7 +224,11 @@ class SourceConfig:
           if key not in ('in_channels', 'out_channels')
         },
       ),
-      diffusion=_diffusion(self._where, self._configs.get('scheduler', {})),
+      diffusion={
+        **_diffusion(self._where, self._configs.get('scheduler', {})),
+        # No checkpoint says; Zero-1-to-3 and its relatives train with it.
+        'condition_dropout': self._recipe['diffusion']['condition_dropout'],
+      },
       image_size_px=self._image_size_px(sections['autoencoder']),
     )
 

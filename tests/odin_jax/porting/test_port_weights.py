@@ -187,6 +187,7 @@ def test_imported_unet_computes_what_torch_does(
       'zero_terminal_snr': False,
       'prediction': 'eps',
       'spacing': 'leading',
+      'condition_dropout': 0.05,
     },
     'image_size_px': 256,
   }
@@ -1237,6 +1238,8 @@ def test_a_scheduler_is_obeyed(port, unet_folder, changes, expected):
     'zero_terminal_snr': False,
     'prediction': 'eps',
     'spacing': 'leading',
+    # As Zero-1-to-3 trains (ldm/models/diffusion/ddpm.py).
+    'condition_dropout': 0.05,
   }
   config = _import_scheduler(port, unet_folder, **changes)
   assert config == usual | expected
