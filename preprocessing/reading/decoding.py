@@ -312,10 +312,11 @@ class _Damage:
     # By time: number in decoding order, and the latest time up to there.
     self._number: dict[int, int] = {}
     self._latest: dict[int, int] = {}
+    self._latest_pts: int | None = None
     # Those of them whose frames have to come.
     self._expected: set[int] = set()
-    # (number, time) of key frames, and numbers of what is damaged; ascending.
-    self._keys: list[tuple[int, int]] = []
+    # Number -> time of key frames, and numbers of what is damaged; ascending.
+    self._keys: dict[int, int] = {}
     self._damaged: list[int] = []
     self._waiting: collections.deque[av.VideoFrame] = collections.deque()
     self._num_sent = 0
@@ -355,12 +356,13 @@ class _Damage:
     if packet.is_keyframe:
       if self._last_received >= 0:
         self._forget()
-      self._keys.append((number, pts))
+      self._keys[number] = pts
     self._number[pts] = number
-    self._latest[pts] = max(self._latest.values(), default=pts)
-    self._latest[pts] = max(self._latest[pts], pts)
+    if self._latest_pts is None or pts > self._latest_pts:
+      self._latest_pts = pts
+    self._latest[pts] = self._latest_pts
     # What leads up to the first key frame cannot be decoded.
-    is_leading = not self._keys or pts < self._keys[0][1]
+    is_leading = not self._keys or pts < next(iter(self._keys.values()))
     if is_wanted and not is_leading and not packet.is_discard:
       self._expected.add(pts)
 
@@ -380,8 +382,8 @@ class _Damage:
     if frame.is_corrupt:
       self._mark(number)
     # A picture that is refreshed bit by bit is not sound at once.
-    if not is_intra and len(self._keys) > 1 and (number, pts) in self._keys:
-      self._keys.remove((number, pts))
+    if not is_intra and len(self._keys) > 1 and self._keys.get(number) == pts:
+      del self._keys[number]
     self._expected.discard(pts)
     self._lose({earlier for earlier in self._expected if earlier < pts})
     self._waiting.append(frame)
@@ -408,9 +410,14 @@ class _Damage:
     """The frame, and whether there is damage from its key frame up to it."""
     number = self._number[frame.pts]
     # What is shown before a key frame is made from the group before it, too.
-    start = max(
-      (key for key, pts in self._keys if key <= number and pts <= frame.pts),
-      default=0,
+    # Most often the last one: a long video has thousands.
+    start = next(
+      (
+        key
+        for key, pts in reversed(self._keys.items())
+        if key <= number and pts <= frame.pts
+      ),
+      0,
     )
     first = bisect.bisect_left(self._damaged, start)
     return frame, bisect.bisect_right(self._damaged, number) > first
