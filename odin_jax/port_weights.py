@@ -53,6 +53,7 @@ from odin_jax.porting import (
   formats,
   importing,
   lpips,
+  source_config,
 )
 from odin_jax.shared import command, errors, files, lazy_array
 
@@ -162,13 +163,7 @@ def _check_own_config(
       settings['prediction'], zero_terminal_snr=settings['zero_terminal_snr']
     )
     sampler.timesteps(2, settings['num_timesteps'], spacing=settings['spacing'])
-  except (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-  ) as error:
+  except source_config.MISFITS as error:
     raise _misfit(source, error) from error
 
 

@@ -31,6 +31,14 @@ SECTIONS = {
 PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 SCHEDULES = {'scaled_linear': 'scaled_linear', 'squaredcos_cap_v2': 'cosine'}
 SPACINGS = ('leading', 'trailing', 'linspace')
+# What building a network raises of settings that none can have.
+MISFITS = (
+  ValueError,
+  TypeError,
+  LookupError,
+  ArithmeticError,
+  AttributeError,
+)
 BETAS = {'beta_start': 0.00085, 'beta_end': 0.012}
 
 
@@ -44,13 +52,7 @@ def explained(where: str, network: str) -> Iterator[None]:
   """
   try:
     yield
-  except (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-  ) as error:
+  except MISFITS as error:
     raise errors.UserError(
       f'{where}: {_ROLES[network]}: {error}; is --format right?'
     ) from error
