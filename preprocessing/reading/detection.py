@@ -216,11 +216,19 @@ def recognise(images: Sequence[Image]) -> tuple[str | None, Scores]:
 
 
 def _samples(path: str | os.PathLike[str]) -> list[av.VideoFrame]:
-  """Key frames from all over a video; of a short one, its beginning too."""
+  """Key frames from all over a video; of a short one, its beginning too.
+
+  Raises:
+    VideoError: all of them are damaged.
+  """
   samples = decoding.key_frames(path, _CHECKED_FRAMES)
   if len(samples) < _FEW_FRAMES:
     head = itertools.islice(decoding.sample(path, _HEAD_FPS), _CHECKED_FRAMES)
     samples += [sample.frame for sample in head if not sample.is_damaged]
+  if not samples:
+    raise decoding.VideoError(
+      f'{path}: every picture that was looked at is damaged; get the file again'
+    )
   return samples
 
 

@@ -7,7 +7,7 @@ import pytest
 from configs import preprocess
 from preprocessing import settings
 from preprocessing.keyframes import keyframes
-from preprocessing.reading import decoding, frames, projections
+from preprocessing.reading import decoding, detection, frames, projections
 from preprocessing.writing import rejections
 from tests.helpers import layouts
 
@@ -119,3 +119,20 @@ def test_bit_errors_of_others_are_refused_or_left_out(shared_data):
     assert psnr(picture, truth[slot]) >= _MIN_PSNR
   assert len(result.rejected) == 16
   assert len(extracted(folder / 'walk4.mp4').slots) == 20
+
+
+def test_a_video_of_which_no_picture_is_sound_is_refused(tmp_path, monkeypatch):
+  path = tmp_path / 'damaged.mp4'
+  write(path, 'h264')
+  # The decoder lets some damage pass, so here it flags all.
+  monkeypatch.setattr(decoding, 'key_frames', lambda *_: [])
+  sound = decoding.sample
+  monkeypatch.setattr(
+    decoding,
+    'sample',
+    lambda *arguments: (
+      sample._replace(is_damaged=True) for sample in sound(*arguments)
+    ),
+  )
+  with pytest.raises(decoding.VideoError, match='every picture .* is damaged'):
+    detection.decide(path)
