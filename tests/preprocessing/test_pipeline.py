@@ -3,12 +3,9 @@
 import collections
 import json
 import os
-import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import av
 import cv2
@@ -300,53 +297,6 @@ def contents(output):
     for path in output.iterdir()
     if path.is_file() and path.name != 'run.json'
   }
-
-
-def children(pid):
-  return [
-    int(child)
-    for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children')
-    .read_text()
-    .split()
-  ]
-
-
-def is_running(pid):
-  try:
-    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
-  except OSError:
-    return False
-  return stat.rpartition(')')[2].split()[0] != 'Z'
-
-
-def test_killed_and_restarted_run_gives_the_same_bytes(
-  finished, worlds, repository, tmp_path
-):
-  output = tmp_path / 'records'
-  process = subprocess.Popen(
-    command(worlds[0], output, *_ARGUMENTS),
-    cwd=repository,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  first = output / 'parts' / f'{next(iter(worlds[1]))}.json'
-  while not first.is_file():
-    assert process.poll() is None
-    time.sleep(0.05)
-  workers = children(process.pid)
-  assert workers
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  written = first.stat().st_mtime_ns
-  # The killed run leaves no worker behind that would go on writing.
-  deadline = time.monotonic() + 30
-  while any(map(is_running, workers)) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  assert not any(map(is_running, workers))
-  done = run(repository, worlds[0], output, *_ARGUMENTS)
-  assert done.returncode == 0, done.stderr
-  assert first.stat().st_mtime_ns == written
-  assert contents(output) == contents(finished)
 
 
 def test_another_config_makes_its_own_records(finished, worlds, repository):

@@ -36,11 +36,12 @@ def environment():
 
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
-  """Three videos, and a file that is none."""
+  """Two videos, and two files that are none."""
   folder = tmp_path_factory.mktemp('videos')
-  broken = folder / 'broken.mp4'
-  broken.write_bytes(b'no video at all' * 50)
-  return [*tiny_videos.write(folder, 3), broken]
+  broken = [folder / 'broken.mp4', folder / 'broken_too.mp4']
+  for path in broken:
+    path.write_bytes(b'no video at all' * 50)
+  return [*tiny_videos.write(folder, 2), *broken]
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +52,10 @@ def undisturbed(videos, tmp_path_factory):
     tmp_path_factory.mktemp('undisturbed'),
     lambda jobs: workers.run(jobs, num_workers=1),
   )
-  assert [name for name, error in errors.items() if error] == ['broken']
+  assert [name for name, error in errors.items() if error] == [
+    'broken',
+    'broken_too',
+  ]
   return errors, contents
 
 
