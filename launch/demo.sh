@@ -83,6 +83,10 @@ fi
 stage generate odin_jax.generate --workdir="$output/train" \
   --image="$output/evaluate/model/pairs/000_source.png" \
   --trajectory=forward --output="$output/generate"
+# A rendered world shows what is really there along the path.
+[ -n "$video" ] || stage truth preprocessing.true_views --worlds="$videos" \
+  --views="$output/generate" --evaluation="$output/evaluate/model" \
+  --output="$output/truth"
 stage reconstruct odin_jax.reconstruct --views="$output/generate" \
   --output="$output/reconstruct"
 "$python" -m odin_jax.report --run="$output" --videos="$videos"

@@ -216,6 +216,7 @@ class Model:
     self.protocol = {
       'predictor': self.name,
       'image_size_px': self.image_size_px,
+      'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
       **dataclasses.asdict(sampling),
       'timesteps': _timesteps(sampling, config['diffusion']).tolist(),
       'eta': 0.0,

@@ -5,6 +5,7 @@
 
 writes index.html, a self-contained page, and audit.json:
 
+    verdict      what these figures say, in sentences
     pose         with --truth, by kind of world: errors against truth
     real         without: frames, frame pairs per gap, order along the path
     sample       share of consistent records in a random sample, 95 % interval
@@ -26,7 +27,7 @@ if __name__ == '__main__' and not __package__:
 
 from absl import flags
 
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, page
 from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
@@ -35,6 +36,7 @@ from preprocessing.auditing import (
   quality,
   records,
   sample,
+  verdict,
 )
 
 TOOL = 'preprocessing.audit'
@@ -73,6 +75,7 @@ def main() -> None:
     'sample': sample.figures(assessments),
     'rejected': ledger_summary.by_reason(audited.ledger),
   }
+  report = {'verdict': page.verdict(verdict.findings(report)), **report}
   drawings = figures.draw_pairs(audited, rows, output)
   html = audit_page.render(
     report, quality.gather_components(rows), assessments, audited.path

@@ -26,9 +26,9 @@ from typing import Any
 from absl import flags
 
 from odin_jax.shared import command, errors, files, page
+from preprocessing.auditing import rates_page
 
 _TOOL = 'preprocessing.fps_experiment'
-_TEMPLATE = pathlib.Path(__file__).with_name('fps_experiment.html')
 _SUBSTEPS_PER_S = 5
 
 _INPUT = command.define_input()
@@ -143,7 +143,10 @@ def main() -> None:
   output = files.claim_output(_OUTPUT.value, _TOOL)
   rows = [measure(rate, output) for rate in rates]
   title = f'Frame rates: {pathlib.Path(_INPUT.value).name}'
-  html = page.render(_TEMPLATE, {'title': title, 'rows': rows})
+  html = rates_page.render(title, rows)
+  for rate in rates:
+    audit = output / f'fps_{rate:g}' / 'audit' / 'index.html'
+    html = page.link(html, output, f'Audit at {rate:g} fps', audit)
   with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)
   files.write_json(output / 'fps.json', {'rates': rows})

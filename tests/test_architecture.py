@@ -113,11 +113,13 @@ WINGS = {
     'odin_jax.checkpoints',
   ],
   'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
+  'odin_jax.reporting': ['odin_jax.shared'],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }
 ENTRY_POINTS = [
   'preprocessing.worlds',
+  'preprocessing.true_views',
   'preprocessing.download',
   'preprocessing.run',
   'preprocessing.records',

@@ -5,8 +5,8 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from odin_jax.shared import page
-from preprocessing.auditing import epipolar, figures, quality, sample
+from odin_jax.shared import page, provenance, quantities
+from preprocessing.auditing import epipolar, figures, quality, sample, verdict
 from preprocessing.writing import jpeg
 
 _TEMPLATE = pathlib.Path(__file__).with_name('audit_page.html')
@@ -14,6 +14,16 @@ _JPEG_QUALITY = 80
 # A page has to open in a browser: so many paths and videos, spread evenly.
 _MAX_PATHS = 24
 _MAX_VIDEOS = 200
+# More videos than these have no column in the table of poses.
+_MAX_COLUMNS = 4
+_OF_VIDEO = (
+  'frames',
+  'components',
+  'frame_pairs',
+  'long_frame_pairs',
+  'records',
+  'kept_share',
+)
 
 
 def render(
@@ -34,6 +44,11 @@ def render(
     _TEMPLATE,
     {
       'title': f'Audit of {records.name}',
+      'made': provenance.line(),
+      'verdict': report['verdict'],
+      'next': verdict.next_step(report, str(records)),
+      'figures': _figures(report),
+      'videos': _videos(report),
       'report': {
         **report,
         'videos': figures.spread(report['videos'], _MAX_VIDEOS),
@@ -45,6 +60,46 @@ def render(
       'pictures': _pictures(report['rejected'], records),
     },
   )
+
+
+def _figures(report: dict[str, Any]) -> list[list[list[str]]]:
+  """Tables as text: poses by kind of world, fresh matches, the self-check."""
+  columns = {
+    f'{kind} texture': values for kind, values in report.get('pose', {}).items()
+  }
+  if not columns:
+    columns = {
+      video['video_id']: {
+        key: value
+        for key, value in video.items()
+        if key in ('frames', 'median_depth') or key.startswith('kept_share')
+      }
+      for video in report['videos'][:_MAX_COLUMNS]
+    }
+  fresh = {
+    key: value
+    for key, value in report['epipolar'].items()
+    if key != 'sampson_px_per_video'
+  }
+  return [
+    quantities.table(columns),
+    quantities.table({'fresh matches': fresh}),
+    quantities.table({'self-check': report['consistency']}),
+  ]
+
+
+def _videos(report: dict[str, Any]) -> list[list[str]]:
+  """Rows of text, one per video."""
+  distances = report['epipolar']['sampson_px_per_video']
+  head = [quantities.heading(key) for key in (*_OF_VIDEO, 'sampson_px')]
+  return [['video', *head]] + [
+    [
+      video['video_id'],
+      *(quantities.number(key, video[key]) for key in _OF_VIDEO),
+      quantities.number('sampson_px', distances.get(video['video_id'])),
+    ]
+    for video in figures.spread(report['videos'], _MAX_VIDEOS)
+  ]
 
 
 def _sampled(assessment: sample.Assessment) -> dict[str, Any]:

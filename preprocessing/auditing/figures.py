@@ -35,11 +35,12 @@ def read_truth(folder: str, video_id: str) -> dict[str, np.ndarray]:
 
 
 def kept_shares(summary: Mapping[str, Any]) -> dict[str, Any]:
-  """Share of candidate frame pairs kept, in all and per gap."""
+  """Candidate frame pairs; share of them kept, in all and per gap."""
   candidates = summary['frame_pairs']['candidates']
   kept = summary['frame_pairs']['kept']
   total = sum(candidates.values())
   return {
+    'frame_pair_candidates': total,
     'kept_share': sum(kept.values()) / total if total else 0.0,
     'kept_share_per_gap': {
       gap: kept.get(gap, 0) / count

@@ -46,6 +46,11 @@ def picture_times_s(seconds: float) -> Float[np.ndarray, 'n']:
   return np.arange(round(seconds * RENDERED_FPS)) / RENDERED_FPS
 
 
+def picture_time_s(time_s: float) -> float:
+  """When the picture was rendered that a video shows at a time."""
+  return float(np.floor(time_s * RENDERED_FPS + 1e-3) / RENDERED_FPS)
+
+
 def render_panorama(
   world: scenes.World, time_s: float, *, width: int, height: int
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -151,6 +156,17 @@ class VideoJob:
     """The video's stem."""
     return f'{self.index:03d}_{self.kinds[self.index % len(self.kinds)]}'
 
+  def build_world(self) -> scenes.World:
+    """The world, the same whenever it is built."""
+    return make_world(
+      self.kinds,
+      self.index,
+      seed=self.seed,
+      seconds=self.seconds,
+      px_per_rad=self.height / np.pi,
+      movers=self.movers,
+    )
+
 
 def make_video(job: VideoJob) -> str:
   """Writes video and truth of one world, unless both are there already.
@@ -162,14 +178,7 @@ def make_video(job: VideoJob) -> str:
   truth_path = job.output / f'{job.name}.truth.npz'
   if video.is_file() and truth_path.is_file():
     return job.name
-  world = make_world(
-    job.kinds,
-    job.index,
-    seed=job.seed,
-    seconds=job.seconds,
-    px_per_rad=job.height / np.pi,
-    movers=job.movers,
-  )
+  world = job.build_world()
   times_s = picture_times_s(job.seconds)
   with files.atomic_path(truth_path) as temporary:
     np.savez_compressed(temporary, **truth(world, times_s))

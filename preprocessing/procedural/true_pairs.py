@@ -144,17 +144,39 @@ def render_view(
   size_px: int,
 ) -> UInt8[np.ndarray, 's s 3']:
   """The view that is cut at these angles from the panorama at a time."""
-  factor = supersampling(size_px)
+  rays = unit_rays(angles, fov_deg, size_px * supersampling(size_px))
   frame2world = world.walk.frame2world(time_s)
+  return render_rays(
+    world, time_s, frame2world, rays, fov_deg=fov_deg, size_px=size_px
+  )
+
+
+def unit_rays(
+  angles: alignment.Angles, fov_deg: float, size_px: int
+) -> Float[np.ndarray, 's s 3']:
+  """Through the pixel centres of a view, in the axes of its panorama."""
   rays = panorama.view_directions(
     yaw_deg=angles.yaw_deg,
     pitch_deg=angles.pitch_deg,
     fov_deg=fov_deg,
-    size_px=size_px * factor,
+    size_px=size_px,
   )
-  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-  rays = raycaster.rotate(frame2world[:, :3], rays.astype(np.float32))
-  origin = frame2world[:, 3]
+  return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+
+def render_rays(
+  world: scenes.World,
+  time_s: float,
+  camera2world: Float[np.ndarray, '3 4'],
+  rays: Float[np.ndarray, 'r r 3'],
+  *,
+  fov_deg: float,
+  size_px: int,
+) -> UInt8[np.ndarray, 's s 3']:
+  """What a camera sees along its unit rays, averaged to `size_px`."""
+  factor = supersampling(size_px)
+  rays = raycaster.rotate(camera2world[:, :3], rays.astype(np.float32))
+  origin = camera2world[:, 3]
   hits = world.scene.cast(origin, rays, time_s)
   pixel_rad = 1 / camera.intrinsics(fov_deg, size_px * factor)[0, 0]
   image = world.scene.paint(origin, rays, hits, time_s, pixel_rad=pixel_rad)

@@ -6,108 +6,21 @@ import re
 import subprocess
 import sys
 
-import av
-import cv2
-import numpy as np
 import pytest
-import trimesh
 
-from odin_jax.shared import camera, schema, tfrecord
-
-SCORES = {
-  'model': (17.0, 0.5),
-  'copy': (12.0, 0.2),
-  'mean': (14.0, 0.3),
-  'shuffled': (13.0, 0.1),
-}
-
-
-def write_records(folder):
-  by_kind = {'bytes': b'jpeg', 'text': 'train', 'int': 1, 'float': 0.5}
-  records = []
-  for time in range(5):
-    record = {
-      name: camera.identity_pose() if feature.shape else by_kind[feature.kind]
-      for name, feature in schema.FEATURES.items()
-    }
-    for side, shift in (('source', 0), ('target', 1)):
-      record[f'{side}/time_s'] = float(time + shift)
-      record[f'{side}/frame2scene'] = camera.make_pose(
-        np.eye(3), np.array([0.0, 0.0, float(time + shift)])
-      )
-    records.append(
-      schema.encode({**record, 'video_id': 'walk', 'matcher': 'sphere'})
-    )
-  tfrecord.write_file(folder / schema.shard_name('train', 0, 1), records)
-
-
-def write_video(path, width, height):
-  with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=10)
-    stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-    image = np.full((height, width, 3), 90, np.uint8)
-    for _ in range(3):
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
-    container.mux(stream.encode())
+from odin_jax.reporting import verdict
+from tests.helpers import run_folders
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-  names = ('worlds', 'records', 'audit/pairs', 'train', 'generate')
-  for name in (*names, 'reconstruct'):
-    (tmp_path / name).mkdir(parents=True)
-
-  def write(name, content):
-    (tmp_path / name).write_text(json.dumps(content))
-
-  write_video(tmp_path / 'worlds' / 'walk.mp4', 128, 64)
-  write_records(tmp_path / 'records')
-  write('audit/audit.json', {'pose': {'unique': {'flips': 0}}, 'epipolar': {}})
-  rows = [
-    {
-      'step': step,
-      'loss': 100.0 / step,
-      'learning_rate': 1e-3,
-      'examples_per_s': 50.0,
-      'mask_mean': 0.9,
-    }
-    for step in range(10, 210, 10)
-  ]
-  (tmp_path / 'train' / 'metrics.jsonl').write_text(
-    '\n'.join(json.dumps(row) for row in rows) + '\n'
-  )
-  model = {'checkpoint_step': 200, 'training_steps': 200}
-  for name, (psnr, ssim) in SCORES.items():
-    protocol = {'model': model if name == 'model' else {'predictor': name}}
-    folder = tmp_path / 'evaluate' / name / 'pairs'
-    folder.mkdir(parents=True)
-    mean = {'psnr': psnr, 'ssim': ssim, 'lpips': None}
-    kinds = ('source', 'truth', 'sample')
-    pairs = [
-      {
-        'psnr': psnr,
-        'files': {kind: f'pairs/{index:03d}_{kind}.png' for kind in kinds},
-      }
-      for index in range(3)
-    ]
-    write(
-      f'evaluate/{name}/metrics.json',
-      {'protocol': protocol, 'mean': mean, 'pairs': pairs},
-    )
-    for index in range(3):
-      for kind in kinds:
-        image = np.full((8, 8, 3), 10 * index, np.uint8)
-        cv2.imwrite(str(folder / f'{index:03d}_{kind}.png'), image)
-  write_video(tmp_path / 'generate' / 'video.mp4', 64, 64)
-  pose = camera.identity_pose().ravel().tolist()
-  write('generate/poses.json', {'frames': [{'camera2scene': pose}] * 2})
-  write('reconstruct/reconstruction.json', {'points': 4})
-  trimesh.PointCloud(np.eye(4, 3), np.full((4, 4), 200)).export(
-    tmp_path / 'reconstruct' / 'points.ply'
-  )
-  stage = {'stage': 'train', 'seconds': 9.5, 'peak_rss_mb': 700, 'command': 'x'}
-  write('stages.jsonl', stage)
+  run_folders.write(tmp_path)
   return tmp_path
+
+
+def page_of(run_folder):
+  page = (run_folder / 'index.html').read_text()
+  return page, json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
 
 
 def call(repository, *arguments):
@@ -124,6 +37,9 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   run_folder, repository
 ):
   videos = run_folder / 'worlds'
+  run_folders.write_truth(run_folder, blocked_from=4)
+  audit = run_folder / 'audit' / 'index.html'
+  audit.write_text('<nav><!--LINKS--></nav>')
   done = call(repository, f'--run={run_folder}', f'--videos={videos}')
   assert done.returncode == 0, done.stderr
   summary = json.loads((run_folder / 'summary.json').read_text())
@@ -138,18 +54,101 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert 'held out: model' in done.stdout
   assert 'model: step 200 of 200\n' in done.stdout
 
-  page = (run_folder / 'index.html').read_text()
-  # Self-contained: nothing is loaded from elsewhere.
-  assert not re.search(r'(src|href)="(?!data:)', page)
+  page, data = page_of(run_folder)
+  # Self-contained: nothing is loaded from elsewhere; links lead to what is there.
+  assert not re.search(r'src="(?!data:)', page)
   assert not re.search(r'https?://', page)
-  data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+  links = re.findall(r'href="([^"]*)"', page)
+  assert set(links) == {
+    'audit/index.html',
+    'generate/video.mp4',
+    'reconstruct/points.ply',
+    'summary.json',
+  }
+  assert re.findall(r'href="([^"]*)"', audit.read_text()) == ['../index.html']
   assert [path['name'] for path in data['paths']] == ['walk']
   assert len(data['paths'][0]['poses']) == 6
-  assert len(data['grid']) == 3
+  assert [len(grid['cells']) for grid in data['grids']] == [3]
   assert data['points']['count'] == 4
-  assert data['video'].startswith('data:video/mp4;base64,')
   assert data['panoramas'][0]['name'] == 'walk'
   assert data['checkpoint'] == 'step 200 of 200'
+  assert 'model of 1.2 M parameters' in data['made']
+  assert re.search(r'Made \d{4}-\d\d-\d\d \d\d:\d\d UTC by code', data['made'])
+
+  # Beside what was imagined, the truth, as far as the way is free.
+  has_truth = [bool(view['truth']) for view in data['views']]
+  assert has_truth == [True] * 4 + [False]
+  off_by_ten = pytest.approx(28.13, abs=0.01)
+  assert [view['psnr'] for view in data['views']] == [
+    None,
+    *[off_by_ten] * 3,
+    None,
+  ]
+  assert summary['path']['mean_psnr'] == off_by_ten
+  assert [finding['text'] for finding in summary['verdict']] == [
+    "The model beats the source's mean colour by 3.0 dB on frames that were "
+    'held out.',
+    'It uses the pose: with the poses of other pairs it loses 4.0 dB.',
+    'Along the generated path, 3 imagined views come to 28.1 dB of the true '
+    'ones; the first image in their place to 14.7 dB.',
+    '4 points were reconstructed, from the 45 % of the pixels of the imagined '
+    'views whose depth agrees.',
+  ]
+
+
+def gains(gain_db, copy=12.0, mean=14.0):
+  return {'psnr': {'copy': copy, 'mean': mean}, 'gain_db': gain_db}
+
+
+@pytest.mark.parametrize(
+  'held_out, unseen, says, good',
+  [
+    (
+      gains(2.1),
+      gains(-0.3),
+      "beats the source's mean colour by 2.1 dB on frames that were held out, "
+      'and loses to it by 0.3 dB on worlds that it never saw.',
+      None,
+    ),
+    (
+      gains(2.1),
+      gains(1.0, copy=15.0),
+      'and beats the source image itself by 1.0 dB',
+      True,
+    ),
+    (
+      gains(-0.04),
+      gains(-1.0),
+      "equals the source's mean colour (-0.04 dB)",
+      False,
+    ),
+  ],
+)
+def test_the_verdict_follows_the_figures(held_out, unseen, says, good):
+  summary = {
+    'train': {
+      **held_out,
+      'unseen': unseen,
+      'shuffle_drop_db': 0.02,
+      'checkpoint': {'step': 78, 'steps': 160},
+    },
+    'path': {},
+    'reconstruct': {'points': 0},
+  }
+  unfinished, model, poses, points = verdict.findings(summary)
+  assert 'step 78 of 160' in unfinished.text and unfinished.good is False
+  assert says in model.text and model.good is good
+  assert 'does not use the pose' in poses.text and poses.good is False
+  assert 'No points' in points.text and points.good is False
+
+
+def test_the_truth_of_other_views_is_refused(run_folder, repository):
+  run_folders.write_truth(run_folder)
+  path = run_folder / 'generate' / 'poses.json'
+  path.write_text(path.read_text() + '\n')
+  done = call(repository, f'--run={run_folder}')
+  assert done.returncode == 2
+  assert 'truth of other views' in done.stderr and done.stderr.count('\n') == 1
 
 
 def test_a_checkpoint_that_is_not_the_last_is_named(run_folder, repository):
@@ -165,8 +164,7 @@ def test_a_checkpoint_that_is_not_the_last_is_named(run_folder, repository):
     done = call(repository, f'--run={run_folder}')
     assert done.returncode == 0, done.stderr
     assert f'model: step {step} of {of}, not the last' in done.stdout
-    page = (run_folder / 'index.html').read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    _, data = page_of(run_folder)
     assert data['checkpoint'].startswith(f'step {step} of {of}, not the last')
 
 
@@ -179,8 +177,7 @@ def test_a_run_without_any_reconstructed_point_has_a_page(
   )
   done = call(repository, f'--run={run_folder}')
   assert done.returncode == 0, done.stderr
-  page = (run_folder / 'index.html').read_text()
-  data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+  _, data = page_of(run_folder)
   assert data['points'] == {'count': 0, 'xyz': [], 'rgb': []}
 
 

@@ -1,0 +1,144 @@
+"""The figures of a run, from the files that its stages left."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from odin_jax.reporting import true_path, verdict
+from odin_jax.shared import files, page
+
+# Folders under `evaluate` as launch/demo.sh names them: the model, what it has
+# to beat, and the model with poses shuffled.
+MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
+UNSEEN = '_unseen'
+_EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """A JSON file.
+
+  Raises:
+    errors.UserError: there is none.
+  """
+  files.require_file(path, 'a finished stage of the run')
+  return json.loads(path.read_text())
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a file with one JSON object per line.
+
+  Raises:
+    errors.UserError: there is none.
+  """
+  files.require_file(path, 'a finished stage of the run')
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _evaluations(run: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ..."""
+  folders = sorted((run / 'evaluate').glob('*/metrics.json'))
+  return {
+    path.parent.name: {
+      **json.loads(path.read_text())['mean'],
+      'pairs': len(json.loads(path.read_text())['pairs']),
+    }
+    for path in folders
+  }
+
+
+def _gains(
+  evaluations: dict[str, dict[str, float]], suffix: str = ''
+) -> dict[str, Any]:
+  """What the model wins over the trivial predictors, and what poses are worth.
+
+  Args:
+    evaluations: mean metrics by name.
+    suffix: of the names, such as `_unseen`.
+  """
+  rows = {
+    name: evaluations[name + suffix]
+    for name in _EVALUATIONS
+    if name + suffix in evaluations
+  }
+  if len(rows) < len(_EVALUATIONS):
+    return {}
+  psnr = {name: row['psnr'] for name, row in rows.items()}
+  ssim = {name: row['ssim'] for name, row in rows.items()}
+  return {
+    'pairs': rows[MODEL]['pairs'],
+    'psnr': psnr,
+    'ssim': ssim,
+    'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
+    'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
+    'shuffle_drop_db': psnr[MODEL] - psnr[SHUFFLED],
+  }
+
+
+def _checkpoint(
+  protocol: dict[str, Any], trained_steps: int
+) -> dict[str, int | None]:
+  """Which checkpoint was evaluated.
+
+  Args:
+    protocol: of the evaluated model.
+    trained_steps: the last step that training noted.
+
+  Returns:
+    `step`, and `steps` of a training that is finished; both None where the
+    evaluation is of no training.
+  """
+  step, steps = protocol.get('checkpoint_step'), protocol.get('training_steps')
+  if not step or not steps:
+    return {'step': None, 'steps': None}
+  return {'step': step, 'steps': max(steps, trained_steps)}
+
+
+def step_text(checkpoint: dict[str, Any]) -> str:
+  """`step N of M`, and a warning where these are not the same."""
+  if checkpoint['step'] is None:
+    return 'step unknown'
+  text = f'step {checkpoint["step"]} of {checkpoint["steps"]}'
+  if checkpoint['step'] < checkpoint['steps']:
+    text += ', not the last: finish the training, then evaluate again'
+  return text
+
+
+def summarise(run: pathlib.Path) -> dict[str, Any]:
+  """The contents of summary.json.
+
+  Raises:
+    errors.UserError: a stage has left no figures.
+  """
+  audit = read_json(run / 'audit' / 'audit.json')
+  of_audit = audit.pop('verdict', [])
+  rows = read_rows(run / 'train' / 'metrics.jsonl')
+  evaluation = read_json(run / 'evaluate' / MODEL / 'metrics.json')
+  protocol = evaluation['protocol'].get('model', {})
+  evaluations = _evaluations(run)
+  tenth = max(1, len(rows) // 10)
+  loss = np.array([row['loss'] for row in rows])
+  stages = read_rows(run / 'stages.jsonl')
+  figures = {
+    **audit,
+    'train': {
+      'steps': rows[-1]['step'],
+      'checkpoint': _checkpoint(protocol, rows[-1]['step']),
+      'parameters': protocol.get('parameters'),
+      'image_size_px': protocol.get('image_size_px'),
+      'loss_first': float(loss[:tenth].mean()),
+      'loss_last': float(loss[-tenth:].mean()),
+      'mask_mean': rows[-1]['mask_mean'],
+      **_gains(evaluations),
+      'unseen': _gains(evaluations, UNSEEN),
+    },
+    'path': true_path.figures(run / 'generate', run / 'truth'),
+    'reconstruct': read_json(run / 'reconstruct' / 'reconstruction.json'),
+    'software': evaluation['protocol'].get('software', {}),
+    'seconds': {row['stage']: row['seconds'] for row in stages},
+    'peak_rss_mb': {row['stage']: row['peak_rss_mb'] for row in stages},
+  }
+  findings = page.verdict(verdict.findings(figures))
+  # The first of the audit's, which says how good the poses are.
+  return {'verdict': findings + of_audit[:1], **figures}

@@ -1,0 +1,79 @@
+"""The imagined views of a path beside the true ones, where there are any.
+
+`preprocessing.true_views` renders them for procedural worlds; a real video has
+none, for its frames lie elsewhere.
+"""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from jaxtyping import UInt8
+import numpy as np
+
+from odin_jax.shared import errors, user_images
+
+
+def _psnr_db(
+  first: UInt8[np.ndarray, 's s 3'], second: UInt8[np.ndarray, 's s 3']
+) -> float:
+  error = max(float(np.mean(np.square(first.astype(float) - second))), 1e-9)
+  return float(10 * np.log10(255**2 / error))
+
+
+def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
+  """How near the imagined views come to the truth.
+
+  Args:
+    generated: what `odin_jax.generate` wrote.
+    truth: what `preprocessing.true_views` wrote for it; may be absent.
+
+  Returns:
+    {} without a truth; else per view, the given one left out, `psnr` of what
+    was imagined and `psnr_of_first`, of the given image in its place, None
+    from where the path runs into a surface on; their means `mean_psnr`,
+    `mean_psnr_of_first`, None without any; and `metres_per_scene_unit`.
+
+  Raises:
+    errors.UserError: the truth is of other views.
+  """
+  note = truth / 'truth.json'
+  if not note.is_file():
+    return {}
+  content = json.loads(note.read_text())
+  poses = json.loads((generated / 'poses.json').read_text())
+  names = [view['file'] for view in poses['frames']]
+  first = user_images.read(generated / names[0], 'a generated view')
+  own: list[float | None] = []
+  unmoved: list[float | None] = []
+  poses_file = (generated / 'poses.json').read_bytes()
+  digest = hashlib.sha256(poses_file + first.tobytes()).hexdigest()
+  if digest != content['views_sha256']:
+    raise errors.UserError(
+      f'{truth}: is the truth of other views than those in {generated}; run '
+      'preprocessing.true_views again'
+    )
+  is_free = True
+  for name, view in list(zip(names, content['frames'], strict=True))[1:]:
+    is_free = is_free and view['way_is_free']
+    if is_free:
+      true = user_images.read(truth / view['file'], 'a true view')
+      image = user_images.read(generated / name, 'a generated view')
+      own.append(_psnr_db(image, true))
+      unmoved.append(_psnr_db(first, true))
+    else:
+      own.append(None)
+      unmoved.append(None)
+  known = [place for place, value in enumerate(own) if value is not None]
+
+  def mean(values: list[Any]) -> float | None:
+    return float(np.mean([values[place] for place in known])) if known else None
+
+  return {
+    'psnr': own,
+    'psnr_of_first': unmoved,
+    'mean_psnr': mean(own),
+    'mean_psnr_of_first': mean(unmoved),
+    'metres_per_scene_unit': content['metres_per_scene_unit'],
+  }

@@ -1,0 +1,107 @@
+"""What a procedural world looks like along a camera path that starts in it.
+
+A path is in scene units, of which one is the median distance of what its first
+view sees (`odin_jax.geometry.trajectory`); the world's own depth says how many
+metres that is.
+"""
+
+import dataclasses
+
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+
+from odin_jax.shared import camera
+from preprocessing.procedural import raycaster, scenes, true_pairs
+from preprocessing.views import alignment
+
+_AHEAD = alignment.Angles(yaw_deg=0.0, pitch_deg=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruePath:
+  """The world at the poses of a path.
+
+  Attributes:
+    images: what a camera sees there.
+    is_free: whether the straight way from the first camera meets no surface;
+      beyond one is nothing that the first view could tell of.
+    unit_m: metres per scene unit.
+  """
+
+  images: UInt8[np.ndarray, 'n s s 3']
+  is_free: Bool[np.ndarray, 'n']
+  unit_m: float
+
+
+def _cast(
+  world: scenes.World,
+  time_s: float,
+  camera2world: Float[np.ndarray, '3 4'],
+  rays: Float[np.ndarray, 'h w 3'],
+) -> raycaster.Hits:
+  turned = raycaster.rotate(camera2world[:, :3], rays.astype(np.float32))
+  return world.scene.cast(camera2world[:, 3], turned, time_s)
+
+
+def _way_is_free(
+  world: scenes.World,
+  time_s: float,
+  camera2world: Float[np.ndarray, '3 4'],
+  place: Float[np.ndarray, '3'],
+) -> bool:
+  """Whether the straight way from a camera to a place in its axes is free."""
+  length = np.linalg.norm(place)
+  if not length:
+    return True
+  ray = (place / length).reshape(1, 1, 3)
+  return bool(_cast(world, time_s, camera2world, ray).distance[0, 0] > length)
+
+
+def render(
+  world: scenes.World,
+  time_s: float,
+  first2world: Float[np.ndarray, '3 4'],
+  camera2scene: Float[np.ndarray, 'n 3 4'],
+  *,
+  fov_deg: float,
+  size_px: int,
+) -> TruePath:
+  """The true views of a path; the world stands still meanwhile.
+
+  Args:
+    world: what is seen.
+    time_s: when.
+    first2world: pose of the first camera, metres.
+    camera2scene: poses in the axes of the first camera, scene units.
+    fov_deg: of all views.
+    size_px: of all views.
+
+  Raises:
+    ValueError: the first view shows nothing that stands still.
+  """
+  rays = true_pairs.unit_rays(
+    _AHEAD, fov_deg, size_px * true_pairs.supersampling(size_px)
+  )
+  hits = _cast(world, time_s, first2world, rays)
+  scene = world.scene
+  static = ~(scene.surface_moves | scene.surface_is_backdrop)[hits.surface]
+  if not static.any():
+    raise ValueError('the first view shows nothing that stands still')
+  unit_m = float(np.median(hits.distance[static]))
+  camera2first = [camera.rescale(pose, unit_m) for pose in camera2scene]
+  images = [
+    true_pairs.render_rays(
+      world,
+      time_s,
+      camera.compose(first2world, pose),
+      rays,
+      fov_deg=fov_deg,
+      size_px=size_px,
+    )
+    for pose in camera2first
+  ]
+  is_free = [
+    _way_is_free(world, time_s, first2world, pose[:, 3])
+    for pose in camera2first
+  ]
+  return TruePath(np.stack(images), np.array(is_free), unit_m)

@@ -1,0 +1,179 @@
+"""The true views along a path that odin_jax.generate imagined.
+
+    python -m preprocessing.true_views --worlds=runs/demo/worlds \\
+        --views=runs/demo/generate --evaluation=runs/demo/evaluate/model \\
+        --output=runs/demo/truth
+
+For a path that starts at the source view of an evaluated pair of a procedural
+world: the world is built again, and its caster renders what a camera sees at
+the poses of `--views`. Real videos have no such truth. Writes
+
+    frames/000.png, ...  the true views, as large as those of --views
+    truth.json           where and when the path starts, metres per scene unit,
+                         PSNR of the first view against its truth, for every
+                         view its file and whether the way there is free, and
+                         the digest of poses.json and the first view's pixels
+"""
+
+import sys
+
+# As a file it finds none of the packages below.
+if __name__ == '__main__' and not __package__:
+  sys.stderr.write('error: type: python -m preprocessing.true_views\n')
+  sys.exit(2)
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from odin_jax.shared import (
+  camera,
+  command,
+  errors,
+  files,
+  image_files,
+  user_images,
+)
+from preprocessing.procedural import footage, scenes, true_path
+
+_TOOL = 'preprocessing.true_views'
+_WORLDS = command.define_path(
+  'worlds', 'Folder of videos that preprocessing.worlds made.', required=True
+)
+_VIEWS = command.define_path(
+  'views', 'Folder that odin_jax.generate wrote.', required=True
+)
+_EVALUATION = command.define_path(
+  'evaluation',
+  'Folder that odin_jax.evaluate wrote, with the pair that the path starts at.',
+  required=True,
+)
+_PAIR = flags.DEFINE_integer('pair', 0, 'Number of that pair.', lower_bound=0)
+_OUTPUT = command.define_output('Folder for frames/ and truth.json')
+flags.mark_flags_as_required(['output'])
+# Video compression and the cutting of a small view leave more than this;
+# another view of the same world is below.
+_MIN_PSNR_DB = 20.0
+
+
+def _read(path: pathlib.Path, what: str) -> Any:
+  return json.loads(files.require_file(path, what).read_text())
+
+
+def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
+  path = evaluation / 'metrics.json'
+  pairs = _read(path, 'an evaluation')['pairs']
+  if _PAIR.value >= len(pairs) or 'video_id' not in pairs[_PAIR.value]:
+    raise errors.UserError(
+      f'{path}: has no pair {_PAIR.value} of records; give another --pair'
+    )
+  return pairs[_PAIR.value]
+
+
+def build_world(folder: pathlib.Path, video_id: str) -> scenes.World:
+  """The world of a video, as `preprocessing.worlds` built it.
+
+  Raises:
+    errors.UserError: the folder has no such video.
+  """
+  settings = _read(folder / 'worlds.json', 'what worlds were made')['settings']
+  number = video_id.partition('_')[0]
+  job = footage.VideoJob(
+    output=folder,
+    index=int(number) if number.isdecimal() else 0,
+    **{**settings, 'kinds': tuple(settings['kinds'])},
+  )
+  if job.name != video_id or not (folder / f'{video_id}.mp4').is_file():
+    raise errors.UserError(
+      f'{folder}: has no video {video_id}; give the worlds that the pair is of'
+    )
+  return job.build_world()
+
+
+def _psnr_db(
+  first: UInt8[np.ndarray, 's s 3'], second: UInt8[np.ndarray, 's s 3']
+) -> float:
+  error = np.mean(np.square(first.astype(float) - second))
+  return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def _first_pose(
+  world: scenes.World, pair: dict[str, Any], time_s: float
+) -> Float[np.ndarray, '3 4']:
+  """Pose of a pair's source view, metres."""
+  turn = camera.view2frame_rotation(
+    pair['source_yaw_deg'], pair['source_pitch_deg']
+  )
+  view2frame = camera.make_pose(turn, np.zeros(3))
+  return camera.compose(world.walk.frame2world(time_s), view2frame)
+
+
+def _write_frames(
+  output: pathlib.Path, images: UInt8[np.ndarray, 'n s s 3'], names: list[str]
+) -> None:
+  (output / 'frames').mkdir(exist_ok=True)
+  for stale in (output / 'frames').glob('*.png'):
+    stale.unlink()
+  for name, image in zip(names, images):
+    image_files.write(output / 'frames' / name, image)
+
+
+def main() -> None:
+  """Reads the flags and renders the path."""
+  views = pathlib.Path(_VIEWS.value)
+  poses = _read(views / 'poses.json', 'the poses of the views')
+  pair = _pair(pathlib.Path(_EVALUATION.value))
+  world = build_world(pathlib.Path(_WORLDS.value), pair['video_id'])
+  # Each rendered picture is held until the next.
+  time_s = footage.picture_time_s(pair['source_time_s'])
+  try:
+    path = true_path.render(
+      world,
+      time_s,
+      _first_pose(world, pair, time_s),
+      np.array([view['camera2scene'] for view in poses['frames']]).reshape(
+        -1, 3, 4
+      ),
+      fov_deg=poses['fov_deg'],
+      size_px=poses['width'],
+    )
+  except ValueError as error:
+    raise errors.UserError(f'{views}: {error}; give another path') from error
+  first = user_images.read(
+    views / poses['frames'][0]['file'], 'the first view of the path'
+  )
+  psnr_db = _psnr_db(path.images[0], first)
+  if psnr_db < _MIN_PSNR_DB:
+    raise errors.UserError(
+      f'{views}: does not start at the source of pair {_PAIR.value} of '
+      f'{_EVALUATION.value} ({psnr_db:.1f} dB); give the --pair and '
+      '--evaluation that it was made from'
+    )
+  output = files.claim_output(_OUTPUT.value, _TOOL)
+  names = [pathlib.PurePath(view['file']).name for view in poses['frames']]
+  _write_frames(output, path.images, names)
+  files.write_json(
+    output / 'truth.json',
+    {
+      'views_sha256': hashlib.sha256(
+        (views / 'poses.json').read_bytes() + first.tobytes()
+      ).hexdigest(),
+      'video_id': pair['video_id'],
+      'time_s': time_s,
+      'metres_per_scene_unit': path.unit_m,
+      'first_view_psnr_db': psnr_db,
+      'frames': [
+        {'file': f'frames/{name}', 'way_is_free': bool(is_free)}
+        for name, is_free in zip(names, path.is_free)
+      ],
+    },
+  )
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,339 @@
+"""The pages as a person sees them: in Chromium, narrow and wide, light and dark.
+
+Their data is made here, with what is awkward in it: long names, many rows,
+parts that are missing.
+"""
+
+import numpy as np
+import pytest
+
+from odin_jax.reporting import contents, summary
+from odin_jax.shared import camera, page
+from preprocessing.auditing import audit_page, quality, rates_page, sample
+from preprocessing.auditing import verdict as audit_verdict
+from tests.helpers import browser, noise_records, run_folders
+
+LONG_NAME = 'a_walk_through_the_old_town_in_the_rain_' * 4
+WIDTHS_PX = (390, 1400)
+SCHEMES = ('light', 'dark')
+# Of a telephone's screens of 800 px, fifteen.
+MAX_HEIGHT_PX = 12_000
+# WCAG 2.2, 1.4.3, for text of this size.
+MIN_CONTRAST = 4.5
+
+# Elements that reach beyond the window and are in no box that scrolls.
+OVERFLOWING = """
+[...document.body.querySelectorAll('*')].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.width && box.right > document.documentElement.clientWidth + 1
+    && !element.closest('.scroll, .bar');
+}).map(element => element.outerHTML.slice(0, 80))
+"""
+# The lowest contrast between a text and what is behind it.
+CONTRAST = """
+(() => {
+  const rgba = text => {
+    const context = document.createElement('canvas').getContext('2d');
+    context.fillStyle = text;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = rgba(getComputedStyle(element).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const seen = new Map();
+  for (const element of document.body.querySelectorAll('h1, h2, h3, p, li, a, b, span, button, td, th, figure, summary, text')) {
+    const style = getComputedStyle(element);
+    const front = element.tagName === 'text' ? style.fill : style.color;
+    const pair = [luminance(rgba(front)), luminance(behind(element))];
+    seen.set(pair.join(), (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05));
+  }
+  return Math.min(...seen.values());
+})()
+"""
+IMAGES_ARE_LOADED = """
+Promise.all([...document.images].filter(image => image.getAttribute('src'))
+  .map(image => image.decode()))
+  .then(() => document.images.length)
+"""
+MIDDLE_OF_VIEW = """
+(() => {
+  document.querySelector('canvas').scrollIntoView({block: 'center'});
+  const box = document.querySelector('canvas').getBoundingClientRect();
+  return [box.left + box.width / 2, box.top + box.height / 2];
+})()
+"""
+# Once what the browser has been given is drawn.
+NEXT_FRAME = (
+  'new Promise(done => setTimeout(() => requestAnimationFrame(done), {}))'
+)
+
+
+@pytest.fixture(scope='session')
+def window(tmp_path_factory):
+  executable = browser.find()
+  if not executable:
+    pytest.skip('no chromium and no google-chrome on PATH')
+  with browser.started(
+    executable, tmp_path_factory.mktemp('browser')
+  ) as opened:
+    yield opened
+
+
+def run_page(folder, **options):
+  folder.mkdir()
+  has_truth = options.pop('has_truth')
+  run_folders.write(folder, **options)
+  if has_truth:
+    run_folders.write_truth(folder, blocked_from=4)
+  figures = summary.summarise(folder)
+  html = page.render(
+    contents.TEMPLATE, contents.gather(folder, None, figures, 'A run')
+  )
+  path = folder / 'index.html'
+  path.write_text(page.link(html, folder, 'All', folder / 'stages.jsonl'))
+  return path
+
+
+def share(decided, value):
+  return {
+    'size': decided + 3,
+    'decided': decided,
+    'consistent': 1,
+    'share': value,
+    'interval_95': [0.0, 1.0],
+  }
+
+
+def audit_report(num_videos):
+  """Figures as an audit has them, of videos with long names."""
+  names = [f'{index:03d}_{LONG_NAME}' for index in range(num_videos)]
+  videos = [
+    {
+      'video_id': name,
+      'frames': 24,
+      'components': 2,
+      'records': 800,
+      'frame_pairs': 83,
+      'long_frame_pairs': 19,
+      'frame_pair_candidates': 100,
+      'median_depth': None,
+      'kept_share': 0.8,
+      'kept_share_per_gap': {'1': 1.0, '10': 0.25, '2': 0.5},
+    }
+    for name in names
+  ]
+  histogram = {'edges': [0.0, 0.5, 1.0], 'counts': [0, 1066]}
+  report = {
+    'records': 123_456,
+    'real': videos,
+    'epipolar': {
+      'close_records': 0,
+      'tried': 0,
+      'matched': 0,
+      'sampson_px': None,
+      'sampson_px_per_gap': {},
+      'sampson_px_per_video': {},
+    },
+    'histograms': dict.fromkeys(('overlap', 'baseline', 'gap_s'), histogram),
+    'consistency': {'max_rotation_deg': 2e-6, 'max_translation': 7e-7},
+    'videos': videos,
+    'sample': {
+      **share(30, 0.5),
+      'direct': share(30, 0.5),
+      'composed': share(0, None),
+      'chance_share': None,
+      'max_error_px_at_256': 1.0,
+    },
+    'rejected': [
+      {
+        'stage': 'input',
+        'reason': f'no 360-degree video {LONG_NAME}',
+        'count': 3,
+        'examples': [],
+      }
+    ],
+  }
+  return {'verdict': page.verdict(audit_verdict.findings(report)), **report}
+
+
+def audit_page_of(folder, num_videos):
+  folder.mkdir()
+  assessments = [
+    sample.Assessment(
+      record=noise_records.make_record(LONG_NAME, index, 'train'),
+      matches=0,
+      error_px=error_px,
+      consistent=consistent,
+    )
+    for index, (error_px, consistent) in enumerate(
+      [(0.5, True), (None, None), (2.0, False)] * 10
+    )
+  ]
+  poses = {
+    float(time): camera.make_pose(np.eye(3), np.array([0.1 * time, 0.0, time]))
+    for time in range(5)
+  }
+  components = [
+    quality.Component(video_id=LONG_NAME, scene_id=index, poses=poses)
+    for index in range(num_videos)
+  ]
+  path = folder / 'index.html'
+  path.write_text(
+    audit_page.render(
+      audit_report(num_videos), components, assessments, folder / LONG_NAME
+    )
+  )
+  return path
+
+
+def rates_page_of(folder):
+  folder.mkdir()
+  rows = [
+    {
+      'fps': fps,
+      'frames': 40,
+      'frame_pairs': pairs,
+      'long_frame_pairs': 0,
+      'records': 8 * pairs,
+      'matcher_calls_per_pair': None,
+      'seconds': 90.0,
+      'consistent_share': None if fps == 1 else 0.9,
+      'interval_95': [0.5, 1.0],
+      'sampson_px': None,
+      'sampson_px_per_gap': {},
+      'pose': None if fps == 1 else {'unique': {'frame_pairs': 0}},
+    }
+    for fps, pairs in ((0.5, 10), (1.0, 0), (2.0, 60))
+  ]
+  path = folder / 'index.html'
+  path.write_text(rates_page.render(f'Frame rates: {LONG_NAME}', rows))
+  return path
+
+
+@pytest.fixture(scope='session')
+def pages(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('pages')
+  return {
+    'run': run_page(folder / 'run', has_truth=True, pairs=40, has_unseen=True),
+    'run of one video': run_page(
+      folder / 'video', has_truth=False, video_id=LONG_NAME
+    ),
+    'audit': audit_page_of(folder / 'audit', 30),
+    'audit of nothing': audit_page_of(folder / 'nothing', 0),
+    'rates': rates_page_of(folder / 'rates'),
+  }
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('width_px', WIDTHS_PX)
+@pytest.mark.parametrize(
+  'name', ['run', 'run of one video', 'audit', 'audit of nothing', 'rates']
+)
+def test_a_page_fits_and_is_legible(window, pages, name, width_px, scheme):
+  window.open(pages[name], width_px, scheme)
+  window.run(IMAGES_ARE_LOADED)
+  assert window.run(OVERFLOWING) == []
+  root = 'document.documentElement'
+  assert window.run(f'{root}.scrollWidth <= {root}.clientWidth')
+  assert 800 <= window.run(f'{root}.scrollHeight') <= MAX_HEIGHT_PX
+  assert window.run(CONTRAST) >= MIN_CONTRAST
+  # No key of a program is shown, and nothing that is not there.
+  shown = window.run('document.body.innerText')
+  for raw in ('_per_gap', '_deg', '_px', 'undefined', 'NaN', '[object'):
+    assert raw not in shown
+  assert 'Next: ' in shown and 'UTC by code at commit' in shown
+  assert window.run("document.querySelectorAll('.verdict li').length") >= 1
+  is_dark = window.run('getComputedStyle(document.body).backgroundColor')
+  assert (is_dark == 'rgb(255, 255, 255)') == (scheme == 'light')
+  assert window.complaints() == []
+
+
+def drawing(window):
+  window.run(NEXT_FRAME.format(0))
+  return window.run("document.querySelector('canvas').toDataURL()")
+
+
+def test_a_3d_view_turns_by_keys_and_resets(window, pages):
+  window.open(pages['run'], 1400, 'light')
+  canvas = "document.querySelector('canvas')"
+  assert 'Arrow keys' in window.run(f'{canvas}.ariaLabel')
+  assert window.run(f'{canvas}.tabIndex') == 0
+  first, scale = drawing(window), window.run(f'{canvas}.dataset.scale')
+  assert scale.endswith(('scene unit', 'scene units'))
+  window.run(f'{canvas}.focus()')
+  drawings = {first}
+  for key in ('ArrowLeft', 'ArrowUp', '+', '-', '-'):
+    window.press(key)
+    drawings.add(drawing(window))
+  # Back and forth again is where it was.
+  assert len(drawings) == 5
+  window.press('Home')
+  assert drawing(window) == first
+  for _ in range(12):
+    window.press('+')
+  assert window.run(f'{canvas}.dataset.scale') != scale
+  window.run("document.querySelector('.hint button').click()")
+  assert drawing(window) == first
+  assert window.complaints() == []
+
+
+def test_a_3d_view_lets_the_page_scroll_past(window, pages):
+  window.open(pages['run'], 390, 'light')
+  x, y = window.run(MIDDLE_OF_VIEW)
+  first = drawing(window)
+
+  def scrolled(act):
+    before = window.run('scrollY')
+    act()
+    window.run(NEXT_FRAME.format(250))
+    return window.run('scrollY') - before
+
+  # The wheel and one finger scroll the page; nothing turns.
+  assert scrolled(lambda: window.wheel(x, y, 120)) > 0
+  window.run(MIDDLE_OF_VIEW)
+  up = [(x, y - 10 * step) for step in range(12)]
+  assert scrolled(lambda: window.touch(up)) > 0
+  assert drawing(window) == first
+  # Two fingers zoom, and so does the wheel once the view has the focus.
+  window.run(MIDDLE_OF_VIEW)
+  apart = [(x + 20 + 5 * step, y) for step in range(8)]
+  assert scrolled(lambda: window.touch([(x, y)] * 8, apart)) == 0
+  zoomed = drawing(window)
+  assert zoomed != first
+  window.run("document.querySelector('canvas').focus({preventScroll: true})")
+  assert scrolled(lambda: window.wheel(x, y, -300)) == 0
+  assert drawing(window) != zoomed
+  assert window.complaints() == []
+
+
+def test_a_gallery_shows_the_rest_when_it_is_asked(window, pages):
+  window.open(pages['audit'], 390, 'light')
+  count = "document.querySelectorAll('#sample figure').length"
+  assert window.run(count) == 9
+  window.run("document.querySelector('#sample + button').click()")
+  assert window.run(count) == 30
+  # A filter begins anew.
+  window.run("document.querySelectorAll('#sample-filter button')[2].click()")
+  assert window.run(count) == 9
+  assert window.run("!!document.querySelector('#sample figure.bad')")
+
+
+def test_the_true_view_stands_beside_the_imagined_one(window, pages):
+  window.open(pages['run'], 1400, 'light')
+  shown = "[...document.querySelectorAll('#player figure')]"
+  visible = f'{shown}.map(f => getComputedStyle(f).visibility)'
+  assert window.run(visible) == ['visible', 'visible']
+  # The last one lies behind a surface.
+  window.run("$('place').value = 4; $('place').oninput()")
+  assert window.run(visible) == ['visible', 'hidden']
+  window.open(pages['run of one video'], 1400, 'light')
+  assert window.run(f'{shown}.length') == 1
+  assert 'no truth is shown' in window.run("$('path-text').textContent")
