@@ -10,9 +10,9 @@ the poses of `--views`. Real videos have no such truth. Writes
 
     frames/000.png, ...  the true views, as large as those of --views
     truth.json           where and when the path starts, metres per scene unit,
-                         PSNR of the first view against its truth, for every
-                         view its file and whether the way there is free, and
-                         the digest of poses.json and the first view's pixels
+                         PSNR of the first view against its truth, every view's
+                         file, null from where the path runs into a surface on,
+                         and the digest of poses.json and the first view
 """
 
 import sys
@@ -75,26 +75,6 @@ def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
   return pairs[_PAIR.value]
 
 
-def build_world(folder: pathlib.Path, video_id: str) -> scenes.World:
-  """The world of a video, as `preprocessing.worlds` built it.
-
-  Raises:
-    errors.UserError: the folder has no such video.
-  """
-  settings = _read(folder / 'worlds.json', 'what worlds were made')['settings']
-  number = video_id.partition('_')[0]
-  job = footage.VideoJob(
-    output=folder,
-    index=int(number) if number.isdecimal() else 0,
-    **{**settings, 'kinds': tuple(settings['kinds'])},
-  )
-  if job.name != video_id or not (folder / f'{video_id}.mp4').is_file():
-    raise errors.UserError(
-      f'{folder}: has no video {video_id}; give the worlds that the pair is of'
-    )
-  return job.build_world()
-
-
 def _psnr_db(
   first: UInt8[np.ndarray, 's s 3'], second: UInt8[np.ndarray, 's s 3']
 ) -> float:
@@ -114,13 +94,18 @@ def _first_pose(
 
 
 def _write_frames(
-  output: pathlib.Path, images: UInt8[np.ndarray, 'n s s 3'], names: list[str]
-) -> None:
+  output: pathlib.Path, images: list[np.ndarray | None], names: list[str]
+) -> list[dict[str, Any]]:
+  """Writes frames/000.png, ...; returns the name of each or None."""
   (output / 'frames').mkdir(exist_ok=True)
   for stale in (output / 'frames').glob('*.png'):
     stale.unlink()
+  frames = []
   for name, image in zip(names, images):
-    image_files.write(output / 'frames' / name, image)
+    if image is not None:
+      image_files.write(output / 'frames' / name, image)
+    frames.append({'file': None if image is None else f'frames/{name}'})
+  return frames
 
 
 def main() -> None:
@@ -128,7 +113,7 @@ def main() -> None:
   views = pathlib.Path(_VIEWS.value)
   poses = _read(views / 'poses.json', 'the poses of the views')
   pair = _pair(pathlib.Path(_EVALUATION.value))
-  world = build_world(pathlib.Path(_WORLDS.value), pair['video_id'])
+  world = footage.rebuild_world(pathlib.Path(_WORLDS.value), pair['video_id'])
   # Each rendered picture is held until the next.
   time_s = footage.picture_time_s(pair['source_time_s'])
   try:
@@ -156,7 +141,7 @@ def main() -> None:
     )
   output = files.claim_output(_OUTPUT.value, _TOOL)
   names = [pathlib.PurePath(view['file']).name for view in poses['frames']]
-  _write_frames(output, path.images, names)
+  frames = _write_frames(output, path.images, names)
   files.write_json(
     output / 'truth.json',
     {
@@ -167,10 +152,7 @@ def main() -> None:
       'time_s': time_s,
       'metres_per_scene_unit': path.unit_m,
       'first_view_psnr_db': psnr_db,
-      'frames': [
-        {'file': f'frames/{name}', 'way_is_free': bool(is_free)}
-        for name, is_free in zip(names, path.is_free)
-      ],
+      'frames': frames,
     },
   )
 

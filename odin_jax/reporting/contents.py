@@ -132,12 +132,11 @@ def _views(run: pathlib.Path, path: dict[str, Any]) -> list[dict[str, Any]]:
   psnr: list[float | None] = [None] * len(frames)
   if path:
     notes = summary.read_json(run / 'truth' / 'truth.json')['frames']
-    truths = [_png(run / 'truth' / note['file']) for note in notes]
+    truths = [
+      _png(run / 'truth' / note['file']) if note['file'] else None
+      for note in notes
+    ]
     psnr = [None, *path['psnr']]
-    # Behind a surface, where the first view tells of nothing.
-    for place in range(1, len(frames)):
-      if psnr[place] is None:
-        truths[place] = None
   return [
     {
       'camera2scene': frame['camera2scene'],
@@ -186,7 +185,7 @@ def _scores(train: dict[str, Any]) -> list[list[str]]:
   return rows
 
 
-def _poses(figures: dict[str, Any]) -> list[list[list[str]]]:
+def pose_tables(figures: dict[str, Any]) -> list[list[list[str]]]:
   """Tables as text: poses against the truth, and what fresh matches say.
 
   Args:
@@ -270,7 +269,7 @@ def gather(
     'summary': figures,
     'checkpoint': summary.step_text(figures['train']['checkpoint']),
     'scores': _scores(figures['train']),
-    'poses': _poses(figures),
+    'poses': pose_tables(figures),
     'stages': _stages(rows),
     'commands': [row['command'] for row in rows],
     'panoramas': _panoramas(videos) if videos else [],

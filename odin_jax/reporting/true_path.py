@@ -54,17 +54,15 @@ def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
       f'{truth}: is the truth of other views than those in {generated}; run '
       'preprocessing.true_views again'
     )
-  is_free = True
   for name, view in list(zip(names, content['frames'], strict=True))[1:]:
-    is_free = is_free and view['way_is_free']
-    if is_free:
+    if view['file'] is None:
+      own.append(None)
+      unmoved.append(None)
+    else:
       true = user_images.read(truth / view['file'], 'a true view')
       image = user_images.read(generated / name, 'a generated view')
       own.append(_psnr_db(image, true))
       unmoved.append(_psnr_db(first, true))
-    else:
-      own.append(None)
-      unmoved.append(None)
   known = [place for place, value in enumerate(own) if value is not None]
 
   def mean(values: list[Any]) -> float | None:

@@ -81,11 +81,12 @@ def _figures(report: dict[str, Any]) -> list[list[list[str]]]:
     for key, value in report['epipolar'].items()
     if key != 'sampson_px_per_video'
   }
-  return [
-    quantities.table(columns),
-    quantities.table({'fresh matches': fresh}),
-    quantities.table({'self-check': report['consistency']}),
+  tables = [
+    columns,
+    {'fresh matches': fresh},
+    {'self-check': report['consistency']},
   ]
+  return [quantities.table(table) for table in tables if table]
 
 
 def _videos(report: dict[str, Any]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """What the camera of a procedural world records: pictures, truth, video."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Iterator, Sequence
 
@@ -8,7 +9,7 @@ import av
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import files
+from odin_jax.shared import errors, files
 from preprocessing.procedural import raycaster, scenes
 from preprocessing.running import pool
 
@@ -166,6 +167,32 @@ class VideoJob:
       px_per_rad=self.height / np.pi,
       movers=self.movers,
     )
+
+
+def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
+  """The world of a video that `preprocessing.worlds` made.
+
+  Args:
+    folder: of the videos.
+    video_id: the video's stem.
+
+  Raises:
+    errors.UserError: the folder has no such video.
+  """
+  note = files.require_file(folder / 'worlds.json', 'how worlds were made')
+  settings = json.loads(note.read_text())['settings']
+  number = video_id.partition('_')[0]
+  job = VideoJob(
+    output=folder,
+    index=int(number) if number.isdecimal() else 0,
+    **{**settings, 'kinds': tuple(settings['kinds'])},
+  )
+  if job.name != video_id or not (folder / f'{video_id}.mp4').is_file():
+    raise errors.UserError(
+      f'{folder}: has no video {video_id} of preprocessing.worlds; give the '
+      'folder that it is in'
+    )
+  return job.build_world()
 
 
 def make_video(job: VideoJob) -> str:

@@ -7,7 +7,7 @@ metres that is.
 
 import dataclasses
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
@@ -22,14 +22,13 @@ class TruePath:
   """The world at the poses of a path.
 
   Attributes:
-    images: what a camera sees there.
-    is_free: whether the straight way from the first camera meets no surface;
-      beyond one is nothing that the first view could tell of.
+    images: what a camera sees there; None where the straight way from the first
+      camera meets a surface, and from there on: beyond is nothing that the
+      first view could tell of.
     unit_m: metres per scene unit.
   """
 
-  images: UInt8[np.ndarray, 'n s s 3']
-  is_free: Bool[np.ndarray, 'n']
+  images: list[UInt8[np.ndarray, 's s 3'] | None]
   unit_m: float
 
 
@@ -88,20 +87,23 @@ def render(
   if not static.any():
     raise ValueError('the first view shows nothing that stands still')
   unit_m = float(np.median(hits.distance[static]))
-  camera2first = [camera.rescale(pose, unit_m) for pose in camera2scene]
-  images = [
-    true_pairs.render_rays(
-      world,
-      time_s,
-      camera.compose(first2world, pose),
-      rays,
-      fov_deg=fov_deg,
-      size_px=size_px,
+  images: list[np.ndarray | None] = []
+  is_free = True
+  for pose in camera2scene:
+    camera2first = camera.rescale(pose, unit_m)
+    is_free = is_free and _way_is_free(
+      world, time_s, first2world, camera2first[:, 3]
     )
-    for pose in camera2first
-  ]
-  is_free = [
-    _way_is_free(world, time_s, first2world, pose[:, 3])
-    for pose in camera2first
-  ]
-  return TruePath(np.stack(images), np.array(is_free), unit_m)
+    images.append(
+      true_pairs.render_rays(
+        world,
+        time_s,
+        camera.compose(first2world, camera2first),
+        rays,
+        fov_deg=fov_deg,
+        size_px=size_px,
+      )
+      if is_free
+      else None
+    )
+  return TruePath(images, unit_m)

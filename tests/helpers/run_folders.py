@@ -95,7 +95,7 @@ def write_truth(run: pathlib.Path, blocked_from: int = NUM_VIEWS) -> None:
   for index in range(NUM_VIEWS):
     name = f'frames/{index:03d}.png'
     _write_image(run / 'truth' / name, 50 + 20 * index)
-    frames.append({'file': name, 'way_is_free': index < blocked_from})
+    frames.append({'file': name if index < blocked_from else None})
   first = np.full((8, 8, 3), 40, np.uint8)
   digest = hashlib.sha256(
     (run / 'generate' / 'poses.json').read_bytes() + first.tobytes()

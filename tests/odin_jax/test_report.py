@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from odin_jax.reporting import verdict
+from odin_jax.reporting import true_path, verdict
+from odin_jax.shared import errors
 from tests.helpers import run_folders
 
 
@@ -142,13 +143,14 @@ def test_the_verdict_follows_the_figures(held_out, unseen, says, good):
   assert 'No points' in points.text and points.good is False
 
 
-def test_the_truth_of_other_views_is_refused(run_folder, repository):
+def test_the_truth_of_other_views_is_refused(run_folder):
   run_folders.write_truth(run_folder)
-  path = run_folder / 'generate' / 'poses.json'
-  path.write_text(path.read_text() + '\n')
-  done = call(repository, f'--run={run_folder}')
-  assert done.returncode == 2
-  assert 'truth of other views' in done.stderr and done.stderr.count('\n') == 1
+  folders = run_folder / 'generate', run_folder / 'truth'
+  assert len(true_path.figures(*folders)['psnr']) == run_folders.NUM_VIEWS - 1
+  poses = folders[0] / 'poses.json'
+  poses.write_text(poses.read_text() + '\n')
+  with pytest.raises(errors.UserError, match='truth of other views'):
+    true_path.figures(*folders)
 
 
 def test_a_checkpoint_that_is_not_the_last_is_named(run_folder, repository):

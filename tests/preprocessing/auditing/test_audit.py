@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from odin_jax.reporting import contents
 from odin_jax.shared import camera, files
 from preprocessing.auditing import (
   epipolar,
@@ -18,6 +20,7 @@ from preprocessing.auditing import (
   quality,
   records,
   sample,
+  verdict,
 )
 from preprocessing.procedural import footage, true_pairs
 from preprocessing.writing import merging, parts
@@ -229,6 +232,10 @@ def test_true_records_pass_the_audit(run):
   assert report['consistency']['max_rotation_deg'] < 1e-4
   assert report['consistency']['max_translation'] < 1e-5
   json.dumps(report, allow_nan=False)
+  # Every figure has its words on the page of a run.
+  by_kind, fresh = contents.pose_tables(report)
+  assert by_kind[0] == ['', 'repeated texture', 'unique texture']
+  assert len(by_kind) > len(report['pose']['unique']) and len(fresh) > 4
 
 
 def test_wrong_poses_are_caught(run):
@@ -335,6 +342,11 @@ def test_the_command_writes_figures_and_drawings(run, repository, tmp_path):
     'repeated_corridor',
   ]
   assert report['real'][0]['frame_pairs_per_gap'].keys() <= {'1', '2'}
+  ((head, *rows), _) = contents.pose_tables(report)
+  assert head == ['', 'unique_room', 'repeated_corridor'] and len(rows) > 9
+  says = [finding['text'] for finding in report['verdict']]
+  assert re.search(r'% of \d+ records drawn at random obey their pose', says[0])
+  assert re.search(r'\d+ of \d+ pairs of frames were kept', says[1])
   drawings = sorted((tmp_path / 'a' / 'pairs').iterdir())
   assert len(drawings) == report['drawings'] > 4
   assert cv2.imread(str(drawings[0])).shape == (192, 384, 3)
@@ -383,3 +395,47 @@ def test_bad_input_is_one_line(run, repository, tmp_path):
     assert done.returncode == 2, done.stderr
     assert last.startswith('error:') and named in last
     assert 'Traceback' not in done.stderr
+
+
+def sample_figures(share):
+  return {
+    'share': share,
+    'decided': 20,
+    'interval_95': [0.9, 1.0],
+    'chance_share': 0.02,
+  }
+
+
+@pytest.mark.parametrize(
+  'rotation_deg, flips, share, good, says',
+  [
+    (0.026, 0, 0.95, [True, True], 'wrong by 0.026° in rotation'),
+    (0.026, 3, 0.6, [False, None], '3 of 80 pairs of frames move the wrong'),
+    (1.5, 0, 0.3, [False, False], 'wrong by 1.500° in rotation'),
+    (0.01, 0, None, [True, False], 'wrong by 0.010° in rotation'),
+  ],
+)
+def test_the_verdict_follows_the_figures(
+  rotation_deg, flips, share, good, says
+):
+  pose = {
+    'frame_pairs': 80,
+    'rotation_deg': rotation_deg,
+    'direction_deg': 0.02,
+    'flips': flips,
+  }
+  video = {'frame_pair_candidates': 65, 'kept_share': 62 / 65, 'components': 2}
+  report = {
+    'pose': {'unique': pose, 'repeated': {'frame_pairs': 0}},
+    'sample': sample_figures(share),
+    'videos': [video],
+    'records': 496,
+    'rejected': [{'reason': 'blurred', 'count': 7}],
+  }
+  truth, sampled, pairs, pieces, rejected = verdict.findings(report)
+  assert says in truth.text and [truth.good, sampled.good] == good
+  assert pairs.text.startswith('62 of 65 pairs of frames were kept (95.4 %)')
+  assert '1 of 1 videos fell into pieces' in pieces.text
+  assert 'blurred (7 times)' in rejected.text
+  next_step = verdict.next_step(report, 'runs/records')
+  assert ('--drop_ids' in next_step) == (False in good)
