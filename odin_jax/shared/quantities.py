@@ -49,9 +49,11 @@ QUANTITIES = {
   # Frames, pairs of frames, records.
   'videos': Quantity('videos'),
   'frames': Quantity('frames used'),
-  'frame_pairs': Quantity('pairs of frames with records'),
-  'long_frame_pairs': Quantity('of them, more than 5 s apart'),
-  'frame_pairs_per_gap': Quantity('pairs of frames'),
+  'frame_pairs': Quantity('pairs of frames with records, matched directly'),
+  'long_frame_pairs': Quantity(
+    'further pairs of frames, with poses composed of several'
+  ),
+  'frame_pairs_per_gap': Quantity('pairs of frames, matched directly'),
   'frame_pair_candidates': Quantity('pairs of frames that were tried'),
   'records': Quantity('records (pairs of views)'),
   'components': Quantity('pieces without a common scale'),
