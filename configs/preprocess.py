@@ -50,8 +50,11 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     static_weights=False,
     # Pictures kept of rejected frame pairs, per video and reason; for audits.
     examples_per_reason=1,
-    # In a folder, more damaged videos than this stop the run.
-    max_bad_videos=10,
+    # Where a larger share of the videos gives no records, the run ends with
+    # status 2, once the good ones are written. Of what is collected from the
+    # web a third may well be unusable; where more than half is, the folder, the
+    # layout or the mask is more likely wrong than the videos.
+    max_bad_share=0.5,
   )
   _, values = common.parse_argument(
     argument, recipes=['default'], defaults=fields

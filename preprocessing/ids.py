@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 from typing import Iterable, Iterator, NamedTuple
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,9 @@ _COLUMN = 'id'
 _MAGIC = b'PAR1'
 _BATCH = 65536
 _DROPPED = 'dropped_ids.txt'
+# Files are named after a video's id: `.tmp-ID.part` is the longest name, and
+# file systems take 255 bytes.
+_MAX_BYTES = 255 - len(f'{files.TEMPORARY}.part')
 Path = str | os.PathLike[str]
 
 
@@ -58,6 +62,39 @@ def _reduced(text: str) -> str:
   """An address of a YouTube video as its id, anything else as it is."""
   address = _URL.fullmatch(text)
   return address['id'] if address else text
+
+
+def problem(stem: str) -> str:
+  """Why no video may have this id, and what to do; '' where it may.
+
+  An id is the stem of the video's file. Files of the output are named after it,
+  records hold it as UTF-8, and it is a line of lists such as `dropped_ids.txt`.
+  """
+  name = os.fsencode(stem)
+  try:
+    name.decode()
+  except UnicodeDecodeError:
+    return 'its name is not UTF-8; rename it'
+  if len(name) > _MAX_BYTES:
+    return (
+      f'its name is too long; give it one of at most {_MAX_BYTES} bytes before '
+      f'the suffix, it has {len(name)}'
+    )
+  if any(unicodedata.category(character) == 'Cc' for character in stem):
+    return 'its name has a line break or another control character; rename it'
+  if stem.startswith('.'):
+    return 'its name begins with a dot; rename it'
+  if stem != stem.strip() or stem.startswith('#'):
+    return (
+      'its name begins with # or has a blank at an end, which no list of ids '
+      'can tell; rename it'
+    )
+  return ''
+
+
+def printable(text: str) -> str:
+  """A text in which bytes that are not UTF-8 are written out as `\\xNN`."""
+  return os.fsencode(text).decode('utf-8', 'backslashreplace')
 
 
 def read_ids(path: Path) -> IdList:

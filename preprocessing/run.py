@@ -3,6 +3,11 @@
     python -m preprocessing.run --config=configs/preprocess.py \\
         --input=FILE_OR_FOLDER --output=DIR [--config.KEY=VALUE]
 
+Subfolders are searched, too; the id of a video is the stem of its file. A video
+that cannot be used costs the others nothing: it is a row of the ledger, and the
+run ends with status 2 only where more than config.max_bad_share of them are,
+after it has written what is good.
+
 Writes into DIR: TFRecord shards per split with features.json and
 dataset_info.json, manifest.json (config, versions, figures per video,
 checksums), ledger.jsonl (what was dropped, where and why) and run.json
@@ -30,23 +35,18 @@ import resource
 from typing import Any, Iterable, Iterator
 
 from absl import flags
-from tqdm import tqdm
 
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, progress
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import detection, frames, projections
-from preprocessing.running import ray_engine, workers
+from preprocessing.running import closing, inputs, ray_engine, workers
 from preprocessing.solving import masks
 from preprocessing.writing import dropping, merging, parts
 
 _TOOL = 'preprocessing.run'
-_VIDEO_SUFFIXES = frozenset(
-  '.360 .avi .flv .insv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm '
-  '.wmv'.split()
-)
-# What preprocessing.download leaves beside its videos.
-_NO_VIDEOS = frozenset(['ledger.jsonl', 'download.json'])
+_NO_PAIRS = 'no pair of views came of it'
+_NO_PAIRS_ADVICE = 'give a longer video, with more texture, or one that moves'
 
 _CONFIG = command.define_config('configs/preprocess.py')
 _INPUT = command.define_input()
@@ -105,45 +105,6 @@ _GPUS_PER_ACTOR = flags.DEFINE_float(
 flags.mark_flags_as_required(['input', 'output'])
 
 
-def find_videos(
-  path: pathlib.Path,
-) -> tuple[list[pathlib.Path], list[dict[str, Any]]]:
-  """Videos of a file or folder, by name; ledger rows for everything else.
-
-  Raises:
-    errors.UserError: there is nothing, or no video in the folder.
-  """
-  if path.is_file():
-    return [path], []
-  files.require_folder(path, 'a video or a folder of videos')
-  videos: dict[str, pathlib.Path] = {}
-  others = []
-  for entry in sorted(path.iterdir()):
-    if entry.name.startswith('.') or entry.name in _NO_VIDEOS:
-      continue
-    if not entry.is_file() or entry.suffix.lower() not in _VIDEO_SUFFIXES:
-      others.append(_row(entry, 'not a video'))
-    elif entry.stem in videos:
-      others.append(_row(entry, f'same stem as {videos[entry.stem].name}'))
-    else:
-      videos[entry.stem] = entry
-  if not videos:
-    raise errors.UserError(
-      f'{path}: no video in this folder; give 360-degree videos '
-      f'({" ".join(sorted(_VIDEO_SUFFIXES))})'
-    )
-  return list(videos.values()), others
-
-
-def _row(path: pathlib.Path, reason: str) -> dict[str, Any]:
-  return {
-    'video_id': path.stem,
-    'stage': 'input',
-    'reason': reason,
-    'file': path.name,
-  }
-
-
 def checked_settings() -> settings.Settings:
   """The config with what flags set in it, checked.
 
@@ -193,25 +154,28 @@ def _with_size(
 
 
 def without_excluded(
-  videos: list[pathlib.Path], output: pathlib.Path
-) -> tuple[list[pathlib.Path], list[dict[str, Any]]]:
-  """Videos that may be used, and ledger rows of the others."""
+  found: inputs.Inputs, output: pathlib.Path
+) -> tuple[inputs.Inputs, list[dict[str, Any]]]:
+  """The inputs that may be used, and ledger rows of the other videos."""
   reasons = {
     **dict.fromkeys(ids.read_excluded(_EXCLUDE_IDS.value), 'excluded'),
     **dict.fromkeys(ids.read_dropped(output), dropping.REASON),
   }
+  names = [path.stem for path in found.videos]
+  names += [row['video_id'] for row in found.unusable]
   rows = [
-    {
-      'video_id': path.stem,
-      'stage': dropping.STAGE,
-      'reason': reasons[path.stem],
-    }
-    for path in videos
-    if path.stem in reasons
+    {'video_id': name, 'stage': dropping.STAGE, 'reason': reasons[name]}
+    for name in names
+    if name in reasons
   ]
   # What an earlier run made of them goes too.
   parts.remove(output, {row['video_id'] for row in rows})
-  return [path for path in videos if path.stem not in reasons], rows
+  kept = inputs.Inputs(
+    [path for path in found.videos if path.stem not in reasons],
+    [row for row in found.unusable if row['video_id'] not in reasons],
+    found.others,
+  )
+  return kept, rows
 
 
 def events(
@@ -233,104 +197,129 @@ def events(
 
 
 def process_all(
-  events: Iterable[workers.Report | workers.Outcome],
-  *,
-  num_videos: int,
-  max_bad: int,
+  events: Iterable[workers.Report | workers.Outcome], *, num_videos: int
 ) -> dict[str, workers.Outcome]:
-  """Follows the engine under a progress bar.
-
-  Raises:
-    errors.UserError: more than `max_bad` videos cannot be used.
-  """
+  """Follows the engine to its end under a progress bar."""
   outcomes: dict[str, workers.Outcome] = {}
   shares: dict[str, float] = {}
-  bad = 0
-  with tqdm(
-    total=num_videos,
-    unit='video',
-    bar_format='{l_bar}{bar}| {elapsed}{postfix}',
+  with progress.bar(
+    num_videos, 'video', bar_format='{l_bar}{bar}| {elapsed}{postfix}'
   ) as bar:
     for event in events:
       if isinstance(event, workers.Outcome):
         outcomes[event.video_id] = event
         share = 1.0
-        bad += bool(event.error)
       else:
         share = event.share
         bar.set_postfix_str(f'{event.video_id}: {event.phase}', refresh=False)
       bar.update(share - shares.get(event.video_id, 0.0))
       shares[event.video_id] = share
-      if bad > max_bad:
-        raise errors.UserError(_too_many(event.error, bad, max_bad))
   return outcomes
 
 
-def _too_many(error: str, bad: int, max_bad: int) -> str:
-  if not max_bad:
-    return error
-  return f'{error}; {bad} videos are unusable, max_bad_videos={max_bad}'
+def unusable_rows(
+  outcomes: Iterable[tuple[pathlib.Path, workers.Outcome]],
+  source: pathlib.Path,
+  output: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Ledger rows of the videos that gave no records."""
+  rows = []
+  for path, outcome in outcomes:
+    if outcome.error:
+      reason = closing.short_reason(outcome.error, path)
+      rows.append(inputs.row(path, source, reason, outcome.error))
+    elif not parts.size(output, outcome.video_id):
+      why = _reasons_within(output, outcome.video_id)
+      message = f'{path}: {_NO_PAIRS}{why}; {_NO_PAIRS_ADVICE}'
+      rows.append(inputs.row(path, source, _NO_PAIRS, message))
+  return rows
+
+
+def _reasons_within(output: pathlib.Path, video_id: str) -> str:
+  """What was said of a video's frames and pairs, in brackets."""
+  dropped = parts.read_note(output, video_id)['dropped']
+  texts = dict.fromkeys(row['reason'] for row in dropped)
+  return f' ({", ".join(texts)})' if texts else ''
 
 
 def _nothing(
-  source: pathlib.Path, usable: list[str], dropped: list[dict[str, Any]]
-) -> str:
-  reasons = '; '.join(dict.fromkeys(row['reason'] for row in dropped))
-  if usable:
-    return (
-      f'{source}: no pair of views came of {", ".join(usable)}'
-      f'{f" ({reasons})" if reasons else ""}; give a longer video, with more '
-      'texture, or one that moves'
+  source: pathlib.Path, rows: list[dict[str, Any]]
+) -> errors.UserError:
+  """What is said where no video gave records."""
+  message = rows[0]['message']
+  if source.is_dir():
+    message = (
+      f'{source}: no usable video in it: {closing.reasons(rows)}; the first is '
+      f'{message}'
     )
-  return f'{source}: no usable video in it ({reasons}); give 360-degree videos'
+  return errors.UserError(ids.printable(message))
+
+
+def _too_many(
+  output: pathlib.Path, rows: list[dict[str, Any]], total: int, most: float
+) -> errors.UserError:
+  return errors.UserError(
+    ids.printable(
+      f'{len(rows)} of {total} videos were dropped, more than '
+      f'config.max_bad_share={most:g} allows: {closing.reasons(rows)}; what '
+      f'came of the others is in {output}'
+    )
+  )
 
 
 def main() -> None:
   """Runs the pipeline and merges its parts."""
   stopwatch = command.Stopwatch()
   source = pathlib.Path(_INPUT.value)
-  videos, dropped = find_videos(source)
+  found = inputs.find(source, pathlib.Path(_OUTPUT.value))
   try:
     job_settings = checked_settings()
   except masks.ShapeError as error:
-    raise _with_size(error, videos[0]) from error
+    if not found.videos:
+      raise
+    raise _with_size(error, found.videos[0]) from error
   output = files.claim_output(_OUTPUT.value, _TOOL)
   # A request to drop videos that was cut short must not be forgotten.
   dropping.finish_drop(output)
-  videos, rows = without_excluded(videos, output)
-  dropped += rows
-  if not videos:
+  found, excluded = without_excluded(found, output)
+  total = len(found.videos) + len(found.unusable)
+  if not total:
     raise errors.UserError(
       f'{source}: every video in it is excluded; what {output} holds stays '
       '(preprocessing.records --drop_ids takes videos out)'
     )
   jobs = [
     workers.Job(path=path, output=output, settings=job_settings)
-    for path in videos
+    for path in found.videos
   ]
   with contextlib.closing(events(jobs)) as running:
-    outcomes = process_all(
-      running,
-      num_videos=len(jobs),
-      max_bad=job_settings.max_bad_videos if source.is_dir() else 0,
-    )
-  for path in videos:
-    if outcomes[path.stem].error:
-      dropped.append(_row(path, outcomes[path.stem].error))
-  usable = [path.stem for path in videos if not outcomes[path.stem].error]
-  if not any(parts.size(output, video_id) for video_id in usable):
+    outcomes = process_all(running, num_videos=len(jobs))
+  done = [(path, outcomes[path.stem]) for path in found.videos]
+  unusable = [*found.unusable, *unusable_rows(done, source, output)]
+  if len(unusable) == total:
     # Before the merge: records that are here already stay as they are.
-    for video_id in usable:
-      dropped += parts.read_note(output, video_id)['dropped']
-    raise errors.UserError(_nothing(source, usable, dropped))
-  merging.merge(
+    raise _nothing(source, unusable)
+  usable = [outcome for _, outcome in done if not outcome.error]
+  manifest = merging.merge(
     output,
-    video_ids=usable,
+    video_ids=[outcome.video_id for outcome in usable],
     config=job_settings.values,
     tool=_TOOL,
-    extra_dropped=dropped,
+    extra_dropped=[*found.others, *excluded, *unusable],
   )
-  _write_figures(output, stopwatch, [outcomes[name] for name in usable])
+  _write_figures(output, stopwatch, usable)
+  lines = [
+    closing.used(
+      _OUTPUT.value,
+      num_videos=total,
+      dropped=unusable,
+      num_excluded=len(excluded),
+    ),
+    *closing.written(_OUTPUT.value, manifest['counts']),
+  ]
+  sys.stdout.write(''.join(f'{line}\n' for line in lines))
+  if len(unusable) > job_settings.max_bad_share * total:
+    raise _too_many(output, unusable, total, job_settings.max_bad_share)
 
 
 def _write_figures(

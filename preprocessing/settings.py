@@ -18,7 +18,7 @@ from preprocessing.writing import parts, splits
 
 _MIN_WIDTH_PX = 64
 # Fields that change nothing in what is made of a video; the mask's digest does.
-_WITHOUT_EFFECT = ('max_bad_videos', 'mask')
+_WITHOUT_EFFECT = ('max_bad_share', 'mask')
 
 
 def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
@@ -27,6 +27,7 @@ def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
 
 _POSITIVE = (lambda value: 0 < value < math.inf, 'must be above 0')
 _COUNT = (lambda value: value >= 1, 'must be at least 1')
+_SHARE = (lambda value: 0 <= value <= 1, 'must be in 0..1')
 # Field -> whether a value can be used, and what to say if not.
 _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'fps': _POSITIVE,
@@ -39,7 +40,8 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda value: value >= _MIN_WIDTH_PX and value % 2 == 0,
     f'must be even and at least {_MIN_WIDTH_PX}',
   ),
-  'test_fraction': (lambda value: 0 <= value <= 1, 'must be in 0..1'),
+  'test_fraction': _SHARE,
+  'max_bad_share': _SHARE,
   'projection': _one_of('auto', *projections.NAMES),
   'split_by': _one_of(*splits.SPLIT_BY),
   'export_formats': (
@@ -63,7 +65,7 @@ class Settings:
     exporting: of camera paths.
     splits: which frames are for testing.
     examples_per_reason: pictures kept of rejected frame pairs, of each video.
-    max_bad_videos: in a folder, more damaged videos than this stop the run.
+    max_bad_share: of the videos; where more give no records, the run fails.
     values: the whole config in the terms of JSON, with digests of the files
       that it names; for the manifest.
     unused: those of `values` that change nothing in what is made of a video.
@@ -77,7 +79,7 @@ class Settings:
   exporting: exports.Settings
   splits: splits.Settings
   examples_per_reason: int
-  max_bad_videos: int
+  max_bad_share: float
   values: Mapping[str, Any]
   unused: frozenset[str]
 
@@ -129,7 +131,7 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
       split_by=config.split_by, test_fraction=config.test_fraction
     ),
     examples_per_reason=config.examples_per_reason,
-    max_bad_videos=config.max_bad_videos,
+    max_bad_share=config.max_bad_share,
     values=values,
     unused=frozenset(_WITHOUT_EFFECT).union(matchers.MODULES)
     - {config.matcher},

@@ -65,6 +65,7 @@ WINGS = {
   ],
   'preprocessing.running': [
     'odin_jax.shared',
+    'preprocessing.ids',
     'preprocessing.writing',
     'preprocessing.reading',
     'preprocessing.matchers',

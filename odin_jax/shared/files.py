@@ -70,7 +70,8 @@ def path_or_address(path: str) -> str:
 def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   """`path`, or errors.UserError when there is no such file."""
   path = pathlib.Path(path)
-  if not path.is_file():
+  # Unlike pathlib, says no of a name that is too long.
+  if not os.path.isfile(path):
     raise errors.UserError(f'{path}: no such file; {what} is needed here')
   return path
 
@@ -78,7 +79,7 @@ def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 def require_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   """`path`, or errors.UserError when there is no such folder."""
   path = pathlib.Path(path)
-  if not path.is_dir():
+  if not os.path.isdir(path):
     raise errors.UserError(f'{path}: no such folder; {what} is needed here')
   return path
 

@@ -8,9 +8,8 @@ import pathlib
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
-from odin_jax.shared import files
+from odin_jax.shared import files, progress
 from preprocessing.auditing import epipolar, quality, records
 from preprocessing.writing import jpeg
 
@@ -149,7 +148,7 @@ def epipolar_figures(
   ]
   tried = spread(close, limit)
   matched = []
-  for row in tqdm(tried, desc='matching', unit='record'):
+  for row in progress.each(tried, 'record', desc='matching'):
     error = epipolar.median_error_px(folder[row['place']])
     if error is not None:
       matched.append((row, error))
@@ -222,7 +221,7 @@ def scan(
     deviations of `target2source` from what the other fields give.
   """
   rows, rotation, translation = [], [0.0], [0.0]
-  for place, record in tqdm(folder.places(), desc='reading', unit='record'):
+  for place, record in progress.each(folder.places(), 'record', desc='reading'):
     deviation = quality.pose_inconsistency(record)
     rotation.append(deviation[0])
     translation.append(deviation[1])

@@ -16,9 +16,8 @@ import threading
 from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import cv2
-from tqdm import tqdm
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, progress
 
 # What a process needs in its environment from the start.
 SINGLE_THREADED = {
@@ -79,7 +78,7 @@ def run(
       initializer=_count_with,
       initargs=(counter,),
     ) as pool,
-    tqdm(total=steps, unit=unit) as bar,
+    progress.bar(steps, unit) as bar,
   ):
     running = [pool.submit(work, job) for job in jobs]
     waiting = set(running)

@@ -145,6 +145,10 @@ def make_part(
       raise errors.UserError(
         f'{job.output}: {error.strerror}; make room, then run again'
       ) from error
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+      # File systems differ in what they take.
+      message = f'{job.path}: its name is too long for {job.output}; shorten it'
+      return Outcome(video_id=job.video_id, error=message)
     logging.exception('%s', job.path)
     reason = traceback.format_exception_only(error)[-1].strip()
     return Outcome(video_id=job.video_id, error=f'{job.path}: {reason}')

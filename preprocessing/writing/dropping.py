@@ -16,9 +16,7 @@ import pathlib
 import shutil
 from typing import Any, Collection, Iterable, Mapping, Sequence
 
-from tqdm import tqdm
-
-from odin_jax.shared import errors, files, schema, tfrecord
+from odin_jax.shared import errors, files, progress, schema, tfrecord
 from preprocessing import ids
 from preprocessing.writing import parts, shards, tfds_metadata
 
@@ -99,7 +97,7 @@ def _write_staged(
   if len(videos) < len(present):
     paths = [_checked(output, name, entry) for name, entry in entries.items()]
     records_of = shards.by_split(
-      tqdm(paths, desc='reading', unit='shard'), without=drop_ids
+      progress.each(paths, 'shard', desc='reading'), without=drop_ids
     )
     entries = shards.write(staged, records_of)
     counts = {split: len(records_of[split]) for split in schema.SPLITS}

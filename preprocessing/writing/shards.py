@@ -21,7 +21,7 @@ from odin_jax.shared import errors, files, schema, tfrecord
 from preprocessing.writing import parts
 
 MANIFEST = 'manifest.json'
-_LEDGER = 'ledger.jsonl'
+LEDGER = 'ledger.jsonl'
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARDS = 1024
 
@@ -52,7 +52,7 @@ def read_ledger(output: str | os.PathLike[str]) -> list[dict[str, Any]]:
     errors.UserError: there is none, or it is damaged.
   """
   path = files.require_file(
-    pathlib.Path(output) / _LEDGER, 'the ledger of a finished run'
+    pathlib.Path(output) / LEDGER, 'the ledger of a finished run'
   )
   try:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -64,7 +64,7 @@ def write_ledger(
   output: pathlib.Path, rows: Iterable[Mapping[str, Any]]
 ) -> None:
   """Writes the ledger that `read_ledger` reads."""
-  with files.atomic_path(output / _LEDGER) as temporary:
+  with files.atomic_path(output / LEDGER) as temporary:
     lines = (json.dumps(row, sort_keys=True) + '\n' for row in rows)
     temporary.write_text(''.join(lines))
 

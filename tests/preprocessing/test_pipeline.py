@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,12 @@ _SECONDS = 7.0
 _KINDS = ('unique_room', 'repeated_corridor')
 _SIZE = {'width': 768, 'height': 384}
 # Small pictures: the poses are what is judged.
-_ARGUMENTS = ('--config.view_size_px=64', '--config.views_per_pair=2')
+_ARGUMENTS = (
+  '--config.view_size_px=64',
+  '--config.views_per_pair=2',
+  # Most of the videos are there to be refused.
+  '--config.max_bad_share=0.9',
+)
 
 
 def write_world(folder, index):
@@ -38,13 +44,30 @@ def write_world(folder, index):
 
 @pytest.fixture(scope='module')
 def worlds(tmp_path_factory):
-  """A folder with two good videos, a broken one and a note; the truths."""
+  """A folder with two good videos and much that is none; the truths."""
   folder = tmp_path_factory.mktemp('worlds')
   truths = dict(write_world(folder, index) for index in range(2))
   whole = (folder / f'{next(iter(truths))}.mp4').read_bytes()
   (folder / 'broken.mp4').write_bytes(whole[: len(whole) // 2])
   (folder / 'note.txt').write_text('no video')
+  add_strange_names(folder, f'{next(iter(truths))}.mp4')
   return folder, truths
+
+
+def add_strange_names(folder, of_another):
+  """Files that are found in a subfolder, or not, and then no one can use."""
+  below = folder / 'more' / 'deeper'
+  below.mkdir(parents=True)
+  names = [b'caf\xe9', b'x' * 246, b'two\nlines', b'blank ']
+  for name in names:
+    pathlib.Path(
+      os.fsdecode(os.fsencode(below) + b'/' + name + b'.mp4')
+    ).touch()
+  (below / of_another).write_bytes(b'another video of the same name')
+  (folder / '.hidden').mkdir()
+  (folder / '.hidden' / 'film.mp4').touch()
+  (below / 'back').symlink_to(folder)
+  (folder / 'also_deeper').symlink_to(below)
 
 
 def command(source, output, *arguments, num_workers=1):
@@ -71,11 +94,16 @@ def run(repository, *arguments, **options):
 
 
 @pytest.fixture(scope='module')
-def finished(worlds, repository, tmp_path_factory):
+def first_run(worlds, repository, tmp_path_factory):
   output = tmp_path_factory.mktemp('run') / 'records'
   done = run(repository, worlds[0], output, *_ARGUMENTS, num_workers=2)
   assert done.returncode == 0, done.stderr
-  return output
+  return output, done
+
+
+@pytest.fixture(scope='module')
+def finished(first_run):
+  return first_run[0]
 
 
 def read_records(output):
@@ -283,11 +311,71 @@ def test_records_are_consistent(finished):
   assert len(poses) == 14
 
 
-def test_ledger_names_what_was_passed_over(finished):
+def test_ledger_names_what_was_passed_over(finished, worlds):
   rows = {row['file']: row for row in ledger(finished) if 'file' in row}
-  assert rows['note.txt']['reason'] == 'not a video'
-  assert rows['broken.mp4']['stage'] == 'input'
-  assert set(rows) == {'note.txt', 'broken.mp4'}
+  assert all(row['stage'] == 'input' for row in rows.values())
+  same = f'also_deeper/{next(iter(worlds[1]))}.mp4'
+  assert {name: row['reason'] for name, row in rows.items()} == {
+    'note.txt': 'not a video',
+    'broken.mp4': 'not a video, or truncated',
+    same: 'same stem as another video',
+    'also_deeper/caf\\xe9.mp4': 'name that cannot be used',
+    f'also_deeper/{"x" * 246}.mp4': 'name that cannot be used',
+    'also_deeper/two\nlines.mp4': 'name that cannot be used',
+    'also_deeper/blank .mp4': 'name that cannot be used',
+  }
+  words = {name: row.get('message', '') for name, row in rows.items()}
+  assert 'is not UTF-8; rename it' in words['also_deeper/caf\\xe9.mp4']
+  assert 'at most 245 bytes' in words[f'also_deeper/{"x" * 246}.mp4']
+  # Both of the files that have one name.
+  assert f'{worlds[0] / same}: same stem as' in words[same]
+  assert f'{worlds[0] / pathlib.Path(same).name},' in words[same]
+  assert words['broken.mp4'].startswith(f'{worlds[0] / "broken.mp4"}: ')
+
+
+def test_a_run_ends_with_what_it_used_and_what_is_next(first_run):
+  output, done = first_run
+  used, holds, audit, train = done.stdout.splitlines()
+  assert used == (
+    '2 of 8 videos used, 6 dropped: name that cannot be used (4), same stem as '
+    f'another video (1), not a video, or truncated (1); see {output}/'
+    'ledger.jsonl'
+  )
+  counts = json.loads((output / 'manifest.json').read_text())['counts']
+  assert holds == (
+    f'{output}: {counts["train"]} train and {counts["test"]} test records'
+  )
+  assert f'preprocessing.audit --records={output} ' in audit
+  assert (
+    f'odin_jax.train --config=configs/train.py:world --records={output}'
+    in (train)
+  )
+  # No bar where there is no terminal, and no traceback for any video.
+  assert '\r' not in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_too_many_bad_videos_fail_the_run_after_the_good_ones_are_written(
+  finished, worlds, repository, tmp_path
+):
+  output = tmp_path / 'records'
+  shutil.copytree(finished / 'parts', output / 'parts')
+  shutil.copytree(finished / 'cameras', output / 'cameras')
+  shutil.copy(finished / '.odin_output.json', output)
+  arguments = [*_ARGUMENTS, '--config.max_bad_share=0.7']
+  done = run(repository, worlds[0], output, *arguments)
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: 6 of 8 videos were dropped, more than')
+  assert done.stderr.count('\n') == 1 and str(output) in done.stderr
+  assert done.stdout.startswith('2 of 8 videos used, 6 dropped: ')
+  assert {
+    name: data
+    for name, data in contents(output).items()
+    if name != 'manifest.json'
+  } == {
+    name: data
+    for name, data in contents(finished).items()
+    if name != 'manifest.json'
+  }
 
 
 def contents(output):
@@ -361,9 +449,6 @@ def make_bad_input(tmp_path, fault):
     file.write_bytes(b'no video at all' * 50)
   if fault == 'only bad videos':
     return path
-  if fault == 'too many bad videos':
-    (path / 'other.mp4').write_bytes(b'')
-    return path
   return file
 
 
@@ -376,13 +461,12 @@ def make_bad_input(tmp_path, fault):
     ('flat film', 'film.mp4'),
     ('not a video', 'film.mp4'),
     ('only bad videos', 'no usable video'),
-    ('too many bad videos', 'max_bad_videos=1'),
   ],
 )
 def test_bad_input_is_one_line_and_status_2(repository, tmp_path, fault, says):
   source = make_bad_input(tmp_path, fault)
   output = tmp_path / 'records'
-  done = run(repository, source, output, '--config.max_bad_videos=1')
+  done = run(repository, source, output)
   errors = [
     line
     for line in done.stderr.replace('\r', '\n').splitlines()

@@ -34,7 +34,7 @@ def test_settings_reach_other_processes_as_they_are():
   checked = settings.checked(preprocess.get_config())
   assert pickle.loads(pickle.dumps(checked)) == checked
   with pytest.raises(dataclasses.FrozenInstanceError):
-    checked.max_bad_videos = 1
+    checked.max_bad_share = 1
 
 
 def test_the_manifest_s_values_are_those_of_the_config():

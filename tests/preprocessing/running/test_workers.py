@@ -204,5 +204,5 @@ def test_only_what_a_part_depends_on_is_in_its_fingerprint(videos, tmp_path):
     job, *_ = tiny_videos.jobs(videos, tmp_path, **fields)
     return job.fingerprint()
 
-  assert fingerprint() == fingerprint(max_bad_videos=99)
+  assert fingerprint() == fingerprint(max_bad_share=0.9)
   assert fingerprint() != fingerprint(seed=1)

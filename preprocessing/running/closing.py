@@ -1,0 +1,84 @@
+"""What a run says at its end: what was used, what not and why, what is next."""
+
+import collections
+import pathlib
+import re
+import shlex
+from typing import Any, Mapping, Sequence
+
+from preprocessing import ids
+from preprocessing.writing import shards
+
+# So many reasons are listed, the most frequent ones; the ledger has them all.
+_MAX_REASONS = 5
+_NUMBER = re.compile(r'\d+(\.\d+)?')
+
+
+def short_reason(message: str, path: pathlib.Path) -> str:
+  """The words of a message that messages on other videos share.
+
+  `runs/a.mp4: truncated: ends at 3.00 s of 7.00 s; get the file again` becomes
+  `truncated`: neither the file nor figures, details or advice.
+  """
+  text = message.removeprefix(f'{path}: ')
+  text = re.split(r'[:;(]', text, maxsplit=1)[0]
+  return _NUMBER.sub('...', ids.printable(text)).strip()
+
+
+def reasons(rows: Sequence[Mapping[str, Any]]) -> str:
+  """How often each reason was given, the most frequent first."""
+  counted = collections.Counter(row['reason'] for row in rows).most_common()
+  texts = [f'{reason} ({count})' for reason, count in counted[:_MAX_REASONS]]
+  if rest := sum(count for _, count in counted[_MAX_REASONS:]):
+    texts.append(f'other reasons ({rest})')
+  return ', '.join(texts)
+
+
+def used(
+  output: str,
+  *,
+  num_videos: int,
+  dropped: Sequence[Mapping[str, Any]],
+  num_excluded: int,
+) -> str:
+  """How many videos were used, and why the others were not.
+
+  Args:
+    output: the folder, as the user gave it.
+    num_videos: without those that were excluded.
+    dropped: ledger rows of the videos that gave no records.
+    num_excluded: videos that were not to be used.
+  """
+  text = f'{num_videos - len(dropped)} of {num_videos} videos used'
+  if dropped:
+    text += f', {len(dropped)} dropped: {reasons(dropped)}'
+  if num_excluded:
+    text += f'; {num_excluded} excluded'
+  if dropped or num_excluded:
+    text += f'; see {pathlib.Path(output) / shards.LEDGER}'
+  return ids.printable(text)
+
+
+def written(output: str, counts: Mapping[str, int]) -> list[str]:
+  """What the folder holds, and what to type next.
+
+  Args:
+    output: the folder, as the user gave it.
+    counts: records per split.
+  """
+  folder = shlex.quote(output)
+  # Beside it, under names that no other records have.
+  audit, train = (
+    shlex.quote(f'{output.rstrip("/")}_{what}') for what in ('audit', 'train')
+  )
+  lines = [
+    f'{output}: {counts["train"]} train and {counts["test"]} test records',
+    f'judge them: python -m preprocessing.audit --records={folder} '
+    f'--output={audit}',
+  ]
+  if counts['train']:
+    lines.append(
+      'train on them: python -m odin_jax.train '
+      f'--config=configs/train.py:world --records={folder} --workdir={train}'
+    )
+  return [ids.printable(line) for line in lines]
