@@ -17,6 +17,8 @@ from preprocessing.views import alignment, cutting
 from preprocessing.writing import parts, splits
 
 _MIN_WIDTH_PX = 64
+# Where the values hold the digests of the files that the config names.
+_DIGESTS = 'files_sha256'
 # Fields that change nothing in what is made of a video; the mask's digest does.
 _WITHOUT_EFFECT = ('max_bad_share', 'mask')
 
@@ -99,9 +101,11 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
   values = config.to_dict()
   values['export_formats'] = sorted(set(config.export_formats))
   rules = _all_rules(values)
-  values |= _mask_values(config.mask)
+  values['mask'] = _mask_path(config.mask)
   matching = matchers.checked(config.matcher, values.get(config.matcher, {}))
-  values |= _matcher_values(matching)
+  values[matching.name] = dict(matching.options)
+  if digests := _digests(values['mask'], matching):
+    values[_DIGESTS] = digests
   return Settings(
     reading=frames.Settings(
       projection=config.projection,
@@ -154,23 +158,21 @@ def _check_limits(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _mask_values(path: str) -> dict[str, str]:
-  """The mask for processes that start in another folder, and its digest."""
+def _mask_path(path: str) -> str:
+  """The mask, checked, for processes that start in another folder."""
   if not path:
-    return {}
+    return ''
   path = files.local_path(path)
   masks.read_mask(path)
-  mask = pathlib.Path(path).absolute()
-  return {'mask': str(mask), 'mask_sha256': parts.sha256(mask)}
+  return str(pathlib.Path(path).absolute())
 
 
-def _matcher_values(matching: matchers.Settings) -> dict[str, Any]:
-  """The options that a matcher goes by, and digests of files they name."""
-  digests = {
-    f'{option}_sha256': parts.sha256(pathlib.Path(matching.options[option]))
-    for option in matching.files
-  }
-  return {matching.name: dict(matching.options), **digests}
+def _digests(mask: str, matching: matchers.Settings) -> dict[str, str]:
+  """Digests of the files that the config names, by the names of its fields."""
+  paths = {'mask': mask} if mask else {}
+  for option in matching.files:
+    paths[f'{matching.name}.{option}'] = matching.options[option]
+  return {name: parts.sha256(pathlib.Path(paths[name])) for name in paths}
 
 
 def _all_rules(values: Mapping[str, Any]) -> dict[str, Any]:

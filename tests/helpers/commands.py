@@ -17,6 +17,8 @@ for arguments in json.load(sys.stdin):
     pid = os.fork()
     if not pid:
       os.dup2(stderr.fileno(), 2)
+      # What the driver itself prints is the result.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
       sys.argv = [module.__file__, *arguments]
       try:
         command.run(module.main)

@@ -11,7 +11,7 @@ import pytest
 
 from configs import preprocess
 from odin_jax.shared import errors
-from preprocessing import settings
+from preprocessing import matchers, settings
 
 
 def test_wings_get_what_the_config_says():
@@ -57,7 +57,37 @@ def test_a_mask_counts_by_what_it_shows(tmp_path, monkeypatch):
   assert checked.values['mask'] == str(tmp_path / 'mask.png')
   digest = hashlib.sha256((tmp_path / 'mask.png').read_bytes()).hexdigest()
   used = checked.part_values()
-  assert used['mask_sha256'] == digest and 'mask' not in used
+  assert used['files_sha256'] == {'mask': digest} and 'mask' not in used
+
+
+def test_files_of_a_matcher_count_beside_the_mask(tmp_path, monkeypatch):
+  """Also where an option of the matcher has the name of another file."""
+  picture = np.full((32, 64), 255, np.uint8)
+  picture[:4] = 0
+  cv2.imwrite(str(tmp_path / 'a.png'), picture)
+  (tmp_path / 'b.bin').write_bytes(b'another file')
+  path = str(tmp_path / 'b.bin')
+  monkeypatch.setattr(
+    matchers,
+    'checked',
+    lambda name, options: matchers.Settings(
+      name=name, module='', options={'mask': path}, files=('mask',)
+    ),
+  )
+  config = preprocess.get_config()
+  config.mask = str(tmp_path / 'a.png')
+
+  def digests():
+    return settings.checked(config).part_values()['files_sha256']
+
+  first = digests()
+  assert first == {
+    'mask': hashlib.sha256((tmp_path / 'a.png').read_bytes()).hexdigest(),
+    'sphere.mask': hashlib.sha256(b'another file').hexdigest(),
+  }
+  picture[:8] = 0
+  cv2.imwrite(str(tmp_path / 'a.png'), picture)
+  assert digests()['mask'] != first['mask']
 
 
 @pytest.mark.parametrize('table', ['frames', 'poses', 'views', 'sphere'])

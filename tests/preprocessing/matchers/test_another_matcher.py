@@ -126,7 +126,7 @@ def test_its_records_say_its_name_and_are_read(finished):
     'min_similarity': 0.75,
     'weights': str(folder / 'weights'),
   }
-  assert len(config['weights_sha256']) == 64
+  assert len(config['files_sha256']['brute_force.weights']) == 64
   audit = [f'--records={output}', f'--output={folder / "audit"}']
   ((status, stderr),) = commands.run_all('preprocessing.audit', [audit])
   assert status == 0, stderr
