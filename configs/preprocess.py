@@ -141,6 +141,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
       min_overlap=0.2,
       min_coverage=0.5,
       min_points=12,
+      max_masked_share=0.2,
     )
   )
   # Explained in preprocessing/exporting/exports.py.

@@ -4,7 +4,8 @@ python -m preprocessing.worlds --output=runs/w --pairs=16 \
     --config.views.max_turn_deg=45
 
 The rules are those of videos (`configs/preprocess.py`) but for what is said
-here. What else records of worlds are made by are flags of the command.
+here; nothing is masked in a world, so `max_masked_share` changes nothing. What
+else records of worlds are made by are flags of the command.
 """
 
 import ml_collections

@@ -11,6 +11,7 @@ writes index.html, a self-contained page, and audit.json:
     sample       share of consistent records in a random sample, 95 % interval
     epipolar     Sampson distances of fresh matches between the two pictures
     histograms   overlap, baseline, time between the frames
+    unmasked_share  of the views: its mean and least; null where it is not known
     consistency  target2source against frame2scene and the view angles
     rejected     what was dropped, by stage and reason
     videos       figures per video

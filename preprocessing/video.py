@@ -120,13 +120,16 @@ def process(
     pixel_rad=2 * np.pi / video_keyframes.width_px,
     mask=visibility.known_mask(settings.solving.mask, decision.layout),
   ).solve(lambda phase: progress(phase, 0.0))
+  height_px, width_px = video_keyframes.pictures[0].shape[:2]
   cutter = cutting.Cutter(
     video_id,
     video_keyframes,
     solution,
     settings.views,
-    visibility.of_views(
-      decision.layout, settings.views.rules.fov_deg, video_keyframes.width_px
+    visibility.Sight(
+      decision.layout,
+      solution.mask.resized(width_px, height_px),
+      settings.views.rules,
     ),
   )
   split_of = splits.split_frames(

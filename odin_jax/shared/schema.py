@@ -27,7 +27,8 @@ class Feature:
     shape: shape of the value; () for a scalar.
     meaning: what it is, with its unit.
     encoding: of `bytes`, `jpeg` (three channels) or `png` (one).
-    optional: the records of a folder all have it, or none has.
+    optional: the records of a folder all have it, or none has, such as those
+      of an earlier version.
   """
 
   kind: str
@@ -75,6 +76,12 @@ FEATURES: dict[str, Feature] = {
   'matcher': Feature(
     kind='text', meaning='name of the matcher; procedural: true poses'
   ),
+  **_views(
+    'unmasked_share',
+    kind='float',
+    optional=True,
+    meaning="0..1, share of the view's pixels that are not masked",
+  ),
   'target/static_weight': Feature(
     kind='bytes',
     encoding='png',
@@ -83,6 +90,9 @@ FEATURES: dict[str, Feature] = {
   ),
 }
 
+_SHARES = frozenset(
+  ['overlap', 'confidence', 'source/unmasked_share', 'target/unmasked_share']
+)
 Record = dict[str, Any]
 
 
@@ -130,7 +140,7 @@ def validate(record: Mapping[str, Any]) -> None:
       raise SchemaError(f'{name}: {problem}')
   if record['split'] not in SPLITS:
     raise SchemaError(f'split: {record["split"]!r} is none of {SPLITS}')
-  for name in ('overlap', 'confidence'):
+  for name in _SHARES & record.keys():
     if not 0.0 <= record[name] <= 1.0:
       raise SchemaError(f'{name}: {record[name]} is outside 0..1')
   if record['hops'] < 1 or record['median_depth'] <= 0:

@@ -14,6 +14,7 @@ from preprocessing.auditing import epipolar, quality, records
 from preprocessing.writing import jpeg
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
+_UNMASKED_SHARES = ('source/unmasked_share', 'target/unmasked_share')
 _EPIPOLAR_MAX_GAP_S = 2
 _EPIPOLAR_MIN_OVERLAP = 0.5
 _DRAWINGS = 8
@@ -83,9 +84,25 @@ def video_figures(
       (component.poses_per_frame for component in components), default=0
     ),
     'median_depth': float(np.median(depths)) if depths else None,
+    'unmasked_share': unmasked_shares(rows),
     'order': [quality.frames_behind(component) for component in components],
     **kept_shares(summary),
   }
+
+
+def unmasked_shares(
+  rows: Sequence[Mapping[str, Any]],
+) -> dict[str, float] | None:
+  """How much of the views is scene, not the operator: their mean and least.
+
+  None where the records do not say, as those of earlier versions.
+  """
+  shares = [
+    row[name] for row in rows for name in _UNMASKED_SHARES if name in row
+  ]
+  if not shares:
+    return None
+  return {'mean': float(np.mean(shares)), 'min': float(np.min(shares))}
 
 
 def pose_figures(errors: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -226,7 +243,9 @@ def scan(
     rotation.append(deviation[0])
     translation.append(deviation[1])
     names = [
-      name for name in record if name.endswith(('time_s', 'frame2scene'))
+      name
+      for name in record
+      if name.endswith(('time_s', 'frame2scene', 'unmasked_share'))
     ]
     row = {name: record[name] for name in (*_KEPT, *names)}
     row['place'] = place
@@ -323,6 +342,7 @@ def compute(
     **report,
     'epipolar': epipolar_figures(folder, rows, limit),
     'histograms': histograms(rows),
+    'unmasked_share': unmasked_shares(rows),
     'consistency': consistency,
     'videos': videos,
   }, rows

@@ -330,6 +330,7 @@ def _record(
     record[f'{side}/time_s'] = frame.time_s
     record[f'{side}/yaw_deg'] = angles.yaw_deg
     record[f'{side}/pitch_deg'] = angles.pitch_deg
+    record[f'{side}/unmasked_share'] = 1.0
     record[f'{side}/frame2scene'] = _in_units(frame.frame2world, unit_m)
   return record
 

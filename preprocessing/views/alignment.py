@@ -48,13 +48,15 @@ class Angles(NamedTuple):
   pitch_deg: float
 
 
-# Whether the camera saw all that a view with these angles shows.
-Visibility = Callable[[Angles], bool]
+# Why no view with these angles may be cut; None where one may.
+Refuse = Callable[[Angles], rejections.Reason | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewRules:
   """What views are cut, and which pairs of them are good.
+
+  Raises ValueError for a value that means nothing.
 
   Attributes:
     num_views: view pairs that are looked for per frame pair.
@@ -73,6 +75,7 @@ class ViewRules:
     min_overlap: least overlap.
     min_coverage: least coverage.
     min_points: a view with fewer points is not judged but dropped.
+    max_masked_share: a view of which more is masked is not cut.
   """
 
   num_views: int
@@ -87,6 +90,13 @@ class ViewRules:
   min_overlap: float
   min_coverage: float
   min_points: int
+  max_masked_share: float
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.max_masked_share <= 1:
+      raise ValueError(
+        f'max_masked_share={self.max_masked_share}: must be in 0..1'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +192,7 @@ class ViewProposal:
 def align(
   proposals: Sequence[ViewProposal],
   rules: ViewRules,
-  is_visible: Visibility | None = None,
+  refuse: Refuse | None = None,
 ) -> list[ViewProposal]:
   """Turns the views of each proposal until they share enough.
 
@@ -193,7 +203,7 @@ def align(
   Args:
     proposals: what to start from.
     rules: the goal and the limits.
-    is_visible: whether the camera saw all of a view.
+    refuse: see `choose_all`.
 
   Returns:
     the proposals in order: with new angles where the views share more so, by
@@ -218,7 +228,7 @@ def align(
       source=_angles(*angles[:2]),
       target=_angles(*angles[2:]),
     )
-    if _is_better(end, proposals[index], rules, is_visible):
+    if _is_better(end, proposals[index], rules, refuse):
       aligned[index] = end
   return aligned
 
@@ -244,7 +254,7 @@ def _is_better(
   end: ViewProposal,
   start: ViewProposal,
   rules: ViewRules,
-  is_visible: Visibility | None,
+  refuse: Refuse | None,
 ) -> bool:
   # Angles are rounded, so a turn may pass its limit by a hair.
   limit_deg = max(rules.max_turn_deg, start.turn_deg) + 1e-3
@@ -252,9 +262,7 @@ def _is_better(
     end.merit(rules) > start.merit(rules)
     and end.in_source.sum() >= rules.min_points
     and end.turn_deg <= limit_deg
-    and (
-      is_visible is None or (is_visible(end.source) and is_visible(end.target))
-    )
+    and not (refuse and (refuse(end.source) or refuse(end.target)))
   )
 
 
@@ -299,7 +307,7 @@ def choose_view_pairs(
   *,
   rules: ViewRules,
   rng: np.random.Generator,
-  is_visible: Visibility | None = None,
+  refuse: Refuse | None = None,
 ) -> Choice:
   """Pairs of views of one frame pair; see `choose_all`."""
   frames = PosedFrames(
@@ -310,14 +318,14 @@ def choose_view_pairs(
     num_views=rules.num_views,
     rng=rng,
   )
-  return choose_all([frames], rules=rules, is_visible=is_visible)[0]
+  return choose_all([frames], rules=rules, refuse=refuse)[0]
 
 
 def choose_all(
   frame_pairs: Iterable[PosedFrames],
   *,
   rules: ViewRules,
-  is_visible: Visibility | None = None,
+  refuse: Refuse | None = None,
 ) -> list[Choice]:
   """Pairs of views of many frame pairs, turned many at a time.
 
@@ -327,24 +335,25 @@ def choose_all(
   Args:
     frame_pairs: a generator saves memory.
     rules: fields of view and limits; its `num_views` is not used.
-    is_visible: whether the camera saw all of a view with these angles, where
-      it did not see all around; views that reach beyond are refused.
+    refuse: says why no view with some angles may be cut, such as where the
+      camera did not see all around; other angles are then tried. None: every
+      view may be cut.
   """
   rest, choices = iter(frame_pairs), []
   while batch := list(itertools.islice(rest, _FRAME_PAIRS)):
-    choices += _choose(batch, rules, is_visible)
+    choices += _choose(batch, rules, refuse)
   return choices
 
 
 def _choose(
   frame_pairs: Sequence[PosedFrames],
   rules: ViewRules,
-  is_visible: Visibility | None,
+  refuse: Refuse | None,
 ) -> list[Choice]:
-  searches = [_Search(frames, rules, is_visible) for frames in frame_pairs]
+  searches = [_Search(frames, rules, refuse) for frames in frame_pairs]
   proposed = [search.propose() for search in searches]
   proposals = itertools.chain.from_iterable(views for views, _ in proposed)
-  aligned = iter(align(list(proposals), rules, is_visible))
+  aligned = iter(align(list(proposals), rules, refuse))
   choices = []
   for search, (views, reasons) in zip(searches, proposed, strict=True):
     own = list(itertools.islice(aligned, len(views)))
@@ -363,7 +372,7 @@ class _Search:
     self,
     frames: PosedFrames,
     rules: ViewRules,
-    is_visible: Visibility | None,
+    refuse: Refuse | None,
   ):
     self._frames2scene = frames.source_frame2scene, frames.target_frame2scene
     self._in_source, self._in_target = (
@@ -381,7 +390,7 @@ class _Search:
     self._num_views = frames.num_views
     self._rng = frames.rng
     self._rules = rules
-    self._is_visible = is_visible
+    self._refuse = refuse
 
   def propose(self) -> tuple[list[ViewProposal], list[rejections.Reason]]:
     """Views all around, each with a target; and why there are not more."""
@@ -449,9 +458,9 @@ class _Search:
     if in_source.sum() < rules.min_points:
       return rejections.Reason.FEW_POINTS
     target = self._aim(source, in_source, jitter)
-    is_visible = self._is_visible
-    if is_visible and not (is_visible(source) and is_visible(target)):
-      return rejections.Reason.NOT_SEEN
+    refuse = self._refuse
+    if refuse and (reason := refuse(source) or refuse(target)):
+      return reason
     return ViewProposal(
       points_source=self._in_source,
       points_target=self._in_target,

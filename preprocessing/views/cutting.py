@@ -13,7 +13,7 @@ from odin_jax.shared import camera, schema
 from preprocessing import panorama
 from preprocessing.keyframes import keyframes, static_weights
 from preprocessing.solving import scene_scale, solver, tracks
-from preprocessing.views import alignment, frame_pairs
+from preprocessing.views import alignment, frame_pairs, visibility
 from preprocessing.writing import jpeg, rejections
 
 # Panoramas that views are cut from; a large one takes 25 MB.
@@ -68,7 +68,7 @@ class Cutter:
     video_keyframes: see there.
     solution: their poses.
     settings: see there.
-    is_visible: whether the camera saw all that a view shows; None: it sees all.
+    sight: which views may be cut, and how much of each is scene.
   """
 
   def __init__(
@@ -77,13 +77,13 @@ class Cutter:
     video_keyframes: keyframes.Keyframes,
     solution: solver.Solution,
     settings: Settings,
-    is_visible: alignment.Visibility | None = None,
+    sight: visibility.Sight,
   ):
     self._video_id = video_id
     self._keyframes = video_keyframes
     self._solution = solution
     self._settings = settings
-    self._is_visible = is_visible
+    self._sight = sight
     self._rules = settings.rules
 
   def choose(
@@ -98,7 +98,7 @@ class Cutter:
     choices = alignment.choose_all(
       (self._posed_frames(directed) for directed in directed_pairs),
       rules=self._rules,
-      is_visible=self._is_visible,
+      refuse=self._sight.refuse,
     )
     chosen: list[SelectedViews] = []
     reasons_of: dict[
@@ -227,6 +227,7 @@ class Cutter:
       f'{side}/time_s': self._keyframes.times_s[frame],
       f'{side}/yaw_deg': angles.yaw_deg,
       f'{side}/pitch_deg': angles.pitch_deg,
+      f'{side}/unmasked_share': self._sight.unmasked_share(angles),
     }
 
   def _pose(self, frame: int, unit: float) -> Float[np.ndarray, '3 4']:

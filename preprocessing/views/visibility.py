@@ -6,9 +6,11 @@ from preprocessing import panorama
 from preprocessing.reading import projections
 from preprocessing.solving import masks
 from preprocessing.views import alignment
+from preprocessing.writing import rejections
 
-# A view is asked for on a grid of so many rays.
+# A view is asked for on a grid of so many rays, and counted on a finer one.
 _ASKED_PX = 32
+_COUNTED_PX = 64
 
 
 def known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
@@ -23,25 +25,62 @@ def known_mask(path: str, layout: projections.Layout) -> masks.Mask | None:
   return parts[0] if len(parts) == 1 else masks.union(*parts)
 
 
-def of_views(
-  layout: projections.Layout, fov_deg: float, width_px: int
-) -> alignment.Visibility | None:
-  """Whether a camera of this layout sees all that a view shows."""
-  if layout.full_sphere:
-    return None
-  # The outermost rays asked about are those of the view's borders, and of what
-  # interpolation reads beyond them.
-  border = np.tan(np.deg2rad(fov_deg) / 2) * _ASKED_PX / (_ASKED_PX - 1)
-  asked_deg = 2 * np.rad2deg(np.arctan(border))
-  asked_deg += 2 * panorama.MARGIN_PX * 360 / width_px
+class Sight:
+  """Which views may be cut, and how much of each is scene.
 
-  def is_visible(angles: alignment.Angles) -> bool:
+  Args:
+    layout: what the camera saw.
+    mask: what is never scene, as it is exported; cells as panoramas have them.
+    rules: field of view of all views, and how much of one may be masked.
+  """
+
+  def __init__(
+    self,
+    layout: projections.Layout,
+    mask: masks.Mask,
+    rules: alignment.ViewRules,
+  ):
+    self._layout = layout
+    self._mask = mask if mask.cells.any() else None
+    self._fov_deg = rules.fov_deg
+    self._max_masked_share = rules.max_masked_share
+    # The outermost rays asked about are those of the view's borders, and of
+    # what interpolation reads beyond them.
+    border = np.tan(np.deg2rad(rules.fov_deg) / 2) * _ASKED_PX / (_ASKED_PX - 1)
+    asked_deg = 2 * np.rad2deg(np.arctan(border))
+    asked_deg += 2 * panorama.MARGIN_PX * 360 / mask.cells.shape[1]
+    self._asked_deg = float(min(asked_deg, 179.0))
+
+  def refuse(self, angles: alignment.Angles) -> rejections.Reason | None:
+    """Why no view with these angles may be cut; None where one may."""
+    if not self._sees(angles):
+      return rejections.Reason.NOT_SEEN
+    if 1 - self.unmasked_share(angles) > self._max_masked_share:
+      return rejections.Reason.MASKED
+    return None
+
+  def unmasked_share(self, angles: alignment.Angles) -> float:
+    """Share of a view's pixels that show what may be scene.
+
+    Counted on a grid of 64 x 64 of the view's rays: good to about a hundredth.
+    """
+    if self._mask is None:
+      return 1.0
     directions = panorama.view_directions(
       yaw_deg=angles.yaw_deg,
       pitch_deg=angles.pitch_deg,
-      fov_deg=float(min(asked_deg, 179.0)),
+      fov_deg=self._fov_deg,
+      size_px=_COUNTED_PX,
+    )
+    return float(1 - self._mask.holds(directions).mean())
+
+  def _sees(self, angles: alignment.Angles) -> bool:
+    if self._layout.full_sphere:
+      return True
+    directions = panorama.view_directions(
+      yaw_deg=angles.yaw_deg,
+      pitch_deg=angles.pitch_deg,
+      fov_deg=self._asked_deg,
       size_px=_ASKED_PX,
     )
-    return bool(np.all(layout.sees(directions)))
-
-  return is_visible
+    return bool(np.all(self._layout.sees(directions)))

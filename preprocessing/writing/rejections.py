@@ -51,6 +51,7 @@ class Reason(enum.Enum):
   SPLITS = 'frames belong to different splits'
   FEW_POINTS = 'too few points in the source view'
   NOT_SEEN = 'view reaches beyond what the camera saw'
+  MASKED = 'too much of the view is masked'
   LITTLE_OVERLAP = 'views overlap too little'
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera, record_folder, schema
+from preprocessing import panorama
 from preprocessing.procedural import footage
 from tests.helpers import layouts
 
@@ -218,6 +219,8 @@ def with_everything(repository, tmp_path_factory):
   )
   mask = np.full((64, 128), 255, np.uint8)
   mask[40:44, 30:60] = 0
+  # Somebody behind the camera, over the seam.
+  mask[20:, :12] = mask[20:, -12:] = 0
   cv2.imwrite(str(folder / 'mask.png'), mask)
   output = folder / 'records'
   done = run(
@@ -282,6 +285,28 @@ def test_the_camera_path_leaves_for_other_tools(with_everything):
   height, width = masked.shape
   # Where the user's mask is black.
   assert not masked[42 * height // 64, 45 * width // 128]
+
+
+def test_shares_of_the_scene_are_those_of_the_exported_mask(with_everything):
+  output, _ = with_everything
+  file = next((output / 'cameras' / 'cube' / 'masks').iterdir())
+  mask = np.repeat(cv2.imread(str(file), 0)[..., None], 3, axis=2)
+  shares = []
+  for record in read_records(output):
+    for side in ('source', 'target'):
+      view = panorama.cut_view(
+        mask,
+        yaw_deg=record[f'{side}/yaw_deg'],
+        pitch_deg=record[f'{side}/pitch_deg'],
+        fov_deg=record['fov_deg'],
+        size_px=128,
+      )
+      shares.append((record[f'{side}/unmasked_share'], view.mean() / 255))
+  told, measured = np.array(shares).T
+  np.testing.assert_allclose(told, measured, atol=0.01)
+  # What is painted is in some of the views, and in none too much of it, though
+  # views in a third of all directions would show more.
+  assert 0.8 <= told.min() < 0.95
 
 
 def test_records_are_consistent(finished):

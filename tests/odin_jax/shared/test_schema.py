@@ -53,6 +53,18 @@ def test_metadata_lists_an_optional_feature_only_where_records_have_it():
   np.testing.assert_array_equal(png[..., 0], view)
 
 
+def test_shares_of_the_scene_are_read_and_old_records_need_none():
+  shares = {'source/unmasked_share': 0.75, 'target/unmasked_share': 1.0}
+  back = schema.decode(schema.encode(example_record(**shares)))
+  assert {name: back[name] for name in shares} == shares
+  assert (
+    not shares.keys() & schema.decode(schema.encode(example_record())).keys()
+  )
+  described = tfds_metadata.features(shares)
+  for side in ('source', 'target'):
+    assert described[side]['unmasked_share'].np_dtype == np.float32
+
+
 def test_the_same_record_gives_the_same_bytes_in_any_order():
   record = example_record()
   turned = dict(reversed(record.items()))
@@ -73,6 +85,8 @@ def test_the_same_record_gives_the_same_bytes_in_any_order():
     ({'source/image': b''}, 'source/image'),
     ({'video_id': ''}, 'video_id'),
     ({'target/static_weight': b''}, 'static_weight'),
+    ({'source/unmasked_share': 1.5}, 'unmasked_share: 1.5 is outside 0..1'),
+    ({'target/unmasked_share': -0.1}, 'unmasked_share: -0.1 is outside 0..1'),
     ({'extra': 1}, 'extra'),
   ],
 )

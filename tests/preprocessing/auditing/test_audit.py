@@ -229,6 +229,8 @@ def test_true_records_pass_the_audit(run):
     assert pose['kept_share_per_gap'].keys() == {'1', '2'}
   assert report['epipolar']['matched'] >= 10
   assert report['epipolar']['sampson_px'] < 0.4
+  # Nothing is masked where nobody holds the camera.
+  assert report['unmasked_share'] == {'mean': 1.0, 'min': 1.0}
   assert report['consistency']['max_rotation_deg'] < 1e-4
   assert report['consistency']['max_translation'] < 1e-5
   json.dumps(report, allow_nan=False)
@@ -310,6 +312,16 @@ def test_rejections_are_counted_with_examples():
   assert (first['stage'], first['reason'], first['count']) == ('views', 'a', 4)
   assert first['examples'][0]['picture'] == 'p.jpg'
   assert second['count'] == 1
+
+
+def test_shares_of_the_scene_are_told_where_records_have_them():
+  rows = [
+    {'source/unmasked_share': 0.9, 'target/unmasked_share': 1.0},
+    {'source/unmasked_share': 0.8, 'target/unmasked_share': 0.7},
+  ]
+  shares = figures.unmasked_shares(rows)
+  assert shares == pytest.approx({'mean': 0.85, 'min': 0.7})
+  assert figures.unmasked_shares([{'overlap': 1.0}]) is None
 
 
 def test_histograms_count_every_record(run):

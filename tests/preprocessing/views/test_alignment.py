@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from odin_jax.shared import camera
-from preprocessing.views import alignment
+from preprocessing.reading import projections
+from preprocessing.solving import masks
+from preprocessing.views import alignment, visibility
 from preprocessing.writing import rejections
 from tests.benchmarks import alignment as benchmark
 from tests.helpers import default_rules
@@ -360,29 +362,80 @@ def test_views_beyond_what_the_camera_saw_are_refused():
   points = room_points(rng)
   poses = [camera.make_pose(np.eye(3), rng.uniform(-0.6, 0.6, 3)) for _ in '12']
 
-  def pairs(is_visible, **rules):
+  def pairs(refuse, **rules):
     return alignment.choose_view_pairs(
       *poses,
       points,
       np.ones(len(points)),
       rules=default_rules.view_rules(fov_deg=60.0, num_tries=20, **rules),
       rng=np.random.default_rng(0),
-      is_visible=is_visible,
+      refuse=refuse,
     )
 
   def ahead(angles):
     return abs(angles.yaw_deg) <= 60
 
-  kept, _ = pairs(ahead, num_views=12)
+  def refuse(angles):
+    return None if ahead(angles) else rejections.Reason.NOT_SEEN
+
+  kept, _ = pairs(refuse, num_views=12)
   assert len(kept) > 6
   assert all(ahead(pair.source) and ahead(pair.target) for pair in kept)
   assert not all(
     ahead(pair.source) and ahead(pair.target)
     for pair in pairs(None, num_views=12)[0]
   )
-  kept, reasons = pairs(lambda _: False)
+  kept, reasons = pairs(lambda _: rejections.Reason.NOT_SEEN)
   assert not kept
   assert set(reasons) == {rejections.Reason.NOT_SEEN}
+
+
+def around(pairs):
+  return [angles for pair in pairs for angles in (pair.source, pair.target)]
+
+
+def test_views_are_turned_away_from_what_is_masked():
+  rng = np.random.default_rng(18)
+  points = room_points(rng)
+  poses = [camera.make_pose(np.eye(3), rng.uniform(-0.6, 0.6, 3)) for _ in '12']
+  mask = masks.Mask(cells=np.zeros((180, 360), bool))
+  # Behind the camera: a sixth of the circle.
+  mask.cells[60:, :30] = mask.cells[60:, -30:] = True
+
+  def choose_with(mask, **rules):
+    rules = default_rules.view_rules(num_views=12, **rules)
+    sight = visibility.Sight(projections.NAMES['equirectangular'], mask, rules)
+    return sight, alignment.choose_view_pairs(
+      *poses,
+      points,
+      np.ones(len(points)),
+      rules=rules,
+      rng=np.random.default_rng(0),
+      refuse=sight.refuse,
+    )
+
+  sight, (free, reasons) = choose_with(mask, max_masked_share=1.0)
+  assert len(free) == 12 and not reasons
+  shares = [1 - sight.unmasked_share(angles) for angles in around(free)]
+  assert max(shares) > 0.3
+  for limit in (0.2, 0.05):
+    sight, (kept, reasons) = choose_with(mask, max_masked_share=limit)
+    # Others take the place of all that are refused.
+    assert len(kept) == 12 and not reasons
+    shares = [1 - sight.unmasked_share(angles) for angles in around(kept)]
+    assert max(shares) <= limit
+  # Where nothing is over the limit nothing changes.
+  nothing = masks.Mask(cells=np.zeros((180, 360), bool))
+  _, (without, _) = choose_with(nothing, max_masked_share=0.0)
+  assert around(without) == around(free)
+  everything = masks.Mask(cells=np.ones((180, 360), bool))
+  _, (kept, reasons) = choose_with(everything, max_masked_share=0.9)
+  assert not kept and set(reasons) == {rejections.Reason.MASKED}
+
+
+def test_a_share_that_is_none_is_refused():
+  with pytest.raises(ValueError, match='max_masked_share=1.5'):
+    default_rules.view_rules(max_masked_share=1.5)
 
 
 def test_threads_are_as_before():
