@@ -44,7 +44,8 @@ from preprocessing.writing import merging, splits
 
 TOOL = 'preprocessing.worlds'
 
-_CONFIG = command.define_config('configs/worlds.py')
+_RULES = 'configs/worlds.py'
+_CONFIG = command.define_config(_RULES)
 _OUTPUT = command.define_output()
 _NUM_WORLDS = flags.DEFINE_integer(
   'num_worlds', 2, 'Number of worlds; their kinds take turns.', lower_bound=1
@@ -91,6 +92,15 @@ _SPLIT_BY = flags.DEFINE_enum(
 )
 _TEST_FRACTION = flags.DEFINE_float(
   'test_fraction', 0.1, 'With --pairs: share of the test split.', 0, 1
+)
+
+_OF_PAIRS = (
+  _VIEW_PX,
+  _FOV_DEG,
+  _VIEWS_PER_PAIR,
+  _MAX_GAP_S,
+  _SPLIT_BY,
+  _TEST_FRACTION,
 )
 
 
@@ -142,7 +152,7 @@ def _view_rules() -> alignment.ViewRules:
       fov_deg=_FOV_DEG.value,
       **tables.pop('views'),
     )
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, ValueError) as error:
     raise errors.UserError(
       f'--config: {error}; give one with the fields of configs/worlds.py'
     ) from error
@@ -153,6 +163,24 @@ def _view_rules() -> alignment.ViewRules:
       'fields of configs/worlds.py'
     )
   return rules
+
+
+def _check_used() -> None:
+  """Refuses flags that would change nothing in what is made.
+
+  Raises:
+    errors.UserError: there is one.
+  """
+  if _PAIRS.value:
+    unused, words = (_WIDTH, _HEIGHT), 'of videos only, but --pairs makes none'
+  else:
+    unused, words = _OF_PAIRS, 'only with --pairs=N, records in place of videos'
+  for flag in unused:
+    if flag.present:
+      raise errors.UserError(f'--{flag.name}: {words}; leave it out')
+  given = _CONFIG.value.to_dict()
+  if not _PAIRS.value and given != command.load_config(_RULES).to_dict():
+    raise errors.UserError(f'--config.views: {words}; leave it out')
 
 
 def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
@@ -216,6 +244,7 @@ def main() -> None:
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
     raise errors.UserError('--width and --height: must be even for H.264')
   _view_rules()
+  _check_used()
   stopwatch = command.Stopwatch()
   output = files.claim_output(_OUTPUT.value, TOOL)
   if _PAIRS.value:

@@ -27,6 +27,7 @@ from preprocessing.procedural import (
 )
 from preprocessing.running import pool
 from preprocessing.views import alignment
+from tests.helpers import commands
 
 _WIDTH, _HEIGHT = 256, 128
 
@@ -417,7 +418,7 @@ def test_a_finished_world_stays_and_other_flags_are_refused(videos, command):
 
 
 def test_pairs_do_not_go_among_videos(videos, command):
-  _, done = command('videos', '--num_worlds=1', '--pairs=2', *_SMALL)
+  _, done = command('videos', '--num_worlds=1', '--pairs=2', '--seconds=1')
   assert done.returncode == 2
   assert 'holds videos' in done.stderr
 
@@ -436,14 +437,24 @@ def test_how_views_are_chosen_can_be_set(command):
   assert [json.loads(row)['reason'] for row in rows] == [
     'too few points in the source view'
   ]
-  for argument in (
-    '--config.views.min_point=1',
-    '--config=configs/evaluate.py',
-    '--config=configs/preprocess.py',
-  ):
-    _, done = command('refused', *pairs, argument)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+
+
+def test_flags_that_would_change_nothing_are_refused(tmp_path):
+  output = tmp_path / 'worlds'
+  refused = [
+    (['--pairs=2', '--config.views.min_point=1'], 'min_point'),
+    (['--pairs=2', '--config=configs/evaluate.py'], 'configs/worlds.py'),
+    (['--pairs=2', '--config=configs/preprocess.py'], 'configs/worlds.py'),
+    (['--pairs=2', '--config.views.max_masked_share=2.0'], 'max_masked_share'),
+    (['--pairs=2', '--width=128'], '--width'),
+    (['--config.views.max_turn_deg=45.0'], '--config.views: only with --pairs'),
+    (['--view_px=64'], '--view_px: only with --pairs'),
+    (['--test_fraction=0.5'], '--test_fraction: only with --pairs'),
+  ]
+  lines = [[f'--output={output}', *arguments] for arguments, _ in refused]
+  results = commands.run_all('preprocessing.worlds', lines)
+  commands.assert_refused(results, [[words] for _, words in refused])
+  assert not output.exists()
 
 
 def crowded(kind, movers, *, seconds=1.0, px_per_rad=64 / np.pi):
