@@ -161,6 +161,7 @@ def process(
     ),
     summary={
       'projection': decision.to_dict(),
+      'colours': frames.describe_colours(path),
       **_summary(solution, chosen, selection, settings.keyframes.fps),
     },
     dropped=dropped,

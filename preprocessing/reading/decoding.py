@@ -26,11 +26,11 @@ from typing import BinaryIO, Iterable, Iterator, Mapping, NamedTuple
 import av
 from av.stream import Disposition
 from av.video.frame import PictureType
-from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.shared import errors
+from preprocessing.reading import colours
 
 # Decoders that leave out frames one by one when told so; packets of others may
 # hold several frames, or none. That of HEVC leaves out damaged ones, too, and
@@ -40,9 +40,6 @@ _SKIPPING_CODECS = ('h264',)
 _TIMED_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
 # Longer groups of pictures are decoded in full, for they are held in memory.
 _MAX_GROUP = 300
-# Matrix of a video that names none, by its size, as players have it.
-_HD_WIDTH_PX, _HD_HEIGHT_PX = 1280, 576
-_UNSPECIFIED = 2
 _DISPLAY_MATRIX = struct.Struct('=9i')
 # Streams of pictures that are no video.
 _STILLS = (
@@ -185,16 +182,8 @@ def _refusal_of_halves(
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
-  """The picture as it is to be shown: sRGB, turned as its metadata says.
-
-  Range and matrix are the frame's own. A frame that names no matrix has that
-  of BT.709 where it is larger than standard definition, else of BT.601.
-  """
-  is_hd = frame.width >= _HD_WIDTH_PX or frame.height > _HD_HEIGHT_PX
-  matrix = None
-  if frame.colorspace == _UNSPECIFIED and is_hd:
-    matrix = Colorspace.ITU709
-  image = frame.to_ndarray(format='rgb24', src_colorspace=matrix)
+  """The picture as it is to be shown: sRGB, turned as its metadata says."""
+  image = colours.to_srgb(frame)
   for item in frame.side_data:
     if item.type.name == 'DISPLAYMATRIX':
       return _turned(image, bytes(item))
@@ -217,7 +206,7 @@ def sample(
 
   Raises:
     VideoError: no video, or one that cannot be read to its end, or ends before
-      its header says.
+      its header says, or whose colours are not read.
   """
   time_s = last_end_s = 0.0
   damage = _Damage()
@@ -243,6 +232,7 @@ def sample(
           time_s = shown_s - plan.start_s
           last_end_s = max(last_end_s, time_s + _length_s(frame))
           if grid.takes(time_s):
+            _check_colours(path, frame)
             yield Sample(time_s, frame, is_damaged)
     except av.error.FFmpegError as error:
       raise VideoError(
@@ -274,7 +264,8 @@ def key_frames(
   say so. A file that cannot be sought in gives its first.
 
   Raises:
-    VideoError: no video, or none of these frames can be decoded.
+    VideoError: no video, or none of these frames can be decoded, or their
+      colours are not read.
   """
   frame_at: dict[int | None, av.VideoFrame] = {}
   with open_video(path) as container:
@@ -298,7 +289,16 @@ def key_frames(
     raise VideoError(
       f'{path}: no frame in it can be decoded; get the file again'
     )
+  for frame in frame_at.values():
+    _check_colours(path, frame)
   return list(frame_at.values())
+
+
+def _check_colours(path: str | os.PathLike[str], frame: av.VideoFrame) -> None:
+  """Raises VideoError where `to_rgb` cannot read the colours of a frame."""
+  fault = colours.fault(frame)
+  if fault:
+    raise VideoError(f'{path}: {fault}')
 
 
 class _Damage:

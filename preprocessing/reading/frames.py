@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-from typing import Iterator
+from typing import Any, Iterator
 
 from jaxtyping import UInt8
 import numpy as np
 
-from preprocessing.reading import decoding, detection, projections
+from preprocessing.reading import colours, decoding, detection, projections
 
 VideoError = decoding.VideoError
 VideoInfo = decoding.VideoInfo
@@ -42,6 +42,15 @@ class Frame:
   time_s: float
   image: UInt8[np.ndarray, 'h w 3']
   is_damaged: bool = False
+
+
+def describe_colours(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """What colours a video has and what is done to them, for the manifest.
+
+  Raises:
+    VideoError: no video, or its colours are not read.
+  """
+  return colours.describe(decoding.key_frames(path, 1)[0])
 
 
 def read_frames(

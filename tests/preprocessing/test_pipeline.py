@@ -241,6 +241,7 @@ def test_a_cubemap_video_is_recognised_and_posed(with_everything):
   summary = summaries(output)['cube']
   assert summary['projection']['layout']['name'] == 'eac'
   assert summary['projection']['source'] == 'content'
+  assert summary['colours']['conversion'] == 'none'
   rotation_deg, direction_deg, _ = errors_against_truth(
     read_records(output), truth
   )
