@@ -51,7 +51,8 @@ def options(settings: Settings) -> dict[str, Any]:
   """The options of yt-dlp that all videos have in common.
 
   The best stream of pictures alone that is not above `max_height`, else the
-  best with sound. Retries are ours, so that all requests are paced.
+  best with sound; of several of one size, one that is no HDR. Retries are ours,
+  so that all requests are paced.
   """
   kind = (
     f'[height<=?{settings.max_height}][protocol^=http]'
@@ -59,6 +60,8 @@ def options(settings: Settings) -> dict[str, Any]:
   )
   return {
     'format': f'bv{kind}/b{kind}',
+    # As yt-dlp sorts by itself, but that it takes HDR before SDR; + turns that.
+    'format_sort': ['lang', 'quality', 'res', '+hdr'],
     'noplaylist': True,
     'continuedl': True,
     'retries': 0,

@@ -618,6 +618,9 @@ _FORMATS = st.lists(
       'ext': st.sampled_from(('mp4', 'webm', 'flv')),
       'protocol': st.sampled_from(('https', 'http', 'm3u8_native')),
       'acodec': st.sampled_from(('none', 'opus')),
+      'dynamic_range': st.sampled_from((None, 'SDR', 'HLG', 'HDR10', 'DV')),
+      'fps': st.sampled_from((None, 30, 60)),
+      'quality': st.just(7),
     }
   ),
   min_size=1,
@@ -646,6 +649,10 @@ def described(formats):
     'extractor': 'youtube',
     'extractor_key': 'Youtube',
     'webpage_url': 'https://localhost/page',
+    '_format_sort_fields': (
+      *('quality', 'res', 'fps', 'hdr:12', 'source', 'vcodec', 'channels'),
+      *('acodec', 'lang', 'proto'),
+    ),
     'formats': [
       {**item, 'format_id': f'f{i}', 'url': f'https://localhost/{i}'}
       for i, item in enumerate(formats)
@@ -695,9 +702,29 @@ def test_the_best_format_not_above_the_cap_is_taken(formats, cap):
   heights = [item['height'] or 0 for item in silent or usable]
   assert (taken['height'] or 0) == max(heights)
   assert taken['acodec'] == ('none' if silent else 'opus')
+  # Of that size SDR where there is any.
+  ranges = {
+    item['dynamic_range'] or 'SDR'
+    for item in silent or usable
+    if (item['height'] or 0) == max(heights)
+  }
+  assert taken['dynamic_range'] in ({'SDR'} & ranges or ranges)
   assert (taken['ext'], taken['protocol']) in {
     (item['ext'], item['protocol']) for item in usable
   }
+
+
+@pytest.mark.parametrize('hdr', ['HDR10', 'HLG', 'HDR10+', 'DV'])
+def test_sdr_is_taken_of_the_same_size_and_hdr_where_it_is_larger(hdr):
+  common = {'ext': 'mp4', 'protocol': 'https', 'acodec': 'none', 'quality': 7}
+  bright = {**common, 'height': 1080, 'dynamic_range': hdr, 'fps': 60}
+  plain = {**common, 'height': 1080, 'dynamic_range': 'SDR', 'fps': 30}
+  small = {**plain, 'height': 720}
+  for formats in ([bright, plain, small], [small, plain, bright]):
+    assert select(formats, 2048)['dynamic_range'] == 'SDR'
+    assert select(formats, 2048)['height'] == 1080
+  for formats in ([bright, small], [small, bright]):
+    assert select(formats, 2048)['dynamic_range'] == hdr
 
 
 @pytest.mark.parametrize(
