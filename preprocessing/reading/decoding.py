@@ -6,7 +6,8 @@ files are refused.
 
 Damage goes on: a frame that is made from a damaged one shows it, too. What the
 decoder flags, what it fails at and what it gives no frame for damages all that
-follows in decoding order, up to the next key frame.
+follows in decoding order, up to the next key frame. A frame that does not come
+counts as a damaged one: the last that came stands in for it.
 
 What is decoded is what the rate needs. A frame that is not wanted and that no
 other frame is made from is left out, and so is the end of a group of pictures
@@ -36,8 +37,13 @@ from preprocessing.reading import colours
 # hold several frames, or none. That of HEVC leaves out damaged ones, too, and
 # does not say so: of it every frame is asked for.
 _SKIPPING_CODECS = ('h264',)
+# Of VP9 libvpx fails at most of the damage that FFmpeg's own decoder smears
+# over the picture without a word; it decodes the same otherwise.
+_STRICT_DECODERS = {'vp9': 'libvpx-vp9'}
 # Containers that keep the time of every frame.
 _TIMED_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
+# Key frames that are tried until one is sound.
+_TRIED_PLACES = 10
 # Longer groups of pictures are decoded in full, for they are held in memory.
 _MAX_GROUP = 300
 _DISPLAY_MATRIX = struct.Struct('=9i')
@@ -84,7 +90,7 @@ class Sample(NamedTuple):
 
   Attributes:
     time_s: seconds from the first frame.
-    frame: as it was decoded.
+    frame: as it was decoded; where none was, the one before.
     is_damaged: it, or one that it is made from, was damaged in the file.
   """
 
@@ -183,11 +189,16 @@ def _refusal_of_halves(
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
   """The picture as it is to be shown: sRGB, turned as its metadata says."""
-  image = colours.to_srgb(frame)
+  image, matrix = colours.to_srgb(frame), _display_matrix(frame)
+  return image if matrix is None else _turned(image, matrix)
+
+
+def _display_matrix(frame: av.VideoFrame) -> bytes | None:
+  """How the picture is to be turned, see `_turned`; None where it is not."""
   for item in frame.side_data:
     if item.type.name == 'DISPLAYMATRIX':
-      return _turned(image, bytes(item))
-  return image
+      return bytes(item)
+  return None
 
 
 def sample(
@@ -209,12 +220,13 @@ def sample(
       its header says, or whose colours are not read.
   """
   time_s = last_end_s = 0.0
-  damage = _Damage()
+  last: av.VideoFrame | None = None
   with open_video(path) as container:
     info = _info(container)
     stream = video_stream(container)
     demuxed = _Demuxed(container, stream, others=not info.own_duration)
-    stream.thread_type = 'AUTO'
+    decoder = _decoder(path, stream)
+    damage = _Damage(decoder)
     grid = _Grid(fps, info.frame_rate)
     plan = _Plan(
       _Grid(fps, info.frame_rate),
@@ -224,16 +236,25 @@ def sample(
     )
     try:
       for packet, is_wanted in plan.packets(demuxed.packets()):
-        stream.codec_context.skip_frame = 'DEFAULT' if is_wanted else 'NONREF'
-        for frame, is_damaged in damage.decoded(packet, is_wanted=is_wanted):
-          shown_s = _shown_s(frame, info, path, plan.start_s, time_s)
-          if plan.start_s is None:
-            plan.start_s = shown_s
-          time_s = shown_s - plan.start_s
-          last_end_s = max(last_end_s, time_s + _length_s(frame))
+        decoder.skip_frame = 'DEFAULT' if is_wanted else 'NONREF'
+        for pts, frame, is_damaged in damage.decoded(
+          packet, is_wanted=is_wanted
+        ):
+          if frame is not None:
+            shown_s = _shown_s(frame, info, path, plan.start_s, time_s)
+            if plan.start_s is None:
+              plan.start_s = shown_s
+            time_s = shown_s - plan.start_s
+            last_end_s = max(last_end_s, time_s + _length_s(frame))
+            last = frame
+          elif last is None:
+            # There is no time to count from.
+            continue
+          else:
+            time_s = float(pts * stream.time_base) - plan.start_s
           if grid.takes(time_s):
-            _check_colours(path, frame)
-            yield Sample(time_s, frame, is_damaged)
+            _check_colours(path, last)
+            yield Sample(time_s, last, is_damaged)
     except av.error.FFmpegError as error:
       raise VideoError(
         f'{path}: damaged at {time_s:.2f} s ({error.strerror}); get the file '
@@ -267,7 +288,24 @@ def key_frames(
     VideoError: no video, or none of these frames can be decoded, or their
       colours are not read.
   """
-  frame_at: dict[int | None, av.VideoFrame] = {}
+  frame_at = {frame.pts: frame for frame in _sought(path, max_count)}
+  return list(frame_at.values())
+
+
+def any_frame(path: str | os.PathLike[str]) -> av.VideoFrame:
+  """A key frame, the first of a sound video.
+
+  Raises:
+    VideoError: as for `key_frames`.
+  """
+  return next(_sought(path, _TRIED_PLACES))
+
+
+def _sought(
+  path: str | os.PathLike[str], max_count: int
+) -> Iterator[av.VideoFrame]:
+  """Yields the key frames before even times, and raises if there are none."""
+  any_came = False
   with open_video(path) as container:
     stream = video_stream(container)
     stream.codec_context.skip_frame = 'NONKEY'
@@ -280,18 +318,18 @@ def key_frames(
           container.seek(
             start + int(offset_s / stream.time_base), stream=stream
           )
-        for frame in itertools.islice(container.decode(stream), 1):
-          if not frame.is_corrupt:
-            frame_at[frame.pts] = frame
+        frames = list(itertools.islice(container.decode(stream), 1))
       except av.error.FFmpegError:
         continue
-  if not frame_at:
+      for frame in frames:
+        if not frame.is_corrupt:
+          _check_colours(path, frame)
+          any_came = True
+          yield frame
+  if not any_came:
     raise VideoError(
       f'{path}: no frame in it can be decoded; get the file again'
     )
-  for frame in frame_at.values():
-    _check_colours(path, frame)
-  return list(frame_at.values())
 
 
 def _check_colours(path: str | os.PathLike[str], frame: av.VideoFrame) -> None:
@@ -301,14 +339,52 @@ def _check_colours(path: str | os.PathLike[str], frame: av.VideoFrame) -> None:
     raise VideoError(f'{path}: {fault}')
 
 
+def _decoder(
+  path: str | os.PathLike[str], stream: av.video.stream.VideoStream
+) -> av.VideoCodecContext:
+  """What decodes a stream: its own decoder, or one that fails at damage.
+
+  The latter knows what is in the packets alone: not whether the picture is to
+  be turned, and no more than 8 bits.
+  """
+  own = stream.codec_context
+  own.thread_type = 'AUTO'
+  name = _STRICT_DECODERS.get(own.name)
+  if name is None:
+    return own
+  frame = any_frame(path)
+  is_deep = frame.format.components[0].bits > 8
+  if is_deep or _display_matrix(frame) is not None:
+    return own
+  decoder = av.CodecContext.create(name, 'r')
+  decoder.color_trc = frame.color_trc
+  decoder.color_primaries = frame.color_primaries
+  return decoder
+
+
+class _Decoded(NamedTuple):
+  """What became of a packet.
+
+  Attributes:
+    pts: presentation time; None where the packets carry none.
+    frame: None where the decoder gave none.
+    is_damaged: see `Sample`.
+  """
+
+  pts: int | None
+  frame: av.VideoFrame | None
+  is_damaged: bool
+
+
 class _Damage:
-  """Tells which frames show damage.
+  """Decodes, and tells which frames show damage.
 
   Frames wait until it is known: until all that was decoded before them is out,
   which is as long as the decoder reorders.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, decoder: av.VideoCodecContext):
+    self._decoder = decoder
     # By time: number in decoding order, and the latest time up to there.
     self._number: dict[int, int] = {}
     self._latest: dict[int, int] = {}
@@ -318,7 +394,10 @@ class _Damage:
     # Number -> time of key frames, and numbers of what is damaged; ascending.
     self._keys: dict[int, int] = {}
     self._damaged: list[int] = []
-    self._waiting: collections.deque[av.VideoFrame] = collections.deque()
+    # Times and frames, which are None where they are lost.
+    self._waiting: collections.deque[tuple[int, av.VideoFrame | None]] = (
+      collections.deque()
+    )
     self._num_sent = 0
     # Largest number and time of the frames that are out.
     self._last_received, self._last_pts = -1, 0
@@ -327,12 +406,12 @@ class _Damage:
 
   def decoded(
     self, packet: av.Packet, *, is_wanted: bool
-  ) -> Iterator[tuple[av.VideoFrame, bool]]:
-    """Decodes a packet; yields frames, and whether they show damage."""
+  ) -> Iterator[_Decoded]:
+    """Decodes a packet; yields what is known of it and of earlier ones."""
     if packet.size:
       self._send(packet, is_wanted=is_wanted)
     try:
-      frames = packet.decode()
+      frames = self._decoder.decode(packet)
     except av.error.InvalidDataError:
       # Threads fail late: it may have been any since the last frame.
       self._is_damaged_now = True
@@ -343,7 +422,7 @@ class _Damage:
     if not packet.size:
       self._lose(self._expected)
       while self._waiting:
-        yield self._judged(self._waiting.popleft())
+        yield self._judged(*self._waiting.popleft())
 
   def _send(self, packet: av.Packet, *, is_wanted: bool) -> None:
     number, pts = self._num_sent, packet.pts
@@ -366,61 +445,63 @@ class _Damage:
     if is_wanted and not is_leading and not packet.is_discard:
       self._expected.add(pts)
 
-  def _receive(
-    self, frame: av.VideoFrame
-  ) -> Iterator[tuple[av.VideoFrame, bool]]:
-    pts, is_intra = frame.pts, frame.pict_type == PictureType.I
+  def _receive(self, frame: av.VideoFrame) -> Iterator[_Decoded]:
+    pts = frame.pts
     if pts not in self._number:
-      if frame.key_frame and is_intra:
+      if frame.key_frame and frame.pict_type == PictureType.I:
         self._is_damaged_now = False
       self._is_damaged_now |= frame.is_corrupt
-      yield frame, self._is_damaged_now
+      yield _Decoded(pts, frame, self._is_damaged_now)
       return
     number = self._number[pts]
     self._last_received = max(self._last_received, number)
     self._last_pts = pts
     if frame.is_corrupt:
       self._mark(number)
-    # A picture that is refreshed bit by bit is not sound at once.
+    # A picture that is refreshed bit by bit is not sound at once. Some decoders
+    # do not say what a picture is.
+    is_intra = frame.pict_type in (PictureType.I, PictureType.NONE)
     if not is_intra and len(self._keys) > 1 and self._keys.get(number) == pts:
       del self._keys[number]
     self._expected.discard(pts)
     self._lose({earlier for earlier in self._expected if earlier < pts})
-    self._waiting.append(frame)
-    while self._waiting and self._latest[self._waiting[0].pts] <= pts:
-      yield self._judged(self._waiting.popleft())
+    self._waiting.append((pts, frame))
+    while self._waiting and self._latest[self._waiting[0][0]] <= pts:
+      yield self._judged(*self._waiting.popleft())
 
   def _mark(self, number: int) -> None:
     bisect.insort(self._damaged, number)
 
   def _lose(self, times: set[int]) -> None:
     """Frames that did not come: they are out in the order of their times."""
-    for pts in times:
+    for pts in sorted(times):
       self._mark(self._number[pts])
+      self._waiting.append((pts, None))
     self._expected = self._expected - times
 
   def _forget(self) -> None:
     """Drops what no frame that is still to come needs."""
-    oldest = self._waiting[0].pts if self._waiting else self._last_pts
+    oldest = self._waiting[0][0] if self._waiting else self._last_pts
     kept = [pts for pts in self._number if pts >= oldest]
     self._number = {pts: self._number[pts] for pts in kept}
     self._latest = {pts: self._latest[pts] for pts in kept}
 
-  def _judged(self, frame: av.VideoFrame) -> tuple[av.VideoFrame, bool]:
+  def _judged(self, pts: int, frame: av.VideoFrame | None) -> _Decoded:
     """The frame, and whether there is damage from its key frame up to it."""
-    number = self._number[frame.pts]
+    number = self._number[pts]
     # What is shown before a key frame is made from the group before it, too.
     # Most often the last one: a long video has thousands.
     start = next(
       (
         key
-        for key, pts in reversed(self._keys.items())
-        if key <= number and pts <= frame.pts
+        for key, key_pts in reversed(self._keys.items())
+        if key <= number and key_pts <= pts
       ),
       0,
     )
     first = bisect.bisect_left(self._damaged, start)
-    return frame, bisect.bisect_right(self._damaged, number) > first
+    is_damaged = bisect.bisect_right(self._damaged, number) > first
+    return _Decoded(pts, frame, is_damaged)
 
 
 class _Grid:

@@ -50,7 +50,7 @@ def describe_colours(path: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     VideoError: no video, or its colours are not read.
   """
-  return colours.describe(decoding.key_frames(path, 1)[0])
+  return colours.describe(decoding.any_frame(path))
 
 
 def read_frames(

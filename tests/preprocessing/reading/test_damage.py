@@ -13,10 +13,13 @@ from tests.helpers import layouts
 
 # Below it, in decibels against the sound picture, a picture is smeared.
 _MIN_PSNR = 30.0
-_ENCODINGS = {
+_H264 = {
   'h264': ('libx264', {'g': '20', 'preset': 'fast'}),
   'h264 without B': ('libx264', {'g': '20', 'x264-params': 'bframes=0'}),
   'h264 open groups': ('libx264', {'g': '20', 'x264-params': 'open-gop=1'}),
+}
+_ENCODINGS = _H264 | {
+  'vp9': ('libvpx-vp9', {'g': '20', 'deadline': 'realtime', 'cpu-used': '8'}),
 }
 
 
@@ -54,7 +57,7 @@ def psnr(image, truth):
   return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
-@pytest.mark.parametrize('encoding', _ENCODINGS)
+@pytest.mark.parametrize('encoding', _H264)
 def test_no_smeared_picture_counts_as_sound(tmp_path, encoding):
   whole = write(tmp_path / 'whole.mkv', encoding)
   truth = {}
@@ -76,6 +79,39 @@ def test_no_smeared_picture_counts_as_sound(tmp_path, encoding):
       # Damage ends with its group.
       assert sum(item.is_damaged for item in sampled) < 0.8 * len(sampled)
   assert smeared
+
+
+def test_most_smeared_pictures_of_vp9_do_not(tmp_path):
+  """Some damage decodes to another picture, and no decoder can tell."""
+  whole = write(tmp_path / 'whole.mkv', 'vp9')
+  truth = {}
+  for time_s, frame, is_damaged in decoding.sample(whole, 20.0):
+    assert not is_damaged
+    truth[round(time_s, 2)] = decoding.to_rgb(frame)
+  num_smeared = num_passed = num_flagged = 0
+  for seed in range(6):
+    at = int(np.random.default_rng(seed).integers(1, 50))
+    path = write(tmp_path / 'damaged.mkv', 'vp9', [at], seed)
+    sampled = list(decoding.sample(path, 20.0))
+    # A frame that does not come is there all the same, as a damaged one.
+    assert [round(item.time_s, 2) for item in sampled] == list(truth)
+    for time_s, frame, is_damaged in sampled:
+      sound = truth[round(time_s, 2)]
+      is_smeared = psnr(decoding.to_rgb(frame), sound) < _MIN_PSNR
+      num_smeared += is_smeared
+      num_flagged += is_damaged
+      num_passed += is_smeared and not is_damaged
+  assert num_smeared > 20
+  assert num_flagged < 0.8 * 6 * len(truth)
+  assert num_passed < 0.4 * num_smeared
+
+
+def test_the_strict_decoder_changes_no_picture(tmp_path, monkeypatch):
+  path = write(tmp_path / 'video.mkv', 'vp9')
+  strict = [decoding.to_rgb(item.frame) for item in decoding.sample(path, 20.0)]
+  monkeypatch.setattr(decoding, '_STRICT_DECODERS', {})
+  usual = [decoding.to_rgb(item.frame) for item in decoding.sample(path, 20.0)]
+  np.testing.assert_array_equal(strict, usual)
 
 
 def extracted(path, **limits):
