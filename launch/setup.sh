@@ -6,9 +6,16 @@
 #   bash launch/setup.sh --tpu      and jax for Cloud TPUs
 # Arguments go together. --cuda and --tpu end with one line that names the
 # devices that jax finds; they fail where it finds none of that kind.
+# With .venv active the commands work from any folder. After this folder was
+# moved or copied, run this again.
 # PYTHON names another interpreter (3.11 or 3.12) than the one found here,
 # JAX_CUDA another CUDA (12 or 13) than the newest that the GPU's driver runs.
 set -euo pipefail
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stop() {
@@ -49,14 +56,50 @@ cuda_extra() {
   fi
 }
 
+# What a list takes, to tell before it is installed. Measured on Linux x86-64
+# with Python 3.11 and torch for CPUs; PyPI's torch brings CUDA's libraries too.
+size() {
+  case "$1" in
+    requirements.txt) echo "81 packages, 670 MB to download, 2.6 GB on disk" ;;
+    tests/requirements.txt) echo "33 packages, 64 MB to download, 340 MB on disk" ;;
+    tests/requirements-no-deps.txt) echo "1 package" ;;
+    jax-*) echo "jax for accelerators, hundreds of MB" ;;
+  esac
+}
+
 # install NAME LIST ARGUMENTS...: pip with these arguments, unless the stamp of
-# that name says that it was done for LIST as it is now.
+# that name says that it was done for LIST as it is now. On a terminal pip names
+# the packages and their sizes and draws its bars.
 install() {
-  local stamp=.venv/${1//\//-}.sha256 list=$2
+  local stamp=.venv/${1//\//-}.sha256 list=$2 quiet=(-qq)
   if ! sha256sum --check --status "$stamp" 2>/dev/null; then
-    echo "Installing $1 into .venv (minutes on the first run)" >&2
-    .venv/bin/python -m pip install -qq --disable-pip-version-check "${@:3}"
+    echo "Installing $1 into .venv: $(size "$1"); $(free_space) free here" >&2
+    [ -t 2 ] && quiet=()
+    .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check "${@:3}" >&2
     sha256sum "$list" > "$stamp"
+    echo "Installed $1: .venv takes $(du -sh .venv | cut -f 1)B now" >&2
+  fi
+}
+
+free_space() {
+  df -Ph . | awk 'NR == 2 { print $4 "B" }'
+}
+
+# Lets .venv find this folder from any other, after all else. The path goes from
+# site-packages to here: that of a .venv that is moved, copied or reached by a
+# link leads to the folder in which it is then.
+link_here() {
+  local site
+  for site in .venv/lib/python3.*/site-packages; do
+    if [ -d "$site" ] && [ ! -e "$site/odin_jax.pth" ]; then
+      echo ../../../.. > "$site/odin_jax.pth"
+    fi
+  done
+  # What `source .venv/bin/activate` puts first on PATH is absolute.
+  local activate=.venv/bin/activate here=$PWD/.venv
+  if [ ! -L .venv ] && [ -f "$activate" ] &&
+    ! grep -qF -e "=$here" -e "=\"$here" -e "='$here" "$activate"; then
+    .venv/bin/python -m venv --without-pip .venv
   fi
 }
 
@@ -81,6 +124,7 @@ if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
   rm -rf .venv
   "$python" -m venv .venv
 fi
+link_here
 
 for list in "${lists[@]}"; do
   dependencies=()

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # The test suite, in .venv, without network after installation.
-#   bash launch/test.sh [PYTEST_ARGUMENTS]
+#   bash launch/test.sh [PYTEST_ARGUMENTS]    such as tests/test_launch.py -x
 set -euo pipefail
+case "${1:-}" in
+  -h | --help) sed -n '2,3s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --tests
 .venv/bin/ruff check .

@@ -174,6 +174,63 @@ def test_setup_takes_the_cuda_that_driver_and_gpus_run(checkout, gpu, extra):
   assert installs[-1].endswith(f'--constraint requirements.txt jax[{extra}]')
 
 
+@pytest.mark.parametrize('script', ['setup.sh', 'test.sh'])
+@pytest.mark.parametrize('ask', ['-h', '--help'])
+def test_help_of_a_script_is_all_that_it_does(
+  repository, checkout, script, ask
+):
+  shutil.copy(repository / 'launch' / script, checkout / 'launch')
+  before = sorted(checkout.rglob('*'))
+  done = call(checkout, 'bash', f'launch/{script}', ask)
+  assert done.returncode == 0 and not done.stderr
+  assert f'bash launch/{script}' in done.stdout
+  assert sorted(checkout.rglob('*')) == before
+
+
+def test_setup_tells_what_it_installs_and_then_nothing(checkout):
+  done, installs = _setup(checkout)
+  before, after = done.stderr.splitlines()
+  assert before.startswith('Installing requirements.txt into .venv: ')
+  assert 'MB to download' in before and before.endswith('B free here')
+  assert after.startswith('Installed requirements.txt: .venv takes ')
+  assert not done.stdout and len(installs) == 1
+  done, installs = _setup(checkout)
+  assert not (done.stdout + done.stderr) and not installs
+
+
+def test_commands_are_found_from_any_folder_also_in_a_copy(
+  repository, tmp_path
+):
+  def found(checkout):
+    return subprocess.run(
+      [checkout / '.venv/bin/python', '-c', 'import odin_jax as p; print(p)'],
+      cwd='/',
+      env={'PATH': os.environ['PATH']},
+      capture_output=True,
+      text=True,
+    ).stdout
+
+  first, copy, clone = (tmp_path / name for name in ('first', 'copy', 'clone'))
+  for folder in (first, clone):
+    for name in ('launch/setup.sh', 'requirements.txt', 'odin_jax/__init__.py'):
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(repository / name, folder / name)
+  environment = first / '.venv'
+  subprocess.run([sys.executable, '-m', 'venv', '--without-pip', environment])
+  with open(environment / 'requirements.txt.sha256', 'w') as stamp:
+    subprocess.run(['sha256sum', 'requirements.txt'], cwd=first, stdout=stamp)
+  assert not found(first)
+  shutil.copytree(first, copy, symlinks=True)
+  (clone / '.venv').symlink_to(environment)
+  for folder in (first, copy, clone):
+    done = call(folder, 'bash', 'launch/setup.sh')
+    assert done.returncode == 0 and not (done.stdout + done.stderr)
+    assert str(folder / 'odin_jax') in found(folder)
+    # A link stays what it is; a copy does not start the first one.
+    active = (folder / '.venv/bin/activate').read_text()
+    assert str(copy if folder == copy else first) in active
+
+
 def test_setup_for_an_accelerator_installs_once_and_lists_devices_always(
   checkout,
 ):

@@ -203,6 +203,7 @@ def define_config(default: str) -> flags.FlagHolder[Any]:
   # that only another config has would be refused.
   global _default_config
   _default_config = str(config_files.REPOSITORY / default)
+  config_files.import_package()
   return config_flags.DEFINE_config_file(
     'config',
     None,

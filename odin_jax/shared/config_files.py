@@ -1,8 +1,10 @@
 """Config files of commands: found, checked to be the right one, explained."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
+import sys
 
 import ml_collections
 
@@ -12,6 +14,15 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _FOLDER = 'configs'
 # How many fields a message names.
 _NAMED = 3
+
+
+def import_package() -> None:
+  """Imports this repository's `configs`, not one of the current folder."""
+  sys.path.insert(0, str(REPOSITORY))
+  try:
+    importlib.import_module(_FOLDER)
+  finally:
+    sys.path.remove(str(REPOSITORY))
 
 
 def load(path: str, argument: str | None = None) -> ml_collections.ConfigDict:

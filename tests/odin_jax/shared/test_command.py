@@ -203,6 +203,9 @@ def test_a_config_is_found_from_any_folder(call, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   done = call('--config=configs/train.py')
   assert 'config of another command' in done.stderr
+  # A folder of that name is not taken for the repository's.
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs/__init__.py').write_text('')
   monkeypatch.setenv('HOME', str(tmp_path))
   assert call('--config=~/config.py:other').stdout.startswith("{'recipe'")
 
