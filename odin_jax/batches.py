@@ -10,10 +10,9 @@ input: a resume is exact, on any number of hosts.
 from concurrent import futures
 import hashlib
 import os
-from typing import Iterator
+from typing import Iterator, Protocol, runtime_checkable
 
 import cv2
-import grain
 from jaxtyping import UInt8
 import numpy as np
 
@@ -130,9 +129,17 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   )
 
 
+@runtime_checkable
+class Examples(Protocol):
+  """A sequence without end."""
+
+  def __getitem__(self, index: int) -> posed_pair.PosedPair:
+    """Example `index`, the same each time."""
+
+
 def examples(
   source: PairSource, *, seed: int, mirror: bool, swap: bool
-) -> grain.MapDataset:
+) -> Examples:
   """The endless sequence of examples: `examples[i]` for any i.
 
   Args:
@@ -150,12 +157,15 @@ def examples(
       pair = mirrored(pair)
     return swapped(pair) if swap and wants_swap else pair
 
+  # Here, for a command reads its flags before what is slow to load.
+  import grain
+
   dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   return dataset.random_map(augment)
 
 
 def batches(
-  dataset: grain.MapDataset,
+  dataset: Examples,
   *,
   first_step: int,
   batch_size: int,

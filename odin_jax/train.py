@@ -82,9 +82,15 @@ class Interrupt:
         signal.signal(number, handler)
 
 
+def _check(config: checkpoint.Config) -> None:
+  """Refuses what can be refused at once."""
+  settings.check(config)
+  if config['init']:
+    files.require_folder(config['init'], 'another run, or a ported one,')
+
+
 def _abstract_state(config: checkpoint.Config) -> step.State:
   """The shapes of the state of a config that can be trained."""
-  settings.check(config)
   try:
     return jax.eval_shape(functools.partial(step.init, config))
   except (ValueError, KeyError) as error:
@@ -178,7 +184,7 @@ def main() -> None:
   interrupt = Interrupt()
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
-  abstract = _abstract_state(config)
+  _check(config)
 
   # -- Input ------------------------------------------------------------------
   source = batches.PairSource(
@@ -188,6 +194,8 @@ def main() -> None:
     cache=config['cache_records'],
   )
   config['records'] = source.fingerprint()
+  # The shapes of a large network take seconds: after what is quickly refused.
+  abstract = _abstract_state(config)
   workdir = _claim_workdir()
 
   # -- Mesh and state ---------------------------------------------------------

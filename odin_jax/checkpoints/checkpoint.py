@@ -14,7 +14,6 @@ from typing import Any, Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from odin_jax import sharding
 from odin_jax.models import conditioning, encoders
@@ -121,6 +120,10 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    # Here, for a command reads its flags before what is slow to load.
+    import orbax.checkpoint as ocp
+
+    self._args = ocp.args
     self._folder = (workdir / FOLDER).absolute()
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -148,15 +151,15 @@ class Checkpoints:
     if self.latest() == step:
       return
     items = {
-      item: ocp.args.StandardSave({name: state[name] for name in names})
+      item: self._args.StandardSave({name: state[name] for name in names})
       for item, names in _ITEMS.items()
     }
     self._manager.save(
       step,
-      args=ocp.args.Composite(
+      args=self._args.Composite(
         **items,
-        encoders=ocp.args.StandardSave(frozen),
-        config=ocp.args.JsonSave(config),
+        encoders=self._args.StandardSave(frozen),
+        config=self._args.JsonSave(config),
       ),
       force=True,
     )
@@ -164,7 +167,7 @@ class Checkpoints:
   def config(self, step: int) -> Config:
     """The config of a step."""
     restored = self._manager.restore(
-      step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+      step, args=self._args.Composite(config=self._args.JsonRestore())
     )
     return restored['config']
 
@@ -188,10 +191,10 @@ class Checkpoints:
     where = jax.tree.leaves(state_shardings)[0].mesh
     abstract = _abstract(abstract_state, state_shardings)
     items = {
-      item: ocp.args.StandardRestore({name: abstract[name] for name in names})
+      item: self._args.StandardRestore({name: abstract[name] for name in names})
       for item, names in _ITEMS.items()
     }
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    restored = self._manager.restore(step, args=self._args.Composite(**items))
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
     self._require_finite(step, state)
     return state, self.restore_encoders(
@@ -215,8 +218,8 @@ class Checkpoints:
     params = _abstract(abstract_params, params_shardings)
     restored = self._manager.restore(
       step,
-      args=ocp.args.Composite(
-        **{name: ocp.args.StandardRestore({name: params})}
+      args=self._args.Composite(
+        **{name: self._args.StandardRestore({name: params})}
       ),
     )
     self._require_finite(step, restored[name])
@@ -229,7 +232,7 @@ class Checkpoints:
     frozen = _abstract_encoders(config, where)
     restored = self._manager.restore(
       step,
-      args=ocp.args.Composite(encoders=ocp.args.StandardRestore(frozen)),
+      args=self._args.Composite(encoders=self._args.StandardRestore(frozen)),
     )
     self._require_finite(step, restored['encoders'])
     return restored['encoders']

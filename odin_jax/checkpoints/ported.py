@@ -12,10 +12,9 @@ from typing import Any, Callable, Mapping
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checkpoint, streaming
+from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
 from odin_jax.shared.lazy_array import LazyArray
 
@@ -73,6 +72,11 @@ def write_ported(
   Raises:
     ValueError: parameters other than the config's.
   """
+  # Here, for a command reads its flags before what is slow to load.
+  import orbax.checkpoint as ocp
+
+  from odin_jax.checkpoints import streaming
+
   config = checkpoint.plain(_completed(config, _PORTED))
   shapes = encoders.abstract(config)
   frozen = shapes.replace(

@@ -5,7 +5,6 @@ from typing import Callable
 
 from einops import rearrange
 import jax
-from jax.experimental.pallas.ops.tpu import flash_attention
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -100,6 +99,9 @@ def _plain(q: Queries, k: Keys, v: Values) -> Queries:
 
 
 def _pallas(q: Queries, k: Keys, v: Values) -> Queries:
+  # Here, for a command reads its flags before what is slow to load.
+  from jax.experimental.pallas.ops.tpu import flash_attention
+
   d = q.shape[-1]
   q, k, v = (
     jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, 0), (0, _TILE - d)))

@@ -15,7 +15,6 @@ import struct
 from typing import Any, Iterable, Mapping, Sequence
 
 import google_crc32c
-from tensorflow_datasets.proto import tf_example_pb2
 
 from odin_jax.shared import errors
 
@@ -133,13 +132,20 @@ class RecordFile:
       close(self._fd)
 
 
+def _new_example() -> Any:
+  # Here, for a command reads its flags before what is slow to load.
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  return tf_example_pb2.Example()
+
+
 def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
   """Serialised tf.train.Example; one value type per feature, keys sorted.
 
   Raises:
     TypeError: a feature whose first value is not bytes, int or float.
   """
-  example = tf_example_pb2.Example()
+  example = _new_example()
   for name in sorted(features):
     values = features[name]
     feature = example.features.feature[name]
@@ -156,7 +162,8 @@ def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
 
 def decode_example(serialised: bytes) -> dict[str, list[Any]]:
   """Feature values by name of a serialised tf.train.Example."""
-  example = tf_example_pb2.Example.FromString(serialised)
+  example = _new_example()
+  example.ParseFromString(serialised)
   values = {}
   for name, feature in example.features.feature.items():
     kind = feature.WhichOneof('kind')

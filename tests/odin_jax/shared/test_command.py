@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,6 +11,13 @@ import pytest
 from configs import common
 from odin_jax.shared import command, config_files, errors, files
 
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
+COMMANDS = [
+  f'{folder}.{path.stem}'
+  for folder in ('preprocessing', 'odin_jax')
+  for path in sorted((_REPOSITORY / folder).glob('*.py'))
+  if 'command.run(main)' in path.read_text()
+]
 PROGRAM = '''
 """A command."""
 from absl import flags
@@ -213,30 +221,66 @@ def test_a_config_is_found_from_any_folder(call, tmp_path, monkeypatch):
 def test_a_file_that_is_run_as_a_script_says_what_to_type(repository):
   # From another folder, and without what tests have on their path.
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-  scripts = []
-  for folder in ('preprocessing', 'odin_jax'):
-    for path in sorted((repository / folder).glob('*.py')):
-      if 'command.run(main)' in path.read_text():
-        scripts.append(f'{folder}.{path.stem}')
-        done = subprocess.run(
-          [sys.executable, '-S', str(path), '--help'],
-          capture_output=True,
-          text=True,
-          cwd='/',
-          env=environment,
-        )
-        assert done.returncode == 2
-        assert done.stderr == f'error: type: python -m {scripts[-1]}\n'
-  assert len(scripts) == 12
+  for name in COMMANDS:
+    path = repository / f'{name.replace(".", "/")}.py'
+    done = subprocess.run(
+      [sys.executable, '-S', str(path), '--help'],
+      capture_output=True,
+      text=True,
+      cwd='/',
+      env=environment,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f'error: type: python -m {name}\n'
+  assert len(COMMANDS) == 12
 
 
-def test_flags_of_training_are_read_without_torch(repository):
-  # It takes longer to load than all the rest.
-  code = 'import sys, odin_jax.train; print("torch" in sys.modules)'
+# Every command in a fork of one process, so that what they share is loaded
+# once.
+_REFUSE = """
+import os, runpy, sys
+import av, cv2, pyarrow, scipy.spatial, scipy.stats, tensorflow_datasets
+
+def refuse(command):
+  if not os.fork():
+    sys.argv = [command, '--nothing=1']
+    try:
+      runpy.run_module(command, run_name='__main__', alter_sys=True)
+    except SystemExit as stop:
+      print(command, stop.code, *sys.modules, flush=True)
+    os._exit(0)
+  os.wait()
+
+light, using_jax = (names.split() for names in sys.argv[1:])
+for name in light:
+  refuse(name)
+import flax.nnx
+for name in using_jax:
+  refuse(name)
+"""
+
+
+def test_flags_are_read_before_what_is_slow_to_load(repository):
+  using_jax = {'train', 'evaluate', 'generate', 'port_weights'}
+  using_jax = {f'odin_jax.{name}' for name in using_jax}
+  light = set(COMMANDS) - using_jax
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, cwd=repository
+    [sys.executable, '-c', _REFUSE, ' '.join(light), ' '.join(using_jax)],
+    capture_output=True,
+    text=True,
+    cwd=repository,
   )
-  assert done.stdout == 'False\n', done.stderr
+  assert done.stderr == 12 * (
+    "error: Unknown command line flag 'nothing'; see --help\n"
+  )
+  slow = {'torch', 'pycolmap', 'ray', 'orbax', 'grain', 'tensorflow'}
+  for line in done.stdout.splitlines():
+    command, status, *loaded = line.split()
+    assert status == '2'
+    # Jax is needed to know what some flags may be.
+    others = slow if command in using_jax else slow | {'jax', 'flax'}
+    assert not others & set(loaded), command
+  assert done.stdout.count('\n') == 12
 
 
 def test_an_output_folder_is_made_and_continued(tmp_path):
