@@ -5,11 +5,12 @@ python -m launch.devices cuda|tpu|cpu
 Exit status 2 where it finds none; the line then says why and what to do.
 """
 
-import collections
 import os
 import sys
 
 import jax
+
+from odin_jax import sharding
 
 _REMEDIES = {
   'cuda': 'see that nvidia-smi lists it and that LD_LIBRARY_PATH is not set',
@@ -33,9 +34,7 @@ def main() -> int:
       remedy = f'JAX_PLATFORMS={chosen} is set, unset it'
     print(f'jax finds no {platform} device ({reason}); {remedy}')
     return 2
-  kinds = collections.Counter(device.device_kind for device in devices)
-  listed = ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
-  print(f'devices: {listed}')
+  print(sharding.devices_text(devices))
   return 0
 
 

@@ -30,13 +30,19 @@ import flax
 import jax
 from jaxtyping import Int, UInt8
 import numpy as np
-import tqdm
 
-from odin_jax import metrics, predictors
+from odin_jax import metrics, predictors, sharding
 from odin_jax.benchmarks import BENCHMARKS
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
-from odin_jax.shared import command, errors, files, image_files, posed_pair
+from odin_jax.shared import (
+  command,
+  errors,
+  files,
+  image_files,
+  posed_pair,
+  progress,
+)
 
 _TOOL = 'odin_jax.evaluate'
 _MODEL = predictors.Model.name
@@ -85,7 +91,7 @@ def predict_all(
   """One 8-bit prediction per pair."""
   predictions = []
   starts = range(0, len(seeds), batch_size)
-  for start in tqdm.tqdm(starts, desc='predict', unit='batch'):
+  for start in progress.each(starts, 'batch', desc='predict'):
     rows = slice(start, start + batch_size)
     batch = posed_pair.select(pairs, rows)
     predictions.extend(predictor.predict(batch, seeds[rows]))
@@ -99,6 +105,7 @@ def _load_predictor(config: Any) -> predictors.Predictor:
     raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
     )
+  logging.info(sharding.devices_text())
   predictor = predictors.load_model(
     files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -220,20 +227,26 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
-def _log(
-  mean: dict[str, float | None], count: int, protocol: dict[str, Any]
+def _finish(
+  mean: dict[str, float | None],
+  rows: list[dict[str, Any]],
+  protocol: dict[str, Any],
 ) -> None:
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
-  logging.info(
-    '%s%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
-    _PREDICTOR.value,
-    _step_of(protocol),
-    ' with shuffled poses' if _SHUFFLE_POSES.value else '',
-    count,
-    mean['psnr'],
-    mean['ssim'],
-    distance,
+  made = (
+    f'{_PREDICTOR.value}{_step_of(protocol)}'
+    f'{" with shuffled poses" if _SHUFFLE_POSES.value else ""}, {len(rows)} pairs: '
+    f'PSNR {mean["psnr"]:.2f} dB, SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
   )
+  then = None
+  if _PREDICTOR.value == _MODEL:
+    given = {
+      'workdir': _WORKDIR.value,
+      'image': pathlib.Path(_OUTPUT.value) / rows[0]['files']['source'],
+      'output': command.beside(_OUTPUT.value, 'views'),
+    }
+    then = ('imagine more views', 'odin_jax.generate', given)
+  command.finish(_OUTPUT.value, made, look_at='pairs', then=then)
 
 
 def main() -> None:
@@ -290,7 +303,7 @@ def main() -> None:
     },
   )
   files.write_json(output / 'evaluate.json', watch.figures())
-  _log(mean, count, predictor.protocol)
+  _finish(mean, rows, predictor.protocol)
 
 
 if __name__ == '__main__':

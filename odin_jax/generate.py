@@ -41,9 +41,8 @@ import av
 import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
-import tqdm
 
-from odin_jax import predictors
+from odin_jax import predictors, sharding
 from odin_jax.diffusion import sampler
 from odin_jax.geometry import trajectory
 from odin_jax.shared import (
@@ -52,6 +51,7 @@ from odin_jax.shared import (
   files,
   image_files,
   posed_pair,
+  progress,
   user_images,
 )
 
@@ -200,7 +200,7 @@ def imagine(
   """
   frames = {0: image}
   source_of = dict(enumerate(conditioned_on, start=1))
-  with tqdm.tqdm(total=len(source_of), desc='generate', unit='view') as bar:
+  with progress.bar(len(source_of), 'view', desc='generate') as bar:
     while waiting := [index for index in source_of if index not in frames]:
       ready = [index for index in waiting if source_of[index] in frames]
       pairs = [
@@ -270,6 +270,7 @@ def main() -> None:
     'the image to start from',
     background=user_images.parse_colour(_BACKGROUND.value),
   )
+  logging.info(sharding.devices_text())
   predictor = predictors.load_model(
     files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -327,11 +328,12 @@ def main() -> None:
       **watch.figures(),
     },
   )
-  logging.info(
-    '%d views along %s (%s)',
-    len(frames),
-    _TRAJECTORY.value,
-    output / 'video.mp4',
+  given = {'views': output, 'output': command.beside(output, 'points')}
+  command.finish(
+    output,
+    f'{len(frames)} views along the path {_TRAJECTORY.value}',
+    look_at='video.mp4',
+    then=('make points of them', 'odin_jax.reconstruct', given),
   )
 
 

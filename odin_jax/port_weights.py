@@ -37,12 +37,11 @@ import pathlib
 import shutil
 from typing import Any, Iterable, Mapping
 
-from absl import flags, logging
+from absl import flags
 from flax import nnx
 import jax
 import ml_dtypes
 import numpy as np
-import tqdm
 
 from odin_jax.checkpoints import checkpoint, ported
 from odin_jax.diffusion import sampler, schedule
@@ -55,7 +54,7 @@ from odin_jax.porting import (
   lpips,
   source_config,
 )
-from odin_jax.shared import command, errors, files, lazy_array
+from odin_jax.shared import command, errors, files, lazy_array, progress
 
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
@@ -181,7 +180,7 @@ def _import() -> dict[str, Any]:
   _check_own_config(source, model)
   leaves = jax.tree.leaves((model.params, model.encoders))
   # Before anything is written, all is read once: damage is found here.
-  for leaf in tqdm.tqdm(leaves, desc='check', unit='tensor'):
+  for leaf in progress.each(leaves, 'tensor', desc='check'):
     leaf.read()
   output = _claim_empty(source.paths)
   try:
@@ -271,6 +270,24 @@ def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
   return output
 
 
+def _finish(facts: Mapping[str, Any]) -> None:
+  output = pathlib.Path(_OUTPUT.value)
+  if _EXPORT.value:
+    made, then = f'{facts["source"]} in the layout {_EXPORT.value}', None
+  elif 'files' in facts:
+    made = f'weights of the metric LPIPS, of {len(facts["files"])} files'
+    then = None
+  else:
+    made = f'a {_FORMAT.value} model of {facts["parameters"]} parameters'
+    given = {
+      'workdir': output,
+      'image': 'IMAGE',
+      'output': command.beside(output, 'views'),
+    }
+    then = ('sample it', 'odin_jax.generate', given)
+  command.finish(output, made, then=then)
+
+
 def main() -> None:
   watch = command.Stopwatch()
   if (_FORMAT.value is None) == (_EXPORT.value is None):
@@ -289,7 +306,7 @@ def main() -> None:
     output / 'port_weights.json',
     {**facts, 'dtype': _DTYPE.value, **watch.figures()},
   )
-  logging.info('%s: %s', output, facts)
+  _finish(facts)
 
 
 if __name__ == '__main__':

@@ -28,14 +28,20 @@ import math
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import cv2
 from jaxtyping import Float32, UInt8
 import numpy as np
-import tqdm
 
 from odin_jax.geometry import fusion, stereo
-from odin_jax.shared import command, errors, files, image_files, user_images
+from odin_jax.shared import (
+  command,
+  errors,
+  files,
+  image_files,
+  progress,
+  user_images,
+)
 
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = command.define_path(
@@ -202,7 +208,7 @@ def main() -> None:
     fusion.resize(views, working_px),
     sweep,
     rule,
-    functools.partial(tqdm.tqdm, desc='depth', unit='view'),
+    functools.partial(progress.each, unit='view', desc='depth'),
   )
   with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
@@ -231,12 +237,11 @@ def main() -> None:
       **watch.figures(),
     },
   )
-  logging.info(
-    '%d points from %d views, depth believed at %.0f %% of the pixels (%s)',
-    count,
-    len(names),
-    100 * coverage,
-    output / 'points.ply',
+  command.finish(
+    output,
+    f'{count} points from {len(names)} views, depth believed at '
+    f'{100 * coverage:.0f} % of the pixels',
+    look_at='points.ply',
   )
 
 

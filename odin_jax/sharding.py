@@ -7,8 +7,10 @@ its dimension is left out. That a parameter is on every device has to be said by
 a rule too: one that no rule names is an error.
 """
 
+import collections
+import os
 import re
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -22,6 +24,20 @@ BATCH = PartitionSpec(('data', 'fsdp'))
 # End of a parameter's path, as a regular expression, and the axis that splits
 # each of its dimensions or None; (): every device holds all of it.
 Rules = Mapping[str, tuple[str | None, ...]]
+
+
+def devices_text(devices: Sequence[jax.Device] | None = None) -> str:
+  """Devices on one line, such as `devices: 8 x TPU v5 lite`.
+
+  Args:
+    devices: None: all of them.
+  """
+  found = jax.devices() if devices is None else devices
+  kinds = collections.Counter(device.device_kind for device in found)
+  text = ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
+  if found[0].platform == 'cpu':
+    text += f' ({len(os.sched_getaffinity(0))} cores)'
+  return f'devices: {text}'
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:

@@ -29,15 +29,14 @@ import signal
 import time
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 import jax
 import numpy as np
-import tqdm
 
 from odin_jax import batches, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, progress
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
@@ -126,7 +125,7 @@ def _start(
     return jax.jit(init, out_shardings=state_shardings)(), frozen
   start = warm_start.load(pathlib.Path(config['init']), config, mesh)
   for note in start.notes:
-    tqdm.tqdm.write(f'{config["init"]}: {note}', file=sys.stderr)
+    logging.info('%s: %s', config['init'], note)
 
   def init_from(saved: Any) -> step.State:
     params = warm_start.adopt(odin.init_params(config), saved, start.rows)
@@ -199,6 +198,7 @@ def main() -> None:
   workdir = _claim_workdir()
 
   # -- Mesh and state ---------------------------------------------------------
+  logging.info(sharding.devices_text())
   mesh = sharding.make_mesh(config['mesh'])
   batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
   state_shardings = sharding.shardings(abstract, mesh, odin.sharding_rules())
@@ -210,9 +210,8 @@ def main() -> None:
   if restored_step:
     checkpoints.check(restored_step, config)
     if config['init']:
-      tqdm.tqdm.write(
-        f'--init is not read: {workdir} goes on from step {restored_step}',
-        file=sys.stderr,
+      logging.info(
+        '--init is not read: %s goes on from step %d', workdir, restored_step
       )
     if restored_step > config['steps']:
       raise errors.UserError(
@@ -226,10 +225,13 @@ def main() -> None:
     state, frozen = _start(source, config, mesh, state_shardings)
   frozen = jax.device_put(frozen, sharding.replicated(mesh))
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
-  tqdm.tqdm.write(
-    f'{count} parameters, {len(source)} pairs, mesh {dict(mesh.shape)}, '
-    f'from step {restored_step} of {config["steps"]}',
-    file=sys.stderr,
+  logging.info(
+    '%d parameters, %d pairs, mesh %s, from step %d of %d',
+    count,
+    len(source),
+    dict(mesh.shape),
+    restored_step,
+    config['steps'],
   )
 
   train_step = jax.jit(
@@ -253,38 +255,36 @@ def main() -> None:
   metrics: list[dict[str, Any]] = []
   since = time.monotonic()
   done = restored_step
-  steps = tqdm.trange(
-    restored_step,
-    config['steps'],
-    initial=restored_step,
-    total=config['steps'],
-    desc='train',
-    unit='step',
-  )
-  for index in steps:
-    batch = jax.tree.map(
-      functools.partial(jax.make_array_from_process_local_data, batch_sharding),
-      next(stream),
-    )
-    state, values = train_step(state, batch, frozen)
-    metrics.append(values)
-    done = index + 1
-    # Asked once: what comes after the save must not end the loop without one.
-    stopped_by = interrupt.name
-    last = done == config['steps'] or stopped_by
-    save = last or done % config['checkpoint_every'] == 0
-    if save or done % config['log_every'] == 0:
-      row = _summary(metrics, done, since, config)
-      rows.write(done, row)
-      steps.set_postfix(loss=f'{row["loss"]:.4f}', refresh=False)
-      metrics, since = [], time.monotonic()
-    if save:
-      # Even from a loss that is finite, a step may lead to NaN.
-      if not checkpoint.is_finite(state):
-        raise errors.UserError(_diverged('parameters are', done))
-      checkpoints.save(done, state, frozen, config)
-    if stopped_by:
-      break
+  with progress.bar(
+    config['steps'], 'step', desc='train', initial=restored_step
+  ) as bar:
+    for index in range(restored_step, config['steps']):
+      batch = jax.tree.map(
+        functools.partial(
+          jax.make_array_from_process_local_data, batch_sharding
+        ),
+        next(stream),
+      )
+      state, values = train_step(state, batch, frozen)
+      metrics.append(values)
+      done = index + 1
+      # Asked once: what comes after the save must not end the loop without one.
+      stopped_by = interrupt.name
+      last = done == config['steps'] or stopped_by
+      save = last or done % config['checkpoint_every'] == 0
+      if save or done % config['log_every'] == 0:
+        row = _summary(metrics, done, since, config)
+        rows.write(done, row)
+        bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
+        metrics, since = [], time.monotonic()
+      if save:
+        # Even from a loss that is finite, a step may lead to NaN.
+        if not checkpoint.is_finite(state):
+          raise errors.UserError(_diverged('parameters are', done))
+        checkpoints.save(done, state, frozen, config)
+      bar.update()
+      if stopped_by:
+        break
   interrupt.close()
   rows.close()
   checkpoints.close()
@@ -303,6 +303,17 @@ def main() -> None:
       'params_sha256': checkpoint.params_sha256(state['params']),
       **stopwatch.figures(),
     },
+  )
+  given = {
+    'data': _RECORDS.value,
+    'workdir': _WORKDIR.value,
+    'output': command.beside(_WORKDIR.value, 'scores'),
+    'config.image_size_px': config['image_size_px'],
+  }
+  command.finish(
+    _WORKDIR.value,
+    f'step {done} of {config["steps"]}, {count} parameters, {len(source)} pairs',
+    then=('score it', 'odin_jax.evaluate', given),
   )
 
 

@@ -87,6 +87,19 @@ def main() -> None:
     output / 'audit.json',
     {**report, 'drawings': drawings, **stopwatch.figures()},
   )
+  judged = report['sample']
+  given = {
+    'config': 'configs/train.py:world',
+    'records': _RECORDS.value,
+    'workdir': command.beside(_RECORDS.value, 'train'),
+  }
+  command.finish(
+    _OUTPUT.value,
+    f'{report["records"]} records; of a sample, {judged["consistent"]} of '
+    f'{judged["decided"]} that could be judged are consistent',
+    look_at='index.html',
+    then=('train on them', 'odin_jax.train', given),
+  )
 
 
 if __name__ == '__main__':

@@ -36,13 +36,12 @@ import os
 import pathlib
 import shutil
 import threading
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from absl import flags, logging
-from tqdm import tqdm
 from yt_dlp.cookies import YoutubeDLCookieJar
 
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, progress
 from preprocessing import ids
 from preprocessing.downloading import (
   failures,
@@ -118,7 +117,7 @@ def get_all(
   running: set[futures.Future[ledger.Outcome]] = set()
   with (
     futures.ThreadPoolExecutor(num_workers) as pool,
-    tqdm(total=len(video_ids), unit='video', disable=not video_ids) as bar,
+    progress.bar(len(video_ids), 'video', disable=not video_ids) as bar,
   ):
     try:
       # No more are handed out than can run: there may be millions.
@@ -221,6 +220,23 @@ def _plan(
   }
 
 
+def _finish(figures: dict[str, Any]) -> None:
+  made = (
+    f'{figures["downloaded"]} videos ({figures["bytes"] / 1e6:.1f} MB) came '
+    f'to {figures["there_before"]} that were there'
+  )
+  if failed := sum(figures['failed'].values()):
+    made += f'; {failed} failed, see {_OUTPUT.value}/{ledger.NAME}'
+  given = {
+    'input': _OUTPUT.value,
+    'output': command.beside(_OUTPUT.value, 'records'),
+  }
+  then = None
+  if '://' not in _OUTPUT.value:
+    then = ('make records of them', 'preprocessing.run', given)
+  command.finish(_OUTPUT.value, made, then=then)
+
+
 def main() -> None:
   """Reads the flags and gets the videos."""
   for name, flag in (('ids', _IDS), ('output', _OUTPUT)):
@@ -269,6 +285,7 @@ def main() -> None:
       f'{_IDS.value}: none of its videos could be had ({figures}); '
       f'the reasons are in {_OUTPUT.value}/{ledger.NAME}'
     )
+  _finish(figures)
 
 
 if __name__ == '__main__':

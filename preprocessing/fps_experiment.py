@@ -150,6 +150,18 @@ def main() -> None:
   with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(html)
   files.write_json(output / 'fps.json', {'rates': rows})
+  given = {
+    'input': _INPUT.value,
+    'output': command.beside(output, 'records'),
+    'config.fps': 'FPS',
+  }
+  counts = ', '.join(f'{row["records"]} at {row["fps"]:g}' for row in rows)
+  command.finish(
+    _OUTPUT.value,
+    f'records by frames per second: {counts}',
+    look_at='index.html',
+    then=('make records at one of them', 'preprocessing.run', given),
+  )
 
 
 if __name__ == '__main__':

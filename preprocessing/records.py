@@ -50,7 +50,6 @@ def main() -> None:
     )
   files.claim_output(folder, tool)
   manifest = dropping.drop(folder, drop_ids)
-  logging.info('dropped so far: %s', manifest['dropped_on_request'])
   if manifest['absent_on_request']:
     logging.warning(
       '%d of the ids that were to be dropped, now or before, have no video in '
@@ -58,6 +57,14 @@ def main() -> None:
       manifest['absent_on_request'],
       folder,
     )
+  dropped, counts = manifest['dropped_on_request'], manifest['counts']
+  given = {'records': folder, 'output': command.beside(folder, 'audit')}
+  command.finish(
+    _RECORDS.value,
+    f'{len(dropped)} videos are dropped so far; '
+    f'{counts["train"]} train and {counts["test"]} test records are left',
+    then=('judge them', 'preprocessing.audit', given),
+  )
 
 
 if __name__ == '__main__':

@@ -227,6 +227,24 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   return {'settings': settings, 'counts': manifest['counts']}
 
 
+def _finish(report: dict[str, Any]) -> None:
+  output = _OUTPUT.value
+  if 'counts' in report:
+    counts = report['counts']
+    made = f'{counts["train"]} train and {counts["test"]} test records'
+    given = {
+      'config': 'configs/train.py:world',
+      'records': output,
+      'workdir': command.beside(output, 'train'),
+    }
+    then = ('train on them', 'odin_jax.train', given)
+  else:
+    made = f'{len(report["worlds"])} videos of {_SECONDS.value:g} s and truth'
+    given = {'input': output, 'output': command.beside(output, 'records')}
+    then = ('make records of them', 'preprocessing.run', given)
+  command.finish(output, made, then=then)
+
+
 def main() -> None:
   """Reads the flags and makes what they ask for."""
   if not _OUTPUT.value:
@@ -252,6 +270,7 @@ def main() -> None:
   else:
     report = write_videos(output, kinds)
   files.write_json(output / 'worlds.json', {**report, **stopwatch.figures()})
+  _finish(report)
 
 
 if __name__ == '__main__':

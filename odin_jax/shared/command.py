@@ -2,20 +2,24 @@
 
 A command is a module with absl flags and
 `if __name__ == '__main__': command.run(main)`. Exit status 0 means that the
-work was done. Bad input is an `errors.UserError`: one line on stderr that
+work was done, and stdout ends with what was made, where it is and what to type
+next. Bad input is an `errors.UserError`: one line on stderr that
 names the file, what is wrong and what to do, and exit status 2. Work that
 SIGTERM or Ctrl-C stopped has exit status 75 (EX_TEMPFAIL), after which a
 scheduler starts it again. Anything else is a bug and keeps its traceback.
 """
 
 import errno
+import logging as python_logging
 import os
+import pathlib
 import resource
+import shlex
 import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Mapping, NoReturn
 
 from absl import app, flags, logging
 import ml_collections
@@ -36,6 +40,7 @@ _DISK_ERRORS = (
   errno.EACCES,
   errno.EPERM,
 )
+_PACKAGES = [str(REPOSITORY / name) for name in ('odin_jax', 'preprocessing')]
 # Ask a process to end.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -145,11 +150,33 @@ def run(main: Callable[[], None]) -> NoReturn:
       end_at_once()
       locks.release_all()
 
-  # Orbax tells every step of saving and loading.
-  logging.get_absl_handler().addFilter(
-    lambda record: 'orbax' not in record.pathname
-  )
+  handler = logging.get_absl_handler()
+  handler.addFilter(_is_for_the_user)
+  handler.setFormatter(_PlainFormatter())
   app.run(guarded, flags_parser=_parse_flags)
+
+
+class _PlainFormatter(python_logging.Formatter):
+  """Messages as they are, what is not as it should be named a warning."""
+
+  def format(self, record: python_logging.LogRecord) -> str:
+    """See `logging.Formatter`."""
+    text = super().format(record)
+    return (
+      f'warning: {text}' if record.levelno >= python_logging.WARNING else text
+    )
+
+
+def _is_for_the_user(record: python_logging.LogRecord) -> bool:
+  """Whether a message is of this project, or a warning of another one.
+
+  Jax tells which backends it tried, and Orbax every step of saving.
+  """
+  if record.pathname.startswith(tuple(_PACKAGES)):
+    return True
+  return (
+    record.levelno >= python_logging.WARNING and 'orbax' not in record.pathname
+  )
 
 
 def _leave_unfinished(message: object) -> NoReturn:
@@ -223,6 +250,41 @@ def load_config(
     argument: what `--config=FILE:ARGUMENT` would give.
   """
   return config_files.load(path, argument)
+
+
+# -- What a command says at its end ---------------------------------------------
+
+
+def finish(
+  output: str | os.PathLike[str],
+  made: str,
+  *,
+  look_at: str | None = None,
+  then: tuple[str, str, Mapping[str, Any]] | None = None,
+) -> None:
+  """Says on stdout what was made, where it is, and what to type next.
+
+  Args:
+    output: folder or address, as the user gave it.
+    made: counts of what is in it.
+    look_at: name of a file in it to open, such as its page.
+    then: what to do with it, the command that does it, and its flags.
+  """
+  lines = [f'{output}: {made}']
+  if look_at:
+    lines.append(f'open: {pathlib.Path(output) / look_at}')
+  if then:
+    words, module, given = then
+    typed = [f'--{name}={value}' for name, value in given.items()]
+    lines.append(f'{words}: python -m {module} {shlex.join(typed)}')
+  # Names of files need not be text.
+  text = ''.join(f'{line}\n' for line in lines)
+  print(text.encode(errors='replace').decode(), end='')
+
+
+def beside(path: str | os.PathLike[str], name: str) -> pathlib.Path:
+  """A folder beside another one, for what comes next."""
+  return pathlib.Path(path).parent / name
 
 
 # -- Flags that several commands have ------------------------------------------

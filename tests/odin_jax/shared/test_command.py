@@ -1,6 +1,7 @@
 """What every command does with flags, errors and files."""
 
 import ast
+import logging
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from configs import common
 from odin_jax.shared import command, config_files, errors, files
+from tests import test_readme
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 COMMANDS = [
@@ -20,6 +22,7 @@ COMMANDS = [
 ]
 PROGRAM = '''
 """A command."""
+import logging
 from absl import flags
 from odin_jax.shared import command, errors
 
@@ -37,7 +40,18 @@ def main():
     raise OSError(28, 'No space left on device', 'out.bin')
   if STOP.value == 'bug':
     raise ValueError('a bug')
-  if STOP.value == 'path':
+  if STOP.value == 'end':
+    command.finish(
+      OUTPUT.value,
+      '3 views',
+      look_at='index.html',
+      then=('go on', 'odin_jax.train', {{'records': OUTPUT.value}}),
+    )
+  elif STOP.value == 'noise':
+    for line in ('information', 'warning'):
+      level = getattr(logging, line.upper().replace('INFORMATION', 'INFO'))
+      logging.getLogger('jax').log(level, line)
+  elif STOP.value == 'path':
     print(OUTPUT.value, SOURCE.value)
   else:
     print(CONFIG.value.to_dict())
@@ -157,6 +171,63 @@ def test_bad_input_is_one_line_and_status_2(call, arguments, message):
   assert done.returncode == 2
   assert message in done.stderr
   assert done.stderr.count('\n') == 1 and not done.stdout
+
+
+def test_a_command_ends_with_what_it_made_and_what_to_type(call):
+  done = call('--stop=end', '--output=runs/a b')
+  assert done.stdout.splitlines() == [
+    'runs/a b: 3 views',
+    'open: runs/a b/index.html',
+    "go on: python -m odin_jax.train '--records=runs/a b'",
+  ]
+  assert not done.stderr
+
+
+# The other two have lines of their own.
+@pytest.mark.parametrize(
+  'name', sorted({*COMMANDS} - {'odin_jax.report', 'preprocessing.run'})
+)
+def test_every_command_names_a_next_one_that_there_is(repository, name):
+  source = (repository / f'{name.replace(".", "/")}.py').read_text()
+  assert 'command.finish(' in source
+  given: set[str] = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.FunctionDef):
+      # In the order of the lines: the flags, then whose they are.
+      for part in sorted(
+        (n for n in ast.walk(node) if isinstance(n, (ast.Dict, ast.Tuple))),
+        key=lambda part: part.lineno,
+      ):
+        if isinstance(part, ast.Dict):
+          keys = [getattr(key, 'value', None) for key in part.keys]
+          given = {key for key in keys if isinstance(key, str)}
+        elif getattr(part.elts[-1], 'id', None) == 'given':
+          _, module, _ = part.elts
+          path = repository / f'{module.value.replace(".", "/")}.py'
+          known = test_readme.flag_names(path, repository)
+          assert {key.partition('.')[0] for key in given} <= known, given
+
+
+def test_what_other_packages_tell_is_not_shown(call):
+  done = call('--stop=noise')
+  assert done.stderr == 'warning: warning\n'
+
+
+def test_messages_of_this_project_are_plain_lines(repository):
+  def record(path, level):
+    return logging.LogRecord('absl', level, path, 1, 'a %s', ('line',), None)
+
+  formatter = command._PlainFormatter()
+  for path, level, shown in (
+    ('odin_jax/train.py', logging.INFO, 'a line'),
+    ('preprocessing/ids.py', logging.WARNING, 'warning: a line'),
+    ('.venv/jax/xla_bridge.py', logging.INFO, None),
+    ('.venv/jax/xla_bridge.py', logging.WARNING, 'warning: a line'),
+    ('.venv/orbax/checkpoint.py', logging.WARNING, None),
+  ):
+    message = record(str(repository / path), level)
+    assert command._is_for_the_user(message) == (shown is not None)
+    assert shown is None or formatter.format(message) == shown
 
 
 def test_a_bug_keeps_its_traceback(call):
