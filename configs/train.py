@@ -22,8 +22,7 @@ averaging are Zero-1-to-3's (2303.11328):
 Arguments after the recipe's name change it; '' and 0 mean the recipe's own:
 
   image_size_px
-  conditioning  parts of odin_jax/models/conditioning.py joined by +, or
-                `token` (se3) and `sweep` (se3+rays+sweep)
+  conditioning  parts of odin_jax/models/conditioning.py joined by +
   prediction    `v`, `eps` or `x0`
   runlocal      shrinks everything so that a step takes milliseconds; random
                 encoders stand in for pretrained ones
@@ -34,8 +33,6 @@ from typing import Any
 import ml_collections
 
 from configs import common
-
-_CONDITIONING = {'token': 'se3', 'sweep': 'se3+rays+sweep'}
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
@@ -54,8 +51,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     _SMALL[recipe](config)
   if values['image_size_px']:
     config.image_size_px = values['image_size_px']
-  named = values['conditioning'] or config.model.conditioning
-  config.model.conditioning = _CONDITIONING.get(named, named)
+  if values['conditioning']:
+    config.model.conditioning = values['conditioning']
   _predict(config, values['prediction'] or config.diffusion.prediction)
   if config.image_size_px < 4 or config.image_size_px % _multiple_px(config):
     raise ValueError(
@@ -146,7 +143,7 @@ def _world(config: ml_collections.ConfigDict) -> None:
   )
   config.image_encoder = dict(kind='none')
   config.model = dict(
-    conditioning='sweep',
+    conditioning='se3+rays+sweep',
     unscaled_source=False,
     fourier_bands=4,
     # In scene units, where the median distance is 1.

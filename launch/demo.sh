@@ -23,6 +23,11 @@ if [ -n "$video" ] && [ ! -f "$video" ]; then
   echo "error: $video: no such file; give a 360-degree video" >&2
   exit 2
 fi
+case "$output" in
+  [A-Za-z]*:/*)
+    echo "error: $output: is an address, and the demo writes to this machine only; give a folder" >&2
+    exit 2 ;;
+esac
 output=$(realpath -m "$output")
 [ -z "$video" ] || video=$(realpath "$video")
 

@@ -92,7 +92,13 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
   """The shapes of the state of a config that can be trained."""
   try:
     return jax.eval_shape(functools.partial(step.init, config))
-  except (ValueError, KeyError) as error:
+  except KeyError as error:
+    raise errors.UserError(
+      f'--config: has no field {error}, which a network or a part of '
+      f'config.model.conditioning={config["model"]["conditioning"]} reads; add '
+      'it where configs/train.py sets config.model'
+    ) from error
+  except ValueError as error:
     raise errors.UserError(f'--config: {error}') from error
 
 

@@ -21,6 +21,8 @@ def call(repository, *command):
     (['--nothing'], 'unknown argument --nothing'),
     (['--video'], '--video needs a file'),
     (['--video', 'no/such.mp4'], 'no/such.mp4: no such file'),
+    (['gs://bucket/run'], 'gs://bucket/run: is an address'),
+    (['s3:/bucket/run'], 's3:/bucket/run: is an address'),
   ],
 )
 def test_demo_refuses_bad_arguments(repository, arguments, says):

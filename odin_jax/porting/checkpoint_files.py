@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from odin_jax.porting import torch_files
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, impostors
 from odin_jax.shared.lazy_array import LazyArray
 
 Tensors = dict[str, LazyArray]
@@ -65,27 +65,6 @@ def read(path: pathlib.Path) -> Files:
   return Files(_READERS[path.suffix](path), [path])
 
 
-# How a file starts that is none of the weights that its name promises, what it
-# is and what to do.
-_IMPOSTORS = (
-  (
-    rb'version https://git-lfs\.github\.com',
-    'a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, '
-    'or download the file',
-  ),
-  (
-    rb'(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)',
-    'a web page (HTML), not the file itself; download it again, signed in '
-    'where the page asks for it',
-  ),
-  (
-    rb'(?i)\s*(access to|entry not|invalid|unauthorized|repository not|not found)',
-    'the message of a server, not the file itself; download it again, signed '
-    'in where it asks for it',
-  ),
-)
-
-
 def _check_content(path: pathlib.Path) -> None:
   """Checks that a file is not empty and not what a failed download leaves.
 
@@ -93,12 +72,9 @@ def _check_content(path: pathlib.Path) -> None:
     errors.UserError: it is; says what it is.
   """
   with open(path, 'rb') as file:
-    start = file.read(512)
-  if not start:
-    raise errors.UserError(f'{path}: an empty file; download it again')
-  for pattern, what in _IMPOSTORS:
-    if re.match(pattern, start):
-      raise errors.UserError(f'{path}: {what}')
+    what = impostors.recognise(file.read(impostors.START_BYTES))
+  if what:
+    raise errors.UserError(f'{path}: {what}')
 
 
 # A variant, such as fp16, is named after the kind of file in an index's name,

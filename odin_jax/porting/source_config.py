@@ -58,6 +58,22 @@ def explained(where: str, network: str) -> Iterator[None]:
     ) from error
 
 
+# Where a number is of something that there is.
+_SIZES = ('model.unet.', 'autoencoder.', 'image_encoder.')
+
+
+def _fields(
+  config: Mapping[str, Any], recipe: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any, Any]]:
+  """Path and value of every field that the recipe has, and the recipe's."""
+  for name in config.keys() & recipe.keys():
+    value, like = config[name], recipe[name]
+    if isinstance(value, Mapping) and isinstance(like, Mapping):
+      yield from _fields(value, like, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value, like
+
+
 class SourceConfig:
   """Reads settings and config; takes from the ledger what tells of them.
 
@@ -105,7 +121,33 @@ class SourceConfig:
       for name in ('model', 'autoencoder', 'image_encoder', 'diffusion')
     ):
       raise self._damaged_config()
+    for path, value, like in _fields(own, self._recipe):
+      self._require_like(path, value, like)
     return own
+
+  def _require_like(self, path: str, value: Any, like: Any) -> None:
+    """Checks a field by that of the recipe.
+
+    Raises:
+      errors.UserError: it is of another type, or a number that no network has.
+    """
+    if isinstance(like, bool):
+      fits, words = isinstance(value, bool), 'true or false'
+    elif isinstance(like, (int, float)):
+      types = (int, float) if isinstance(like, float) else int
+      fits = isinstance(value, types) and not isinstance(value, bool)
+      words = 'a number' if isinstance(like, float) else 'a whole number'
+      if path.startswith(_SIZES):
+        fits, words = fits and 0 < value < np.inf, f'{words} above 0'
+    elif isinstance(like, (list, tuple)):
+      fits, words = isinstance(value, (list, tuple)), 'a list'
+    else:
+      fits, words = isinstance(value, type(like)), 'a text'
+    if not fits:
+      raise errors.UserError(
+        f'{self._where}: its config says {path}={value!r}, which must be '
+        f'{words}; export the model again'
+      )
 
   def _damaged_config(self) -> errors.UserError:
     return errors.UserError(
@@ -122,7 +164,15 @@ class SourceConfig:
       errors.UserError: a network is absent or is none that ours can be.
     """
     settings = {network: self._settings(network) for network in NAMING}
-    return {network: sizes for network, sizes in settings.items() if sizes}
+    settings = {network: sizes for network, sizes in settings.items() if sizes}
+    for network, sizes in settings.items():
+      name, recipe = 'model.unet', self._recipe['model']['unet']
+      if network in SECTIONS:
+        name, _ = SECTIONS[network]
+        recipe = self._recipe[name]
+      for path, value, like in _fields(sizes, recipe):
+        self._require_like(f'{name}.{path}', value, like)
+    return settings
 
   def _settings(self, network: str) -> dict[str, Any] | None:
     prefix, layout = self._format.networks[network]

@@ -70,9 +70,12 @@ def checked(given: str, default: str) -> str:
   expected = set(load(default))
   if fields != expected:
     lacks, more = sorted(expected - fields), sorted(fields - expected)
-    what = f'it lacks {_listed(lacks)}' if lacks else f'it has {_listed(more)}'
+    faults = [f'lacks {_listed(lacks)}'] if lacks else []
+    faults += [f'has {_listed(more)}, which nothing reads'] if more else []
+    is_like = 2 * len(expected & fields) >= len(expected | fields)
+    kind = 'it' if is_like else 'it is of another command:'
     raise errors.UserError(
-      f'--config={given}: is the config of another command ({what}); {advice}'
+      f'--config={given}: {kind} {" and ".join(faults)}; {advice}'
     )
   return f'{path}{colon}{argument}'
 

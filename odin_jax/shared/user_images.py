@@ -17,7 +17,7 @@ from jaxtyping import Shaped, UInt8
 import numpy as np
 from PIL import Image, ImageColor
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, impostors
 
 WHITE = (255, 255, 255)
 # The largest panoramas have 16384 x 8192 pixels. A header can promise any
@@ -64,12 +64,6 @@ _NOT_IMAGES = (
   (b'%!PS', 'is PostScript; export its picture as PNG'),
   (b'<svg', 'is SVG; export it as PNG'),
   (b'<?xml', 'is XML or SVG; export it as PNG'),
-  (b'<!DOCTYPE', 'is a web page, not the image; download the image itself'),
-  (b'<html', 'is a web page, not the image; download the image itself'),
-  (
-    b'version https://git-lfs',
-    'is a pointer of Git LFS, not the image; type: git lfs pull',
-  ),
 )
 # JPEG's markers: end of image, start of scan; what may stand inside a scan.
 _EOI, _SOS = 0xD9, 0xDA
@@ -219,6 +213,8 @@ def _unknown(data: bytes) -> str:
   for start, what in _NOT_IMAGES:
     if text[: len(start)].lower() == start.lower():
       return what
+  if what := impostors.recognise(data):
+    return f'is {what}'
   return 'cannot be read as an image; give a JPEG or PNG file'
 
 

@@ -27,6 +27,8 @@ _MAY_BE_FRESH = 'conditioning/'
 # What of two configs must agree where the parameters' shapes do not show it.
 _MUST_AGREE = ('autoencoder', 'image_encoder')
 _OF_UNET = ('num_heads', 'num_groups')
+# Of `config.model`, what is compared in other ways.
+_CHECKED = {'conditioning', 'unet', 'unscaled_source'}
 # What may change, and is worth a word.
 _NOTED = ('prediction', 'schedule', 'zero_terminal_snr')
 
@@ -102,6 +104,15 @@ def _notes(
     for name in _NOTED
     if saved_config['diffusion'][name] != config['diffusion'][name]
   ]
+  if len(fresh) < len(shapes):
+    # Shapes do not tell what an option of a part means.
+    model, saved_model = config['model'], saved_config['model']
+    notes += [
+      f'model.{name}: {saved_model[name]!r} there, {model[name]!r} here; the '
+      'parameters of the conditioning that fit are taken all the same'
+      for name in sorted(model.keys() & saved_model.keys() - _CHECKED)
+      if model[name] != saved_model[name]
+    ]
   saved_channels = odin.input_channels(saved_config)
   new = [x for x in odin.input_channels(config) if x not in saved_channels]
   if new:

@@ -379,8 +379,9 @@ def test_baselines_are_what_their_names_say():
 @pytest.mark.parametrize(
   'conditioning, parts',
   [
-    ('token', 'se3'),
-    ('sweep', 'se3+rays+sweep'),
+    ('', 'the recipe'),
+    # A part alone.
+    ('sweep', 'sweep'),
     ('plucker', 'plucker'),
     ('se3+plucker', 'se3+plucker'),
   ],
@@ -390,6 +391,8 @@ def test_every_recipe_builds(recipe, conditioning, parts, prediction):
   config = recipes.get_config(
     f'{recipe},conditioning={conditioning},prediction={prediction}'
   )
+  if not conditioning:
+    parts = {'world': 'se3+rays+sweep', 'odin': 'clip+se3'}[recipe]
   assert config.model.conditioning == parts
   assert config.diffusion.prediction == prediction
   # A network that predicts eps says nothing where no signal is left.

@@ -652,6 +652,18 @@ def test_a_config_of_ours_that_contradicts_its_tensors_is_one_line(
     torch.save(state | {'odin.config': torch.from_numpy(text)}, path)
     with pytest.raises(errors.UserError, match='model.ckpt'):
       port(path, format='zero123')
+  for section, name, value, words in (
+    ('image_encoder', 'num_heads', 0, 'image_encoder.num_heads=0, .* above 0'),
+    ('autoencoder', 'num_groups', 0, 'autoencoder.num_groups=0, .* above 0'),
+    ('autoencoder', 'scale', float('nan'), 'autoencoder.scale=nan'),
+    ('model', 'unscaled_source', 'no', "unscaled_source='no', .*true or false"),
+    ('diffusion', 'num_timesteps', True, 'num_timesteps=True'),
+  ):
+    changed = {**config, section: {**config[section], name: value}}
+    text = np.frombuffer(json.dumps(changed).encode(), np.uint8).copy()
+    torch.save(state | {'odin.config': torch.from_numpy(text)}, path)
+    with pytest.raises(errors.UserError, match=words):
+      port(path, format='zero123')
   assert not (tmp_path / 'imported').exists()
 
 

@@ -82,6 +82,8 @@ def call(tmp_path, repository):
   config = tmp_path / 'config.py'
   config.write_text(CONFIG)
   (tmp_path / 'other.py').write_text(CONFIG.replace('steps', 'runs'))
+  more = CONFIG.replace('config.steps', 'config.width = config.steps')
+  (tmp_path / 'more.py').write_text(more)
   program = tmp_path / 'program.py'
   program.write_text(PROGRAM.format(config=str(config)))
 
@@ -145,13 +147,14 @@ def test_every_flag_that_is_a_path_is_defined_as_one(repository):
     (['--config=configs/nothing.py'], 'takes --config='),
     (['--config=README.md'], 'is no config file'),
     (['--config=odin_jax/train.py'], 'is no config file'),
-    (['--config=configs/train.py'], 'config of another command (it lacks'),
+    (['--config=configs/train.py'], 'of another command: lacks'),
     (['--config=configs/train.py', '--config.stepz=2'], 'another command'),
-    (['--config', 'configs/worlds.py'], 'config of another command'),
+    (['--config', 'configs/worlds.py'], 'of another command: lacks'),
     (['--config=FILE:nothing'], "recipe 'nothing' is none of"),
     (['--config=FILE:world,width=3'], 'width=3'),
     (['--config=FILE:world,size_px=wide'], 'expected a int'),
-    (['--config=FOLDER/other.py'], 'another command (it lacks steps)'),
+    (['--config=FOLDER/other.py'], 'it lacks steps and has runs, which'),
+    (['--config=FOLDER/more.py'], ': it has width, which nothing reads;'),
     (['--config=/no/such/file.py'], '/no/such/file.py'),
     (['--nothing=1'], 'nothing'),
     (['stray'], 'stray'),
@@ -281,7 +284,7 @@ def test_every_field_is_explained_as_its_source_has_it(
 def test_a_config_is_found_from_any_folder(call, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   done = call('--config=configs/train.py')
-  assert 'config of another command' in done.stderr
+  assert 'it is of another command' in done.stderr
   # A folder of that name is not taken for the repository's.
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs/__init__.py').write_text('')

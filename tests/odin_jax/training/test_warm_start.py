@@ -209,6 +209,16 @@ def test_more_bands_are_more_channels_and_fewer_are_refused(tmp_path):
     warm_start._check(tmp_path, other, swept)
 
 
+def test_an_option_that_shapes_do_not_show_is_told():
+  saved, config = narrow_config('se3'), narrow_config('se3')
+  saved['model']['base'], config['model']['base'] = 2.0, 3.0
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
+  assert warm_start._notes(config, saved, shapes, shapes) == [
+    'model.base: 2.0 there, 3.0 here; the parameters of the conditioning that '
+    'fit are taken all the same'
+  ]
+
+
 def test_a_model_without_an_image_encoder_needs_none(tmp_path):
   """As Stable Diffusion, of which the text encoder is not taken."""
   saved, config = narrow_config('se3'), narrow_config('se3+plucker')
@@ -219,7 +229,18 @@ def test_a_model_without_an_image_encoder_needs_none(tmp_path):
   warm_start._check(tmp_path, config, saved)
 
 
-def test_pretrained_encoders_are_asked_for(tmp_path):
+_WITHOUT_AN_OPTION = """
+from configs import train
+
+def get_config(argument=None):
+  config = train.get_config(argument)
+  del config.model.sweep_distances
+  return config
+"""
+
+
+def test_what_a_config_lacks_is_asked_for(tmp_path):
+  (tmp_path / 'lacking.py').write_text(_WITHOUT_AN_OPTION)
   posed_records.write_records(tmp_path / 'records', 'train', {'one': 6})
   results = commands.run_all(
     'odin_jax.train',
@@ -241,11 +262,18 @@ def test_pretrained_encoders_are_asked_for(tmp_path):
         f'--records={tmp_path / "records"}',
         f'--workdir={tmp_path / "other"}',
       ],
+      [
+        f'--config={tmp_path}/lacking.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+      ],
     ],
   )
-  # Before the one line of the error JAX may say which devices it looked for.
+  # Before the one line of the error is that of the devices.
   results = [(status, errors.splitlines()[-1]) for status, errors in results]
-  commands.assert_refused(results, [['--init'], ['clip'], ['eps', 'SNR']])
+  commands.assert_refused(
+    results, [['--init'], ['clip'], ['eps', 'SNR'], ["'sweep_distances'"]]
+  )
 
 
 @pytest.mark.parametrize(
