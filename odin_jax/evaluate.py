@@ -105,7 +105,6 @@ def _load_predictor(config: Any) -> predictors.Predictor:
     raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
     )
-  logging.info(sharding.devices_text())
   predictor = predictors.load_model(
     files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -124,6 +123,7 @@ def _load_predictor(config: Any) -> predictors.Predictor:
       f'and the protocol asks for {config.image_size_px} px; give '
       f'--config.image_size_px={predictor.image_size_px}'
     )
+  logging.info(sharding.devices_text())
   return predictor
 
 

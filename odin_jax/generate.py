@@ -270,7 +270,6 @@ def main() -> None:
     'the image to start from',
     background=user_images.parse_colour(_BACKGROUND.value),
   )
-  logging.info(sharding.devices_text())
   predictor = predictors.load_model(
     files.require_folder(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -283,6 +282,7 @@ def main() -> None:
     batch_size=_BATCH_SIZE.value,
     ema=_EMA.value,
   )
+  logging.info(sharding.devices_text())
   size = predictor.image_size_px
   image = square_middle(photo, size)
   output = files.claim_output(_OUTPUT.value, _TOOL)

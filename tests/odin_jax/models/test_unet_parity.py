@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from configs import train as recipes
 from odin_jax import sharding
-from odin_jax.models import unet
+from odin_jax.models import odin, unet
 from odin_jax.porting import tensors
 from odin_jax.porting import unet as naming
 from tests.helpers import stable_diffusion
@@ -189,6 +190,47 @@ def test_without_its_mask_the_network_has_four_channels(
     np.moveaxis(output.numpy(), 1, -1),
     rtol=0,
     atol=3e-5,
+  )
+
+
+def test_the_small_recipe_is_a_network_of_diffusers():
+  """`port_weights --export=diffusers` takes what `world` trains."""
+  config = recipes.get_config('world').to_dict()
+  channels = config['autoencoder']['channels']
+  settings = config['model']['unet'] | dict(
+    in_channels=len(odin.input_channels(config)), out_channels=channels
+  )
+  graph, shapes = split(**settings)
+  params = {
+    path: random_parameter(path, leaf) for path, leaf in by_path(shapes).items()
+  }
+  state = jax.tree_util.tree_map_with_path(
+    lambda path, _: params[sharding.path_name(path)], shapes
+  )
+  generator = np.random.default_rng(0)
+  size = config['image_size_px'] // config['autoencoder']['patch_px']
+  x = generator.standard_normal(
+    (1, size, size, settings['in_channels']), np.float32
+  )
+  context = generator.standard_normal(
+    (1, 3, settings['context_dim']), np.float32
+  )
+  timestep = np.array([871.0], np.float32)
+  with jax.default_matmul_precision('highest'):
+    output, _ = jax.jit(
+      lambda state: nnx.merge(graph, state)(
+        *map(jnp.asarray, (x, timestep, context))
+      ),
+      compiler_options={'xla_backend_optimization_level': 0},
+    )(state)
+  # The motion mask's channel is the last.
+  model = loaded(settings | dict(out_channels=channels + 1), params)
+  with torch.no_grad():
+    expected = model(
+      torch_image(x), torch.tensor(timestep), torch.tensor(context)
+    ).sample
+  np.testing.assert_allclose(
+    output, np.moveaxis(expected.numpy(), 1, -1)[..., :-1], rtol=0, atol=3e-5
   )
 
 

@@ -443,7 +443,8 @@ def call(program, *arguments):
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
+  # Commands that ran there have said before what they made.
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 # The files of memory:// end with the process.
