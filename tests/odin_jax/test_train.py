@@ -78,8 +78,11 @@ def read_rows(workdir):
 def finished(command, tmp_path_factory):
   """The workdir of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  status, stderr = finish(command(workdir))
-  assert status == 0, stderr[-2000:]
+  process = command(workdir)
+  stdout, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr[-2000:]
+  workdir.with_name('stdout').write_text(stdout)
+  workdir.with_name('stderr').write_text(stderr)
   return workdir
 
 
@@ -101,6 +104,23 @@ def wait_for_file(process, path, text=''):
 def wait_for_step(process, workdir, step):
   """Returns when the journal has the row of `step`."""
   wait_for_file(process, workdir / 'metrics.jsonl', f'"step": {step},')
+
+
+def test_a_run_tells_its_devices_what_it_made_and_nothing_else(
+  finished, records
+):
+  lines = finished.with_name('stderr').read_text().splitlines()
+  assert lines[0].startswith('devices: 1 x cpu (')
+  assert ' parameters, 40 pairs, mesh ' in lines[1]
+  # A slow machine says every 30 s how far it is.
+  assert all(line.startswith('train: step ') for line in lines[2:])
+  made, following = finished.with_name('stdout').read_text().splitlines()
+  assert made.startswith(f'{finished}: step {STEPS} of {STEPS}, ')
+  assert following == (
+    f'score it: python -m odin_jax.evaluate --data={records} '
+    f'--workdir={finished} --output={finished.with_name("scores")} '
+    '--config.image_size_px=32'
+  )
 
 
 def test_run_leaves_its_figures(finished):
