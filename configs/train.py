@@ -157,7 +157,8 @@ def _world(config: ml_collections.ConfigDict) -> None:
       num_heads=4,
       context_dim=96,
       num_groups=24,
-      # As diffusers has it, so that --export=diffusers can hold the model.
+      # As diffusers has it, so that --export=diffusers can hold the model; 2 is
+      # as good, and takes 4 to 5 % less CPU time.
       feedforward_factor=4,
       remat='none',
     ),
