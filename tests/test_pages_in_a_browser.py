@@ -134,6 +134,7 @@ def audit_report(num_videos):
       'frame_pair_candidates': 100,
       'median_depth': None,
       'kept_share': 0.8,
+      'min_unmasked_share': 0.9,
       'kept_share_per_gap': {'1': 1.0, '10': 0.25, '2': 0.5},
     }
     for name in names

@@ -66,6 +66,8 @@ QUANTITIES = {
   'min_kept_share_per_gap': _share('the same, the worst time apart of a video'),
   'behind': Quantity('frames that step back along the path'),
   'straightness': _share("the path's variance along its main direction"),
+  'unmasked_share': _share('what of the views is scene, not a mask'),
+  'min_unmasked_share': _share('the same, of the view with the least'),
   # Fresh matches.
   'close_records': Quantity('records of close frames and much overlap'),
   'tried': Quantity('of them, matched afresh'),

@@ -23,6 +23,7 @@ _OF_VIDEO = (
   'long_frame_pairs',
   'records',
   'kept_share',
+  'min_unmasked_share',
 )
 
 

@@ -84,7 +84,7 @@ def video_figures(
       (component.poses_per_frame for component in components), default=0
     ),
     'median_depth': float(np.median(depths)) if depths else None,
-    'unmasked_share': unmasked_shares(rows),
+    **unmasked_shares(rows),
     'order': [quality.frames_behind(component) for component in components],
     **kept_shares(summary),
   }
@@ -92,7 +92,7 @@ def video_figures(
 
 def unmasked_shares(
   rows: Sequence[Mapping[str, Any]],
-) -> dict[str, float] | None:
+) -> dict[str, float | None]:
   """How much of the views is scene, not the operator: their mean and least.
 
   None where the records do not say, as those of earlier versions.
@@ -100,9 +100,10 @@ def unmasked_shares(
   shares = [
     row[name] for row in rows for name in _UNMASKED_SHARES if name in row
   ]
-  if not shares:
-    return None
-  return {'mean': float(np.mean(shares)), 'min': float(np.min(shares))}
+  return {
+    'unmasked_share': float(np.mean(shares)) if shares else None,
+    'min_unmasked_share': float(np.min(shares)) if shares else None,
+  }
 
 
 def pose_figures(errors: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -342,7 +343,7 @@ def compute(
     **report,
     'epipolar': epipolar_figures(folder, rows, limit),
     'histograms': histograms(rows),
-    'unmasked_share': unmasked_shares(rows),
+    **unmasked_shares(rows),
     'consistency': consistency,
     'videos': videos,
   }, rows
