@@ -155,6 +155,14 @@ def main() -> None:
       'frames': frames,
     },
   )
+  shown = sum(frame['file'] is not None for frame in frames)
+  given = {'run': command.beside(_OUTPUT.value, '')}
+  command.finish(
+    _OUTPUT.value,
+    f'{shown} true views of {len(frames)}; behind a surface there is none',
+    look_at='frames',
+    then=('make the page of a run with them', 'odin_jax.report', given),
+  )
 
 
 if __name__ == '__main__':
