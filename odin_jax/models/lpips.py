@@ -193,10 +193,9 @@ def _fault(
   net = metadata.get('net')
   if metadata.get('format') != lpips_files.FORMAT or net not in NETS:
     return f'no {lpips_files.FORMAT} file of a known network'
-  for part, published in lpips_files.PUBLISHED[net].items():
-    name = f'{part}_sha256'
-    if not metadata.get(name, '').startswith(published.sha256):
-      return f'its {name} is not that of the published {net} weights'
+  unpublished = lpips_files.unpublished(net, metadata)
+  if unpublished is not None:
+    return f'its {unpublished} is not that of the published {net} weights'
   if {name: param.shape for name, param in params.items()} != shapes(net):
     return f'its arrays are not those of {net}'
   if lpips_files.content_sha256(params) != metadata.get('content_sha256'):

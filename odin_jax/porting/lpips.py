@@ -124,9 +124,7 @@ def write(
   path: str | os.PathLike[str],
   net: str,
   params: Mapping[str, np.ndarray],
-  *,
-  backbone_sha256: str,
-  heads_sha256: str,
+  digests: Mapping[str, str],
 ) -> None:
   """Writes one `.safetensors` file for `odin_jax.models.lpips.load`.
 
@@ -134,21 +132,21 @@ def write(
     path: of the file.
     net: 'alex' or 'vgg'.
     params: what `convert` gives.
-    backbone_sha256: what `require_published` gives for the backbone.
-    heads_sha256: what it gives for the heads.
+    digests: SHA-256 of the published files that they came from, by
+      `backbone_sha256` and `heads_sha256` or by `package_sha256`.
 
   Raises:
     ValueError: a digest is not that of the published file.
   """
-  digests = {'backbone': backbone_sha256, 'heads': heads_sha256}
-  for part, digest in digests.items():
-    if not digest.startswith(lpips_files.PUBLISHED[net][part].sha256):
-      raise ValueError(f'{digest} is not the SHA-256 of the published {part}')
+  unpublished = lpips_files.unpublished(net, digests)
+  if unpublished is not None:
+    raise ValueError(
+      f'{unpublished} is not that of the published {net} weights'
+    )
   metadata = {
     'format': lpips_files.FORMAT,
     'net': net,
-    'backbone_sha256': backbone_sha256,
-    'heads_sha256': heads_sha256,
+    **digests,
     'content_sha256': lpips_files.content_sha256(params),
   }
   with files.atomic_path(path) as temporary:

