@@ -138,7 +138,8 @@ TORCH_FILES = 'odin_jax.porting.torch_files'
 RESTRICTED = {
   # Checkpoints of torch are read and written in one file of odin_jax.
   'torch': (('preprocessing', TORCH_FILES), True),
-  'pycolmap': (('preprocessing',), True),
+  # Models of COLMAP are read in one file of odin_jax.
+  'pycolmap': (('preprocessing', 'odin_jax.benchmarks.mipnerf360'), True),
   'ray': (('preprocessing',), True),
   'jax': (('odin_jax',), False),
   'flax': (('odin_jax',), False),

@@ -112,13 +112,14 @@ def read(
 
 
 def read_stored(
-  path: str | os.PathLike[str], what: str
+  path: str | os.PathLike[str], what: str, *, upright: bool = True
 ) -> Shaped[np.ndarray, 'h w c']:
   """An image upright, with its alpha and its 16 bits.
 
   Args:
     path: of the file.
     what: what is needed here, should there be no file.
+    upright: turn it as its header says; else pixels stay where they are.
 
   Returns:
     uint8 or uint16, RGB or RGBA.
@@ -142,9 +143,10 @@ def read_stored(
       image.load()
       if image.format in ('JPEG', 'MPO'):
         _check_jpeg_is_whole(data, image)
-      upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG), _UPRIGHT[1])
+      orientation = image.getexif().get(_ORIENTATION_TAG) if upright else 1
+      turn = _UPRIGHT.get(orientation, _UPRIGHT[1])
       pixels = _pixels(path, data, image)
-  return np.ascontiguousarray(upright(pixels))
+  return np.ascontiguousarray(turn(pixels))
 
 
 def composite(

@@ -1,11 +1,9 @@
 """A component of a camera path as nerfstudio data.
 
-https://docs.nerf.studio/quickstart/data_conventions.html: cameras look along
--z with y up (OpenGL), the world has z up, `transform_matrix` is camera to
-world. The world is turned as `colmap_to_json` does it
-(https://github.com/nerfstudio-project/nerfstudio/blob/main/nerfstudio/process_data/colmap_utils.py),
-which also names the turn, `applied_transform`, and puts the points, turned
-alike, where `ply_file_path` says.
+`transform_matrix` is camera to world, in the axes of `odin_jax.shared.opengl`.
+nerfstudio's `colmap_to_json` also names the turn of the world,
+`applied_transform`, and puts the points, turned alike, where `ply_file_path`
+says.
 
 EQUIRECTANGULAR images: `_generate_rays_from_coords` in
 https://github.com/nerfstudio-project/nerfstudio/blob/main/nerfstudio/cameras/cameras.py
@@ -21,15 +19,9 @@ from typing import Any, Sequence
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import camera, files
+from odin_jax.shared import camera, files, opengl
 from preprocessing.exporting import cameras, export_colmap, sensors
 
-# x stays, y (down) becomes -z (up), z becomes y.
-_SCENE2WORLD = camera.make_pose(
-  np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]), np.zeros(3)
-)
-# From x right, y up, z backwards to x right, y down, z forward.
-_OPENGL2OPENCV = np.diag([1.0, -1.0, -1.0])
 _PLY_VERTEX = np.dtype(
   [(axis, '<f4') for axis in ('x', 'y', 'z')]
   + [(colour, 'u1') for colour in ('red', 'green', 'blue')]
@@ -63,14 +55,14 @@ def write(
   visible = np.unique(path.observations_of(component).point)
   _write_ply(
     folder / points,
-    camera.transform(_SCENE2WORLD, path.points[visible]),
+    camera.transform(opengl.SCENE2WORLD, path.points[visible]),
     colours[visible],
   )
   files.write_json(
     folder / f'transforms{suffix}.json',
     {
       **_intrinsics(rig[0]),
-      'applied_transform': _SCENE2WORLD.tolist(),
+      'applied_transform': opengl.SCENE2WORLD.tolist(),
       'ply_file_path': points,
       'frames': [
         _frame(export_colmap.image_name(frame, sensor), pose, sensor)
@@ -104,10 +96,10 @@ def _frame(
   name: str, frame2scene: Float[np.ndarray, '3 4'], sensor: sensors.Sensor
 ) -> dict[str, Any]:
   opengl2frame = camera.make_pose(
-    sensor.sensor2frame @ _OPENGL2OPENCV, np.zeros(3)
+    sensor.sensor2frame @ opengl.OPENGL2OPENCV, np.zeros(3)
   )
   opengl2world = camera.compose(
-    _SCENE2WORLD, camera.compose(frame2scene, opengl2frame)
+    opengl.SCENE2WORLD, camera.compose(frame2scene, opengl2frame)
   )
   return {
     'file_path': f'images/{name}',

@@ -14,6 +14,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 import trimesh
 
+from odin_jax.benchmarks import mipnerf360
+from odin_jax.benchmarks import nerfstudio as nerfstudio_reader
 from odin_jax.shared import camera
 from preprocessing.exporting import cameras, exports, sensors
 from preprocessing.solving import bundle_adjustment, masks, solver
@@ -320,6 +322,28 @@ def test_nerfstudio_rays_hit_the_colours_of_their_pixels(
     assert mask.shape == picture.shape[:2]
     count += 1
   assert count == (COMPONENT == number).sum() * (1 if layout == '.' else 12)
+
+
+@pytest.mark.parametrize('read', [mipnerf360.read, nerfstudio_reader.read])
+def test_views_are_read_back_by_the_benchmarks(exported, path, read):
+  views = read(exported / 'perspective').views
+  frames = {int(view.path.name.split('_')[0]) for view in views}
+  assert frames == set(path.frames(0)) and len(views) == 12 * len(frames)
+  for view in views:
+    frame = int(view.path.name.split('_')[0])
+    # The views of a panorama share its centre.
+    np.testing.assert_allclose(
+      view.camera2scene[:, 3], path.frame2scene[frame][:, 3], atol=1e-9
+    )
+    pixels = np.stack([*camera.pixel_centres(*view.size), np.ones((48, 48))])
+    rays = np.linalg.inv(view.intrinsics) @ pixels.reshape(3, -1)
+    truth = colour(
+      to_room(0, view.camera2scene[:, 3]),
+      rays_to_room(0, (view.camera2scene[:, :3] @ rays).T),
+    )
+    check_picture(view.read().astype(float), truth.reshape(48, 48, 3))
+  names = [view.path.name for view in views]
+  assert names == sorted(names)
 
 
 def test_the_world_of_nerfstudio_has_z_up(exported, path):

@@ -1,0 +1,147 @@
+"""A scene of Mip-NeRF 360: `images`, `images_2|4|8` and COLMAP's `sparse/0`.
+
+https://jonbarron.info/mipnerf360. The model may be binary or text, of a COLMAP
+with rigs and frames or of one without. Its axes and pixels are ours
+(https://colmap.github.io/format.html); its world has no known up and its unit
+is what the model chose.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from odin_jax.benchmarks import posed_views
+from odin_jax.shared import camera, errors, files
+
+# Cameras of COLMAP that OpenCV has too: places of fx, fy, cx, cy among their
+# parameters (https://colmap.github.io/cameras.html), and how many coefficients
+# of OpenCV follow.
+_MODELS = {
+  'SIMPLE_PINHOLE': ((0, 0, 1, 2), 0),
+  'PINHOLE': ((0, 1, 2, 3), 0),
+  'SIMPLE_RADIAL': ((0, 0, 1, 2), 1),
+  'RADIAL': ((0, 0, 1, 2), 2),
+  'OPENCV': ((0, 1, 2, 3), 4),
+  'FULL_OPENCV': ((0, 1, 2, 3), 8),
+}
+_FEWEST_COEFFICIENTS = 4
+_UNIT = "unit of COLMAP's model"
+
+
+def read(
+  folder: str | os.PathLike[str], *, factor: int = 1
+) -> posed_views.PosedViews:
+  """The views of one scene, in the order of their names.
+
+  The order is that of the names as text, which is how multinerf and ZeroNVS
+  number them.
+
+  Args:
+    folder: of the scene.
+    factor: by which pictures were reduced: 1 takes `images`, N `images_N`.
+
+  Raises:
+    errors.UserError: no such folder, no readable model, a camera that has no
+      pinhole camera in its place, or a picture that is missing or of another
+      shape than its camera.
+  """
+  folder = files.require_folder(folder, 'a scene of Mip-NeRF 360')
+  name = 'images' if factor == 1 else f'images_{factor}'
+  images = files.require_folder(folder / name, 'the pictures of the scene')
+  model = _read_model(folder / 'sparse' / '0')
+  posed = {
+    image.name: image for image in model.images.values() if image.has_pose
+  }
+  if not posed:
+    raise errors.UserError(f'{folder / "sparse/0"}: no image there has a pose')
+  views = []
+  for number, image_name in enumerate(sorted(posed)):
+    image = posed[image_name]
+    path = _picture(images, image_name)
+    size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
+    views.append(
+      posed_views.PosedView(
+        name=image_name,
+        number=number,
+        path=path,
+        camera2scene=camera.inverse(
+          np.array(image.cam_from_world().matrix(), np.float64)
+        ),
+        **_lens(image.camera, size, str(path)),
+      )
+    )
+  return posed_views.PosedViews(
+    layout=f'{name}/ and sparse/0', unit=_UNIT, views=tuple(views)
+  )
+
+
+def _read_model(path: pathlib.Path) -> Any:
+  # pycolmap brings libraries of its own: imported late, after OpenCV and PIL.
+  import pycolmap
+
+  files.require_folder(path, "COLMAP's model of the scene")
+  for kind in ('.bin', '.txt'):
+    names = [f'{part}{kind}' for part in ('cameras', 'images', 'points3D')]
+    missing = [name for name in names if not (path / name).is_file()]
+    if not missing:
+      break
+    if len(missing) < len(names):
+      raise errors.UserError(
+        f'{path}: {", ".join(missing)} is missing; copy the model again'
+      )
+  else:
+    raise errors.UserError(
+      f'{path}: no model of COLMAP: cameras, images and points3D as .bin or .txt'
+    )
+  try:
+    return pycolmap.Reconstruction(path)
+  # Whatever COLMAP checks, and what runs out of bytes.
+  except Exception as error:  # noqa: BLE001
+    reason = ' '.join(str(error).split())
+    raise errors.UserError(
+      f'{path}: COLMAP cannot read this model ({reason}); copy it again'
+    ) from error
+
+
+def _picture(images: pathlib.Path, name: str) -> pathlib.Path:
+  """The file of an image of the model; reduced ones may have another suffix."""
+  path = images / name
+  if path.is_file():
+    return path
+  others = sorted(path.parent.glob(f'{path.stem}.*')) if path.stem else []
+  if len(others) != 1:
+    raise errors.UserError(
+      f'{path}: no such file; sparse/0 has a camera for it'
+    )
+  return others[0]
+
+
+def _lens(lens: Any, size: posed_views.Size, where: str) -> dict[str, Any]:
+  """Intrinsics, size and undistortion of a view."""
+  if lens.model_name not in _MODELS:
+    raise errors.UserError(
+      f'{where}: its camera is {lens.model_name}, which is not read here; there '
+      f'are {", ".join(_MODELS)}; undistort it with colmap image_undistorter'
+    )
+  places, count = _MODELS[lens.model_name]
+  fx, fy, cx, cy = (lens.params[place] for place in places)
+  matrix = posed_views.rescaled(
+    np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]),
+    (lens.width, lens.height),
+    size,
+    where,
+  )
+  coefficients = [float(x) for x in lens.params[len(set(places)) :]]
+  if not any(coefficients):
+    return {'intrinsics': matrix, 'size': size}
+  coefficients += [0.0] * (_FEWEST_COEFFICIENTS - count)
+  undistortion = posed_views.Undistortion(
+    lens=matrix, coefficients=tuple(coefficients), size=size
+  )
+  return {
+    'intrinsics': undistortion.intrinsics,
+    'size': undistortion.new_size,
+    'undistortion': undistortion,
+  }

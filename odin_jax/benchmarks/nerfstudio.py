@@ -1,0 +1,153 @@
+"""Any `transforms.json`: nerfstudio, instant-ngp, Blender's synthetic scenes.
+
+https://docs.nerf.studio/quickstart/data_conventions.html. Its axes are those
+of `odin_jax.shared.opengl`, its pixels are ours.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any, Mapping
+
+import numpy as np
+
+from odin_jax.benchmarks import posed_views
+from odin_jax.shared import errors, files, opengl
+
+_NAME = 'transforms.json'
+# Of pinhole cameras, distorted or not; no name is a pinhole camera, too.
+_MODELS = ('PINHOLE', 'SIMPLE_PINHOLE', 'SIMPLE_RADIAL', 'RADIAL', 'OPENCV')
+_COEFFICIENTS = ('k1', 'k2', 'p1', 'p2', 'k3', 'k4')
+_SUFFIXES = ('', '.png', '.jpg')
+
+
+def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
+  """The views of one scene, in the order of their paths, as nerfstudio has it.
+
+  Args:
+    path: a folder with `transforms.json`, or such a file of any name.
+
+  Raises:
+    errors.UserError: no such file, no such JSON, or a frame whose picture,
+      pose or camera is missing or malformed.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    path /= _NAME
+  files.require_file(path, f"a scene's {_NAME}")
+  try:
+    content = json.loads(path.read_text())
+    frames = {frame['file_path']: frame for frame in content['frames']}
+    names = sorted(frames)
+  except (ValueError, KeyError, TypeError) as error:
+    raise errors.UserError(
+      f'{path}: no {_NAME}: needs "frames", each with "file_path" '
+      f'({type(error).__name__}: {error})'
+    ) from error
+  if not frames or len(frames) != len(content['frames']):
+    raise errors.UserError(f'{path}: no frames, or one file_path twice')
+  return posed_views.PosedViews(
+    layout=path.name,
+    unit=f'unit of {path.name}',
+    views=tuple(
+      _view(path, number, {**content, **frames[name]})
+      for number, name in enumerate(names)
+    ),
+  )
+
+
+def _view(
+  path: pathlib.Path, number: int, frame: Mapping[str, Any]
+) -> posed_views.PosedView:
+  """One frame.
+
+  Args:
+    path: of the JSON.
+    number: of the frame.
+    frame: its values over those of all frames.
+  """
+  name = frame['file_path']
+  where = f'{path}: {name}'
+  picture = _picture(path.parent / name, where)
+  size = posed_views.picture_size(picture, 'a view')
+  mask = None
+  if frame.get('mask_path'):
+    mask = files.require_file(path.parent / frame['mask_path'], 'its mask')
+  try:
+    matrix = np.array(frame['transform_matrix'], np.float64)
+    lens = _lens(frame, size, where)
+  except (KeyError, ValueError, TypeError) as error:
+    raise errors.UserError(
+      f'{where}: {type(error).__name__} in its camera: {error}'
+    ) from error
+  return posed_views.PosedView(
+    name=name,
+    number=number,
+    path=picture,
+    camera2scene=opengl.camera2scene(posed_views.rigid(matrix, where)),
+    mask_path=mask,
+    **lens,
+  )
+
+
+def _picture(path: pathlib.Path, where: str) -> pathlib.Path:
+  # Blender's scenes leave the suffix out.
+  for suffix in _SUFFIXES if not path.suffix else ('',):
+    if (whole := path.with_name(path.name + suffix)).is_file():
+      return whole
+  raise errors.UserError(f'{where}: no such file; copy the pictures, too')
+
+
+def _lens(
+  frame: Mapping[str, Any], size: posed_views.Size, where: str
+) -> dict[str, Any]:
+  """Intrinsics, size and undistortion of a view."""
+  model = frame.get('camera_model', 'PINHOLE')
+  if model not in _MODELS or frame.get('is_fisheye'):
+    raise errors.UserError(
+      f'{where}: its camera is {"fisheye" if model in _MODELS else model}; only '
+      f'pinhole cameras are read ({", ".join(_MODELS)})'
+    )
+  # The pictures may be reduced; the camera is of those that it was solved with.
+  solved = (frame.get('w', size[0]), frame.get('h', size[1]))
+  matrix = _intrinsics(frame, solved)
+  if not (np.isfinite(matrix).all() and np.diag(matrix).min() > 0):
+    raise errors.UserError(f'{where}: its focal length is not positive')
+  matrix = posed_views.rescaled(matrix, solved, size, where)
+  coefficients = [float(frame.get(name, 0)) for name in _COEFFICIENTS]
+  if not any(coefficients):
+    return {'intrinsics': matrix, 'size': size}
+  # OpenCV takes 4, 5 or 8 of them; nerfstudio's k4 is not OpenCV's.
+  if coefficients[5]:
+    raise errors.UserError(f'{where}: k4 is of fisheye cameras')
+  undistortion = posed_views.Undistortion(
+    lens=matrix, coefficients=tuple(coefficients[:5]), size=size
+  )
+  return {
+    'intrinsics': undistortion.intrinsics,
+    'size': undistortion.new_size,
+    'undistortion': undistortion,
+  }
+
+
+def _intrinsics(
+  frame: Mapping[str, Any], size: posed_views.Size
+) -> posed_views.Matrix:
+  width, height = size
+  if 'fl_x' in frame:
+    fl_x = float(frame['fl_x'])
+    fl_y = float(frame.get('fl_y', fl_x))
+  elif 'camera_angle_x' in frame:
+    fl_x = width / 2 / np.tan(float(frame['camera_angle_x']) / 2)
+    fl_y = fl_x
+    if 'camera_angle_y' in frame:
+      fl_y = height / 2 / np.tan(float(frame['camera_angle_y']) / 2)
+  else:
+    raise KeyError('neither fl_x nor camera_angle_x is there')
+  return np.array(
+    [
+      [fl_x, 0, float(frame.get('cx', width / 2))],
+      [0, fl_y, float(frame.get('cy', height / 2))],
+      [0, 0, 1],
+    ]
+  )

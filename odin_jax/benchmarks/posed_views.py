@@ -1,0 +1,237 @@
+"""Photographs whose cameras are known: what a folder of a benchmark holds.
+
+Whatever a layout calls its axes and pixels, here they are those of
+`odin_jax.shared.camera`, and pictures are those of a pinhole camera.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import cv2
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image
+
+from odin_jax.shared import camera, errors, user_images
+
+Matrix = Float[np.ndarray, '3 3']
+Size = tuple[int, int]
+
+# From pixels whose first has its centre at (0, 0) to ours, or back.
+_HALF_PX = np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+
+# Of rotations that were written with few digits.
+_ROTATION_TOLERANCE = 1e-3
+# By how many pixels the sides of a picture may differ in how they were reduced.
+_ROUNDING_PX = 1.0
+
+
+def from_integer_centres(intrinsics: Matrix) -> Matrix:
+  """In our pixels, of intrinsics that put (0, 0) into the first one's centre."""
+  return intrinsics + _HALF_PX
+
+
+def to_integer_centres(intrinsics: Matrix) -> Matrix:
+  """The other way, which is how OpenCV has it."""
+  return intrinsics - _HALF_PX
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Undistortion:
+  """A lens of OpenCV's model, and the pinhole camera that takes its place.
+
+  The pinhole camera shows the part of the picture in which every pixel was
+  seen. nerfstudio does the same, see `_undistort_image` in
+  https://github.com/nerfstudio-project/nerfstudio/blob/main/nerfstudio/data/datamanagers/full_images_datamanager.py.
+
+  Attributes:
+    lens: intrinsics of the distorted picture.
+    coefficients: k1 k2 p1 p2, or with k3 k4 k5 k6 after them, see
+      https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html.
+    size: width and height of the distorted picture.
+  """
+
+  lens: Matrix
+  coefficients: tuple[float, ...]
+  size: Size
+
+  @functools.cached_property
+  def _pinhole(self) -> tuple[Matrix, tuple[int, int, int, int]]:
+    """Intrinsics in OpenCV's pixels before cropping; x, y, width, height."""
+    matrix, crop = cv2.getOptimalNewCameraMatrix(
+      to_integer_centres(self.lens), np.array(self.coefficients), self.size, 0
+    )
+    if not (np.isfinite(matrix).all() and min(crop[2:]) > 0):
+      raise errors.UserError(
+        f'a lens with distortion {self.coefficients} leaves nothing of pictures '
+        f'of {self.size[0]}x{self.size[1]} pixels'
+      )
+    return matrix, crop
+
+  @property
+  def intrinsics(self) -> Matrix:
+    """Of the pinhole camera."""
+    matrix, (left, top, _, _) = self._pinhole
+    return from_integer_centres(matrix) - [[0, 0, left], [0, 0, top], [0, 0, 0]]
+
+  @property
+  def new_size(self) -> Size:
+    """Width and height of the picture of the pinhole camera."""
+    return self._pinhole[1][2:]
+
+  def apply(self, image: UInt8[np.ndarray, 'h w *c']) -> np.ndarray:
+    """The picture of the pinhole camera."""
+    matrix, (left, top, width, height) = self._pinhole
+    undistorted = cv2.undistort(
+      image,
+      to_integer_centres(self.lens),
+      np.array(self.coefficients),
+      None,
+      matrix,
+    )
+    return undistorted[top : top + height, left : left + width]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PosedView:
+  """A photograph and its camera.
+
+  Attributes:
+    name: of the picture in its data set.
+    number: by which protocols call it; its place where it has none.
+    path: of the picture.
+    intrinsics: [3 3], of what `read` gives.
+    camera2scene: [3 4].
+    size: width and height of what `read` gives, in pixels.
+    mask_path: of a picture that is not 0 where the object is; None without.
+    undistortion: what makes a pinhole camera's picture of the file.
+  """
+
+  name: str
+  number: int
+  path: pathlib.Path
+  intrinsics: Matrix
+  camera2scene: Float[np.ndarray, '3 4']
+  size: Size
+  mask_path: pathlib.Path | None = None
+  undistortion: Undistortion | None = None
+
+  def read(self) -> UInt8[np.ndarray, 'h w 3']:
+    """The picture, sRGB; over white where it is transparent.
+
+    Raises:
+      errors.UserError: it is damaged or has another size than its camera.
+    """
+    # Cameras belong to the pixels as they are stored.
+    image = user_images.composite(
+      user_images.read_stored(self.path, 'a view', upright=False),
+      user_images.WHITE,
+    )
+    undistorted = self.undistortion.apply(image) if self.undistortion else image
+    if undistorted.shape[1::-1] != self.size:
+      raise errors.UserError(
+        f'{self.path}: has {image.shape[1]}x{image.shape[0]} pixels, which is '
+        'not what it had; read the folder again'
+      )
+    return undistorted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PosedViews:
+  """The views of one scene.
+
+  Attributes:
+    layout: what was read of the folder, for the protocol.
+    unit: what a length of 1 is, in words.
+    views: in the order of their numbers.
+  """
+
+  layout: str
+  unit: str
+  views: tuple[PosedView, ...]
+
+  def numbered(self, number: int) -> PosedView:
+    """The view of a number.
+
+    Raises:
+      errors.UserError: there is none.
+    """
+    for view in self.views:
+      if view.number == number:
+        return view
+    raise errors.UserError(
+      f'{self.views[0].path.parent}: has no view {number}; there are '
+      f'{", ".join(str(view.number) for view in self.views)}'
+    )
+
+
+def picture_size(path: pathlib.Path, what: str) -> Size:
+  """Width and height of a picture, from its header.
+
+  Args:
+    path: of the picture.
+    what: it is, should there be none.
+
+  Raises:
+    errors.UserError: there is no such file, or it is no picture.
+  """
+  try:
+    with Image.open(path) as image:
+      return image.size
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'{path}: no such file; {what} is needed here'
+    ) from error
+  except OSError as error:
+    raise errors.UserError(f'{path}: is no picture; copy it again') from error
+
+
+def rescaled(intrinsics: Matrix, old: Size, new: Size, where: str) -> Matrix:
+  """Intrinsics of a picture that was made larger or smaller.
+
+  Args:
+    intrinsics: for a picture of size `old`, in our pixels.
+    old: width and height.
+    new: width and height of the picture that is there.
+    where: the picture, for messages.
+
+  Raises:
+    errors.UserError: it was cropped or turned.
+  """
+  factors = np.divide(new, old)
+  if abs(factors[0] - factors[1]) * max(new) > _ROUNDING_PX:
+    raise errors.UserError(
+      f'{where}: has {new[0]}x{new[1]} pixels, its camera {old[0]}x{old[1]}: '
+      'it was cropped or turned, not only resized; take the original pictures'
+    )
+  return intrinsics * np.append(factors, 1.0)[:, None]
+
+
+def rigid(
+  matrix: Float[np.ndarray, '...'], where: str
+) -> Float[np.ndarray, '3 4']:
+  """A pose as a file has it, its rotation made exact.
+
+  Args:
+    matrix: [3 4] or [4 4].
+    where: it stands, for messages.
+
+  Raises:
+    errors.UserError: it is no rotation and translation.
+  """
+  matrix = np.asarray(matrix, np.float64)
+  fault = None
+  if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
+    fault = 'no 3x4 or 4x4 matrix of numbers'
+  elif not np.allclose(matrix[3:], [0, 0, 0, 1]):
+    fault = 'its last row is not 0 0 0 1'
+  else:
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rotation = left @ right
+    error = np.abs(rotation - matrix[:3, :3]).max()
+    if error > _ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
+      fault = 'it is no rotation and translation'
+  if fault:
+    raise errors.UserError(f'{where}: not a pose: {fault}')
+  return camera.make_pose(rotation, matrix[:3, 3])
