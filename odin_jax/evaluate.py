@@ -1,13 +1,19 @@
 """Scores a predictor on the held-out pairs of a benchmark.
 
-  python -m odin_jax.evaluate --config=configs/evaluate.py --benchmark=records \
-      --data=runs/demo/records --predictor=model --workdir=runs/demo/train \
-      --output=runs/demo/evaluate/model
+  python -m odin_jax.evaluate --data=runs/demo/records --predictor=model \
+      --workdir=runs/demo/train --output=runs/demo/evaluate/model
+  python -m odin_jax.evaluate --protocol=zeronvs_dtu --data=rs_dtu_4/DTU \
+      --predictor=copy --output=runs/dtu/copy
+  python -m odin_jax.evaluate --replay=runs/dtu/copy/metrics.json \
+      --output=runs/dtu/again
 
 Every pair gets one prediction, never the best of several. `--predictor=copy`
 and `--predictor=mean` need no `--workdir`: they are what a model has to beat.
 `--shuffle_poses` gives each pair the pose of another one and leaves all else
-as it was: a model that uses the pose gets worse.
+as it was: a model that uses the pose gets worse. `--protocol` is a table of
+`odin_jax.benchmarks.protocols`, or a file of that kind; what is done otherwise
+is listed. `--replay` does again what another run did, and fails where the
+figures are not the same.
 
 Output: `metrics.json` (the whole protocol, mean scores, one row per pair) and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
@@ -20,6 +26,8 @@ if __name__ == '__main__' and not __package__:
   sys.stderr.write('error: type: python -m odin_jax.evaluate\n')
   sys.exit(2)
 
+import dataclasses
+import functools
 import pathlib
 import platform
 from typing import Any
@@ -28,21 +36,41 @@ from absl import flags, logging
 import cv2
 import flax
 import jax
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int
 import numpy as np
 
-from odin_jax import metrics, predictors, sharding
-from odin_jax.benchmarks import BENCHMARKS
+from odin_jax import metrics, predictors, scoring
+from odin_jax.benchmarks import (
+  LAYOUTS,
+  RECORDS,
+  protocols,
+  records,
+  request,
+  scenes,
+)
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import command, errors, files, image_files, posed_pair
+from odin_jax.shared import (
+  command,
+  digests,
+  errors,
+  files,
+  image_files,
+)
 
 _TOOL = 'odin_jax.evaluate'
 _MODEL = predictors.Model.name
 _CONFIG = command.define_config('configs/evaluate.py')
 _BENCHMARK = flags.DEFINE_enum(
-  'benchmark', 'records', sorted(BENCHMARKS), 'Layout of --data.'
+  'benchmark',
+  None,
+  [RECORDS, *LAYOUTS],
+  f'Layout of --data; not given: that of --protocol, or {RECORDS}.',
+)
+_PROTOCOL = command.define_path(
+  'protocol',
+  f'Whose table: {", ".join(protocols.NAMES)}, or a file of that kind.',
 )
 _DATA = command.define_path(
   'data', 'Folder of the benchmark, e.g. the output of preprocessing.'
@@ -59,62 +87,122 @@ _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
 _SHUFFLE_POSES = flags.DEFINE_bool(
   'shuffle_poses', False, "Give each pair another pair's pose, as a control."
 )
-flags.mark_flags_as_required(['data', 'output'])
+_REPLAY = command.define_path(
+  'replay',
+  'A metrics.json: does again what it was made by; --data and --workdir say '
+  'where things are now.',
+)
+flags.mark_flags_as_required(['output'])
+
+# What else an evaluation is told by, which --replay has of its own.
+_REPLAYED = ('benchmark', 'protocol', 'predictor', 'shuffle_poses')
 
 
-def derangement(count: int, seed: int) -> Int[np.ndarray, 'n']:
-  """A seeded permutation that leaves nothing in its place: one random cycle.
-
-  Raises:
-    ValueError: fewer than two items.
-  """
-  if count < 2:
-    raise ValueError(f'{count} items cannot change places')
-  cycle = np.random.default_rng(seed).permutation(count)
-  order = np.empty(count, np.int64)
-  order[cycle] = np.roll(cycle, 1)
-  return order
+# -- What is asked for ---------------------------------------------------------
 
 
-def predict_all(
-  predictor: predictors.Predictor,
-  pairs: posed_pair.PosedPair,
-  seeds: Int[np.ndarray, 'n'],
-  batch_size: int,
-) -> UInt8[np.ndarray, 'n s s 3']:
-  """One 8-bit prediction per pair."""
-  predictions = []
-  starts = range(0, len(seeds), batch_size)
-  for start in progress.each(starts, 'batch', desc='predict'):
-    rows = slice(start, start + batch_size)
-    batch = posed_pair.select(pairs, rows)
-    predictions.extend(predictor.predict(batch, seeds[rows]))
-  return np.round(np.clip(predictions, 0, 1) * 255).astype(np.uint8)
+def _asked() -> request.Request:
+  if _DATA.value is None:
+    raise errors.UserError('--data: not given; it is the folder to evaluate on')
+  name = _PROTOCOL.value
+  if name is None and _BENCHMARK.value in (None, RECORDS):
+    name = RECORDS
+  if name is None:
+    raise errors.UserError(
+      f'--protocol: not given; --benchmark={_BENCHMARK.value} needs one of '
+      f'{", ".join(protocols.NAMES)}, or a file'
+    )
+  table = protocols.load(name)
+  if _BENCHMARK.value not in (None, table.benchmark):
+    raise errors.UserError(
+      f'--benchmark={_BENCHMARK.value}: {name} is a protocol for '
+      f'{table.benchmark}'
+    )
+  return request.Request(
+    table=table,
+    data=_DATA.value,
+    predictor=_PREDICTOR.value,
+    workdir=_WORKDIR.value if _PREDICTOR.value == _MODEL else None,
+    shuffle_poses=_SHUFFLE_POSES.value,
+    config=_CONFIG.value.to_dict(),
+  )
 
 
-def _load_predictor(config: Any) -> predictors.Predictor:
-  if _PREDICTOR.value != _MODEL:
-    return predictors.BASELINES[_PREDICTOR.value]()
-  if not _WORKDIR.value:
+def _asked_again(content: dict[str, Any]) -> request.Request:
+  for name in flags.FLAGS:
+    is_told = name in _REPLAYED or name.startswith('config.')
+    if is_told and flags.FLAGS[name].present:
+      raise errors.UserError(
+        f'--{name}: does not go with --replay, which takes all but --data, '
+        '--workdir and --output from its file'
+      )
+  old = request.of_json(content['protocol'])
+  unknown = set(old.config) ^ set(_CONFIG.value)
+  if unknown:
+    raise errors.UserError(
+      f'{_REPLAY.value}: is of another version: config.{sorted(unknown)[0]}; '
+      'evaluate with the code of that time'
+    )
+  return dataclasses.replace(
+    old,
+    data=_DATA.value or old.data,
+    workdir=_WORKDIR.value or old.workdir,
+  )
+
+
+def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
+  """The pairs, and by lines of the table what was done to have them."""
+  config, table = asked.config, asked.table
+  if table.benchmark == RECORDS:
+    pair_set = records.held_out_pairs(
+      asked.data,
+      image_size_px=config['image_size_px'],
+      num_pairs=config['num_pairs'],
+      seed=config['pairs_seed'],
+    )
+    return pair_set, {}
+  if table.benchmark not in LAYOUTS:
+    raise errors.UserError(
+      f'{table.name}: its benchmark {table.benchmark!r} is none of '
+      f'{", ".join([RECORDS, *LAYOUTS])}'
+    )
+  read = LAYOUTS[table.benchmark]
+  if table.benchmark == 'mipnerf360':
+    read = functools.partial(read, factor=config['images_factor'])
+  sizes = {
+    'image_size_px': config['image_size_px'],
+    'num_sources': config['num_sources'],
+  }
+  pair_set = scenes.posed_pairs(
+    asked.data, read, table, scale=config['scale'], **sizes
+  )
+  return pair_set, scenes.done_here(table, pair_set, **sizes)
+
+
+def _load_predictor(asked: request.Request) -> predictors.Predictor:
+  if asked.predictor != _MODEL:
+    return predictors.BASELINES[asked.predictor]()
+  if not asked.workdir:
     raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
     )
+  config = asked.config
   predictor = predictors.load_model(
-    files.require_folder(_WORKDIR.value, 'a training run'),
+    files.require_folder(asked.workdir, 'a training run'),
     sampling=predictors.Sampling(
-      sampler=config.sampler,
-      num_steps=config.num_steps,
-      guidance=config.guidance,
-      guidance_rescale=config.guidance_rescale,
-      spacing=config.spacing,
+      sampler=config['sampler'],
+      num_steps=config['num_steps'],
+      guidance=config['guidance'],
+      guidance_rescale=config['guidance_rescale'],
+      spacing=config['spacing'],
     ),
-    batch_size=config.batch_size,
-    ema=config.ema,
+    batch_size=config['batch_size'],
+    ema=config['ema'],
   )
-  if predictor.image_size_px != config.image_size_px:
+  if predictor.image_size_px != config['image_size_px']:
     raise errors.UserError(
-      f'{_WORKDIR.value}: its model makes {predictor.image_size_px} px images '
-      f'and the protocol asks for {config.image_size_px} px; give '
+      f'{asked.workdir}: its model makes {predictor.image_size_px} px images '
+      f'and the protocol asks for {config["image_size_px"]} px; give '
       f'--config.image_size_px={predictor.image_size_px}'
     )
   logging.info(sharding.devices_text())
@@ -153,70 +241,85 @@ def _fresh_output() -> pathlib.Path:
   return output
 
 
-def _load_lpips(config: Any) -> lpips.Lpips | None:
-  """None where it is not asked for, or the package with its weights is not."""
-  if not config.lpips:
-    return None
-  perceptual, net = None, config.lpips
-  if net not in lpips.NETS:
-    perceptual = lpips.load(files.local_path(config.lpips))
-    net = perceptual.net
-  elif path := lpips_package.find(net):
-    _, _, params = lpips_package.read(path)
-    perceptual = lpips.Lpips(params, net)
-  smallest = lpips.NETS[net].min_px
-  if config.image_size_px < smallest:
-    raise errors.UserError(
-      f'image_size_px={config.image_size_px}: LPIPS with {net} needs at least '
-      f'{smallest} px; --config.lpips= goes without'
-    )
-  return perceptual
-
-
-def _check(config: Any) -> None:
-  if min(config.num_pairs, config.batch_size) < 1:
+def _check(config: dict[str, Any]) -> None:
+  if min(config['num_pairs'], config['batch_size']) < 1:
     raise errors.UserError('num_pairs and batch_size must be at least 1')
-  if config.image_size_px < metrics.SSIM_WINDOW_PX:
+  if config['image_size_px'] < metrics.SSIM_WINDOW_PX:
     raise errors.UserError(
-      f'image_size_px={config.image_size_px}: SSIM needs at least '
+      f'image_size_px={config["image_size_px"]}: SSIM needs at least '
       f'{metrics.SSIM_WINDOW_PX} px'
     )
 
 
-def _pose_order(count: int, seed: int) -> Int[np.ndarray, 'n']:
+def _pose_order(
+  asked: request.Request, count: int, seed: int
+) -> Int[np.ndarray, 'n']:
   """Whose pose each pair gets."""
-  if not _SHUFFLE_POSES.value:
+  if not asked.shuffle_poses:
     return np.arange(count)
   if count < 2:
     raise errors.UserError(
-      f'{_DATA.value}: {count} held-out pair; shuffling poses needs two'
+      f'{asked.data}: {count} held-out pair; shuffling poses needs two'
     )
-  return derangement(count, seed)
+  return scoring.derangement(count, seed)
+
+
+# -- Files ---------------------------------------------------------------------
 
 
 def _protocol(
-  config: Any,
+  asked: request.Request,
   pair_set: PairSet,
+  here: dict[str, Any],
   predictor: predictors.Predictor,
   perceptual: lpips.Lpips | None,
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
+  rules = scoring.rules(asked.table)
   return {
-    'benchmark': _BENCHMARK.value,
-    'data': _DATA.value,
+    'benchmark': asked.table.benchmark,
     **pair_set.protocol,
-    'predictor': _PREDICTOR.value,
-    'workdir': _WORKDIR.value if _PREDICTOR.value == _MODEL else None,
-    'shuffle_poses': _SHUFFLE_POSES.value,
+    **asked.to_dict(),
+    'departures': protocols.departures(asked.table, here),
+    'data_sha256': digests.of_arrays(pair_set.pairs),
+    'code_sha256': digests.of_code(),
     'samples_per_pair': 1,
-    'config': config.to_dict(),
     'model': predictor.protocol,
     'metrics': {
-      **metrics.definitions(perceptual),
-      'images': 'scores are of the 8-bit images in pairs/',
+      **metrics.definitions(perceptual, rules['ssim']),
+      'images': 'scores are of the 8-bit images in pairs/'
+      if rules['quantised']
+      else 'scores are of predictions that were not rounded to 8 bits',
+      'mean': f'over {rules["mean"]}',
     },
     'software': _software(),
   }
+
+
+def _write_pairs(
+  output: pathlib.Path,
+  pair_set: PairSet,
+  samples: Float[np.ndarray, 'n s s 3'],
+) -> list[dict[str, str]]:
+  """Writes the pictures of every pair; returns their names."""
+  pairs, count = pair_set.pairs, len(samples)
+  digits = max(3, len(str(count - 1)))
+  images = np.round(samples * 255).astype(np.uint8)
+  return [
+    _write_images(
+      output,
+      f'{index:0{digits}d}',
+      {
+        'source': pairs.source[index],
+        'truth': pairs.target[index],
+        'sample': images[index],
+      },
+    )
+    for index in range(count)
+  ]
+
+
+# -- What came of it -----------------------------------------------------------
 
 
 def _step_of(protocol: dict[str, Any]) -> str:
@@ -228,87 +331,116 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
-def _finish(
-  mean: dict[str, float | None],
-  rows: list[dict[str, Any]],
-  protocol: dict[str, Any],
-) -> None:
+def _log(asked: request.Request, content: dict[str, Any]) -> None:
+  mean, protocol = content['mean'], content['protocol']
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
-  made = (
-    f'{_PREDICTOR.value}{_step_of(protocol)}'
-    f'{" with shuffled poses" if _SHUFFLE_POSES.value else ""}, {len(rows)} pairs: '
-    f'PSNR {mean["psnr"]:.2f} dB, SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
+  logging.info(
+    '%s%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
+    asked.predictor,
+    _step_of(protocol['model']),
+    ' with shuffled poses' if asked.shuffle_poses else '',
+    len(content['pairs']),
+    mean['psnr'],
+    mean['ssim'],
+    distance,
   )
-  then = None
-  if _PREDICTOR.value == _MODEL:
-    given = {
-      'workdir': _WORKDIR.value,
-      'image': pathlib.Path(_OUTPUT.value) / rows[0]['files']['source'],
-      'output': command.beside(_OUTPUT.value, 'views'),
-    }
-    then = ('imagine more views', 'odin_jax.generate', given)
-  command.finish(_OUTPUT.value, made, look_at='pairs', then=then)
+  if protocol['departures']:
+    logging.info(
+      'not the table of %s; it differs in %s: see departures in metrics.json',
+      asked.table.name,
+      ', '.join(row['line'] for row in protocol['departures']),
+    )
+  if asked.config['lpips'] and mean['lpips'] is None:
+    logging.warning(
+      'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
+    )
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
+  """Says whether figures are those of another run.
+
+  Raises:
+    errors.UserError: they are not; names what is different in the protocol.
+  """
+  lines = request.differing_lines(old['protocol'], new['protocol'])
+  protocol = f'the protocol differs in {"; ".join(lines) or "no line"}'
+  figures = request.differing_figures(old, new)
+  if figures:
+    raise errors.UserError(
+      f'{_REPLAY.value}: {len(figures)} figures are not equal, first '
+      f'{figures[0]}; {protocol}'
+    )
+  logging.info('all figures equal those of %s; %s', _REPLAY.value, protocol)
 
 
 def main() -> None:
   watch = command.Stopwatch()
-  config = _CONFIG.value
+  old = request.read_metrics(_REPLAY.value) if _REPLAY.value else None
+  asked = _asked_again(old) if old else _asked()
+  config, rules = asked.config, scoring.rules(asked.table)
   _check(config)
-  perceptual = _load_lpips(config)
-  predictor = _load_predictor(config)
-  pair_set = BENCHMARKS[_BENCHMARK.value](
-    _DATA.value,
-    image_size_px=config.image_size_px,
-    num_pairs=config.num_pairs,
-    seed=config.pairs_seed,
+  perceptual, net = scoring.load_lpips(
+    config['lpips'], asked.table, config['image_size_px']
   )
+  predictor = _load_predictor(asked)
+  pair_set, here = _load_pairs(asked)
   pairs, count = pair_set.pairs, len(pair_set.facts)
-  order = _pose_order(count, config.seed)
+  order = _pose_order(asked, count, config['seed'])
   output = _fresh_output()
 
   # -- One sample per pair ----------------------------------------------------
   inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
-  seeds = np.random.default_rng(config.seed).integers(2**31 - 1, size=count)
-  samples = predict_all(predictor, inputs, seeds, config.batch_size)
+  seeds = np.random.default_rng(config['seed']).integers(2**31 - 1, size=count)
+  samples = scoring.predict_all(predictor, inputs, seeds, config['batch_size'])
 
   # -- Scores -----------------------------------------------------------------
-  scores = metrics.score(samples / 255, pairs.target / 255, perceptual)
-  mean = metrics.mean_score(scores)
+  scores = scoring.score(asked.table, samples, pairs.target / 255, perceptual)
+  by_scene = {}
+  if rules['mean'] != 'pairs':
+    names = [facts['scene'] for facts in pair_set.facts]
+    by_scene = metrics.mean_by_scene(scores, names)
+  searched = None
+  if asked.table.scale.get('policy') == 'searched':
+    searched = scoring.search_scale(
+      asked.table,
+      predictor,
+      pair_set,
+      inputs,
+      seeds,
+      config['batch_size'],
+      perceptual,
+    )
 
   # -- Files ------------------------------------------------------------------
-  digits = max(3, len(str(count - 1)))
-  rows = []
-  for index, facts in enumerate(pair_set.facts):
-    views = {
-      'source': pairs.source[index],
-      'truth': pairs.target[index],
-      'sample': samples[index],
-    }
-    rows.append(
-      {
-        'index': index,
-        **facts,
-        'target2source': pairs.target2source[index].ravel().tolist(),
-        'pose_of_pair': int(order[index]),
-        'seed': int(seeds[index]),
-        **scores[index],
-        'files': _write_images(output, f'{index:0{digits}d}', views),
-      }
-    )
-  files.write_json(
-    output / 'metrics.json',
+  here |= {'metrics.lpips': net}
+  if 'guidance' in predictor.protocol:
+    here['sampling.guidance'] = predictor.protocol['guidance']
+  rows = [
     {
-      'protocol': _protocol(config, pair_set, predictor, perceptual),
-      'mean': mean,
-      'pairs': rows,
-    },
-  )
-  files.write_json(output / 'evaluate.json', watch.figures())
-  _log(mean, count, predictor.protocol)
-  if config.lpips and perceptual is None:
-    logging.warning(
-      'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
+      'index': index,
+      **facts,
+      'target2source': pairs.target2source[index].ravel().tolist(),
+      'pose_of_pair': int(order[index]),
+      'seed': int(seeds[index]),
+      **scores[index],
+      'files': names,
+    }
+    for index, (facts, names) in enumerate(
+      zip(pair_set.facts, _write_pairs(output, pair_set, samples), strict=True)
     )
+  ]
+  content = {
+    'protocol': _protocol(asked, pair_set, here, predictor, perceptual),
+    'mean': metrics.mean_score(list(by_scene.values()) or scores),
+    **({'scenes': by_scene} if by_scene else {}),
+    **({'searched': searched} if searched else {}),
+    'pairs': rows,
+  }
+  files.write_json(output / 'metrics.json', content)
+  files.write_json(output / 'evaluate.json', watch.figures())
+  _log(asked, content)
+  if old:
+    _compare(old, content)
 
 
 if __name__ == '__main__':

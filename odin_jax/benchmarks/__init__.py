@@ -1,16 +1,13 @@
-"""Benchmarks: a folder in a public layout becomes posed pairs to score.
+"""Benchmarks: what a folder holds becomes posed pairs to score.
 
-A benchmark is a function `(folder, *, image_size_px, num_pairs, seed) ->
-benchmarks.pairs.PairSet`; the first table below is what `--benchmark` can
-name. The second reads the scenes of others: `(folder) ->
-benchmarks.posed_views.PosedViews`.
+`records` are those of our own preprocessing. The others are public layouts of
+scenes, each read by a function `(folder) -> posed_views.PosedViews`; a
+protocol (`benchmarks.protocols`) says which of their views make pairs.
 """
 
-from odin_jax.benchmarks import dtu, mipnerf360, nerfstudio, records
+from odin_jax.benchmarks import dtu, mipnerf360, nerfstudio
 
-BENCHMARKS = {
-  'records': records.held_out_pairs,
-}
+RECORDS = 'records'
 LAYOUTS = {
   'dtu': dtu.read,
   'mipnerf360': mipnerf360.read,

@@ -99,6 +99,8 @@ def _views(
   pictures: Mapping[int, pathlib.Path],
   camera_of: Callable[[int, posed_views.Size], Camera],
   masks: Mapping[int, pathlib.Path],
+  *,
+  in_sphere: bool,
 ) -> tuple[posed_views.PosedView, ...]:
   views = []
   for number in sorted(pictures):
@@ -113,6 +115,8 @@ def _views(
         intrinsics=posed_views.from_integer_centres(intrinsics),
         camera2scene=camera2scene,
         size=size,
+        # The object is around the origin.
+        depth=float(camera.inverse(camera2scene)[2, 3]) if in_sphere else None,
         mask_path=masks.get(number),
       )
     )
@@ -174,7 +178,9 @@ def _read_npz(
   return posed_views.PosedViews(
     layout=path.name,
     unit=_MILLIMETRE if sphere2world is None else _SPHERE,
-    views=_views(pictures, camera_of, masks),
+    views=_views(
+      pictures, camera_of, masks, in_sphere=sphere2world is not None
+    ),
   )
 
 
@@ -246,7 +252,7 @@ def _read_mvsnet(
   return posed_views.PosedViews(
     layout=f'{cameras.name}/*_cam.txt',
     unit=_MILLIMETRE,
-    views=_views(pictures, camera_of, {}),
+    views=_views(pictures, camera_of, {}, in_sphere=False),
   )
 
 

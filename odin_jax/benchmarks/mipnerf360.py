@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 
 from odin_jax.benchmarks import posed_views
@@ -61,14 +62,14 @@ def read(
     image = posed[image_name]
     path = _picture(images, image_name)
     size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
+    scene2camera = np.array(image.cam_from_world().matrix(), np.float64)
     views.append(
       posed_views.PosedView(
         name=image_name,
         number=number,
         path=path,
-        camera2scene=camera.inverse(
-          np.array(image.cam_from_world().matrix(), np.float64)
-        ),
+        camera2scene=camera.inverse(scene2camera),
+        depth=_median_depth(model, image, scene2camera),
         **_lens(image.camera, size, str(path)),
       )
     )
@@ -103,6 +104,22 @@ def _read_model(path: pathlib.Path) -> Any:
     raise errors.UserError(
       f'{path}: COLMAP cannot read this model ({reason}); copy it again'
     ) from error
+
+
+def _median_depth(
+  model: Any, image: Any, scene2camera: Float[np.ndarray, '3 4']
+) -> float | None:
+  """Of the points that an image sees."""
+  points = [
+    model.point3D(point.point3D_id).xyz
+    for point in image.points2D
+    if point.has_point3D()
+  ]
+  if not points:
+    return None
+  return float(
+    np.median(camera.transform(scene2camera, np.array(points))[:, 2])
+  )
 
 
 def _picture(images: pathlib.Path, name: str) -> pathlib.Path:

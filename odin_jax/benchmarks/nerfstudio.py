@@ -4,15 +4,18 @@ https://docs.nerf.studio/quickstart/data_conventions.html. Its axes are those
 of `odin_jax.shared.opengl`, its pixels are ours.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 from typing import Any, Mapping
 
+from jaxtyping import Float
 import numpy as np
+import trimesh
 
 from odin_jax.benchmarks import posed_views
-from odin_jax.shared import errors, files, opengl
+from odin_jax.shared import camera, errors, files, opengl
 
 _NAME = 'transforms.json'
 # Of pinhole cameras, distorted or not; no name is a pinhole camera, too.
@@ -46,14 +49,40 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
     ) from error
   if not frames or len(frames) != len(content['frames']):
     raise errors.UserError(f'{path}: no frames, or one file_path twice')
+  views = [
+    _view(path, number, {**content, **frames[name]})
+    for number, name in enumerate(names)
+  ]
+  if content.get('ply_file_path'):
+    points = _points(path.parent / content['ply_file_path'])
+    views = [
+      dataclasses.replace(view, depth=_median_depth(view, points))
+      for view in views
+    ]
   return posed_views.PosedViews(
-    layout=path.name,
-    unit=f'unit of {path.name}',
-    views=tuple(
-      _view(path, number, {**content, **frames[name]})
-      for number, name in enumerate(names)
-    ),
+    layout=path.name, unit=f'unit of {path.name}', views=tuple(views)
   )
+
+
+def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
+  """The points of a scene, in our axes."""
+  files.require_file(path, 'the points (ply_file_path)')
+  try:
+    points = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
+  # trimesh raises whatever a damaged file makes it trip over.
+  except Exception as error:  # noqa: BLE001
+    raise errors.UserError(f'{path}: no points in PLY: {error}') from error
+  return camera.transform(camera.inverse(opengl.SCENE2WORLD), points)
+
+
+def _median_depth(
+  view: posed_views.PosedView, points: Float[np.ndarray, 'n 3']
+) -> float | None:
+  """Of the points that fall into a view; None where none does."""
+  local = camera.transform(camera.inverse(view.camera2scene), points)
+  pixels, depth = camera.project(local, view.intrinsics)
+  inside = (depth > 0) & np.all((pixels > 0) & (pixels < view.size), axis=-1)
+  return float(np.median(depth[inside])) if inside.any() else None
 
 
 def _view(

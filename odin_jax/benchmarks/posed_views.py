@@ -104,6 +104,7 @@ class PosedView:
     intrinsics: [3 3], of what `read` gives.
     camera2scene: [3 4].
     size: width and height of what `read` gives, in pixels.
+    depth: typical z of what is seen, in the scene's unit; None if not known.
     mask_path: of a picture that is not 0 where the object is; None without.
     undistortion: what makes a pinhole camera's picture of the file.
   """
@@ -114,6 +115,7 @@ class PosedView:
   intrinsics: Matrix
   camera2scene: Float[np.ndarray, '3 4']
   size: Size
+  depth: float | None = None
   mask_path: pathlib.Path | None = None
   undistortion: Undistortion | None = None
 

@@ -13,7 +13,7 @@ from odin_jax.benchmarks import records as records_benchmark
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import files, schema
-from tests.helpers import commands
+from tests.helpers import commands, posed_scenes
 from tests.helpers.posed_records import write_records
 
 # A model that reads the target's colour off the pose: right with the right
@@ -77,6 +77,14 @@ def outputs(data):
   """
   folder = data.parent
   common = [f'--data={data}', '--config.num_pairs=12', f'--workdir={folder}']
+  scene = posed_scenes.write(
+    folder / 'world' / 'a', split=([0], [1, 3]), points=[[0, 0, 5.0]]
+  )
+  single = [
+    '--protocol=seva_single',
+    f'--data={scene.parent}',
+    '--config.lpips=',
+  ]
   flags = {
     'model': ['--predictor=model', '--config.lpips='],
     'shuffled': ['--predictor=model', '--shuffle_poses', '--config.lpips='],
@@ -84,18 +92,26 @@ def outputs(data):
     'mean': ['--predictor=mean', '--config.lpips='],
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
+    'scenes': [*single, '--predictor=model'],
   }
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
   (claimed / 'pairs' / '999_sample.png').write_bytes(b'old')
-  results = evaluate(
-    *(
-      [*common, *of_run, f'--output={folder / name}']
-      for name, of_run in flags.items()
-    )
-  )
-  for name, (status, stderr) in zip(flags, results, strict=True):
+  lines = {
+    name: [*common, *of_run, f'--output={folder / name}']
+    for name, of_run in flags.items()
+  }
+  # After those that they repeat, and with no more told than where to write.
+  for name in ('model', 'scenes'):
+    metrics_file = folder / name / 'metrics.json'
+    replayed = f'{name}_replayed'
+    lines[replayed] = [
+      f'--replay={metrics_file}',
+      f'--output={folder / replayed}',
+    ]
+  results = evaluate(*lines.values())
+  for name, (status, stderr) in zip(lines, results, strict=True):
     assert status == 0, stderr
     (folder / f'{name}.stderr').write_text(stderr)
   return folder
@@ -203,6 +219,11 @@ def test_the_protocol_says_everything(outputs, data):
   assert protocol['records_in_split'] == sum(COUNTS.values())
   assert protocol['videos_in_split'] == len(COUNTS)
   assert protocol['samples_per_pair'] == 1
+  assert protocol['table']['name'] == 'records'
+  assert [row['line'] for row in protocol['departures']] == ['metrics.lpips']
+  assert read(outputs / 'copy')['protocol']['departures'] == []
+  for name in ('data_sha256', 'code_sha256'):
+    assert len(protocol[name]) == 64
   assert protocol['model'] == {
     'checkpoint_step': 7,
     'sampler': 'ddim',
@@ -225,6 +246,32 @@ def test_the_same_command_gives_the_same_figures(outputs):
   assert again['pairs'] == first['pairs'] and again['mean'] == first['mean']
   # Images of an earlier run would be taken for this one's.
   assert len(list((outputs / 'again' / 'pairs').iterdir())) == 3 * 12
+
+
+@pytest.mark.parametrize('name', ['model', 'scenes'])
+def test_a_run_is_repeated_from_its_own_output(outputs, name):
+  first, again = read(outputs / name), read(outputs / f'{name}_replayed')
+  assert again == first
+  stderr = (outputs / f'{name}_replayed.stderr').read_text()
+  line = f'all figures equal those of {outputs / name / "metrics.json"}'
+  assert f'{line}; the protocol differs in no line' in stderr
+
+
+def test_a_table_of_others_is_followed_and_departures_are_listed(outputs):
+  content = read(outputs / 'scenes')
+  protocol = content['protocol']
+  assert protocol['benchmark'] == 'nerfstudio' and protocol['num_pairs'] == 2
+  assert protocol['table']['name'] == 'seva_single'
+  lines = {row['line']: row['here'] for row in protocol['departures']}
+  assert lines == {'image.size_px': [32, 32], 'scale.policy': 'resolved'}
+  assert 'differs in image.size_px' in (outputs / 'scenes.stderr').read_text()
+  assert [row['scene'] for row in content['pairs']] == ['a', 'a']
+  assert content['scenes'] == {'a': pytest.approx(content['mean'])}
+  # Twenty scales, of which the best is not worse than 1, and stands apart.
+  searched = content['searched']
+  assert len(searched['factors']) == 20 and 1.0 in searched['factors']
+  assert searched['mean']['psnr'] >= content['mean']['psnr'] - 0.5
+  assert searched['scenes']['a']['factor'] in searched['factors']
 
 
 @hypothesis.given(
@@ -263,7 +310,33 @@ def test_views_are_area_averages_of_the_jpegs(tmp_path):
   )
 
 
-def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
+def other_replays(outputs, folder):
+  """Replays of other data, and of a file with another figure; what they say."""
+  other = folder / 'other'
+  write_records(other, 'test', COUNTS, seed=1)
+  metrics_file = outputs / 'mean' / 'metrics.json'
+  changed = read(metrics_file.parent)
+  changed['pairs'][3]['psnr'] += 1e-9
+  (folder / 'changed.json').write_text(json.dumps(changed))
+  return [
+    (
+      [
+        f'--replay={metrics_file}',
+        f'--data={other}',
+        f'--output={folder / "moved"}',
+      ],
+      ['figures are not equal', 'data_sha256 (', ' -> '],
+    ),
+    (
+      [f'--replay={folder / "changed.json"}', f'--output={folder / "again"}'],
+      ['1 figures', 'psnr of pair 3', 'the protocol differs in no line'],
+    ),
+  ]
+
+
+def test_bad_input_and_other_figures_get_one_line_and_status_2(
+  tmp_path, data, outputs
+):
   out = f'--output={tmp_path / "out"}'
   copy = ['--predictor=copy', out]
   empty = tmp_path / 'empty'
@@ -290,7 +363,27 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
     ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
     ([good, *copy, '--config.image_size_px=30'], ['31 px', '--config.lpips=']),
     ([good, *copy, '--benchmark=none'], ['benchmark']),
-    ([out], ['data']),
+    ([out], ['--data']),
+    ([good, *copy, '--protocol=none'], ['none', 'zeronvs_dtu']),
+    ([good, *copy, '--benchmark=dtu'], ['--protocol', 'pixelnerf_dtu']),
+    (
+      [f'--replay={outputs / "mean" / "metrics.json"}', *copy],
+      ['--predictor', '--replay'],
+    ),
+    (
+      [
+        f'--replay={outputs / "mean" / "metrics.json"}',
+        out,
+        '--config.seed=3',
+      ],
+      ['--config.seed', '--replay'],
+    ),
+    ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
+    (
+      [good, *copy, '--benchmark=dtu', '--protocol=seva_single'],
+      ['--benchmark=dtu', 'nerfstudio'],
+    ),
+    ([good, *copy, '--protocol=zeronvs_dtu'], ['no scan of DTU']),
     ([good, out], ['--workdir']),
     ([good, out, f'--workdir={tmp_path / "absent"}'], ['absent']),
     (
@@ -300,7 +393,13 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, data):
     ([f'--data={single}', *copy, '--shuffle_poses'], ['two']),
     ([good, copy[0], f'--output={stranger}'], ['stranger']),
   ]
-  results = evaluate(*(arguments for arguments, _ in cases))
-  commands.assert_refused(results, [words for _, words in cases])
+  replays = other_replays(outputs, tmp_path)
+  results = evaluate(*(arguments for arguments, _ in [*cases, *replays]))
+  commands.assert_refused(results[: len(cases)], [words for _, words in cases])
+  # The bar of progress, and the figures, come first.
+  commands.assert_refused(
+    [(status, text.splitlines()[-1]) for status, text in results[len(cases) :]],
+    [words for _, words in replays],
+  )
   assert not (tmp_path / 'out').exists()
   assert (stranger / 'thesis.txt').read_text() == 'mine'

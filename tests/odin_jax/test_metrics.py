@@ -41,6 +41,19 @@ def test_ssim_is_that_of_scikit_image():
   )
 
 
+def test_uniform_ssim_is_the_default_of_scikit_image():
+  prediction, truth = images(4)
+  expected = [
+    skimage.metrics.structural_similarity(a, b, data_range=1, channel_axis=-1)
+    for a, b in zip(prediction, truth)
+  ]
+  scores = [
+    row['ssim'] for row in metrics.score(prediction, truth, window='uniform7')
+  ]
+  np.testing.assert_allclose(scores, expected, atol=1e-9)
+  assert 'uniform' in metrics.definitions(None, 'uniform7')['ssim']
+
+
 def slow_ssim(x, y):
   """Wang et al. 2004, one window after another."""
   offset = np.arange(-5, 6)
@@ -145,6 +158,14 @@ def test_mean_scores_keep_what_was_not_measured():
     {'psnr': 20.0, 'ssim': 0.75, 'lpips': None},
   ]
   assert metrics.mean_score(rows) == {'psnr': 15, 'ssim': 0.5, 'lpips': None}
+
+
+def test_means_of_scenes():
+  rows = [{'psnr': value, 'lpips': None} for value in (1.0, 2.0, 6.0)]
+  assert metrics.mean_by_scene(rows, ['a', 'b', 'b']) == {
+    'a': {'psnr': 1, 'lpips': None},
+    'b': {'psnr': 4, 'lpips': None},
+  }
 
 
 def test_ssim_refuses_images_smaller_than_its_window():

@@ -1,0 +1,158 @@
+"""Predictions of all pairs, and their scores by the rules of a table."""
+
+from typing import Any
+
+from jaxtyping import Float, Int
+import numpy as np
+import tqdm
+
+from odin_jax import metrics, predictors
+from odin_jax.benchmarks import protocols
+from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.models import lpips
+from odin_jax.porting import lpips_package
+from odin_jax.shared import camera, errors, files, posed_pair
+
+Images = Float[np.ndarray, 'n s s 3']
+Scores = list[dict[str, float | None]]
+
+# Where a table does not say.
+_RULES = {
+  'lpips': 'alex',
+  'ssim': 'gaussian11',
+  'quantised': True,
+  'mean': 'views, then scenes',
+}
+
+
+def rules(table: protocols.Protocol) -> dict[str, Any]:
+  """Which scores a table has: its `metrics`, and what is usual here."""
+  return {**_RULES, **table.metrics}
+
+
+def derangement(count: int, seed: int) -> Int[np.ndarray, 'n']:
+  """A seeded permutation that leaves nothing in its place: one random cycle.
+
+  Raises:
+    ValueError: fewer than two items.
+  """
+  if count < 2:
+    raise ValueError(f'{count} items cannot change places')
+  cycle = np.random.default_rng(seed).permutation(count)
+  order = np.empty(count, np.int64)
+  order[cycle] = np.roll(cycle, 1)
+  return order
+
+
+def predict_all(
+  predictor: predictors.Predictor,
+  pairs: posed_pair.PosedPair,
+  seeds: Int[np.ndarray, 'n'],
+  batch_size: int,
+) -> Float[np.ndarray, 'n s s 3']:
+  """One prediction per pair, values in [0, 1]."""
+  predictions = []
+  starts = range(0, len(seeds), batch_size)
+  for start in tqdm.tqdm(starts, desc='predict', unit='batch'):
+    rows = slice(start, start + batch_size)
+    batch = posed_pair.select(pairs, rows)
+    predictions.extend(predictor.predict(batch, seeds[rows]))
+  return np.clip(np.asarray(predictions, np.float64), 0, 1)
+
+
+def load_lpips(
+  name: str, table: protocols.Protocol, image_size_px: int
+) -> tuple[lpips.Lpips | None, str | None]:
+  """LPIPS and the name of its network.
+
+  LPIPS is None where it is not asked for, and where the package with its
+  weights is not; the name is None in the first case alone.
+
+  Args:
+    name: of a network, 'protocol' for that of the table, a file of weights, or
+      '' for none.
+    table: whose scores.
+    image_size_px: of the images that will be compared.
+
+  Raises:
+    errors.UserError: the weights are not those that were published, or the
+      images are too small for the network.
+  """
+  if not name:
+    return None, None
+  perceptual = None
+  net = rules(table)['lpips'] if name == 'protocol' else name
+  if net not in lpips.NETS:
+    perceptual = lpips.load(files.local_path(net))
+    net = perceptual.net
+  elif path := lpips_package.find(net):
+    _, _, params = lpips_package.read(path)
+    perceptual = lpips.Lpips(params, net)
+  smallest = lpips.NETS[net].min_px
+  if image_size_px < smallest:
+    raise errors.UserError(
+      f'image_size_px={image_size_px}: LPIPS with {net} needs at '
+      f'least {smallest} px; --config.lpips= goes without'
+    )
+  return perceptual, net
+
+
+def score(
+  table: protocols.Protocol,
+  samples: Images,
+  truth: Images,
+  perceptual: lpips.Lpips | None,
+) -> Scores:
+  """Scores of each pair, as the table has them."""
+  of_table = rules(table)
+  if of_table['quantised']:
+    samples = np.round(samples * 255) / 255
+  return metrics.score(samples, truth, perceptual, of_table['ssim'])
+
+
+def search_scale(
+  table: protocols.Protocol,
+  predictor: predictors.Predictor,
+  pair_set: PairSet,
+  inputs: posed_pair.PosedPair,
+  seeds: Int[np.ndarray, 'n'],
+  batch_size: int,
+  perceptual: lpips.Lpips | None,
+) -> dict[str, Any]:
+  """The best of several scales per scene, by PSNR, which knows the truth.
+
+  Args:
+    table: which scales, and which scores.
+    predictor: of the views.
+    pair_set: with the truth.
+    inputs: what the predictor is given; their translations are multiplied.
+    seeds: of each pair.
+    batch_size: of the predictor.
+    perceptual: LPIPS.
+
+  Returns:
+    `factors` that were tried, `scenes` with the best one and its scores, and
+    their `mean`.
+  """
+  of_pair = [facts['scene'] for facts in pair_set.facts]
+  best: dict[str, dict[str, Any]] = {}
+  for factor in table.scale['factors']:
+    poses = camera.rescale(inputs.target2source, factor)
+    samples = predict_all(
+      predictor, inputs._replace(target2source=poses), seeds, batch_size
+    )
+    scores = score(table, samples, pair_set.pairs.target / 255, perceptual)
+    for scene, mean in metrics.mean_by_scene(scores, of_pair).items():
+      if scene not in best or mean['psnr'] > best[scene]['psnr']:
+        best[scene] = {**mean, 'factor': factor}
+  return {
+    'meaning': 'translations times the factor that is best for the scene',
+    'factors': list(table.scale['factors']),
+    'scenes': best,
+    'mean': metrics.mean_score(
+      [
+        {name: x for name, x in row.items() if name != 'factor'}
+        for row in best.values()
+      ]
+    ),
+  }

@@ -1,0 +1,35 @@
+"""By what figures can be told to be of the same data and the same code."""
+
+import hashlib
+from typing import Iterable
+
+import numpy as np
+
+from odin_jax.shared import config_files
+
+# What computes, and how: not the tests, nor pages.
+_CODE = ('odin_jax/**/*.py', 'odin_jax/**/*.toml', 'configs/*.py')
+
+
+def of_arrays(arrays: Iterable[np.ndarray | None]) -> str:
+  """SHA-256 of types, shapes and values, in their order."""
+  digest = hashlib.sha256()
+  for array in arrays:
+    if array is not None:
+      digest.update(f'{array.dtype.str}{array.shape}'.encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def of_code() -> str:
+  """SHA-256 of the files of this project that make a figure."""
+  digest = hashlib.sha256()
+  paths = {
+    path.relative_to(config_files.REPOSITORY).as_posix(): path
+    for pattern in _CODE
+    for path in config_files.REPOSITORY.glob(pattern)
+  }
+  for name in sorted(paths):
+    content = hashlib.sha256(paths[name].read_bytes()).hexdigest()
+    digest.update(f'{name} {content}\n'.encode())
+  return digest.hexdigest()
