@@ -7,8 +7,10 @@
   python -m odin_jax.evaluate --replay=runs/dtu/copy/metrics.json \
       --output=runs/dtu/again
 
-Every pair gets one prediction, never the best of several. `--predictor=copy`
-and `--predictor=mean` need no `--workdir`: they are what a model has to beat.
+Every pair gets one prediction, never the best of several. `--predictor=copy`,
+`mean` and `sweep` need no `--workdir`: they are what a model has to beat.
+`--predictions=DIR` scores the pictures of another system: `pairs/` and
+`metrics.json` of any run say what it is to be given.
 `--shuffle_poses` gives each pair the pose of another one and leaves all else
 as it was: a model that uses the pose gets worse. `--protocol` is a table of
 `odin_jax.benchmarks.protocols`, or a file of that kind; what is done otherwise
@@ -80,7 +82,12 @@ _PREDICTOR = flags.DEFINE_enum(
   _MODEL,
   [_MODEL, *predictors.BASELINES],
   'model: samples of a trained model; copy: the source view itself; mean: its '
-  'mean colour.',
+  'mean colour; sweep: the mean of the source seen at eight distances.',
+)
+_PREDICTIONS = command.define_path(
+  'predictions',
+  'Folder of predicted views, 000.png and so on, which are scored in place of '
+  "a predictor's.",
 )
 _WORKDIR = command.define_model()
 _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
@@ -89,8 +96,8 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
 )
 _REPLAY = command.define_path(
   'replay',
-  'A metrics.json: does again what it was made by; --data and --workdir say '
-  'where things are now.',
+  'A metrics.json: does again what it was made by; --data, --workdir and '
+  '--predictions say where things are now.',
 )
 flags.mark_flags_as_required(['output'])
 
@@ -118,11 +125,19 @@ def _asked() -> request.Request:
       f'--benchmark={_BENCHMARK.value}: {name} is a protocol for '
       f'{table.benchmark}'
     )
+  predictor = _PREDICTOR.value
+  if _PREDICTIONS.value:
+    if _SHUFFLE_POSES.value or flags.FLAGS['predictor'].present:
+      raise errors.UserError(
+        '--predictions: goes with neither --predictor nor --shuffle_poses'
+      )
+    predictor = scoring.Given.name
   return request.Request(
     table=table,
     data=_DATA.value,
-    predictor=_PREDICTOR.value,
-    workdir=_WORKDIR.value if _PREDICTOR.value == _MODEL else None,
+    predictor=predictor,
+    workdir=_WORKDIR.value if predictor == _MODEL else None,
+    predictions=_PREDICTIONS.value,
     shuffle_poses=_SHUFFLE_POSES.value,
     config=_CONFIG.value.to_dict(),
   )
@@ -133,8 +148,8 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     is_told = name in _REPLAYED or name.startswith('config.')
     if is_told and flags.FLAGS[name].present:
       raise errors.UserError(
-        f'--{name}: does not go with --replay, which takes all but --data, '
-        '--workdir and --output from its file'
+        f'--{name}: does not go with --replay, which takes all but the folders '
+        'from its file'
       )
   old = request.of_json(content['protocol'])
   unknown = set(old.config) ^ set(_CONFIG.value)
@@ -147,6 +162,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     old,
     data=_DATA.value or old.data,
     workdir=_WORKDIR.value or old.workdir,
+    predictions=_PREDICTIONS.value or old.predictions,
   )
 
 
@@ -179,7 +195,12 @@ def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
   return pair_set, scenes.done_here(table, pair_set, **sizes)
 
 
-def _load_predictor(asked: request.Request) -> predictors.Predictor:
+def _load_predictor(
+  asked: request.Request,
+) -> predictors.Predictor | None:
+  """What predicts; None where predictions are given."""
+  if asked.predictions:
+    return None
   if asked.predictor != _MODEL:
     return predictors.BASELINES[asked.predictor]()
   if not asked.workdir:
@@ -271,7 +292,7 @@ def _protocol(
   asked: request.Request,
   pair_set: PairSet,
   here: dict[str, Any],
-  predictor: predictors.Predictor,
+  predictor: predictors.Predictor | scoring.Given,
   perceptual: lpips.Lpips | None,
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
@@ -291,6 +312,8 @@ def _protocol(
       if rules['quantised']
       else 'scores are of predictions that were not rounded to 8 bits',
       'mean': f'over {rules["mean"]}',
+      'interval_95': 'bootstrap over scenes: 10,000 draws of all their pairs, '
+      'percentiles; null of one scene',
     },
     'software': _software(),
   }
@@ -303,7 +326,7 @@ def _write_pairs(
 ) -> list[dict[str, str]]:
   """Writes the pictures of every pair; returns their names."""
   pairs, count = pair_set.pairs, len(samples)
-  digits = max(3, len(str(count - 1)))
+  digits = scoring.name_digits(count)
   images = np.round(samples * 255).astype(np.uint8)
   return [
     _write_images(
@@ -334,13 +357,16 @@ def _step_of(protocol: dict[str, Any]) -> str:
 def _log(asked: request.Request, content: dict[str, Any]) -> None:
   mean, protocol = content['mean'], content['protocol']
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
+  bounds = content['interval_95']['psnr']
+  interval = '' if bounds is None else ' ({:.2f} to {:.2f})'.format(*bounds)
   logging.info(
-    '%s%s%s, %d pairs: PSNR %.2f dB, SSIM %.3f, LPIPS %s',
+    '%s%s%s, %d pairs: PSNR %.2f dB%s, SSIM %.3f, LPIPS %s',
     asked.predictor,
     _step_of(protocol['model']),
     ' with shuffled poses' if asked.shuffle_poses else '',
     len(content['pairs']),
     mean['psnr'],
+    interval,
     mean['ssim'],
     distance,
   )
@@ -386,21 +412,27 @@ def main() -> None:
   pair_set, here = _load_pairs(asked)
   pairs, count = pair_set.pairs, len(pair_set.facts)
   order = _pose_order(asked, count, config['seed'])
+  if asked.predictions:
+    given = scoring.Given(asked.predictions, count, config['image_size_px'])
   output = _fresh_output()
 
   # -- One sample per pair ----------------------------------------------------
   inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
   seeds = np.random.default_rng(config['seed']).integers(2**31 - 1, size=count)
-  samples = scoring.predict_all(predictor, inputs, seeds, config['batch_size'])
+  if predictor is None:
+    samples = given.images
+  else:
+    samples = scoring.predict_all(
+      predictor, inputs, seeds, config['batch_size']
+    )
 
   # -- Scores -----------------------------------------------------------------
   scores = scoring.score(asked.table, samples, pairs.target / 255, perceptual)
-  by_scene = {}
-  if rules['mean'] != 'pairs':
-    names = [facts['scene'] for facts in pair_set.facts]
-    by_scene = metrics.mean_by_scene(scores, names)
+  over_pairs = rules['mean'] == 'pairs'
+  of_pair = [scoring.scene_of(facts) for facts in pair_set.facts]
+  by_scene = metrics.mean_by_scene(scores, of_pair)
   searched = None
-  if asked.table.scale.get('policy') == 'searched':
+  if predictor and asked.table.scale.get('policy') == 'searched':
     searched = scoring.search_scale(
       asked.table,
       predictor,
@@ -413,8 +445,9 @@ def main() -> None:
 
   # -- Files ------------------------------------------------------------------
   here |= {'metrics.lpips': net}
-  if 'guidance' in predictor.protocol:
-    here['sampling.guidance'] = predictor.protocol['guidance']
+  source = predictor or given
+  if 'guidance' in source.protocol:
+    here['sampling.guidance'] = source.protocol['guidance']
   rows = [
     {
       'index': index,
@@ -430,9 +463,12 @@ def main() -> None:
     )
   ]
   content = {
-    'protocol': _protocol(asked, pair_set, here, predictor, perceptual),
-    'mean': metrics.mean_score(list(by_scene.values()) or scores),
-    **({'scenes': by_scene} if by_scene else {}),
+    'protocol': _protocol(asked, pair_set, here, source, perceptual),
+    'mean': metrics.mean_score(
+      scores if over_pairs else list(by_scene.values())
+    ),
+    'interval_95': metrics.intervals(scores, of_pair, over_pairs=over_pairs),
+    'scenes': by_scene,
     **({'searched': searched} if searched else {}),
     'pairs': rows,
   }

@@ -17,8 +17,8 @@ import numpy as np
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import sampler, schedule
-from odin_jax.models import conditioning, encoders, odin
-from odin_jax.shared import errors, posed_pair
+from odin_jax.models import conditioning, encoders, odin, sweep
+from odin_jax.shared import camera, errors, posed_pair
 
 Prediction = Float32[np.ndarray, 'b s s 3']
 
@@ -74,7 +74,41 @@ class Mean:
     return np.broadcast_to(colour, source.shape).astype(np.float32)
 
 
-BASELINES = {baseline.name: baseline for baseline in (Copy, Mean)}
+class Sweep:
+  """Predicts the mean of the source as seen if all stood at some distance.
+
+  The geometry that the pose alone gives: eight distances from 0.4 to 4 times
+  the median depth of the source, equal ratios apart, all of the same weight;
+  the source's mean colour where a distance shows what it does not see.
+  """
+
+  name = 'sweep'
+  distances = tuple(np.geomspace(0.4, 4.0, 8).round(4).tolist())
+  protocol = {
+    'predictor': name,
+    'distances': list(distances),
+    'unit': "the source's median depth, or 1 where that is not known",
+  }
+
+  def predict(
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
+  ) -> Prediction:
+    """See `Predictor`."""
+    del seeds
+    depth = np.where(pairs.median_depth > 0, pairs.median_depth, 1.0)
+    poses = camera.make_pose(
+      pairs.target2source[..., :3], pairs.target2source[..., 3] / depth[:, None]
+    )
+    views, _ = sweep.sweep(
+      jnp.asarray(pairs.source, jnp.float32) / 255,
+      jnp.asarray(poses, jnp.float32),
+      jnp.asarray(pairs.fov_deg, jnp.float32),
+      self.distances,
+    )
+    return np.asarray(views.mean(axis=1))
+
+
+BASELINES = {baseline.name: baseline for baseline in (Copy, Mean, Sweep)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

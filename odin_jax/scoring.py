@@ -1,6 +1,6 @@
 """Predictions of all pairs, and their scores by the rules of a table."""
 
-from typing import Any
+from typing import Any, Mapping
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -11,10 +11,20 @@ from odin_jax.benchmarks import protocols
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import camera, errors, files, posed_pair
+from odin_jax.shared import (
+  camera,
+  digests,
+  errors,
+  files,
+  posed_pair,
+  user_images,
+)
 
 Images = Float[np.ndarray, 'n s s 3']
 Scores = list[dict[str, float | None]]
+
+# How predictions that come from elsewhere may be called.
+_GIVEN_NAMES = ('{:0{digits}d}_sample.png', '{:0{digits}d}.png')
 
 # Where a table does not say.
 _RULES = {
@@ -60,6 +70,55 @@ def predict_all(
   return np.clip(np.asarray(predictions, np.float64), 0, 1)
 
 
+def name_digits(count: int) -> int:
+  """How many digits the number of a pair has in the names of its files."""
+  return max(3, len(str(count - 1)))
+
+
+class Given:
+  """Predictions that come from elsewhere, one picture per pair.
+
+  Args:
+    folder: with `000.png`, `001.png`, ..., or `000_sample.png`, ... as
+      evaluate itself writes them.
+    count: of the pairs.
+    size_px: side of the views.
+
+  Raises:
+    errors.UserError: no such folder, or a picture is missing, damaged, or of
+      another size.
+  """
+
+  name = 'predictions'
+
+  def __init__(self, folder: str, count: int, size_px: int):
+    place = files.require_folder(folder, 'predicted views')
+    images = []
+    for index in range(count):
+      names = [
+        name.format(index, digits=name_digits(count)) for name in _GIVEN_NAMES
+      ]
+      there = [name for name in names if (place / name).is_file()]
+      if not there:
+        raise errors.UserError(
+          f'{place}: has neither {names[0]} nor {names[1]}; there are {count} '
+          'pairs'
+        )
+      image = user_images.read(place / there[0], 'a predicted view')
+      if image.shape != (size_px, size_px, 3):
+        raise errors.UserError(
+          f'{place / there[0]}: has {image.shape[1]}x{image.shape[0]} pixels, '
+          f'not {size_px}x{size_px}'
+        )
+      images.append(image)
+    stacked = np.stack(images)
+    self.images: Images = stacked / 255
+    self.protocol = {
+      'predictor': self.name,
+      'predictions_sha256': digests.of_arrays([stacked]),
+    }
+
+
 def load_lpips(
   name: str, table: protocols.Protocol, image_size_px: int
 ) -> tuple[lpips.Lpips | None, str | None]:
@@ -95,6 +154,14 @@ def load_lpips(
       f'least {smallest} px; --config.lpips= goes without'
     )
   return perceptual, net
+
+
+def scene_of(facts: Mapping[str, Any]) -> str:
+  """The scene that a pair is of, by what its benchmark knows of it.
+
+  A scene of records is a component of a video's poses.
+  """
+  return facts.get('scene') or f'{facts["video_id"]}/{facts["scene_id"]}'
 
 
 def score(

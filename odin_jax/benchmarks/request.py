@@ -10,7 +10,7 @@ from odin_jax.benchmarks import protocols
 from odin_jax.shared import errors, files
 
 # Where the inputs lie; what they hold is known by digests.
-_PLACES = ('data', 'workdir')
+_PLACES = ('data', 'workdir', 'predictions')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Request:
     data: folder of the benchmark.
     predictor: its name.
     workdir: of the model; None for the others.
+    predictions: folder of pictures that were predicted elsewhere; None where
+      something is predicted here.
     shuffle_poses: give each pair another pair's pose.
     config: fields of configs/evaluate.py.
   """
@@ -30,6 +32,7 @@ class Request:
   data: str
   predictor: str
   workdir: str | None
+  predictions: str | None
   shuffle_poses: bool
   config: dict[str, Any]
 

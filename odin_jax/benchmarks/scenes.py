@@ -115,6 +115,7 @@ def posed_pairs(
           'source_view': source.name,
           'target_view': target.name,
           'unit': float(unit),
+          'fov_deg': fov_deg,
           'rotation_deg': float(
             camera.rotation_angle_deg(target2source[:, :3])
           ),

@@ -93,6 +93,7 @@ def outputs(data):
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
     'scenes': [*single, '--predictor=model'],
+    'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
   }
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
@@ -103,7 +104,7 @@ def outputs(data):
     for name, of_run in flags.items()
   }
   # After those that they repeat, and with no more told than where to write.
-  for name in ('model', 'scenes'):
+  for name in ('model', 'scenes', 'given'):
     metrics_file = folder / name / 'metrics.json'
     replayed = f'{name}_replayed'
     lines[replayed] = [
@@ -248,7 +249,24 @@ def test_the_same_command_gives_the_same_figures(outputs):
   assert len(list((outputs / 'again' / 'pairs').iterdir())) == 3 * 12
 
 
-@pytest.mark.parametrize('name', ['model', 'scenes'])
+def test_predictions_from_elsewhere_are_scored_alike(outputs):
+  given, model = read(outputs / 'given'), read(outputs / 'model')
+  assert given['mean'] == model['mean']
+  assert given['interval_95'] == model['interval_95']
+  assert given['protocol']['predictor'] == 'predictions'
+  assert len(given['protocol']['model']['predictions_sha256']) == 64
+
+
+def test_intervals_are_over_the_videos(outputs):
+  content = read(outputs / 'model')
+  low, high = content['interval_95']['psnr']
+  assert low < content['mean']['psnr'] < high
+  assert content['scenes'].keys() == {f'{video}/0' for video in COUNTS}
+  # One scene tells nothing of others.
+  assert read(outputs / 'scenes')['interval_95']['psnr'] is None
+
+
+@pytest.mark.parametrize('name', ['model', 'scenes', 'given'])
 def test_a_run_is_repeated_from_its_own_output(outputs, name):
   first, again = read(outputs / name), read(outputs / f'{name}_replayed')
   assert again == first
@@ -379,6 +397,18 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
       ['--config.seed', '--replay'],
     ),
     ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
+    ([good, out, f'--predictions={empty}'], ['000_sample.png', '000.png']),
+    ([good, *copy, f'--predictions={empty}'], ['--predictor']),
+    (
+      [
+        good,
+        out,
+        f'--predictions={outputs / "model" / "pairs"}',
+        '--config.num_pairs=12',
+        '--config.image_size_px=40',
+      ],
+      ['000_sample.png', '32x32', '40x40'],
+    ),
     (
       [good, *copy, '--benchmark=dtu', '--protocol=seva_single'],
       ['--benchmark=dtu', 'nerfstudio'],

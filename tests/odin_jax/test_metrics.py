@@ -168,6 +168,31 @@ def test_means_of_scenes():
   }
 
 
+def test_intervals_are_those_of_drawn_scenes():
+  """Scenes 0 and 1: of two draws the mean is 0, 1/2 or 1."""
+  rows = [{'psnr': value, 'lpips': None} for value in (0.0, 1.0, 1.0, 1.0)]
+  scenes = ['a', 'b', 'b', 'b']
+  for over_pairs in (False, True):
+    assert metrics.intervals(rows, scenes, over_pairs=over_pairs) == {
+      'psnr': [0, 1],
+      'lpips': None,
+    }
+  alone = metrics.intervals(rows, ['a'] * 4, over_pairs=True)
+  assert alone == {'psnr': None, 'lpips': None}
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+  """As wide as theory has it for scenes whose means are normal."""
+  generator = np.random.default_rng(0)
+  of_scene = generator.normal(20, 3, 400)
+  rows = [{'psnr': float(value)} for value in np.repeat(of_scene, 2)]
+  scenes = [str(scene) for scene in np.repeat(np.arange(400), 2)]
+  # Twice each scene tells no more than once.
+  expected = of_scene.mean() + np.array([-1.96, 1.96]) * 3 / np.sqrt(400)
+  bounds = metrics.intervals(rows, scenes, over_pairs=True)['psnr']
+  np.testing.assert_allclose(bounds, expected, atol=0.03)
+
+
 def test_ssim_refuses_images_smaller_than_its_window():
   with pytest.raises(ValueError, match='11 px'):
     metrics.ssim(np.zeros((1, 10, 20, 3)), np.zeros((1, 10, 20, 3)))

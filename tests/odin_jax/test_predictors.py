@@ -12,7 +12,7 @@ import torch
 from odin_jax import predictors
 from odin_jax.diffusion import schedule
 from odin_jax.models import odin
-from odin_jax.shared import errors
+from odin_jax.shared import camera, errors, posed_pair
 from tests.helpers import default_sampling
 from tests.odin_jax.diffusion import test_sampler
 
@@ -124,3 +124,60 @@ def test_a_model_without_its_image_encoder_is_not_sampled_from():
     )
   config = make_config(image_encoder='none', conditioning='se3')
   predictors._check('run', sampling, config)
+
+
+def swept(pose, median_depth=1.0):
+  """The source, and what the sweep predicts of it for a target's pose."""
+  source = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+  pairs = posed_pair.PosedPair(
+    source=source,
+    target=None,
+    target2source=np.stack([pose, pose]),
+    fov_deg=np.full(2, 60.0),
+    median_depth=np.full(2, median_depth),
+  )
+  prediction = predictors.Sweep().predict(pairs, np.arange(2))
+  return source / 255, prediction
+
+
+def test_a_sweep_without_motion_is_the_source():
+  source, prediction = swept(camera.identity_pose())
+  np.testing.assert_allclose(prediction, source, atol=1e-5)
+
+
+def test_a_sweep_of_what_nobody_sees_is_the_mean_colour():
+  back = camera.make_pose(camera.rotation_y(np.pi), np.zeros(3))
+  source, prediction = swept(back)
+  colours = source.mean(axis=(1, 2), keepdims=True)
+  np.testing.assert_allclose(
+    prediction, np.broadcast_to(colours, prediction.shape), atol=1e-5
+  )
+
+
+def test_a_sweep_is_the_mean_over_distances_of_the_moved_source():
+  """A step to the side moves what is d away by focal length / d pixels."""
+  step = np.array([2.0, 0.0, 0.0])
+  pose = camera.make_pose(np.eye(3), step)
+  source, prediction = swept(pose, median_depth=20.0)
+  # A plane is at one depth all over; here the middle rows of a narrow view.
+  k = camera.intrinsics(60.0, 16)
+  expected = np.zeros((16, 3))
+  for distance in predictors.Sweep.distances:
+    rays = camera.view_rays(60.0, 16)[8]
+    points = rays / np.linalg.norm(rays, axis=-1, keepdims=True) * distance
+    pixels, _ = camera.project(points + step / 20, k)
+    for column, (u, v) in enumerate(pixels):
+      seen = 0 <= u <= 16 and 0 <= v <= 16
+      colour = source[0].mean(axis=(0, 1))
+      if seen:
+        x, y = u - 0.5, v - 0.5
+        left, top = int(np.floor(x)), int(np.floor(y))
+        colour = sum(
+          (1 - abs(x - i))
+          * (1 - abs(y - j))
+          * source[0][np.clip(j, 0, 15), np.clip(i, 0, 15)]
+          for i in (left, left + 1)
+          for j in (top, top + 1)
+        )
+      expected[column] += colour / len(predictors.Sweep.distances)
+  np.testing.assert_allclose(prediction[0, 8], expected, atol=1e-4)
