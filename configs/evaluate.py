@@ -19,8 +19,11 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # that draws it; all pairs where there are fewer.
     num_pairs=128,
     pairs_seed=0,
-    # Seed of the one sample that each pair gets, and of the shuffled poses.
+    # Seed of the one sample that each pair gets, and of the shuffled poses;
+    # samples of each pair: of more than one, their mean and the best get
+    # figures of their own.
     seed=0,
+    num_samples=1,
     batch_size=32,
     # How a model is sampled, which is also how odin_jax.generate does it: its
     # sampler (ddim, dpm++2m or euler), its steps and their spacing

@@ -7,7 +7,7 @@
   python -m odin_jax.evaluate --replay=runs/dtu/copy/metrics.json \
       --output=runs/dtu/again
 
-Every pair gets one prediction, never the best of several. `--predictor=copy`,
+Every pair gets one prediction, never the best of several (those stand apart). `--predictor=copy`,
 `mean` and `sweep` need no `--workdir`: they are what a model has to beat.
 `--predictions=DIR` scores the pictures of another system: `pairs/` and
 `metrics.json` of any run say what it is to be given.
@@ -30,6 +30,7 @@ if __name__ == '__main__' and not __package__:
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import platform
 from typing import Any
@@ -38,7 +39,7 @@ from absl import flags, logging
 import cv2
 import flax
 import jax
-from jaxtyping import Float, Int
+from jaxtyping import Int
 import numpy as np
 
 from odin_jax import metrics, predictors, scoring
@@ -127,9 +128,11 @@ def _asked() -> request.Request:
     )
   predictor = _PREDICTOR.value
   if _PREDICTIONS.value:
-    if _SHUFFLE_POSES.value or flags.FLAGS['predictor'].present:
+    is_one = _CONFIG.value.num_samples == 1
+    if _SHUFFLE_POSES.value or flags.FLAGS['predictor'].present or not is_one:
       raise errors.UserError(
-        '--predictions: goes with neither --predictor nor --shuffle_poses'
+        '--predictions: are one per pair, and go with neither --predictor, '
+        '--shuffle_poses nor --config.num_samples'
       )
     predictor = scoring.Given.name
   return request.Request(
@@ -263,8 +266,9 @@ def _fresh_output() -> pathlib.Path:
 
 
 def _check(config: dict[str, Any]) -> None:
-  if min(config['num_pairs'], config['batch_size']) < 1:
-    raise errors.UserError('num_pairs and batch_size must be at least 1')
+  counts = ('num_pairs', 'num_samples', 'batch_size')
+  if min(config[name] for name in counts) < 1:
+    raise errors.UserError(f'{", ".join(counts)} must be at least 1')
   if config['image_size_px'] < metrics.SSIM_WINDOW_PX:
     raise errors.UserError(
       f'image_size_px={config["image_size_px"]}: SSIM needs at least '
@@ -304,7 +308,7 @@ def _protocol(
     'departures': protocols.departures(asked.table, here),
     'data_sha256': digests.of_arrays(pair_set.pairs),
     'code_sha256': digests.of_code(),
-    'samples_per_pair': 1,
+    'samples_per_pair': asked.config['num_samples'],
     'model': predictor.protocol,
     'metrics': {
       **metrics.definitions(perceptual, rules['ssim']),
@@ -322,7 +326,7 @@ def _protocol(
 def _write_pairs(
   output: pathlib.Path,
   pair_set: PairSet,
-  samples: Float[np.ndarray, 'n s s 3'],
+  samples: scoring.Images,
 ) -> list[dict[str, str]]:
   """Writes the pictures of every pair; returns their names."""
   pairs, count = pair_set.pairs, len(samples)
@@ -418,16 +422,19 @@ def main() -> None:
 
   # -- One sample per pair ----------------------------------------------------
   inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
-  seeds = np.random.default_rng(config['seed']).integers(2**31 - 1, size=count)
+  seeds = np.random.default_rng(config['seed']).integers(
+    2**31 - 1, size=(config['num_samples'], count)
+  )
   if predictor is None:
     samples = given.images
   else:
-    samples = scoring.predict_all(
-      predictor, inputs, seeds, config['batch_size']
+    predict = functools.partial(
+      scoring.predict_all, predictor, batch_size=config['batch_size']
     )
+    samples = predict(inputs, seeds[0])
 
   # -- Scores -----------------------------------------------------------------
-  scores = scoring.score(asked.table, samples, pairs.target / 255, perceptual)
+  scores = scoring.score(asked.table, samples, pairs.target, perceptual)
   over_pairs = rules['mean'] == 'pairs'
   of_pair = [scoring.scene_of(facts) for facts in pair_set.facts]
   by_scene = metrics.mean_by_scene(scores, of_pair)
@@ -438,10 +445,22 @@ def main() -> None:
       predictor,
       pair_set,
       inputs,
-      seeds,
+      seeds[0],
       config['batch_size'],
       perceptual,
     )
+  several = {}
+  if predictor and config['num_samples'] > 1:
+    others = (predict(inputs, row) for row in seeds[1:])
+    several = scoring.score_several(
+      asked.table,
+      itertools.chain([samples], others),
+      pairs.target,
+      perceptual,
+    )
+  summarise = functools.partial(
+    metrics.summary, scenes=of_pair, over_pairs=over_pairs
+  )
 
   # -- Files ------------------------------------------------------------------
   here |= {'metrics.lpips': net}
@@ -454,7 +473,7 @@ def main() -> None:
       **facts,
       'target2source': pairs.target2source[index].ravel().tolist(),
       'pose_of_pair': int(order[index]),
-      'seed': int(seeds[index]),
+      'seed': int(seeds[0, index]),
       **scores[index],
       'files': names,
     }
@@ -464,10 +483,8 @@ def main() -> None:
   ]
   content = {
     'protocol': _protocol(asked, pair_set, here, source, perceptual),
-    'mean': metrics.mean_score(
-      scores if over_pairs else list(by_scene.values())
-    ),
-    'interval_95': metrics.intervals(scores, of_pair, over_pairs=over_pairs),
+    **summarise(scores),
+    **{name: summarise(of_name) for name, of_name in several.items()},
     'scenes': by_scene,
     **({'searched': searched} if searched else {}),
     'pairs': rows,

@@ -8,6 +8,7 @@ JAX.
 
 import collections
 import functools
+from typing import Any
 
 import jax
 from jaxtyping import Float
@@ -138,15 +139,17 @@ def definitions(
   }
 
 
+_distance = jax.jit(lpips.Lpips.distance)
+
+
 def _distances(
   perceptual: lpips.Lpips, prediction: Images, truth: Images
 ) -> list[float]:
-  distance = jax.jit(lpips.Lpips.distance)
   distances: list[float] = []
   for start in range(0, len(truth), _BATCH):
     rows = np.arange(start, start + _BATCH).clip(max=len(truth) - 1)
     pair = (x[rows].astype(np.float32) for x in (prediction, truth))
-    distances += np.asarray(distance(perceptual, *pair)).tolist()
+    distances += np.asarray(_distance(perceptual, *pair)).tolist()
   return distances[: len(truth)]
 
 
@@ -242,3 +245,23 @@ def intervals(
     means = (sums / counts * weights)[drawn].sum(1) / weights[drawn].sum(1)
     bounds[score_name] = np.percentile(means, [2.5, 97.5]).tolist()
   return bounds
+
+
+def summary(
+  scores: list[dict[str, float | None]],
+  scenes: list[str],
+  *,
+  over_pairs: bool,
+) -> dict[str, Any]:
+  """`mean` of each score, and its `interval_95`.
+
+  Args:
+    scores: of images.
+    scenes: of each image, its scene.
+    over_pairs: whether the mean is over images, or over scenes' means.
+  """
+  of_scenes = list(mean_by_scene(scores, scenes).values())
+  return {
+    'mean': mean_score(scores if over_pairs else of_scenes),
+    'interval_95': intervals(scores, scenes, over_pairs=over_pairs),
+  }

@@ -1,8 +1,8 @@
 """Predictions of all pairs, and their scores by the rules of a table."""
 
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
-from jaxtyping import Float, Int
+from jaxtyping import Float32, Int, UInt8
 import numpy as np
 import tqdm
 
@@ -20,8 +20,11 @@ from odin_jax.shared import (
   user_images,
 )
 
-Images = Float[np.ndarray, 'n s s 3']
+Images = Float32[np.ndarray, 'n s s 3']
 Scores = list[dict[str, float | None]]
+
+# Images that are scored at a time: scores are computed in float64.
+_BATCH = 64
 
 # How predictions that come from elsewhere may be called.
 _GIVEN_NAMES = ('{:0{digits}d}_sample.png', '{:0{digits}d}.png')
@@ -59,7 +62,7 @@ def predict_all(
   pairs: posed_pair.PosedPair,
   seeds: Int[np.ndarray, 'n'],
   batch_size: int,
-) -> Float[np.ndarray, 'n s s 3']:
+) -> Images:
   """One prediction per pair, values in [0, 1]."""
   predictions = []
   starts = range(0, len(seeds), batch_size)
@@ -67,7 +70,7 @@ def predict_all(
     rows = slice(start, start + batch_size)
     batch = posed_pair.select(pairs, rows)
     predictions.extend(predictor.predict(batch, seeds[rows]))
-  return np.clip(np.asarray(predictions, np.float64), 0, 1)
+  return np.clip(np.asarray(predictions, np.float32), 0, 1)
 
 
 def name_digits(count: int) -> int:
@@ -112,7 +115,7 @@ class Given:
         )
       images.append(image)
     stacked = np.stack(images)
-    self.images: Images = stacked / 255
+    self.images: Images = stacked.astype(np.float32) / 255
     self.protocol = {
       'predictor': self.name,
       'predictions_sha256': digests.of_arrays([stacked]),
@@ -167,14 +170,52 @@ def scene_of(facts: Mapping[str, Any]) -> str:
 def score(
   table: protocols.Protocol,
   samples: Images,
-  truth: Images,
+  truth: UInt8[np.ndarray, 'n s s 3'],
   perceptual: lpips.Lpips | None,
 ) -> Scores:
   """Scores of each pair, as the table has them."""
   of_table = rules(table)
-  if of_table['quantised']:
-    samples = np.round(samples * 255) / 255
-  return metrics.score(samples, truth, perceptual, of_table['ssim'])
+  scores: Scores = []
+  for start in range(0, len(truth), _BATCH):
+    rows = slice(start, start + _BATCH)
+    predicted = samples[rows].astype(np.float64)
+    if of_table['quantised']:
+      predicted = np.round(predicted * 255) / 255
+    scores += metrics.score(
+      predicted, truth[rows] / 255, perceptual, of_table['ssim']
+    )
+  return scores
+
+
+def score_several(
+  table: protocols.Protocol,
+  samples: Iterable[Images],
+  truth: UInt8[np.ndarray, 'n s s 3'],
+  perceptual: lpips.Lpips | None,
+) -> dict[str, Scores]:
+  """Scores of the mean of k samples of each pair, and of the best of them.
+
+  Args:
+    table: whose scores.
+    samples: k times a sample of each pair.
+    truth: what they should be.
+    perceptual: LPIPS.
+
+  Returns:
+    `mean_of_k`, near the conditional mean, which a perfect sample is 3 dB
+    below; `best_of_k` by PSNR, which takes the truth to know.
+  """
+  total, best, count = np.zeros(truth.shape, np.float32), None, 0
+  for images in samples:
+    total += images
+    count += 1
+    scores = score(table, images, truth, perceptual)
+    best = [
+      max(rows, key=lambda row: row['psnr'])
+      for rows in zip(best or scores, scores, strict=True)
+    ]
+  mean = score(table, total / count, truth, perceptual)
+  return {f'mean_of_{count}': mean, f'best_of_{count}': best}
 
 
 def search_scale(
@@ -208,7 +249,7 @@ def search_scale(
     samples = predict_all(
       predictor, inputs._replace(target2source=poses), seeds, batch_size
     )
-    scores = score(table, samples, pair_set.pairs.target / 255, perceptual)
+    scores = score(table, samples, pair_set.pairs.target, perceptual)
     for scene, mean in metrics.mean_by_scene(scores, of_pair).items():
       if scene not in best or mean['psnr'] > best[scene]['psnr']:
         best[scene] = {**mean, 'factor': factor}

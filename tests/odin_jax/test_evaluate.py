@@ -93,6 +93,11 @@ def outputs(data):
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
     'scenes': [*single, '--predictor=model'],
+    'four': [
+      '--predictor=model',
+      '--config.num_samples=4',
+      '--config.lpips=',
+    ],
     'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
   }
   # What an earlier, larger run of the command left behind.
@@ -255,6 +260,19 @@ def test_predictions_from_elsewhere_are_scored_alike(outputs):
   assert given['interval_95'] == model['interval_95']
   assert given['protocol']['predictor'] == 'predictions'
   assert len(given['protocol']['model']['predictions_sha256']) == 64
+
+
+def test_the_mean_of_samples_and_the_best_of_them_stand_apart(outputs):
+  """Noise of four samples is half as much, 6.02 dB, but for that of JPEG."""
+  four, one = read(outputs / 'four'), read(outputs / 'model')
+  assert four['mean'] == one['mean'] and four['pairs'] == one['pairs']
+  mean, best = (
+    four[f'{kind}_of_4']['mean']['psnr'] for kind in ('mean', 'best')
+  )
+  assert mean - one['mean']['psnr'] == pytest.approx(6.02, abs=0.8)
+  assert one['mean']['psnr'] < best < mean
+  assert four['protocol']['samples_per_pair'] == 4
+  assert set(four['mean_of_4']['interval_95']) == {'psnr', 'ssim', 'lpips'}
 
 
 def test_intervals_are_over_the_videos(outputs):

@@ -116,6 +116,14 @@ def test_psnr_of_known_errors():
   np.testing.assert_allclose(metrics.psnr(prediction, truth), [20, 40])
 
 
+def test_a_perfect_sample_is_3_db_below_the_conditional_mean():
+  """E|x - s|^2 is twice E|x - E x|^2 for s drawn as x is."""
+  truth, sample = np.random.default_rng(0).normal(0.5, 0.05, (2, 16, 24, 24, 3))
+  mean = np.full_like(truth, 0.5)
+  loss = metrics.psnr(mean, truth) - metrics.psnr(sample, truth)
+  assert loss.mean() == pytest.approx(10 * np.log10(2), abs=0.03)
+
+
 def test_an_exact_copy_scores_the_ceiling_and_one():
   _, truth = images(2)
   rows = metrics.score(truth, truth)
