@@ -17,7 +17,8 @@ as it was: a model that uses the pose gets worse. `--protocol` is a table of
 is listed. `--replay` does again what another run did, and fails where the
 figures are not the same.
 
-Output: `metrics.json` (the whole protocol, mean scores, one row per pair) and
+Output: `metrics.json` (the whole protocol, mean scores, one row per pair),
+`table.md` and `table.tex` (with what was published of the table's systems), and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
 """
 
@@ -50,6 +51,7 @@ from odin_jax.benchmarks import (
   records,
   request,
   scenes,
+  tables,
 )
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
@@ -258,7 +260,8 @@ def _write_images(
 def _fresh_output() -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
   output = files.claim_output(_OUTPUT.value, _TOOL)
-  (output / 'metrics.json').unlink(missing_ok=True)
+  for name in ('metrics.json', 'table.md', 'table.tex'):
+    (output / name).unlink(missing_ok=True)
   (output / 'pairs').mkdir(exist_ok=True)
   for image in (output / 'pairs').glob('*.png'):
     image.unlink()
@@ -490,6 +493,9 @@ def main() -> None:
     'pairs': rows,
   }
   files.write_json(output / 'metrics.json', content)
+  for name, write in (('md', tables.markdown), ('tex', tables.latex)):
+    with files.atomic_path(output / f'table.{name}') as temporary:
+      temporary.write_text(write(content))
   files.write_json(output / 'evaluate.json', watch.figures())
   _log(asked, content)
   if old:

@@ -272,6 +272,9 @@ def test_the_mean_of_samples_and_the_best_of_them_stand_apart(outputs):
   assert mean - one['mean']['psnr'] == pytest.approx(6.02, abs=0.8)
   assert one['mean']['psnr'] < best < mean
   assert four['protocol']['samples_per_pair'] == 4
+  table = (outputs / 'four' / 'table.md').read_text()
+  assert f'| model, mean of 4 | {mean:.2f} (' in table
+  assert (outputs / 'four' / 'table.tex').exists()
   assert set(four['mean_of_4']['interval_95']) == {'psnr', 'ssim', 'lpips'}
 
 

@@ -1,0 +1,91 @@
+"""The figures of an evaluation as a table, beside those that were published."""
+
+import re
+from typing import Any, Iterator, Mapping, NamedTuple
+
+_DIGITS = {'psnr': 2, 'ssim': 3, 'lpips': 3}
+_HEADINGS = ('PSNR dB', 'SSIM', 'LPIPS')
+
+
+class Row(NamedTuple):
+  """One line of a table.
+
+  Attributes:
+    name: what was scored.
+    mean: scores by name; None where there is none.
+    interval_95: their bounds; None where there are none.
+  """
+
+  name: str
+  mean: Mapping[str, float | None]
+  interval_95: Mapping[str, list[float] | None]
+
+
+def rows(content: Mapping[str, Any]) -> Iterator[Row]:
+  """The lines of what `metrics.json` holds."""
+  protocol = content['protocol']
+  name = protocol['predictor']
+  if protocol['shuffle_poses']:
+    name += ', poses shuffled'
+  yield Row(name, content['mean'], content['interval_95'])
+  for key, figures in content.items():
+    if re.fullmatch(r'(mean|best)_of_\d+', key):
+      label = f'{name}, {key.replace("_", " ")}'
+      yield Row(label, figures['mean'], figures['interval_95'])
+  if 'searched' in content:
+    count = len(content['searched']['factors'])
+    label = f'{name}, best of {count} scales'
+    yield Row(label, content['searched']['mean'], {})
+  for system, figures in protocol['table']['published'].items():
+    yield Row(f'{system} (published)', figures, {})
+
+
+def _cell(row: Row, score: str) -> str:
+  value, digits = row.mean.get(score), _DIGITS[score]
+  if value is None:
+    return '-'
+  text = f'{value:.{digits}f}'
+  if bounds := row.interval_95.get(score):
+    low, high = (f'{bound:.{digits}f}' for bound in bounds)
+    text += f' ({low} to {high})'
+  return text
+
+
+def _caption(content: Mapping[str, Any]) -> str:
+  protocol = content['protocol']
+  text = (
+    f'{len(content["pairs"])} pairs of {len(content["scenes"])} scenes, '
+    f'protocol {protocol["table"]["name"]}; 95 % intervals over scenes.'
+  )
+  if lines := [row['line'] for row in protocol['departures']]:
+    text += (
+      f' Not that table: it differs in {", ".join(lines)} (metrics.json, '
+      'departures).'
+    )
+  return text
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+  """The table for a README."""
+  lines = ['| | ' + ' | '.join(_HEADINGS) + ' |', '|---|---|---|---|']
+  for row in rows(content):
+    cells = [row.name, *(_cell(row, score) for score in _DIGITS)]
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join([*lines, '', _caption(content), ''])
+
+
+def latex(content: Mapping[str, Any]) -> str:
+  """The table for a paper."""
+  lines = [
+    r'\begin{tabular}{lrrr}',
+    ' & ' + ' & '.join(_HEADINGS) + r' \\ \hline',
+  ]
+  for row in rows(content):
+    cells = [row.name, *(_cell(row, score) for score in _DIGITS)]
+    lines.append(_escaped(' & '.join(cells)) + r' \\')
+  caption = '% ' + _caption(content)
+  return '\n'.join([*lines, r'\end{tabular}', caption, ''])
+
+
+def _escaped(text: str) -> str:
+  return text.replace('_', r'\_').replace('%', r'\%')

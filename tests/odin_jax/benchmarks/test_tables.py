@@ -1,0 +1,51 @@
+"""Tables of figures, for a README and for a paper."""
+
+from odin_jax.benchmarks import tables
+
+CONTENT = {
+  'protocol': {
+    'predictor': 'model',
+    'shuffle_poses': True,
+    'table': {
+      'name': 'zeronvs_dtu',
+      'published': {'Zero_NVS': {'psnr': 13.552, 'ssim': 0.4689}},
+    },
+    'departures': [{'line': 'scenes'}, {'line': 'image.crop'}],
+  },
+  'mean': {'psnr': 18.034, 'ssim': 0.31, 'lpips': None},
+  'interval_95': {'psnr': [17.0, 19.5], 'ssim': [0.3, 0.325], 'lpips': None},
+  'mean_of_4': {
+    'mean': {'psnr': 19.0, 'ssim': 0.4, 'lpips': 0.1},
+    'interval_95': {'psnr': None, 'ssim': None, 'lpips': None},
+  },
+  'searched': {
+    'factors': [0.5, 1.0],
+    'mean': {'psnr': 18.5, 'ssim': 0.33, 'lpips': None},
+  },
+  'scenes': {'a': {}, 'b': {}},
+  'pairs': [{}] * 7,
+}
+
+
+def test_markdown_has_a_row_for_all_that_was_scored():
+  assert tables.markdown(CONTENT).splitlines() == [
+    '| | PSNR dB | SSIM | LPIPS |',
+    '|---|---|---|---|',
+    '| model, poses shuffled | 18.03 (17.00 to 19.50) | '
+    '0.310 (0.300 to 0.325) | - |',
+    '| model, poses shuffled, mean of 4 | 19.00 | 0.400 | 0.100 |',
+    '| model, poses shuffled, best of 2 scales | 18.50 | 0.330 | - |',
+    '| Zero_NVS (published) | 13.55 | 0.469 | - |',
+    '',
+    '7 pairs of 2 scenes, protocol zeronvs_dtu; 95 % intervals over scenes. '
+    'Not that table: it differs in scenes, image.crop (metrics.json, '
+    'departures).',
+  ]
+
+
+def test_latex_has_the_same_rows():
+  lines = tables.latex(CONTENT).splitlines()
+  assert lines[0] == r'\begin{tabular}{lrrr}'
+  assert lines[5] == r'Zero\_NVS (published) & 13.55 & 0.469 & - \\'
+  assert lines[6] == r'\end{tabular}' and lines[7].startswith('% 7 pairs')
+  assert len(lines) == 8
