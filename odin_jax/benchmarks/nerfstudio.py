@@ -12,7 +12,6 @@ from typing import Any, Mapping
 
 from jaxtyping import Float
 import numpy as np
-import trimesh
 
 from odin_jax.benchmarks import posed_views
 from odin_jax.shared import camera, errors, files, opengl
@@ -66,6 +65,9 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
 
 def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
   """The points of a scene, in our axes."""
+  # Slow to load, and for this alone.
+  import trimesh
+
   files.require_file(path, 'the points (ply_file_path)')
   try:
     points = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
