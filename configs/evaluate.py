@@ -15,8 +15,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   fields = dict(
     # Views are reduced to this size; a model must have been trained for it.
     image_size_px=32,
-    # Of records: size of the fixed subset of the held-out pairs, and the seed
-    # that draws it; all pairs where there are fewer.
+    # Size of the fixed subset of the held-out pairs of records, and the seed
+    # that draws it; all pairs where there are fewer. Of scenes all are taken.
     num_pairs=128,
     pairs_seed=0,
     # Seed of the one sample that each pair gets, and of the shuffled poses;
