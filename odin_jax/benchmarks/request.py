@@ -9,6 +9,8 @@ from typing import Any, Iterator, Mapping
 from odin_jax.benchmarks import protocols
 from odin_jax.shared import errors, files
 
+# Characters of a value that a message shows.
+_SHOWN = 40
 # Where the inputs lie; what they hold is known by digests.
 _PLACES = ('data', 'workdir', 'predictions')
 
@@ -87,13 +89,19 @@ def _flat(
       yield prefix + key, value
 
 
+def _short(values: Mapping[str, Any], line: str) -> str:
+  """A value, so that many fit into a message."""
+  text = repr(values[line]) if line in values else 'nothing'
+  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+
+
 def differing_lines(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[str]:
   """`line (old -> new)` where two protocols are not the same."""
   olds, news = dict(_flat(old)), dict(_flat(new))
   return [
-    f'{line} ({olds.get(line, "nothing")!r} -> {news.get(line, "nothing")!r})'
+    f'{line} ({_short(olds, line)} -> {_short(news, line)})'
     for line in dict.fromkeys([*olds, *news])
     if line not in _PLACES and olds.get(line) != news.get(line)
   ]
