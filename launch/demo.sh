@@ -75,6 +75,9 @@ evaluate model "${held_out[@]}" --predictor=model
 evaluate copy "${held_out[@]}" --predictor=copy
 evaluate mean "${held_out[@]}" --predictor=mean
 evaluate shuffled "${held_out[@]}" --predictor=model --shuffle_poses
+# One step is about the mean of what a model imagines.
+evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
+evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
     --num_worlds=8 --pairs=16 --test_fraction=1 --seconds=24 --seed=1000
@@ -83,6 +86,8 @@ if [ -z "$video" ]; then
   evaluate copy_unseen "${unseen[@]}" --predictor=copy
   evaluate mean_unseen "${unseen[@]}" --predictor=mean
   evaluate shuffled_unseen "${unseen[@]}" --predictor=model --shuffle_poses
+  evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
+  evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
 fi
 
 stage generate odin_jax.generate --workdir="$output/train" \

@@ -43,7 +43,7 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from odin_jax import metrics, predictors, scoring
+from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import (
   LAYOUTS,
   RECORDS,
@@ -361,32 +361,44 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
-def _log(asked: request.Request, content: dict[str, Any]) -> None:
+def _made(asked: request.Request, content: dict[str, Any]) -> str:
+  """What was scored, and the figures."""
   mean, protocol = content['mean'], content['protocol']
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
   bounds = content['interval_95']['psnr']
   interval = '' if bounds is None else ' ({:.2f} to {:.2f})'.format(*bounds)
-  logging.info(
-    '%s%s%s, %d pairs: PSNR %.2f dB%s, SSIM %.3f, LPIPS %s',
-    asked.predictor,
-    _step_of(protocol['model']),
-    ' with shuffled poses' if asked.shuffle_poses else '',
-    len(content['pairs']),
-    mean['psnr'],
-    interval,
-    mean['ssim'],
-    distance,
+  return (
+    f'{asked.predictor}{_step_of(protocol["model"])}'
+    f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
+    f'{len(content["pairs"])} pairs: PSNR {mean["psnr"]:.2f} dB{interval}, '
+    f'SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
   )
+
+
+def _finish(asked: request.Request, content: dict[str, Any]) -> None:
+  protocol = content['protocol']
   if protocol['departures']:
     logging.info(
       'not the table of %s; it differs in %s: see departures in metrics.json',
       asked.table.name,
       ', '.join(row['line'] for row in protocol['departures']),
     )
-  if asked.config['lpips'] and mean['lpips'] is None:
+  if asked.config['lpips'] and content['mean']['lpips'] is None:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
     )
+  then = None
+  if asked.predictor == _MODEL:
+    source = content['pairs'][0]['files']['source']
+    given = {
+      'workdir': asked.workdir,
+      'image': pathlib.Path(_OUTPUT.value) / source,
+      'output': command.beside(_OUTPUT.value, 'views'),
+    }
+    then = ('imagine more views', 'odin_jax.generate', given)
+  command.finish(
+    _OUTPUT.value, _made(asked, content), look_at='table.md', then=then
+  )
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -497,7 +509,7 @@ def main() -> None:
     with files.atomic_path(output / f'table.{name}') as temporary:
       temporary.write_text(write(content))
   files.write_json(output / 'evaluate.json', watch.figures())
-  _log(asked, content)
+  _finish(asked, content)
   if old:
     _compare(old, content)
 

@@ -28,6 +28,7 @@ from odin_jax.shared import (
   files,
   locks,
   page,
+  quantities,
 )
 
 _RUN = command.define_path(
@@ -52,13 +53,14 @@ _LINKS = (
 
 def _table(figures: dict[str, Any]) -> str:
   """The results as lines of text."""
-  lines = [f'{"":44}{"PSNR dB":>9}{"SSIM":>8}']
+  lines = [f'{"":44}{"PSNR dB":>9}{"SSIM":>8}{"LPIPS":>8}']
   train = figures['train']
   lines.append(f'model: {summary.step_text(train["checkpoint"])}')
   for label, rows in (('held out', train), ('unseen worlds', train['unseen'])):
     for name in rows.get('psnr', {}):
       psnr, ssim = rows['psnr'][name], rows['ssim'][name]
-      lines.append(f'{label + ": " + name:44}{psnr:9.2f}{ssim:8.3f}')
+      lpips = quantities.number('lpips', rows['lpips'][name])
+      lines.append(f'{label + ": " + name:44}{psnr:9.2f}{ssim:8.3f}{lpips:>8}')
   for kind, of_kind in (figures.get('pose') or {}).items():
     for name, value in of_kind.items():
       if isinstance(value, (int, float)):

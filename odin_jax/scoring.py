@@ -4,7 +4,6 @@ from typing import Any, Iterable, Mapping
 
 from jaxtyping import Float32, Int, UInt8
 import numpy as np
-import tqdm
 
 from odin_jax import metrics, predictors
 from odin_jax.benchmarks import protocols
@@ -17,6 +16,7 @@ from odin_jax.shared import (
   errors,
   files,
   posed_pair,
+  progress,
   user_images,
 )
 
@@ -66,7 +66,7 @@ def predict_all(
   """One prediction per pair, values in [0, 1]."""
   predictions = []
   starts = range(0, len(seeds), batch_size)
-  for start in tqdm.tqdm(starts, desc='predict', unit='batch'):
+  for start in progress.each(starts, 'batch', desc='predict'):
     rows = slice(start, start + batch_size)
     batch = posed_pair.select(pairs, rows)
     predictions.extend(predictor.predict(batch, seeds[rows]))

@@ -29,6 +29,8 @@ _PREDICTORS = {
   'copy': 'copy of the source',
   'mean': "source's mean colour",
   'shuffled': 'model, poses shuffled',
+  'model_mean': 'model, one step: about its conditional mean',
+  'sweep': 'source seen at eight distances, averaged',
 }
 # What the table of poses leaves out: no figures, or shown elsewhere.
 _NOT_IN_TABLE = (
@@ -168,14 +170,15 @@ def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
 
 def _scores(train: dict[str, Any]) -> list[list[str]]:
   """Rows of text: every predictor on every set of pairs."""
-  keys = ('psnr', 'ssim', 'pairs')
+  keys = ('psnr', 'ssim', 'lpips', 'pairs')
   rows = [['', *(quantities.heading(key) for key in keys)]]
   for words, figures in (
     ('held-out frames', train),
     ('unseen worlds', train['unseen']),
   ):
     for name in figures.get('psnr', {}):
-      values = (figures['psnr'][name], figures['ssim'][name], figures['pairs'])
+      scores = (figures[key][name] for key in keys[:-1])
+      values = (*scores, figures['pairs'])
       rows.append(
         [
           f'{words}: {_PREDICTORS[name]}',

@@ -14,6 +14,9 @@ from odin_jax.shared import files, page
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
+# About the model's conditional mean, and what pose and geometry alone give:
+# rows of the table that no gain is measured by.
+_FURTHER = ('model_mean', 'sweep')
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -59,10 +62,10 @@ def _gains(
   """
   rows = {
     name: evaluations[name + suffix]
-    for name in _EVALUATIONS
+    for name in (*_EVALUATIONS, *_FURTHER)
     if name + suffix in evaluations
   }
-  if len(rows) < len(_EVALUATIONS):
+  if not rows.keys() >= set(_EVALUATIONS):
     return {}
   psnr = {name: row['psnr'] for name, row in rows.items()}
   ssim = {name: row['ssim'] for name, row in rows.items()}
@@ -70,6 +73,7 @@ def _gains(
     'pairs': rows[MODEL]['pairs'],
     'psnr': psnr,
     'ssim': ssim,
+    'lpips': {name: row['lpips'] for name, row in rows.items()},
     'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
     'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
     'shuffle_drop_db': psnr[MODEL] - psnr[SHUFFLED],

@@ -52,7 +52,15 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert summary['seconds'] == {'train': 9.5}
   assert summary['peak_rss_mb'] == {'train': 700}
   assert summary['train']['checkpoint'] == {'step': 200, 'steps': 200}
-  assert 'held out: model' in done.stdout
+  assert summary['train']['lpips']['copy'] == 0.065
+  scores = {
+    line.split(':')[1].split()[0]: line.split()[3:]
+    for line in done.stdout.splitlines()
+    if line.startswith('held out: ')
+  }
+  assert scores['model'] == ['17.00', '0.500', '0.071']
+  # No gain is measured by the sweep, which has a row.
+  assert scores['sweep'] == ['18.00', '0.400', '–']
   assert 'model: step 200 of 200\n' in done.stdout
 
   page, data = page_of(run_folder)
