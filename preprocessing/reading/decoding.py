@@ -117,7 +117,8 @@ def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
       is the video cannot be told.
   """
   try:
-    container = av.open(os.fspath(path))
+    # FFmpeg takes what is before a colon for a protocol, but of whole paths.
+    container = av.open(os.path.abspath(path))
   except FileNotFoundError as error:
     raise VideoError(
       f'{path}: no such file; give a 360-degree video'

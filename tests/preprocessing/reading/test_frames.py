@@ -1,6 +1,7 @@
 """Frames: their times, colours and layout, and what is refused."""
 
 import functools
+import os
 import pathlib
 
 import av
@@ -87,6 +88,21 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     next(frames.read_frames(path, 1.0))
   with pytest.raises(frames.VideoError, match='no such file'):
     next(frames.read_frames(tmp_path / 'absent.mp4', 1.0))
+
+
+_NAMES = ('x' * 246, os.fsdecode(b'caf\xe9'), '%03d', 'a:b', 'http:a', '-a')
+
+
+@pytest.mark.parametrize('name', _NAMES, ids=ascii)
+def test_any_name_of_a_file_is_read(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  path = pathlib.Path(f'{name}.mp4')
+  write_video(tmp_path / 'video.mp4', [panorama(i) for i in range(3)])
+  (tmp_path / 'video.mp4').rename(path)
+  assert len(list(frames.read_frames(path, 30.0, projections.Layout()))) == 3
+  path.write_text('no video at all\n' * 100)
+  with pytest.raises(frames.VideoError, match='not a video'):
+    frames.probe(path)
 
 
 @pytest.mark.parametrize('faststart', [True, False])
