@@ -77,7 +77,7 @@ install() {
     [ -t 2 ] && quiet=()
     .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check "${@:3}" >&2
     sha256sum "$list" > "$stamp"
-    echo "Installed $1: .venv takes $(du -s --si .venv | cut -f 1)B now" >&2
+    echo "Installed $1: .venv takes $(du -s --si .venv/ | cut -f 1)B now" >&2
   fi
 }
 
