@@ -181,7 +181,8 @@ class Scene:
 
   def _brightness(self, normal: np.ndarray) -> np.ndarray:
     # Wrapped Lambert: what faces away is darker, yet not flat.
-    facing = (normal @ self._light + 1) / 2
+    # Rounding takes what faces straight away just below zero.
+    facing = np.maximum((normal @ self._light + 1) / 2, 0)
     return self._ambient + (1.1 - self._ambient) * facing**1.5
 
   def cast(

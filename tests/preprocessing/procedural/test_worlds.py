@@ -173,6 +173,27 @@ def test_every_face_shows_its_own_texture_the_right_way_round(face, inside):
     assert np.all(np.diff(image[..., 1].mean(1)) > 0)
 
 
+def test_what_faces_straight_away_from_the_light_has_the_ambient_shade():
+  # Float32 normals are longer than 1 by rounding in about half of the pixels.
+  light = np.array([0.3, -0.9, 0.2]) / np.linalg.norm([0.3, -0.9, 0.2])
+  face = raycaster.Face(0)
+  bodies = [
+    raycaster.Body(centre=3 * light, half_m=np.ones(3), faces=(face,)),
+    raycaster.Body(
+      centre=np.zeros(3), half_m=np.full(3, 9.0), faces=(face,) * 6, inside=True
+    ),
+  ]
+  atlas = textures.build_atlas([np.full((8, 8, 3), 200, np.uint8)])
+  scene = raycaster.Scene(bodies, atlas, light=light, ambient=0.5)
+  rays = light + 1e-4 * np.random.default_rng(0).normal(size=(32, 32, 3))
+  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+  rays = rays.astype(np.float32)
+  hits = scene.cast(np.zeros(3), rays, 0.0)
+  with np.errstate(invalid='raise'):
+    image = scene.paint(np.zeros(3), rays, hits, 0.0, pixel_rad=0.01)
+  assert np.all(hits.surface == 0) and np.all(image == 100)
+
+
 def test_tiles_outside_a_body_cone_lose_nothing():
   place = world('unique_outdoor')
   pose = place.walk.frame2world(1.0)
