@@ -129,7 +129,7 @@ def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
       'video file'
     ) from error
   try:
-    video_stream(container)
+    video_stream(container, path)
   except VideoError:
     container.close()
     raise
@@ -138,14 +138,19 @@ def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
 
 def video_stream(
   container: av.container.InputContainer,
+  path: str | os.PathLike[str] | None = None,
 ) -> av.video.stream.VideoStream:
   """The stream of a file that is its video: the one with the largest picture.
+
+  Args:
+    container: see `open_video`, after which there is such a stream.
+    path: the file as the user gave it, for the message.
 
   Raises:
     VideoError: there is none, or there are several of that size, of which each
       may be half of the picture.
   """
-  path = container.name
+  path = path or container.name
   streams = [
     stream
     for stream in container.streams.video
@@ -167,7 +172,9 @@ def video_stream(
 
 
 def _refusal_of_halves(
-  path: str, stream: av.video.stream.VideoStream, num_others: int
+  path: str | os.PathLike[str],
+  stream: av.video.stream.VideoStream,
+  num_others: int,
 ) -> str:
   """What to do about several video streams of one size."""
   what = (

@@ -11,7 +11,8 @@ from preprocessing.writing import shards
 
 # So many reasons are listed, the most frequent ones; the ledger has them all.
 _MAX_REASONS = 5
-_NUMBER = re.compile(r'\d+(\.\d+)?')
+# Figures; not the one of a name.
+_NUMBER = re.compile(r'(?<![\d.])(?!360-degree)\d+(\.\d+)?')
 
 
 def short_reason(message: str, path: pathlib.Path) -> str:

@@ -120,6 +120,10 @@ def test_a_path_that_is_too_long_for_a_file_is_not_there(tmp_path):
       '...% of its frames are damaged',
     ),
     ('v/1.mp4: TypeError: no such 3', 'TypeError'),
+    (
+      'v/1.mp4: 1360x360 is no 360-degree video: the left edge',
+      '...x... is no 360-degree video',
+    ),
   ],
 )
 def test_reasons_are_the_same_for_videos_alike(message, reason):
