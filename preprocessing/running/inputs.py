@@ -9,7 +9,9 @@ from preprocessing import ids
 
 STAGE = 'input'
 NO_VIDEO = 'not a video'
+_SAME_FILE = 'same file as another video'
 _SAME_STEM = 'same stem as another video'
+_LOST_LINK = 'link to a file that is not there'
 _BAD_NAME = 'name that cannot be used'
 _UNREADABLE = 'folder that cannot be read'
 _VIDEO_SUFFIXES = frozenset(
@@ -26,7 +28,7 @@ class Inputs(NamedTuple):
   Attributes:
     videos: to be tried; no two of one stem.
     unusable: ledger rows of videos that cannot be tried, with a `message`.
-    others: ledger rows of what is no video.
+    others: ledger rows of what is no video, or one of `videos` once more.
   """
 
   videos: list[pathlib.Path]
@@ -37,8 +39,9 @@ class Inputs(NamedTuple):
 def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
   """Finds the videos of a file or folder, in the order of their paths.
 
-  Subfolders are searched, each once however many links lead to it. Passed over
-  are what is hidden, and the run's own output.
+  Subfolders are searched, and files taken, each once however many links lead to
+  it: a video that came twice could be in both splits. Passed over are what is
+  hidden, and the run's own output.
 
   Args:
     path: of a video or a folder.
@@ -54,18 +57,15 @@ def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
     return Inputs([path], [], [])
   files.require_folder(path, 'a video or a folder of videos')
   videos: dict[str, pathlib.Path] = {}
+  known: dict[tuple[int, int], pathlib.Path] = {}
   unusable, others = [], []
   for entry in _below(path, output):
-    if os.path.isdir(entry):
-      message = f'{entry}: cannot be read; allow it, or take it away'
-      unusable.append(row(entry, path, _UNREADABLE, message))
-    elif not (
-      os.path.isfile(entry) and entry.suffix.lower() in _VIDEO_SUFFIXES
-    ):
+    if not _claims_to_be_video(entry):
       others.append(row(entry, path, NO_VIDEO))
-    elif problem := ids.problem(entry.stem):
-      message = f'{entry}: {problem}'
-      unusable.append(row(entry, path, _BAD_NAME, message))
+    elif fault := _fault(entry):
+      unusable.append(row(entry, path, *fault))
+    elif first := known.get(_identity(entry)):
+      others.append(row(entry, path, _SAME_FILE, f'{entry}: as {first}'))
     elif first := videos.get(entry.stem):
       message = (
         f'{entry}: same stem as {first}, and the stem is the id of its '
@@ -73,13 +73,33 @@ def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
       )
       unusable.append(row(entry, path, _SAME_STEM, message))
     else:
-      videos[entry.stem] = entry
+      videos[entry.stem] = known[_identity(entry)] = entry
   if not videos and not unusable:
     raise errors.UserError(
       f'{path}: no video in this folder; give 360-degree videos '
       f'({" ".join(sorted(_VIDEO_SUFFIXES))})'
     )
   return Inputs(list(videos.values()), unusable, others)
+
+
+def _claims_to_be_video(entry: pathlib.Path) -> bool:
+  """Whether it is a file or a link named like a video, or a folder."""
+  if os.path.isdir(entry):
+    return True
+  is_file = os.path.isfile(entry) or entry.is_symlink()
+  return is_file and entry.suffix.lower() in _VIDEO_SUFFIXES
+
+
+def _fault(entry: pathlib.Path) -> tuple[str, str] | None:
+  """Why a video, or a folder of them, cannot be tried: in short, and whole."""
+  if os.path.isdir(entry):
+    return _UNREADABLE, f'{entry}: cannot be read; allow it, or take it away'
+  if not os.path.isfile(entry):
+    message = f'{entry}: {_LOST_LINK}; bring it back, or take the link away'
+    return _LOST_LINK, message
+  if problem := ids.problem(entry.stem):
+    return _BAD_NAME, f'{entry}: {problem}'
+  return None
 
 
 def row(
@@ -127,7 +147,7 @@ def _below(root: pathlib.Path, output: pathlib.Path) -> Iterator[pathlib.Path]:
         yield entry
 
 
-def _identity(folder: pathlib.Path) -> tuple[int, int]:
-  """What all names of a folder share."""
-  stat = folder.stat()
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+  """What all names of a file or folder share."""
+  stat = path.stat()
   return stat.st_dev, stat.st_ino
