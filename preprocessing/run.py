@@ -308,16 +308,19 @@ def main() -> None:
     extra_dropped=[*found.others, *excluded, *unusable],
   )
   _write_figures(output, stopwatch, usable)
-  lines = [
-    closing.used(
-      _OUTPUT.value,
-      num_videos=total,
-      dropped=unusable,
-      num_excluded=len(excluded),
-    ),
-    *closing.written(_OUTPUT.value, manifest['counts']),
-  ]
-  sys.stdout.write(''.join(f'{line}\n' for line in lines))
+  used = closing.used(
+    _OUTPUT.value,
+    num_videos=total,
+    dropped=unusable,
+    num_excluded=len(excluded),
+  )
+  command.say(
+    [
+      used,
+      *closing.unconfirmed(manifest['videos']),
+      *closing.written(_OUTPUT.value, manifest['counts']),
+    ]
+  )
   if len(unusable) > job_settings.max_bad_share * total:
     raise _too_many(output, unusable, total, job_settings.max_bad_share)
 

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Mapping, NoReturn
+from typing import Any, Callable, Iterable, Mapping, NoReturn
 
 from absl import app, flags, logging
 import ml_collections
@@ -274,12 +274,30 @@ def finish(
   if look_at:
     lines.append(f'open: {pathlib.Path(output) / look_at}')
   if then:
-    words, module, given = then
-    typed = [f'--{name}={value}' for name, value in given.items()]
-    lines.append(f'{words}: python -m {module} {shlex.join(typed)}')
-  # Names of files need not be text.
+    lines.append(next_step(*then))
+  say(lines)
+
+
+def next_step(words: str, module: str, given: Mapping[str, Any]) -> str:
+  """A line that tells what to type.
+
+  Args:
+    words: what it does.
+    module: of the command.
+    given: its flags.
+  """
+  typed = [f'--{name}={value}' for name, value in given.items()]
+  return f'{words}: python -m {module} {shlex.join(typed)}'
+
+
+def say(lines: Iterable[str]) -> None:
+  """Writes lines to stdout, whatever is in them: the work is done by then.
+
+  Names of files need not be text, nor need a terminal know all letters.
+  """
   text = ''.join(f'{line}\n' for line in lines)
-  print(text.encode(errors='replace').decode(), end='')
+  encoding = sys.stdout.encoding or 'utf-8'
+  print(text.encode(encoding, 'backslashreplace').decode(encoding), end='')
 
 
 def beside(path: str | os.PathLike[str], name: str) -> pathlib.Path:

@@ -3,14 +3,16 @@
 import collections
 import pathlib
 import re
-import shlex
 from typing import Any, Mapping, Sequence
 
+from odin_jax.shared import command
 from preprocessing import ids
 from preprocessing.writing import shards
 
 # So many reasons are listed, the most frequent ones; the ledger has them all.
 _MAX_REASONS = 5
+# And so many videos to look at; the manifest has them all.
+_MAX_VIDEOS = 5
 # Figures; not the one of a name.
 _NUMBER = re.compile(r'(?<![\d.])(?!360-degree)\d+(\.\d+)?')
 
@@ -60,6 +62,29 @@ def used(
   return ids.printable(text)
 
 
+def unconfirmed(videos: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Which layouts the pictures are too dull to confirm; [] for none.
+
+  Args:
+    videos: as the manifest has them; those without records do not count.
+  """
+  names = [
+    video['video_id']
+    for video in videos
+    if video['records'] and not video['projection']['confirmed']
+  ]
+  if not names:
+    return []
+  shown = ', '.join(names[:_MAX_VIDEOS])
+  if len(names) > _MAX_VIDEOS:
+    shown += ', ...'
+  text = (
+    f'layout of {len(names)} videos rests on their tag or the flag alone: '
+    f'{shown} (look at them)'
+  )
+  return [ids.printable(text)]
+
+
 def written(output: str, counts: Mapping[str, int]) -> list[str]:
   """What the folder holds, and what to type next.
 
@@ -67,19 +92,24 @@ def written(output: str, counts: Mapping[str, int]) -> list[str]:
     output: the folder, as the user gave it.
     counts: records per split.
   """
-  folder = shlex.quote(output)
-  # Beside it, under names that no other records have.
-  audit, train = (
-    shlex.quote(f'{output.rstrip("/")}_{what}') for what in ('audit', 'train')
-  )
   lines = [
     f'{output}: {counts["train"]} train and {counts["test"]} test records',
-    f'judge them: python -m preprocessing.audit --records={folder} '
-    f'--output={audit}',
+    command.next_step(
+      'judge them',
+      'preprocessing.audit',
+      {'records': output, 'output': _beside(output, 'audit')},
+    ),
   ]
   if counts['train']:
-    lines.append(
-      'train on them: python -m odin_jax.train '
-      f'--config=configs/train.py:world --records={folder} --workdir={train}'
-    )
+    given = {
+      'config': 'configs/train.py:world',
+      'records': output,
+      'workdir': _beside(output, 'train'),
+    }
+    lines.append(command.next_step('train on them', 'odin_jax.train', given))
   return [ids.printable(line) for line in lines]
+
+
+def _beside(output: str, what: str) -> str:
+  """A folder beside the output, of a name that no other records have."""
+  return f'{output.rstrip("/")}_{what}'

@@ -1,6 +1,7 @@
 """What every command does with flags, errors and files."""
 
 import ast
+import io
 import logging
 import os
 import pathlib
@@ -184,6 +185,17 @@ def test_a_command_ends_with_what_it_made_and_what_to_type(call):
     "go on: python -m odin_jax.train '--records=runs/a b'",
   ]
   assert not done.stderr
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_what_was_made_is_told_on_any_terminal(monkeypatch, encoding):
+  buffer = io.BytesIO()
+  stream = io.TextIOWrapper(buffer, encoding=encoding)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  command.finish(os.fsdecode(b'caf\xe9/\xc3\xa4\xe2\x80\xa6'), 'one')
+  stream.flush()
+  assert buffer.getvalue().startswith(b'caf\\udce9/')
+  assert buffer.getvalue().endswith(b': one\n')
 
 
 # The other two have lines of their own.

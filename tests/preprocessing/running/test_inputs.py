@@ -169,6 +169,25 @@ def test_paths_can_be_typed_as_they_are_shown():
   lines = closing.written('my runs/records', {'train': 0, 'test': 3})
   assert lines == [
     'my runs/records: 0 train and 3 test records',
-    "judge them: python -m preprocessing.audit --records='my runs/records' "
-    "--output='my runs/records_audit'",
+    "judge them: python -m preprocessing.audit '--records=my runs/records' "
+    "'--output=my runs/records_audit'",
   ]
+
+
+def test_layouts_that_pictures_do_not_confirm_are_named():
+  def video(number, *, confirmed=False, records=9):
+    return {
+      'video_id': f'v{number}',
+      'records': records,
+      'projection': {'confirmed': confirmed},
+    }
+
+  sure = [video(8, confirmed=True), video(9, records=0)]
+  assert closing.unconfirmed(sure) == []
+  assert closing.unconfirmed([*sure, video(0), video(1)]) == [
+    'layout of 2 videos rests on their tag or the flag alone: v0, v1 (look at '
+    'them)'
+  ]
+  (line,) = closing.unconfirmed([video(number) for number in range(7)])
+  assert line.startswith('layout of 7 videos ')
+  assert line.endswith(': v0, v1, v2, v3, v4, ... (look at them)')
