@@ -22,21 +22,22 @@ if __name__ == '__main__' and not __package__:
   sys.stderr.write('error: type: python -m preprocessing.true_views\n')
   sys.exit(2)
 
-import hashlib
 import json
 import pathlib
 from typing import Any
 
 from absl import flags
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 import numpy as np
 
 from odin_jax.shared import (
   camera,
   command,
+  digests,
   errors,
   files,
   image_files,
+  psnr,
   user_images,
 )
 from preprocessing.procedural import footage, scenes, true_path
@@ -73,13 +74,6 @@ def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
       f'{path}: has no pair {_PAIR.value} of records; give another --pair'
     )
   return pairs[_PAIR.value]
-
-
-def _psnr_db(
-  first: UInt8[np.ndarray, 's s 3'], second: UInt8[np.ndarray, 's s 3']
-) -> float:
-  error = np.mean(np.square(first.astype(float) - second))
-  return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def _first_pose(
@@ -132,7 +126,7 @@ def main() -> None:
   first = user_images.read(
     views / poses['frames'][0]['file'], 'the first view of the path'
   )
-  psnr_db = _psnr_db(path.images[0], first)
+  psnr_db = psnr.psnr_db(path.images[0], first)
   if psnr_db < _MIN_PSNR_DB:
     raise errors.UserError(
       f'{views}: does not start at the source of pair {_PAIR.value} of '
@@ -145,9 +139,7 @@ def main() -> None:
   files.write_json(
     output / 'truth.json',
     {
-      'views_sha256': hashlib.sha256(
-        (views / 'poses.json').read_bytes() + first.tobytes()
-      ).hexdigest(),
+      'views_sha256': digests.of_views(views, first),
       'video_id': pair['video_id'],
       'time_s': time_s,
       'metres_per_scene_unit': path.unit_m,

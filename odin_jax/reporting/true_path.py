@@ -4,22 +4,13 @@
 none, for its frames lie elsewhere.
 """
 
-import hashlib
 import json
 import pathlib
 from typing import Any
 
-from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.shared import errors, user_images
-
-
-def _psnr_db(
-  first: UInt8[np.ndarray, 's s 3'], second: UInt8[np.ndarray, 's s 3']
-) -> float:
-  error = max(float(np.mean(np.square(first.astype(float) - second))), 1e-9)
-  return float(10 * np.log10(255**2 / error))
+from odin_jax.shared import digests, errors, psnr, user_images
 
 
 def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
@@ -47,9 +38,7 @@ def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
   first = user_images.read(generated / names[0], 'a generated view')
   own: list[float | None] = []
   unmoved: list[float | None] = []
-  poses_file = (generated / 'poses.json').read_bytes()
-  digest = hashlib.sha256(poses_file + first.tobytes()).hexdigest()
-  if digest != content['views_sha256']:
+  if digests.of_views(generated, first) != content['views_sha256']:
     raise errors.UserError(
       f'{truth}: is the truth of other views than those in {generated}; run '
       'preprocessing.true_views again'
@@ -61,8 +50,8 @@ def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
     else:
       true = user_images.read(truth / view['file'], 'a true view')
       image = user_images.read(generated / name, 'a generated view')
-      own.append(_psnr_db(image, true))
-      unmoved.append(_psnr_db(first, true))
+      own.append(psnr.psnr_db(image, true))
+      unmoved.append(psnr.psnr_db(first, true))
   known = [place for place, value in enumerate(own) if value is not None]
 
   def mean(values: list[Any]) -> float | None:

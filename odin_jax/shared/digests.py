@@ -1,8 +1,10 @@
 """By what figures can be told to be of the same data and the same code."""
 
 import hashlib
+import pathlib
 from typing import Iterable
 
+from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.shared import config_files
@@ -19,6 +21,12 @@ def of_arrays(arrays: Iterable[np.ndarray | None]) -> str:
       digest.update(f'{array.dtype.str}{array.shape}'.encode())
       digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()
+
+
+def of_views(folder: pathlib.Path, first: UInt8[np.ndarray, 'h w 3']) -> str:
+  """SHA-256 of the path and the first view that `odin_jax.generate` wrote."""
+  poses = (folder / 'poses.json').read_bytes()
+  return hashlib.sha256(poses + first.tobytes()).hexdigest()
 
 
 def of_code() -> str:

@@ -180,6 +180,13 @@ def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
     errors.UserError: the folder has no such video.
   """
   note = files.require_file(folder / 'worlds.json', 'how worlds were made')
+  absent = errors.UserError(
+    f'{folder}: has no video {video_id} of preprocessing.worlds; give the '
+    'folder that it is in'
+  )
+  # With --pairs there is none, and the settings are others.
+  if not (folder / f'{video_id}.mp4').is_file():
+    raise absent
   settings = json.loads(note.read_text())['settings']
   number = video_id.partition('_')[0]
   job = VideoJob(
@@ -187,11 +194,8 @@ def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
     index=int(number) if number.isdecimal() else 0,
     **{**settings, 'kinds': tuple(settings['kinds'])},
   )
-  if job.name != video_id or not (folder / f'{video_id}.mp4').is_file():
-    raise errors.UserError(
-      f'{folder}: has no video {video_id} of preprocessing.worlds; give the '
-      'folder that it is in'
-    )
+  if job.name != video_id:
+    raise absent
   return job.build_world()
 
 

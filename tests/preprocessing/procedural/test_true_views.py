@@ -94,6 +94,11 @@ def test_only_a_video_that_is_there_has_its_world(world, tmp_path):
   for video_id in ('000_unique_corridor', '000_other', 'walk'):
     with pytest.raises(errors.UserError, match=f'no video {video_id}'):
       footage.rebuild_world(tmp_path, video_id)
+  # A folder that was made with --pairs has other settings.
+  (tmp_path / 'worlds.json').write_text(json.dumps({'settings': {'seed': 0}}))
+  with pytest.raises(errors.UserError, match='no video 000_unique_corridor'):
+    footage.rebuild_world(tmp_path, '000_unique_corridor')
+  (tmp_path / 'worlds.json').write_text(json.dumps({'settings': _SETTINGS}))
   (tmp_path / '000_unique_corridor.mp4').touch()
   again = footage.rebuild_world(tmp_path, '000_unique_corridor')
   assert np.array_equal(
