@@ -138,7 +138,9 @@ def _with_size(
   """The error, and the size that a mask of this video should have."""
   config = _CONFIG.value
   try:
-    layout = detection.decide(video, config.projection).layout
+    layout = detection.decide(
+      video, config.projection, trusted=config.trust_projection
+    ).layout
     first = next(
       frames.read_frames(
         video, config.fps, layout, max_width_px=config.max_panorama_width_px
@@ -295,11 +297,22 @@ def main() -> None:
   with contextlib.closing(events(jobs)) as running:
     outcomes = process_all(running, num_videos=len(jobs))
   done = [(path, outcomes[path.stem]) for path in found.videos]
-  unusable = [*found.unusable, *unusable_rows(done, source, output)]
+  with_records = [
+    (path, parts.fingerprint(output, outcome.video_id))
+    for path, outcome in done
+    if not outcome.error and parts.size(output, outcome.video_id)
+  ]
+  copies = inputs.copies(with_records, source)
+  unusable = [*found.unusable, *unusable_rows(done, source, output), *copies]
   if len(unusable) == total:
     # Before the merge: records that are here already stay as they are.
     raise _nothing(source, unusable)
-  usable = [outcome for _, outcome in done if not outcome.error]
+  copied = {row['video_id'] for row in copies}
+  usable = [
+    outcome
+    for _, outcome in done
+    if not outcome.error and outcome.video_id not in copied
+  ]
   manifest = merging.merge(
     output,
     video_ids=[outcome.video_id for outcome in usable],

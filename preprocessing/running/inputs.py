@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 from odin_jax.shared import errors, files
 from preprocessing import ids
@@ -10,6 +10,7 @@ from preprocessing import ids
 STAGE = 'input'
 NO_VIDEO = 'not a video'
 _SAME_FILE = 'same file as another video'
+_SAME_CONTENT = 'same content as another video'
 _SAME_STEM = 'same stem as another video'
 _LOST_LINK = 'link to a file that is not there'
 _BAD_NAME = 'name that cannot be used'
@@ -80,6 +81,27 @@ def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
       f'({" ".join(sorted(_VIDEO_SUFFIXES))})'
     )
   return Inputs(list(videos.values()), unusable, others)
+
+
+def copies(
+  digests: Iterable[tuple[pathlib.Path, str]], root: pathlib.Path
+) -> list[dict[str, Any]]:
+  """Ledger rows of videos that are copies of an earlier one.
+
+  With one of them in each split, test pairs would be pairs that are trained on.
+
+  Args:
+    digests: videos, and what tells their content.
+    root: what was given as input.
+  """
+  rows = []
+  first_of: dict[str, pathlib.Path] = {}
+  for path, digest in digests:
+    first = first_of.setdefault(digest, path)
+    if first != path:
+      message = f'{path}: {_SAME_CONTENT}, {first}; take one of them away'
+      rows.append(row(path, root, _SAME_CONTENT, message))
+  return rows
 
 
 def _claims_to_be_video(entry: pathlib.Path) -> bool:

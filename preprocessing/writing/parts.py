@@ -121,6 +121,12 @@ def size(output: str | os.PathLike[str], video_id: str) -> int:
   return json.loads(note.read_text())['records']
 
 
+def fingerprint(output: str | os.PathLike[str], video_id: str) -> str:
+  """Digest of all that a part that is done depends on."""
+  _, note = paths(output, video_id)
+  return json.loads(note.read_text())['fingerprint']
+
+
 def read_note(output: pathlib.Path, video_id: str) -> dict[str, Any]:
   part, note = paths(output, video_id)
   files.require_file(part, 'the records of this video')

@@ -62,6 +62,16 @@ def test_a_link_whose_video_is_gone_is_a_video_that_was_not_used(tmp_path):
   assert [row['file'] for row in found.others] == ['note']
 
 
+def test_copies_of_a_video_are_told_with_the_first(tmp_path):
+  digests = [(tmp_path / f'{name}.mp4', name[0]) for name in ('a', 'b', 'a2')]
+  (row,) = inputs.copies(digests, tmp_path)
+  assert (row['video_id'], row['reason']) == (
+    'a2',
+    'same content as another video',
+  )
+  assert f'another video, {tmp_path / "a.mp4"}; take' in row['message']
+
+
 def test_what_the_run_itself_wrote_is_no_input(tmp_path):
   touch(tmp_path, 'a.mp4', 'records/rejected/b.mp4', 'records/manifest.json')
   found = inputs.find(tmp_path, tmp_path / 'records')
