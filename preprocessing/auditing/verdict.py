@@ -2,7 +2,7 @@
 
 from typing import Any, Mapping
 
-from odin_jax.shared import page, quantities
+from odin_jax.shared import command, page, quantities
 
 # Errors that a model of views at 256 px could not see: half a pixel of turn.
 _GOOD_ROTATION_DEG = 0.2
@@ -122,11 +122,14 @@ def next_step(report: Mapping[str, Any], records: str) -> str:
     records: the folder that was judged.
   """
   if any(finding.good is False for finding in findings(report)):
-    return (
-      'look at the pairs with a coloured frame; python -m preprocessing.records '
-      f'--records={records} --drop_ids=FILE takes videos out again.'
+    return 'look at the pairs with a coloured frame; ' + command.next_step(
+      'to take videos out again',
+      'preprocessing.records',
+      {'records': records, 'drop_ids': 'FILE'},
     )
-  return (
-    'train on them: python -m odin_jax.train --config=configs/train.py:world '
-    f'--records={records} --workdir=FOLDER'
-  )
+  given = {
+    'config': 'configs/train.py:world',
+    'records': records,
+    'workdir': 'FOLDER',
+  }
+  return command.next_step('train on them', 'odin_jax.train', given)

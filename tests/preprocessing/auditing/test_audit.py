@@ -452,5 +452,7 @@ def test_the_verdict_follows_the_figures(
   assert pairs.text.startswith('62 of 65 pairs of frames were kept (95.4 %)')
   assert '1 of 1 videos fell into pieces' in pieces.text
   assert 'blurred (7 times)' in rejected.text
-  next_step = verdict.next_step(report, 'runs/records')
+  next_step = verdict.next_step(report, 'my records')
   assert ('--drop_ids' in next_step) == (False in good)
+  # As it can be typed.
+  assert "'--records=my records'" in next_step
