@@ -50,8 +50,8 @@ _TESTS = {
 }
 # A layout that is claimed is refused only where it clearly fails, for scores of
 # dull pictures are poor, and it is confirmed only where it clearly holds; see
-# `Decision.confirmed`. Measured on five kinds of worlds, two seeds each, and the
-# real video, as they are and in 13 dull ways (fog of 20, 10 and 5 % of the
+# `Decision.confirmed`. Measured on four kinds of worlds, two seeds each, and the
+# real video, as they are and in 14 dull ways (fog of 20, 10 and 5 % of the
 # contrast, 12 and 6 % of the light, noise, a sky of one grey, blur; JPEG 80),
 # against 213 flat views of 60 to 110 degrees cut from them and photographs, in
 # the same ways; `_Joints` says what is measured. Joint margin 0.06 or more
