@@ -297,22 +297,11 @@ def main() -> None:
   with contextlib.closing(events(jobs)) as running:
     outcomes = process_all(running, num_videos=len(jobs))
   done = [(path, outcomes[path.stem]) for path in found.videos]
-  with_records = [
-    (path, parts.fingerprint(output, outcome.video_id))
-    for path, outcome in done
-    if not outcome.error and parts.size(output, outcome.video_id)
-  ]
-  copies = inputs.copies(with_records, source)
-  unusable = [*found.unusable, *unusable_rows(done, source, output), *copies]
+  unusable = [*found.unusable, *unusable_rows(done, source, output)]
   if len(unusable) == total:
     # Before the merge: records that are here already stay as they are.
     raise _nothing(source, unusable)
-  copied = {row['video_id'] for row in copies}
-  usable = [
-    outcome
-    for _, outcome in done
-    if not outcome.error and outcome.video_id not in copied
-  ]
+  usable = [outcome for _, outcome in done if not outcome.error]
   manifest = merging.merge(
     output,
     video_ids=[outcome.video_id for outcome in usable],
@@ -331,6 +320,13 @@ def main() -> None:
     [
       used,
       *closing.unconfirmed(manifest['videos']),
+      *closing.copies(
+        {
+          outcome.video_id: parts.fingerprint(output, outcome.video_id)
+          for outcome in usable
+          if parts.size(output, outcome.video_id)
+        }
+      ),
       *closing.written(_OUTPUT.value, manifest['counts']),
     ]
   )

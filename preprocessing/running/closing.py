@@ -75,14 +75,37 @@ def unconfirmed(videos: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
   if not names:
     return []
-  shown = ', '.join(names[:_MAX_VIDEOS])
-  if len(names) > _MAX_VIDEOS:
-    shown += ', ...'
   text = (
     f'layout of {len(names)} videos rests on their tag or the flag alone: '
-    f'{shown} (look at them)'
+    f'{_first(names)} (look at them)'
   )
   return [ids.printable(text)]
+
+
+def copies(digests: Mapping[str, str]) -> list[str]:
+  """Which videos are byte for byte another one; [] for none.
+
+  Args:
+    digests: by id of a video, what tells its content.
+  """
+  first_of: dict[str, str] = {}
+  names = [
+    f'{video_id} of {first}'
+    for video_id, digest in digests.items()
+    if (first := first_of.setdefault(digest, video_id)) != video_id
+  ]
+  if not names:
+    return []
+  text = (
+    f'{len(names)} videos are copies: {_first(names)}; one that is tested on '
+    'may be trained on as the other: preprocessing.records takes videos out'
+  )
+  return [ids.printable(text)]
+
+
+def _first(names: Sequence[str]) -> str:
+  shown = ', '.join(names[:_MAX_VIDEOS])
+  return f'{shown}, ...' if len(names) > _MAX_VIDEOS else shown
 
 
 def written(output: str, counts: Mapping[str, int]) -> list[str]:

@@ -2,15 +2,13 @@
 
 import os
 import pathlib
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 from odin_jax.shared import errors, files
 from preprocessing import ids
 
 STAGE = 'input'
 NO_VIDEO = 'not a video'
-_SAME_FILE = 'same file as another video'
-_SAME_CONTENT = 'same content as another video'
 _SAME_STEM = 'same stem as another video'
 _LOST_LINK = 'link to a file that is not there'
 _BAD_NAME = 'name that cannot be used'
@@ -29,7 +27,7 @@ class Inputs(NamedTuple):
   Attributes:
     videos: to be tried; no two of one stem.
     unusable: ledger rows of videos that cannot be tried, with a `message`.
-    others: ledger rows of what is no video, or one of `videos` once more.
+    others: ledger rows of what is no video.
   """
 
   videos: list[pathlib.Path]
@@ -40,9 +38,8 @@ class Inputs(NamedTuple):
 def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
   """Finds the videos of a file or folder, in the order of their paths.
 
-  Subfolders are searched, and files taken, each once however many links lead to
-  it: a video that came twice could be in both splits. Passed over are what is
-  hidden, and the run's own output.
+  Subfolders are searched, each once however many links lead to it. Passed over
+  are what is hidden, and the run's own output.
 
   Args:
     path: of a video or a folder.
@@ -58,15 +55,12 @@ def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
     return Inputs([path], [], [])
   files.require_folder(path, 'a video or a folder of videos')
   videos: dict[str, pathlib.Path] = {}
-  known: dict[tuple[int, int], pathlib.Path] = {}
   unusable, others = [], []
   for entry in _below(path, output):
     if not _claims_to_be_video(entry):
       others.append(row(entry, path, NO_VIDEO))
     elif fault := _fault(entry):
       unusable.append(row(entry, path, *fault))
-    elif first := known.get(_identity(entry)):
-      others.append(row(entry, path, _SAME_FILE, f'{entry}: as {first}'))
     elif first := videos.get(entry.stem):
       message = (
         f'{entry}: same stem as {first}, and the stem is the id of its '
@@ -74,34 +68,13 @@ def find(path: pathlib.Path, output: pathlib.Path) -> Inputs:
       )
       unusable.append(row(entry, path, _SAME_STEM, message))
     else:
-      videos[entry.stem] = known[_identity(entry)] = entry
+      videos[entry.stem] = entry
   if not videos and not unusable:
     raise errors.UserError(
       f'{path}: no video in this folder; give 360-degree videos '
       f'({" ".join(sorted(_VIDEO_SUFFIXES))})'
     )
   return Inputs(list(videos.values()), unusable, others)
-
-
-def copies(
-  digests: Iterable[tuple[pathlib.Path, str]], root: pathlib.Path
-) -> list[dict[str, Any]]:
-  """Ledger rows of videos that are copies of an earlier one.
-
-  With one of them in each split, test pairs would be pairs that are trained on.
-
-  Args:
-    digests: videos, and what tells their content.
-    root: what was given as input.
-  """
-  rows = []
-  first_of: dict[str, pathlib.Path] = {}
-  for path, digest in digests:
-    first = first_of.setdefault(digest, path)
-    if first != path:
-      message = f'{path}: {_SAME_CONTENT}, {first}; take one of them away'
-      rows.append(row(path, root, _SAME_CONTENT, message))
-  return rows
 
 
 def _claims_to_be_video(entry: pathlib.Path) -> bool:
@@ -169,7 +142,7 @@ def _below(root: pathlib.Path, output: pathlib.Path) -> Iterator[pathlib.Path]:
         yield entry
 
 
-def _identity(path: pathlib.Path) -> tuple[int, int]:
-  """What all names of a file or folder share."""
-  stat = path.stat()
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+  """What all names of a folder share."""
+  stat = folder.stat()
   return stat.st_dev, stat.st_ino

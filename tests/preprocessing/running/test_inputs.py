@@ -38,19 +38,6 @@ def test_subfolders_are_searched_once_and_hidden_ones_not(tmp_path):
   assert [row['file'] for row in found.others] == ['d/self']
 
 
-def test_a_file_is_one_video_under_all_its_names(tmp_path):
-  touch(tmp_path, 'a.mp4', 'd/z.mp4', 'b.mp4')
-  (tmp_path / 'c.mp4').symlink_to(tmp_path / 'd' / 'z.mp4')
-  os.link(tmp_path / 'a.mp4', tmp_path / 'd' / 'a.mp4')
-  found = inputs.find(tmp_path, tmp_path / 'records')
-  assert names(tmp_path, found) == ['a.mp4', 'b.mp4', 'c.mp4']
-  assert not found.unusable
-  assert [(row['file'], row['reason']) for row in found.others] == [
-    ('d/a.mp4', 'same file as another video'),
-    ('d/z.mp4', 'same file as another video'),
-  ]
-
-
 def test_a_link_whose_video_is_gone_is_a_video_that_was_not_used(tmp_path):
   touch(tmp_path, 'a.mp4')
   (tmp_path / 'b.mp4').symlink_to(tmp_path / 'nowhere' / 'b.mp4')
@@ -62,14 +49,10 @@ def test_a_link_whose_video_is_gone_is_a_video_that_was_not_used(tmp_path):
   assert [row['file'] for row in found.others] == ['note']
 
 
-def test_copies_of_a_video_are_told_with_the_first(tmp_path):
-  digests = [(tmp_path / f'{name}.mp4', name[0]) for name in ('a', 'b', 'a2')]
-  (row,) = inputs.copies(digests, tmp_path)
-  assert (row['video_id'], row['reason']) == (
-    'a2',
-    'same content as another video',
-  )
-  assert f'another video, {tmp_path / "a.mp4"}; take' in row['message']
+def test_copies_of_a_video_are_told_with_the_first():
+  assert closing.copies({'a': '1', 'b': '2'}) == []
+  (line,) = closing.copies({'a': '1', 'b': '2', 'c': '1', 'd': '1'})
+  assert line.startswith('2 videos are copies: c of a, d of a; ')
 
 
 def test_what_the_run_itself_wrote_is_no_input(tmp_path):
