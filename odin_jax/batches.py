@@ -74,6 +74,11 @@ class PairSource:
     try:
       source = self._image(record['source/image'])
       target = self._image(record['target/image'])
+    except image_files.TooSmallError as error:
+      raise errors.UserError(
+        f'{self._records.path}: its views have {error.side_px} px, less than '
+        f'the {self._size_px} px asked for; lower the image size'
+      ) from error
     except ValueError as error:
       raise errors.UserError(
         f'{self._records.path}: {self._records.split} record {index} of '

@@ -104,6 +104,8 @@ _REPLAY = command.define_path(
 )
 flags.mark_flags_as_required(['output'])
 
+# What a field of the config may be besides the type of its default.
+_KINDS = {float: (float, int)}
 # What else an evaluation is told by, which --replay has of its own.
 _REPLAYED = ('benchmark', 'protocol', 'predictor', 'shuffle_poses')
 
@@ -157,11 +159,21 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
         'from its file'
       )
   old = request.of_json(content['protocol'])
-  unknown = set(old.config) ^ set(_CONFIG.value)
-  if unknown:
+  # As a config has it, a whole number is a float, too.
+  unlike = set(old.config) ^ set(_CONFIG.value) or {
+    name
+    for name, default in _CONFIG.value.items()
+    if type(old.config[name]) not in _KINDS.get(type(default), (type(default),))
+  }
+  if unlike:
     raise errors.UserError(
-      f'{_REPLAY.value}: is of another version: config.{sorted(unknown)[0]}; '
+      f'{_REPLAY.value}: is of another version: config.{sorted(unlike)[0]}; '
       'evaluate with the code of that time'
+    )
+  if old.predictor not in (_MODEL, scoring.Given.name, *predictors.BASELINES):
+    raise errors.UserError(
+      f'{_REPLAY.value}: is of another version: no predictor {old.predictor!r} '
+      'is here; evaluate with the code of that time'
     )
   return dataclasses.replace(
     old,
@@ -258,7 +270,21 @@ def _write_images(
 
 
 def _fresh_output() -> pathlib.Path:
-  """The output folder without the results of an earlier run of this tool."""
+  """The output folder without the results of an earlier run of this tool.
+
+  Raises:
+    errors.UserError: what is read lies in it, and would be removed.
+  """
+  target = pathlib.Path(_OUTPUT.value).resolve()
+  for flag in (_REPLAY, _PREDICTIONS):
+    if flag.value and target in (
+      pathlib.Path(flag.value).resolve(),
+      *pathlib.Path(flag.value).resolve().parents,
+    ):
+      raise errors.UserError(
+        f'--output={_OUTPUT.value}: holds what --{flag.name} names, which '
+        'would be removed; give another folder'
+      )
   output = files.claim_output(_OUTPUT.value, _TOOL)
   for name in ('metrics.json', 'table.md', 'table.tex'):
     (output / name).unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """Predictions of all pairs, and their scores by the rules of a table."""
 
+import pathlib
+import re
 from typing import Any, Iterable, Mapping
 
 from jaxtyping import Float32, Int, UInt8
@@ -28,6 +30,7 @@ _BATCH = 64
 
 # How predictions that come from elsewhere may be called.
 _GIVEN_NAMES = ('{:0{digits}d}_sample.png', '{:0{digits}d}.png')
+_GIVEN_NAME = re.compile(r'\d+(_sample)?\.png')
 
 # Where a table does not say.
 _RULES = {
@@ -78,6 +81,47 @@ def name_digits(count: int) -> int:
   return max(3, len(str(count - 1)))
 
 
+def _given_files(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """The one picture of each pair.
+
+  Raises:
+    errors.UserError: a pair has none or two, or a picture is of no pair: then
+      they were made for other pairs.
+  """
+  paths = []
+  for index in range(count):
+    names = [
+      name.format(index, digits=name_digits(count)) for name in _GIVEN_NAMES
+    ]
+    there = [name for name in names if (folder / name).is_file()]
+    if not there:
+      raise errors.UserError(
+        f'{folder}: has neither {names[0]} nor {names[1]}; there are {count} '
+        'pairs'
+      )
+    if len(there) > 1:
+      raise errors.UserError(
+        f'{folder}: has both {there[0]} and {there[1]}; leave the one to score'
+      )
+    paths.append(folder / there[0])
+  for path in sorted(folder.iterdir()):
+    number = _GIVEN_NAME.fullmatch(path.name)
+    if number and path not in paths:
+      raise errors.UserError(
+        f'{path}: is of no pair, of which there are {count}; predict the pairs '
+        'of this evaluation, or remove it'
+      )
+  return paths
+
+
+def _opaque(path: pathlib.Path) -> UInt8[np.ndarray, 'h w 3']:
+  """A predicted picture; what is transparent has no colour to score."""
+  stored = user_images.read_stored(path, 'a predicted view')
+  if stored.shape[2] == 4 and stored[..., 3].min() < np.iinfo(stored.dtype).max:
+    raise errors.UserError(f'{path}: is transparent in places; write it as RGB')
+  return user_images.composite(stored, user_images.WHITE)
+
+
 class Given:
   """Predictions that come from elsewhere, one picture per pair.
 
@@ -88,8 +132,8 @@ class Given:
     size_px: side of the views.
 
   Raises:
-    errors.UserError: no such folder, or a picture is missing, damaged, or of
-      another size.
+    errors.UserError: no such folder, or a picture is missing, there twice,
+      damaged, transparent or of another size, or is of no pair.
   """
 
   name = 'predictions'
@@ -97,20 +141,11 @@ class Given:
   def __init__(self, folder: str, count: int, size_px: int):
     place = files.require_folder(folder, 'predicted views')
     images = []
-    for index in range(count):
-      names = [
-        name.format(index, digits=name_digits(count)) for name in _GIVEN_NAMES
-      ]
-      there = [name for name in names if (place / name).is_file()]
-      if not there:
-        raise errors.UserError(
-          f'{place}: has neither {names[0]} nor {names[1]}; there are {count} '
-          'pairs'
-        )
-      image = user_images.read(place / there[0], 'a predicted view')
+    for path in _given_files(place, count):
+      image = _opaque(path)
       if image.shape != (size_px, size_px, 3):
         raise errors.UserError(
-          f'{place / there[0]}: has {image.shape[1]}x{image.shape[0]} pixels, '
+          f'{path}: has {image.shape[1]}x{image.shape[0]} pixels, '
           f'not {size_px}x{size_px}'
         )
       images.append(image)

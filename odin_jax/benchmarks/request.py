@@ -13,6 +13,15 @@ from odin_jax.shared import errors, files
 _SHOWN = 40
 # Where the inputs lie; what they hold is known by digests.
 _PLACES = ('data', 'workdir', 'predictions')
+# What JSON may hold of a request; the table is checked by itself.
+_KINDS = {
+  'data': str,
+  'predictor': str,
+  'workdir': (str, type(None)),
+  'predictions': (str, type(None)),
+  'shuffle_poses': bool,
+  'config': dict,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +85,9 @@ def of_json(protocol: Mapping[str, Any]) -> Request:
     field.name: protocol[field.name] for field in dataclasses.fields(Request)
   }
   table = protocols.parse(protocol['table'])
+  for name, kinds in _KINDS.items():
+    if not isinstance(fields[name], kinds):
+      raise TypeError(f'{name} is {fields[name]!r}')
   return Request(**{**fields, 'table': table})
 
 

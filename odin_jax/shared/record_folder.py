@@ -1,10 +1,15 @@
 """The records of a finished preprocessing run, by split and position."""
 
+import json
 import os
+import pathlib
 import re
 from typing import Iterator
 
 from odin_jax.shared import errors, files, schema, tfrecord
+
+# What the run that made a folder says of it.
+MANIFEST = 'manifest.json'
 
 
 class RecordFolder:
@@ -18,7 +23,8 @@ class RecordFolder:
     split: `train` or `test`.
 
   Raises:
-    errors.UserError: no such folder, no shard of this split, a missing shard;
+    errors.UserError: no such folder, no shard of this split, a missing shard,
+      or one that is not as the folder's manifest has it, where there is one;
       its subclass `tfrecord.CorruptRecordError`: a damaged shard.
   """
 
@@ -44,6 +50,7 @@ class RecordFolder:
         'copy or make the folder again'
       )
     self._files = [tfrecord.RecordFile(shard) for shard in shards]
+    _check_manifest(self.path, self._files)
     self._index = [
       (file, position)
       for file, records in enumerate(self._files)
@@ -56,7 +63,10 @@ class RecordFolder:
   def __getitem__(self, index: int) -> schema.Record:
     file, position = self._index[index]
     try:
-      return schema.decode(self._files[file][position])
+      record = schema.decode(self._files[file][position])
+      if record['split'] != self.split:
+        raise schema.SchemaError(f'split: {record["split"]}, not {self.split}')
+      return record
     except schema.SchemaError as error:
       raise errors.UserError(
         f'{self._files[file].path}: record {position} is not of schema '
@@ -66,3 +76,36 @@ class RecordFolder:
 
   def __iter__(self) -> Iterator[schema.Record]:
     return (self[index] for index in range(len(self)))
+
+
+def _check_manifest(
+  folder: pathlib.Path, shards: list[tfrecord.RecordFile]
+) -> None:
+  """Raises unless shards have as many records as the manifest says.
+
+  A shard that was cut between two records is sound by itself.
+  """
+  path = folder / MANIFEST
+  if not path.is_file():
+    return
+  try:
+    manifest = json.loads(path.read_text())
+    version, entries = manifest['schema_version'], manifest['shards']
+    counts = {name: entry['records'] for name, entry in entries.items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f'{path}: damaged ({type(error).__name__}: {error}); copy or make the '
+      'folder again'
+    ) from error
+  if version != schema.SCHEMA_VERSION:
+    raise errors.UserError(
+      f'{path}: records of schema {version}, and this code reads '
+      f'{schema.SCHEMA_VERSION}; use the code that made them'
+    )
+  for shard in shards:
+    count = counts.get(shard.path.name)
+    if count != len(shard):
+      raise errors.UserError(
+        f'{shard.path}: {len(shard)} records, {count or 0} in {MANIFEST}; copy '
+        'the folder again, or run again what made it'
+      )

@@ -121,7 +121,10 @@ def _problem(feature: Feature, value: Any) -> str | None:
     return 'not finite'
   if feature.shape == _POSE_SHAPE:
     rotation = array[:, :3].astype(np.float64)
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
+    if (
+      not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+      or np.linalg.det(rotation) < 0
+    ):
       return 'its first three columns are no rotation'
   return None
 
@@ -143,6 +146,8 @@ def validate(record: Mapping[str, Any]) -> None:
   for name in _SHARES & record.keys():
     if not 0.0 <= record[name] <= 1.0:
       raise SchemaError(f'{name}: {record[name]} is outside 0..1')
+  if not 0.0 < record['fov_deg'] < 180.0:
+    raise SchemaError(f'fov_deg: {record["fov_deg"]} is outside 0..180')
   if record['hops'] < 1 or record['median_depth'] <= 0:
     raise SchemaError('hops must be >= 1 and median_depth > 0')
 
@@ -174,12 +179,16 @@ def decode(serialised: bytes) -> Record:
   Returns:
     floats as float32 arrays of the feature's shape (scalars as `float`), ints
     as `int`, text as `str`, images as their JPEG or PNG bytes. An optional
-    feature that the example lacks is left out.
+    feature that the example lacks is left out, and one that is not of this
+    schema.
 
   Raises:
     SchemaError: the example is no record of this schema.
   """
-  values = tfrecord.decode_example(serialised)
+  try:
+    values = tfrecord.decode_example(serialised)
+  except ValueError as error:
+    raise SchemaError(f'no tf.train.Example: {error}') from error
   record: Record = {}
   for name, feature in FEATURES.items():
     if feature.optional and name not in values:
@@ -189,17 +198,25 @@ def decode(serialised: bytes) -> Record:
       raise SchemaError(
         f'{name}: needs {length} values, got {len(values.get(name, ()))}'
       )
-    if feature.kind == 'bytes':
-      record[name] = values[name][0]
-    elif feature.kind == 'text':
-      record[name] = values[name][0].decode()
-    elif feature.kind == 'int':
-      record[name] = int(values[name][0])
-    elif feature.shape:
-      record[name] = np.asarray(values[name], np.float32).reshape(feature.shape)
-    else:
-      record[name] = float(values[name][0])
+    try:
+      record[name] = _value(feature, values[name])
+    except (ValueError, TypeError, AttributeError) as error:
+      raise SchemaError(f'{name}: no {feature.kind} ({error})') from error
+  validate(record)
   return record
+
+
+def _value(feature: Feature, values: list[Any]) -> Any:
+  """A value of a record, of what an example has of it."""
+  if feature.kind == 'bytes':
+    return values[0]
+  if feature.kind == 'text':
+    return values[0].decode()
+  if feature.kind == 'int':
+    return int(values[0])
+  if feature.shape:
+    return np.asarray(values, np.float32).reshape(feature.shape)
+  return float(values[0])
 
 
 def shard_name(split: str, index: int, count: int) -> str:

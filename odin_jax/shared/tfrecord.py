@@ -161,9 +161,19 @@ def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
 
 
 def decode_example(serialised: bytes) -> dict[str, list[Any]]:
-  """Feature values by name of a serialised tf.train.Example."""
+  """Feature values by name of a serialised tf.train.Example.
+
+  Raises:
+    ValueError: it is none.
+  """
+  # Here, as what it belongs to is.
+  from google.protobuf import message
+
   example = _new_example()
-  example.ParseFromString(serialised)
+  try:
+    example.ParseFromString(serialised)
+  except message.DecodeError as error:
+    raise ValueError(str(error)) from error
   values = {}
   for name, feature in example.features.feature.items():
     kind = feature.WhichOneof('kind')

@@ -17,10 +17,11 @@ import pathlib
 import re
 from typing import Any, Collection, Iterable, Iterator, Mapping
 
-from odin_jax.shared import errors, files, schema, tfrecord
+from odin_jax.shared import errors, files, record_folder, schema, tfrecord
 from preprocessing.writing import parts
 
-MANIFEST = 'manifest.json'
+# Known to whoever reads records, too.
+MANIFEST = record_folder.MANIFEST
 LEDGER = 'ledger.jsonl'
 _SHARD_BYTES = 64 * 2**20
 _MAX_SHARDS = 1024

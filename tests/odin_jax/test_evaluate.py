@@ -1,6 +1,7 @@
 """The evaluation's protocol, pairs, scores and faults, through its command."""
 
 import json
+import shutil
 
 import cv2
 import hypothesis
@@ -373,6 +374,58 @@ def other_replays(outputs, folder):
   ]
 
 
+def wrong_replays(outputs, folder, out):
+  """Files that no run of this version wrote; what is said of them."""
+  cases = [
+    (f'--replay={outputs / "mean/metrics.json"}', '--replay', 'removed'),
+  ]
+  lines = [[cases[0][0], f'--output={outputs / "mean"}']]
+  for index, (key, value, words) in enumerate(
+    [
+      ('predictor', 'guess', "'guess'"),
+      ('shuffle_poses', 'yes', "'yes'"),
+      ('data', None, 'data is None'),
+      ('config', None, 'config is None'),
+      ('config', {'seed': 'one'}, 'config.seed'),
+    ]
+  ):
+    content = read(outputs / 'mean')
+    if isinstance(value, dict):
+      value = {**content['protocol'][key], **value}
+    content['protocol'][key] = value
+    path = folder / f'wrong_{index}.json'
+    path.write_text(json.dumps(content))
+    cases.append((str(path), words))
+    lines.append([f'--replay={path}', out])
+  return [
+    (line, [word.removeprefix('--replay=') for word in words[1:]])
+    for line, words in zip(lines, cases, strict=True)
+  ]
+
+
+def wrong_predictions(outputs, folder, common):
+  """Pictures of other pairs, of nobody knows which, or without a colour."""
+  common = [*common, '--config.num_pairs=12', '--config.lpips=']
+  cases = [
+    (
+      [f'--data={outputs / "records"}', '--config.lpips=']
+      + [f'--predictions={outputs / "model/pairs"}']
+      + [f'--output={outputs / "model"}', '--config.num_pairs=12'],
+      ['--predictions', 'removed'],
+    )
+  ]
+  for name, image, words in (
+    ('012.png', np.zeros((32, 32, 3), np.uint8), ['012.png', 'no pair']),
+    ('003.png', np.zeros((32, 32, 3), np.uint8), ['003_sample.png', 'both']),
+    ('003_sample.png', np.zeros((32, 32, 4), np.uint8), ['transparent']),
+  ):
+    place = folder / f'given_{len(cases)}'
+    shutil.copytree(outputs / 'model' / 'pairs', place)
+    cv2.imwrite(str(place / name), image)
+    cases.append(([*common, f'--predictions={place}'], words))
+  return cases
+
+
 def test_bad_input_and_other_figures_get_one_line_and_status_2(
   tmp_path, data, outputs
 ):
@@ -444,6 +497,8 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([f'--data={single}', *copy, '--shuffle_poses'], ['two']),
     ([good, copy[0], f'--output={stranger}'], ['stranger']),
   ]
+  cases += wrong_replays(outputs, tmp_path, out)
+  cases += wrong_predictions(outputs, tmp_path, [good, out])
   replays = other_replays(outputs, tmp_path)
   results = evaluate(*(arguments for arguments, _ in [*cases, *replays]))
   commands.assert_refused(results[: len(cases)], [words for _, words in cases])

@@ -8,46 +8,127 @@ its figures, see `departures`.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import tomllib
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from odin_jax.shared import errors, files
 
 _FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob('*.toml')))
 
+
+def _is_number(value: Any) -> bool:
+  """Of a view."""
+  return type(value) is int and value >= 0
+
+
+def _are_numbers(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and all(map(_is_number, value))
+    and len(set(value)) == len(value)
+  )
+
+
+def _is_figure(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_positive(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and all(map(_is_figure, value))
+    and all(x > 0 for x in value)
+  )
+
+
+def _are_names(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and all(isinstance(name, str) and name for name in value)
+    and len(set(value)) == len(value)
+  )
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
+
+
+def _are_published(value: Any) -> bool:
+  return isinstance(value, Mapping) and all(
+    isinstance(figures, Mapping)
+    and figures.keys() <= set(_SCORES)
+    and all(map(_is_figure, figures.values()))
+    for figures in value.values()
+  )
+
+
+# What a key may be: one of some words, or in words and as a test.
+_Kind = tuple[str, ...] | tuple[str, Callable[[Any], bool]]
+_SCORES = ('psnr', 'ssim', 'lpips')
+_NUMBERS = ('list of different numbers from 0', _are_numbers)
+_POSITIVE = (
+  'list of positive numbers, not empty',
+  lambda value: bool(value) and _are_positive(value),
+)
+
 # Every key that a table may have, and what it may be.
-_KEYS: dict[str, dict[str, Any]] = {
+_KEYS: dict[str, dict[str, _Kind]] = {
   'views': {
-    'sources': list,
-    'targets': list,
-    'count': int,
-    'excluded': list,
-    'look_at_order': list,
-    'split': str,
+    'sources': (
+      'list of lists of numbers of views, none of them empty',
+      lambda value: (
+        isinstance(value, list)
+        and bool(value)
+        and all(row and _are_numbers(row) for row in value)
+      ),
+    ),
+    'targets': _NUMBERS,
+    'count': ('number from 1', lambda value: _is_number(value) and value > 0),
+    'excluded': _NUMBERS,
+    'look_at_order': (
+      'list of numbers from 0',
+      lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    ),
+    'split': ('name of a file', _is_name),
   },
   'image': {
-    'size_px': list,
+    'size_px': (
+      'list of a width and a height',
+      lambda value: (
+        _are_positive(value) and [type(side) for side in value] == [int, int]
+      ),
+    ),
     'crop': ('none', 'square'),
     'filter': ('none', 'area', 'lanczos'),
   },
   'scale': {
     'policy': ('fixed', 'resolved', 'searched'),
     'unit': ('scene', 'focus'),
-    'divisors': list,
-    'factors': list,
+    # One for each scene, of which there may be none.
+    'divisors': ('list of positive numbers', _are_positive),
+    'factors': _POSITIVE,
   },
   'metrics': {
     'lpips': ('alex', 'vgg'),
     'ssim': ('gaussian11', 'uniform7'),
-    'quantised': bool,
+    'quantised': ('bool', lambda value: isinstance(value, bool)),
     'mean': ('pairs', 'views, then scenes'),
   },
-  'sampling': {'guidance': float},
+  'sampling': {'guidance': ('number', _is_figure)},
 }
-_TOP = {'name': str, 'benchmark': str, 'scenes': list}
+_TOP: dict[str, _Kind] = {
+  'name': ('str', _is_name),
+  'benchmark': ('str', _is_name),
+  'scenes': ('list of different names', _are_names),
+}
+# What says which views are given.
+_SOURCES = ('sources', 'look_at_order', 'split')
+# The benchmark that has pairs of its own.
+_OF_PAIRS = 'records'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,20 +195,21 @@ def parse(content: Mapping[str, Any]) -> Protocol:
     ValueError: an unknown key, or a value that it cannot have.
   """
   for name, kind in _TOP.items():
-    if not isinstance(content.get(name), kind):
-      raise ValueError(f'{name}: a {kind.__name__} is needed')
+    if name not in content:
+      raise ValueError(f'{name}: a {kind[0]} is needed')
+    _check(name, content[name], kind)
   tables = {key: x for key, x in content.items() if key not in _TOP}
   published = tables.pop('published', {})
+  if not _are_published(published):
+    raise ValueError(
+      f'published: needs tables of numbers, of {", ".join(_SCORES)}'
+    )
   for table, values in tables.items():
     if table not in _KEYS or not isinstance(values, dict):
       raise ValueError(f'{table}: unknown; there are {", ".join(_KEYS)}')
     for key, value in values.items():
       _check(f'{table}.{key}', value, _KEYS[table].get(key))
-  count = len(content['scenes'])
-  for table, key in (('scale', 'divisors'), ('views', 'look_at_order')):
-    values = tables.get(table, {}).get(key)
-    if values is not None and len(values) != count:
-      raise ValueError(f'{table}.{key}: {len(values)} for {count} scenes')
+  _check_together(content)
   return Protocol(
     **{name: content[name] for name in _TOP},
     **{table: tables.get(table, {}) for table in _KEYS},
@@ -135,14 +217,28 @@ def parse(content: Mapping[str, Any]) -> Protocol:
   )
 
 
-def _check(name: str, value: Any, allowed: Any) -> None:
+def _check(name: str, value: Any, allowed: _Kind | None) -> None:
   if allowed is None:
     raise ValueError(f'{name}: unknown')
-  if isinstance(allowed, tuple):
-    if value not in allowed:
-      raise ValueError(f'{name}: {value!r} is none of {", ".join(allowed)}')
-  elif not isinstance(value, allowed):
-    raise ValueError(f'{name}: {value!r} is no {allowed.__name__}')
+  if callable(allowed[-1]):
+    if not allowed[1](value):
+      raise ValueError(f'{name}: {value!r} is no {allowed[0]}')
+  elif value not in allowed:
+    raise ValueError(f'{name}: {value!r} is none of {", ".join(allowed)}')
+
+
+def _check_together(content: Mapping[str, Any]) -> None:
+  """What one line asks of another."""
+  count = len(content['scenes'])
+  for table, key in (('scale', 'divisors'), ('views', 'look_at_order')):
+    values = content.get(table, {}).get(key)
+    if values is not None and len(values) != count:
+      raise ValueError(f'{table}.{key}: {len(values)} for {count} scenes')
+  views, scale = content.get('views', {}), content.get('scale', {})
+  if content['benchmark'] != _OF_PAIRS and not views.keys() & set(_SOURCES):
+    raise ValueError(f'views: needs one of {", ".join(_SOURCES)}')
+  if scale.get('policy') == 'searched' and 'factors' not in scale:
+    raise ValueError('scale.factors: not there, but the policy is searched')
 
 
 def departures(

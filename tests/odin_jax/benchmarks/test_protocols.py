@@ -90,6 +90,9 @@ TABLE = """
 name = "mine"
 benchmark = "dtu"
 scenes = ["a", "b"]
+[views]
+sources = [[0], [0, 1]]
+targets = [2, 3]
 [image]
 size_px = [8, 8]
 [scale]
@@ -112,8 +115,25 @@ def test_a_file_of_ones_own(tmp_path):
     ('size_px', 'size', 'image.size: unknown'),
     ('"fixed"', '"guessed"', "scale.policy: 'guessed' is none of fixed"),
     ('[1.0, 2.0]', '[1.0]', 'scale.divisors: 1 for 2 scenes'),
-    ('[8, 8]', '8', 'image.size_px: 8 is no list'),
+    ('[8, 8]', '8', 'image.size_px: 8 is no list of a width'),
     ('"dtu"', '"dtu', 'no TOML'),
+    ('["a", "b"]', '[1, 2]', 'scenes: .1, 2. is no list'),
+    ('["a", "b"]', '["a", "a"]', 'scenes: .* is no list of different names'),
+    ('[[0], [0, 1]]', '[0]', 'views.sources: .0. is no list of lists'),
+    ('[[0], [0, 1]]', '[[]]', 'views.sources'),
+    ('[[0], [0, 1]]', '[["0"]]', 'views.sources'),
+    ('sources = [[0], [0, 1]]', '', 'views: needs one of sources'),
+    ('[2, 3]', '[2, 2]', 'views.targets: .* is no list of different numbers'),
+    ('[2, 3]', '[-1]', 'views.targets'),
+    ('targets = [2, 3]', 'count = true', 'views.count: True is no number'),
+    ('[8, 8]', '[8]', 'image.size_px'),
+    ('[1.0, 2.0]', '[0.0, 2.0]', 'scale.divisors: .* no list of positive'),
+    ('[1.0, 2.0]', '[nan, 2.0]', 'scale.divisors'),
+    ('[1.0, 2.0]', '["1", "2"]', 'scale.divisors'),
+    ('"fixed"', '"searched"', 'scale.factors: not there'),
+    ('"fixed"', '"searched"\nfactors = [0]', 'scale.factors'),
+    ('[scale]', '[published]\nODIN = 13.0\n[scale]', 'published: needs'),
+    ('[scale]', '[published.ODIN]\npsn = 13.0\n[scale]', 'published: needs'),
   ],
 )
 def test_what_no_protocol_may_say_is_named(tmp_path, old, new, words):

@@ -1,5 +1,6 @@
 """Records: round trips, checks, framing, folders."""
 
+import json
 import struct
 
 from hypothesis import given, settings
@@ -95,6 +96,39 @@ def test_a_record_that_breaks_the_schema_is_refused(changes, message):
     schema.encode(example_record(**changes))
 
 
+def encode_unchecked(changes):
+  """A record as another program may have written it."""
+  record = tfrecord.decode_example(schema.encode(example_record()))
+  return tfrecord.encode_example({**record, **changes})
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'fov_deg': [float('nan')]}, 'fov_deg: not finite'),
+    ({'fov_deg': [180.0]}, 'fov_deg: 180.0 is outside'),
+    ({'median_depth': [-1.0]}, 'median_depth'),
+    # A mirror, which no rotation is.
+    (
+      {'target2source': np.diag([1.0, 1, -1, 1])[:3].ravel().tolist()},
+      'target2source.*no rotation',
+    ),
+    ({'source/frame2scene': [float('inf')] * 12}, 'frame2scene: not finite'),
+    ({'video_id': [b'\xff']}, 'video_id: no text'),
+    ({'hops': [b'1x']}, 'hops: no int'),
+    ({'source/image': [1]}, 'source/image'),
+  ],
+)
+def test_what_is_read_follows_the_schema_too(changes, message):
+  with pytest.raises(schema.SchemaError, match=message):
+    schema.decode(encode_unchecked(changes))
+
+
+def test_what_is_no_example_is_refused():
+  with pytest.raises(schema.SchemaError, match='no tf.train.Example'):
+    schema.decode(b'hello world')
+
+
 def test_a_matcher_has_any_name():
   record = example_record(matcher='mast3r')
   assert schema.decode(schema.encode(record))['matcher'] == 'mast3r'
@@ -169,6 +203,37 @@ def test_a_missing_shard_is_refused(tmp_path):
   write_shards(tmp_path, 3)
   (tmp_path / schema.shard_name('train', 1, 3)).unlink()
   with pytest.raises(errors.UserError, match='2 of 3 train shards'):
+    record_folder.RecordFolder(tmp_path, 'train')
+
+
+def test_records_of_the_other_split_are_refused(tmp_path):
+  path = tmp_path / schema.shard_name('test', 0, 1)
+  tfrecord.write_file(path, [schema.encode(example_record(split='train'))])
+  with pytest.raises(errors.UserError, match='split: train, not test'):
+    record_folder.RecordFolder(tmp_path, 'test')[0]
+
+
+def test_a_shard_that_the_manifest_has_otherwise_is_refused(tmp_path):
+  write_shards(tmp_path, 2)
+  manifest = {
+    'schema_version': schema.SCHEMA_VERSION,
+    'shards': {
+      schema.shard_name('train', index, 2): {'records': 2} for index in range(2)
+    },
+  }
+  path = tmp_path / record_folder.MANIFEST
+  path.write_text(json.dumps(manifest))
+  assert len(record_folder.RecordFolder(tmp_path, 'train')) == 4
+  # Cut between two records, which no checksum tells.
+  shard = tmp_path / schema.shard_name('train', 1, 2)
+  shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+  with pytest.raises(errors.UserError, match=f'{shard.name}: 1 records.* 2'):
+    record_folder.RecordFolder(tmp_path, 'train')
+  path.write_text(json.dumps({**manifest, 'schema_version': 2}))
+  with pytest.raises(errors.UserError, match='of schema 2'):
+    record_folder.RecordFolder(tmp_path, 'train')
+  path.write_text('{')
+  with pytest.raises(errors.UserError, match='manifest.json: '):
     record_folder.RecordFolder(tmp_path, 'train')
 
 
