@@ -39,8 +39,6 @@ _NPZ_NAMES = ('cameras_sphere.npz', 'cameras.npz')
 _PICTURES = ('.png', '.jpg', '.jpeg')
 # Of Rectified/: number from 1, and the light.
 _RECTIFIED = re.compile(r'rect_(\d+)_3_r5000\.png')
-# How far from the centre a principal point may lie, of the picture's size.
-_OFF_CENTRE = 0.2
 _DEPTH_MAP_FACTOR = 4
 
 
@@ -123,21 +121,6 @@ def _views(
   return tuple(views)
 
 
-def _off_centre(
-  intrinsics: posed_views.Matrix, size: posed_views.Size
-) -> float:
-  """How far the principal point lies from the centre, of the size."""
-  return float(np.abs(intrinsics[:2, 2] / size - 0.5).max())
-
-
-def _misfit(where: str, size: posed_views.Size) -> errors.UserError:
-  return errors.UserError(
-    f'{where}: its principal point is not near the centre of pictures of '
-    f'{size[0]}x{size[1]} pixels: it is of pictures of another size; take '
-    'those that came with it'
-  )
-
-
 # -- IDR, NeuS, pixelNeRF ------------------------------------------------------
 
 
@@ -168,8 +151,8 @@ def _read_npz(
         'same release'
       )
     intrinsics, camera2scene = _decomposed(matrices[name], where)
-    if _off_centre(intrinsics, size) > _OFF_CENTRE:
-      raise _misfit(where, size)
+    if posed_views.off_centre(intrinsics, size) > posed_views.OFF_CENTRE:
+      raise posed_views.misfit(where, size)
     if sphere2world is not None:
       scale, centre = sphere2world[0, 0], sphere2world[:3, 3]
       camera2scene[:, 3] = (camera2scene[:, 3] - centre) / scale
@@ -245,9 +228,9 @@ def _read_mvsnet(
     extrinsic, intrinsics = _read_cam(path)
     for factor in (1, _DEPTH_MAP_FACTOR):
       scaled = intrinsics * [[factor], [factor], [1]]
-      if _off_centre(scaled, size) <= _OFF_CENTRE:
+      if posed_views.off_centre(scaled, size) <= posed_views.OFF_CENTRE:
         return scaled, camera.inverse(extrinsic)
-    raise _misfit(str(path), size)
+    raise posed_views.misfit(str(path), size)
 
   return posed_views.PosedViews(
     layout=f'{cameras.name}/*_cam.txt',

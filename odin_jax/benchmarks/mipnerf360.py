@@ -150,13 +150,18 @@ def _lens(lens: Any, size: posed_views.Size, where: str) -> dict[str, Any]:
     size,
     where,
   )
+  if not (np.isfinite(lens.params).all() and np.diag(matrix).min() > 0):
+    raise errors.UserError(f'{where}: its camera has no positive focal length')
   coefficients = [float(x) for x in lens.params[len(set(places)) :]]
   if not any(coefficients):
     return {'intrinsics': matrix, 'size': size}
   coefficients += [0.0] * (_FEWEST_COEFFICIENTS - count)
-  undistortion = posed_views.Undistortion(
-    lens=matrix, coefficients=tuple(coefficients), size=size
-  )
+  try:
+    undistortion = posed_views.Undistortion(
+      lens=matrix, coefficients=tuple(coefficients), size=size
+    )
+  except ValueError as error:
+    raise errors.UserError(f'{where}: {error}') from error
   return {
     'intrinsics': undistortion.intrinsics,
     'size': undistortion.new_size,

@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
     for number, name in enumerate(names)
   ]
   if content.get('ply_file_path'):
-    points = _points(path.parent / content['ply_file_path'])
+    points = _points(path.parent / str(content['ply_file_path']))
     views = [
       dataclasses.replace(view, depth=_median_depth(view, points))
       for view in views
@@ -68,7 +68,7 @@ def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
   # Slow to load, and for this alone.
   import trimesh
 
-  files.require_file(path, 'the points (ply_file_path)')
+  files.require_file(path, 'the points of ply_file_path')
   try:
     points = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
   # trimesh raises whatever a damaged file makes it trip over.
@@ -103,7 +103,7 @@ def _view(
   size = posed_views.picture_size(picture, 'a view')
   mask = None
   if frame.get('mask_path'):
-    mask = files.require_file(path.parent / frame['mask_path'], 'its mask')
+    mask = files.require_file(path.parent / str(frame['mask_path']), 'its mask')
   try:
     matrix = np.array(frame['transform_matrix'], np.float64)
     lens = _lens(frame, size, where)
@@ -141,9 +141,21 @@ def _lens(
     )
   # The pictures may be reduced; the camera is of those that it was solved with.
   solved = (frame.get('w', size[0]), frame.get('h', size[1]))
+  if not min(solved) > 0:
+    raise errors.UserError(f'{where}: its w and h are not positive')
   matrix = _intrinsics(frame, solved)
-  if not (np.isfinite(matrix).all() and np.diag(matrix).min() > 0):
+  if not np.isfinite(matrix).all():
+    raise errors.UserError(
+      f'{where}: its camera has values that are no numbers'
+    )
+  if not np.diag(matrix).min() > 0:
     raise errors.UserError(f'{where}: its focal length is not positive')
+  is_size_known = 'w' in frame and 'h' in frame
+  if (
+    not is_size_known
+    and posed_views.off_centre(matrix, size) > posed_views.OFF_CENTRE
+  ):
+    raise posed_views.misfit(where, size)
   matrix = posed_views.rescaled(matrix, solved, size, where)
   coefficients = [float(frame.get(name, 0)) for name in _COEFFICIENTS]
   if not any(coefficients):
@@ -169,10 +181,10 @@ def _intrinsics(
     fl_x = float(frame['fl_x'])
     fl_y = float(frame.get('fl_y', fl_x))
   elif 'camera_angle_x' in frame:
-    fl_x = width / 2 / np.tan(float(frame['camera_angle_x']) / 2)
+    fl_x = width / 2 / _half_tangent(frame['camera_angle_x'])
     fl_y = fl_x
     if 'camera_angle_y' in frame:
-      fl_y = height / 2 / np.tan(float(frame['camera_angle_y']) / 2)
+      fl_y = height / 2 / _half_tangent(frame['camera_angle_y'])
   else:
     raise KeyError('neither fl_x nor camera_angle_x is there')
   return np.array(
@@ -182,3 +194,10 @@ def _intrinsics(
       [0, 0, 1],
     ]
   )
+
+
+def _half_tangent(angle: Any) -> float:
+  """Of half a field of view in radians."""
+  if not 0 < float(angle) < np.pi:
+    raise ValueError(f'a field of view of {angle}, in radians 0 to 3.14')
+  return float(np.tan(float(angle) / 2))

@@ -23,6 +23,11 @@ _HALF_PX = np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
 
 # Of rotations that were written with few digits.
 _ROTATION_TOLERANCE = 1e-3
+# Of the picture's size: OpenCV inverts a lens by a few iterations.
+_LENS_TOLERANCE = 0.02
+# How far from the centre a principal point may lie, of the picture's size,
+# where nothing else tells that camera and picture belong together.
+OFF_CENTRE = 0.2
 # By how many pixels the sides of a picture may differ in how they were reduced.
 _ROUNDING_PX = 1.0
 
@@ -55,6 +60,28 @@ class Undistortion:
   lens: Matrix
   coefficients: tuple[float, ...]
   size: Size
+
+  def __post_init__(self) -> None:
+    """Raises ValueError unless every ray of the picture has one pixel."""
+    coefficients = np.array(self.coefficients)
+    lens = to_integer_centres(self.lens)
+    width, height = self.size
+    u, v = np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 9)
+    pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 1, 2)
+    rays = cv2.undistortPoints(pixels, lens, coefficients)
+    again, _ = cv2.projectPoints(
+      cv2.convertPointsToHomogeneous(rays.reshape(-1, 2)),
+      np.zeros(3),
+      np.zeros(3),
+      lens,
+      coefficients,
+    )
+    # Also of what is not finite.
+    if not np.abs(again - pixels).max() < _LENS_TOLERANCE * max(self.size):
+      raise ValueError(
+        f'its distortion {self.coefficients} folds pictures of {width}x{height} '
+        'pixels: no lens does so'
+      )
 
   @functools.cached_property
   def _pinhole(self) -> tuple[Matrix, tuple[int, int, int, int]]:
@@ -187,6 +214,20 @@ def picture_size(path: pathlib.Path, what: str) -> Size:
     ) from error
   except OSError as error:
     raise errors.UserError(f'{path}: is no picture; copy it again') from error
+
+
+def off_centre(intrinsics: Matrix, size: Size) -> float:
+  """How far the principal point lies from the centre, of the size."""
+  return float(np.abs(intrinsics[:2, 2] / size - 0.5).max())
+
+
+def misfit(where: str, size: Size) -> errors.UserError:
+  """A camera whose principal point is not near the centre of its picture."""
+  return errors.UserError(
+    f'{where}: its principal point is not near the centre of pictures of '
+    f'{size[0]}x{size[1]} pixels: it is of pictures of another size; take '
+    'those that came with it'
+  )
 
 
 def rescaled(intrinsics: Matrix, old: Size, new: Size, where: str) -> Matrix:

@@ -187,7 +187,7 @@ def _scenes(
     folders = [folder / name for name in there]
   else:
     folders = [folder]
-  return [
+  scenes = [
     _Scene(
       name=path.resolve().name,
       place=names.index(path.name) if path.name in names else None,
@@ -196,6 +196,19 @@ def _scenes(
     )
     for path in folders
   ]
+  for scene in scenes:
+    _check_poses(scene)
+  return scenes
+
+
+def _check_poses(scene: _Scene) -> None:
+  """Raises where all poses are the same, as of a scene that was not solved."""
+  poses = np.stack([view.camera2scene for view in scene.views.views])
+  if len(poses) > 1 and np.ptp(poses, axis=0).max() == 0:
+    raise errors.UserError(
+      f'{scene.folder}: all {len(poses)} views have the same pose; solve for '
+      'their poses first'
+    )
 
 
 def _row(protocol: protocols.Protocol, num_sources: int) -> int:
@@ -252,12 +265,17 @@ def _split(path: pathlib.Path, count: int) -> Mapping[str, list[int]]:
   try:
     split = json.loads(path.read_text())
     places = [*split['train_ids'], *split['test_ids']]
-    is_split = split['train_ids'] and all(0 <= i < count for i in places)
+    is_split = (
+      split['train_ids']
+      and all(type(i) is int and 0 <= i < count for i in places)
+      and len(set(places)) == len(places)
+    )
   except (ValueError, KeyError, TypeError):
     is_split = False
   if not is_split:
     raise errors.UserError(
-      f'{path}: needs "train_ids" and "test_ids", places among {count} views'
+      f'{path}: needs "train_ids" and "test_ids", different places among '
+      f'{count} views'
     )
   return split
 
@@ -299,6 +317,11 @@ def _half_sides(view: posed_views.PosedView) -> tuple[float, float]:
 
 def _fov_deg(view: posed_views.PosedView) -> float:
   """Of the largest square around the principal point."""
+  if not min(_half_sides(view)) > 0:
+    raise errors.UserError(
+      f'{view.path}: its principal point lies outside of it, so it has no '
+      'centred view'
+    )
   return float(np.rad2deg(2 * np.arctan(min(_half_sides(view)))))
 
 

@@ -139,6 +139,14 @@ def test_cameras_are_of_the_pixels_as_they_are_stored(scene):
     ({'fl_x': -80}, {}, 'a.png: its focal length is not positive'),
     ({'fl_x': 'wide'}, {}, 'a.png: ValueError in its camera'),
     ({'k4': 0.1}, {}, 'a.png: k4 is of fisheye'),
+    ({'cx': float('nan')}, {}, 'a.png: .* no numbers'),
+    ({'w': 0}, {}, 'a.png: its w and h are not positive'),
+    # Degrees; and of pictures that were reduced.
+    ({'fl_x': None, 'camera_angle_x': 90}, {}, 'a.png: .*field of view of 90'),
+    ({'w': None, 'h': None, 'cx': 94}, {}, 'a.png: its principal point'),
+    ({'k1': -50.0}, {}, 'a.png: .*folds pictures'),
+    ({'k1': float('nan')}, {}, 'a.png: .*folds pictures'),
+    ({'ply_file_path': 3}, {}, '3: no such file'),
     (
       {'w': HEIGHT, 'h': WIDTH},
       {},

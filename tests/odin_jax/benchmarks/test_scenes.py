@@ -1,5 +1,8 @@
 """Pairs that are cut from posed views, of scenes whose truth is known."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 
@@ -155,3 +158,24 @@ def test_what_is_missing_is_named(folder, tmp_path):
   refused('split.json: no such file', dark, split)
   (dark / 'split.json').write_text('{"train_ids": [0], "test_ids": [4]}')
   refused('split.json: needs "train_ids"', dark, split)
+  for text in ('[0], "test_ids": [2, 2]', '[0, 2], "test_ids": [2]'):
+    (dark / 'split.json').write_text(f'{{"train_ids": {text}}}')
+    refused('split.json: needs .* different places', dark, split)
+
+
+def test_scenes_that_were_not_solved_or_have_no_centre_are_refused(tmp_path):
+  folder = posed_scenes.write(tmp_path / 'a', points=POINTS)
+  path = folder / 'transforms.json'
+  content = json.loads(path.read_text())
+  outside = copy.deepcopy(content)
+  outside['frames'][2] |= {'cx': -3.0, 'w': 72, 'h': 54}
+  pose = content['frames'][0]['transform_matrix']
+  for frame in content['frames']:
+    frame['transform_matrix'] = pose
+  for wrong, words in (
+    (content, 'all 4 views have the same pose'),
+    (outside, '02.png: its principal point lies outside'),
+  ):
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(errors.UserError, match=words):
+      pairs_of(folder, table(scenes=[], views={'sources': [[0]]}))
