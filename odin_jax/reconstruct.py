@@ -93,9 +93,13 @@ def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
 def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:
   pose = np.array(frame['camera2scene'], np.float64).reshape(3, 4)
   rotation = pose[:, :3]
-  if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
+  if (
+    not np.isfinite(pose).all()
+    or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3)
+    or np.linalg.det(rotation) < 0
+  ):
     raise errors.UserError(
-      f'{path}: camera2scene of {frame["file"]} holds no rotation'
+      f'{path}: camera2scene of {frame["file"]} is no rotation and translation'
     )
   return pose
 
@@ -105,7 +109,7 @@ def read_views(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
 
   Raises:
     errors.UserError: no or a damaged poses.json, a missing or unreadable
-      image, or views that are not square.
+      image, views that are not square, or fewer than two.
   """
   path = files.require_file(folder / 'poses.json', 'the poses of the views')
   try:
@@ -119,8 +123,11 @@ def read_views(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
     raise errors.UserError(
       f'{path}: not the layout that odin_jax.generate writes ({error!r})'
     ) from error
-  if not names:
-    raise errors.UserError(f'{path}: names no view')
+  if len(names) < 2 or len(set(names)) < len(names):
+    raise errors.UserError(
+      f'{path}: names {len(names)} views, {len(set(names))} different ones; '
+      'depth takes two or more, each once'
+    )
   if not square:
     raise errors.UserError(
       f'{path}: needs square views (width = height) and 0 < fov_deg < 180'

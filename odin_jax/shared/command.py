@@ -43,6 +43,8 @@ _DISK_ERRORS = (
 _PACKAGES = [str(REPOSITORY / name) for name in ('odin_jax', 'preprocessing')]
 # Ask a process to end.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# After a callback that a signal came in, which takes less.
+_RAISE_AGAIN_S = 0.01
 
 
 def _stop(message: object) -> NoReturn:
@@ -147,6 +149,7 @@ def run(main: Callable[[], None]) -> NoReturn:
       _stop(f'{error.filename or "output"}: {error.strerror}')
     finally:
       # Nothing is left to do for which a signal should wait.
+      signal.setitimer(signal.ITIMER_REAL, 0)
       end_at_once()
       locks.release_all()
 
@@ -180,6 +183,9 @@ def _is_for_the_user(record: python_logging.LogRecord) -> bool:
 
 
 def _leave_unfinished(message: object) -> NoReturn:
+  # Where the signal came while a text was run as code, as in namedtuple(),
+  # Python would remember it and end by SIGINT; unless another text runs well.
+  exec('')
   print(' '.join(str(message).split()), file=sys.stderr)
   sys.exit(os.EX_TEMPFAIL)
 
@@ -194,6 +200,7 @@ def _stop_on_signals() -> None:
 
   for number in STOP_SIGNALS:
     signal.signal(number, stop)
+  sys.unraisablehook = _raise_again
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -202,14 +209,36 @@ def _stop_on_signals() -> None:
   ).start()
 
 
+def _raise_again(unraisable: Any) -> None:
+  """Stops what a signal did not, since Python passed over its exception.
+
+  It does so where the signal comes in a callback of the garbage collector, such
+  as jax has, or in a `__del__`; the work would go on to its end.
+  """
+  if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+    sys.__unraisablehook__(unraisable)
+    return
+  reason = unraisable.exc_value.args
+
+  def stop(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt(*reason)
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
+
+
 def _end_at_second_signal(reader: int) -> None:
   """Ends a process that is busy outside of Python, where handlers wait.
 
   Args:
     reader: gives a byte for each signal, when it comes.
   """
-  os.read(reader, 1)
-  (number,) = os.read(reader, 1)
+  numbers: list[int] = []
+  while len(numbers) < 2:
+    (number,) = os.read(reader, 1)
+    # Others are not of a person.
+    numbers += [number] if number in STOP_SIGNALS else []
   locks.release_all()
   os._exit(128 + number)
 

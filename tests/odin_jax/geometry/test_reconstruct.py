@@ -311,6 +311,22 @@ def spoil_rotation(folder, content):
   (folder / 'poses.json').write_text(json.dumps(content))
 
 
+def spoil_handedness(folder, content):
+  mirror = np.diag([1.0, 1.0, -1.0, 1.0])[:3]
+  content['frames'][1]['camera2scene'] = mirror.ravel().tolist()
+  (folder / 'poses.json').write_text(json.dumps(content))
+
+
+def spoil_place(folder, content):
+  content['frames'][1]['camera2scene'][3] = float('nan')
+  (folder / 'poses.json').write_text(json.dumps(content))
+
+
+def spoil_count(folder, content):
+  del content['frames'][1:]
+  (folder / 'poses.json').write_text(json.dumps(content))
+
+
 def spoil_image(folder, content):
   (folder / 'frames' / '001.png').write_bytes(b'no image')
 
@@ -329,7 +345,10 @@ def spoil_size(folder, content):
 FAULTS = {
   spoil_nothing_there: 'poses.json',
   spoil_json: 'poses.json',
-  spoil_no_frames: 'names no view',
+  spoil_no_frames: 'names 0 views',
+  spoil_count: 'names 1 views',
+  spoil_handedness: '001.png',
+  spoil_place: '001.png',
   spoil_missing_key: 'fov_deg',
   spoil_rotation: '001.png',
   spoil_image: '001.png',

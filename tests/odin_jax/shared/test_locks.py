@@ -14,7 +14,7 @@ from odin_jax.shared import errors, files, locks
 
 # Claims a folder as a command does, says so, and works until it is told to end.
 WORKER = """
-import sys
+import os, signal, sys, time
 from absl import flags
 from odin_jax.shared import command, errors, files
 
@@ -30,9 +30,21 @@ def main():
     raise errors.UserError('bad')
   if HOW.value == 'bug':
     raise ValueError('a bug')
+  if HOW.value == 'callback':
+    Stopped()
+    time.sleep(60)
+  if HOW.value == 'code':
+    exec('os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)')
 
 
-command.run(main)
+class Stopped:
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+
+
+if __name__ == '__main__':
+  command.run(main)
 """
 
 
@@ -47,8 +59,10 @@ def start(repository, tmp_path):
     pipe = subprocess.PIPE
     workers.append(
       subprocess.Popen(
-        [sys.executable, program, f'--folder={folder}', f'--how={how}'],
-        env={**os.environ, 'PYTHONPATH': str(repository)},
+        # As a module: Python's own end is another one than that of a file.
+        [sys.executable, '-m', program.stem]
+        + [f'--folder={folder}', f'--how={how}'],
+        env={**os.environ, 'PYTHONPATH': f'{repository}:{tmp_path}'},
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
@@ -111,6 +125,9 @@ def test_the_second_process_is_refused_and_the_first_ends_in_peace(
     ('bug', 1),
     (signal.SIGTERM, os.EX_TEMPFAIL),
     (signal.SIGINT, os.EX_TEMPFAIL),
+    # Where Python passes over what is raised, and where it remembers it.
+    ('callback', os.EX_TEMPFAIL),
+    ('code', os.EX_TEMPFAIL),
   ],
 )
 def test_every_end_gives_the_folder_back(start, tmp_path, how, status):
