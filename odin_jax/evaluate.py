@@ -20,6 +20,11 @@ figures are not the same.
 Output: `metrics.json` (the whole protocol, mean scores, one row per pair),
 `table.md` and `table.tex` (with what was published of the table's systems), and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
+
+SIGTERM and Ctrl-C end it with status 75, and the same command goes on: what a
+model has predicted is kept in `unfinished/` until the figures are written. What
+another evaluation, other weights or other code left there is not taken; it is
+removed, and the command says so.
 """
 
 import sys
@@ -47,6 +52,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import (
   LAYOUTS,
   RECORDS,
+  kept,
   protocols,
   records,
   request,
@@ -62,6 +68,7 @@ from odin_jax.shared import (
   errors,
   files,
   image_files,
+  provenance,
 )
 
 _TOOL = 'odin_jax.evaluate'
@@ -247,7 +254,7 @@ def _load_predictor(
   return predictor
 
 
-def _software() -> dict[str, str]:
+def _software() -> dict[str, str | int]:
   return {
     'python': platform.python_version(),
     'jax': jax.__version__,
@@ -255,6 +262,7 @@ def _software() -> dict[str, str]:
     'numpy': np.__version__,
     'opencv': cv2.__version__,
     'device': jax.devices()[0].device_kind,
+    'num_devices': jax.device_count(),
   }
 
 
@@ -337,6 +345,7 @@ def _protocol(
     'departures': protocols.departures(asked.table, here),
     'data_sha256': digests.of_arrays(pair_set.pairs),
     'code_sha256': digests.of_code(),
+    'code_commit': provenance.commit(),
     'samples_per_pair': asked.config['num_samples'],
     'model': predictor.protocol,
     'metrics': {
@@ -460,6 +469,16 @@ def main() -> None:
   if asked.predictions:
     given = scoring.Given(asked.predictions, count, config['image_size_px'])
   output = _fresh_output()
+  if asked.predictor == _MODEL:
+    predictor = kept.Kept(
+      predictor,
+      output / 'unfinished',
+      {
+        'batch_size': config['batch_size'],
+        'code_sha256': digests.of_code(),
+        'software': _software(),
+      },
+    )
 
   # -- One sample per pair ----------------------------------------------------
   inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
@@ -535,6 +554,8 @@ def main() -> None:
     with files.atomic_path(output / f'table.{name}') as temporary:
       temporary.write_text(write(content))
   files.write_json(output / 'evaluate.json', watch.figures())
+  if isinstance(predictor, kept.Kept):
+    predictor.forget()
   _finish(asked, content)
   if old:
     _compare(old, content)

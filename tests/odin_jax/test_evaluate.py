@@ -13,7 +13,7 @@ from odin_jax import metrics
 from odin_jax.benchmarks import records as records_benchmark
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import files, schema
+from odin_jax.shared import files, provenance, schema
 from tests.helpers import commands, posed_scenes
 from tests.helpers.posed_records import write_records
 
@@ -21,16 +21,25 @@ from tests.helpers.posed_records import write_records
 # pose only. Its noise depends on the seed.
 FAKE_MODEL = """
 import dataclasses
+import os
+import pathlib
+import signal
 import numpy as np
 from odin_jax import predictors
 
 class Model:
   image_size_px = 32
-  def __init__(self, sampling, batch_size, ema):
+  def __init__(self, workdir, sampling, batch_size, ema):
+    self.stop, self.calls = pathlib.Path(workdir) / 'stop', 0
     self.protocol = {
       'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
     }
   def predict(self, pairs, seeds):
+    self.calls += 1
+    # Once, before the second batch.
+    if self.calls == 2 and self.stop.exists():
+      self.stop.unlink()
+      os.kill(os.getpid(), signal.SIGTERM)
     assert pairs.source.dtype == np.uint8 and pairs.target is None
     assert pairs.fov_deg.shape == pairs.median_depth.shape == seeds.shape
     assert np.all(pairs.median_depth > 0)
@@ -41,7 +50,7 @@ class Model:
     ]
     return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
 
-predictors.load_model = lambda workdir, **settings: Model(**settings)
+predictors.load_model = Model
 
 # As if the package that has the weights of LPIPS with VGG were not installed.
 from odin_jax.porting import lpips_package
@@ -117,9 +126,25 @@ def outputs(data):
       f'--replay={metrics_file}',
       f'--output={folder / replayed}',
     ]
+  # The same command three times: stopped, gone on with, and undisturbed.
+  (folder / 'stopping').mkdir()
+  (folder / 'stopping' / 'stop').touch()
+  batches = [
+    f'--data={data}',
+    f'--workdir={folder / "stopping"}',
+    '--config.num_pairs=12',
+    '--config.batch_size=4',
+    '--config.lpips=',
+  ]
+  for name, output in (
+    ('stopped', 'resumed'),
+    ('resumed', 'resumed'),
+    ('undisturbed', 'undisturbed'),
+  ):
+    lines[name] = [*batches, f'--output={folder / output}']
   results = evaluate(*lines.values())
   for name, (status, stderr) in zip(lines, results, strict=True):
-    assert status == 0, stderr
+    assert status == (75 if name == 'stopped' else 0), stderr
     (folder / f'{name}.stderr').write_text(stderr)
   return folder
 
@@ -231,6 +256,7 @@ def test_the_protocol_says_everything(outputs, data):
   assert read(outputs / 'copy')['protocol']['departures'] == []
   for name in ('data_sha256', 'code_sha256'):
     assert len(protocol[name]) == 64
+  assert protocol['code_commit'] == provenance.commit()
   assert protocol['model'] == {
     'checkpoint_step': 7,
     'sampler': 'ddim',
@@ -286,6 +312,21 @@ def test_intervals_are_over_the_videos(outputs):
   assert content['scenes'].keys() == {f'{video}/0' for video in COUNTS}
   # One scene tells nothing of others.
   assert read(outputs / 'scenes')['interval_95']['psnr'] is None
+
+
+def test_what_was_stopped_goes_on_to_the_same_file(outputs):
+  said = (outputs / 'stopped.stderr').read_text().splitlines()
+  assert said[-1].startswith('stopped by SIGTERM: ')
+  assert said[-1].endswith('the same command goes on')
+  # One of three batches.
+  assert 'goes on; 1 batches' in (outputs / 'resumed.stderr').read_text()
+  whole, resumed = (
+    (outputs / name / 'metrics.json').read_bytes()
+    for name in ('undisturbed', 'resumed')
+  )
+  assert resumed == whole
+  for name in ('undisturbed', 'resumed', 'model'):
+    assert not (outputs / name / 'unfinished').exists()
 
 
 @pytest.mark.parametrize('name', ['model', 'scenes', 'given'])
