@@ -27,11 +27,12 @@ import functools, json, pathlib, sys
 import jax
 import numpy as np
 from configs import train
-from odin_jax import sharding
+from odin_jax import predictors, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import posed_pair
 from odin_jax.training import step
+from tests.helpers import default_sampling
 from tests.odin_jax.test_new_part import Ones
 
 conditioning.PARTS['ones'] = Ones
@@ -102,6 +103,40 @@ restored, restored_frozen = checkpoints.restore(
 same = checkpoint.params_sha256(restored) == checkpoint.params_sha256(state)
 after, _ = other_step(restored, batch, restored_frozen)
 expected_after, _ = single_step(expected, batch, frozen)
+
+
+def samples(count):
+  # Of 21 pairs: two whole batches of 8 and one of 5, which is padded.
+  devices = np.reshape(jax.devices()[:count], (count, 1, 1))
+  mesh = jax.sharding.Mesh(devices, sharding.AXES)
+  everywhere = sharding.replicated(mesh)
+  params, encoders = jax.device_put(
+    jax.device_get((expected['params'], frozen)), everywhere
+  )
+  sizes = []
+  model = predictors.Model(
+    params, encoders, config, mesh=mesh, batch_size=8, protocol={},
+    sampling=default_sampling.sampling(num_steps=2, spacing='trailing'),
+  )
+  inner = model._sample
+
+  def noted(params, encoders, pairs, seeds):
+    images = inner(params, encoders, pairs, seeds)
+    sizes.append([len(seeds), images.addressable_shards[0].data.shape[0]])
+    return images
+
+  model._sample = noted
+  rows = np.arange(21) % 8
+  pairs = posed_pair.select(batch, rows)
+  images = [
+    model.predict(posed_pair.select(pairs, slice(i, i + 8)), np.arange(21)[i:i + 8])
+    for i in (0, 8, 16)
+  ]
+  return np.concatenate(images), sizes
+
+
+on_one, _ = samples(1)
+on_eight, sizes = samples(8)
 print(json.dumps(dict(
   devices=jax.device_count(),
   kernel=kernel.shape,
@@ -112,6 +147,10 @@ print(json.dumps(dict(
   difference=relative(state['params'], expected['params']),
   restored_is_saved=same,
   difference_after=relative(after['params'], expected_after['params']),
+  samples=on_eight.shape,
+  sample_sizes=sizes,
+  sample_range=[float(on_one.min()), float(on_one.max())],
+  sample_difference=float(np.abs(on_eight - on_one).max()),
 )))
 """
 
@@ -158,6 +197,16 @@ def test_eight_devices_compute_what_one_does(findings):
 def test_checkpoint_restores_onto_another_mesh(findings):
   assert findings['restored_is_saved']
   assert findings['difference_after'] < 2e-3
+
+
+def test_eight_devices_predict_what_one_does(findings):
+  assert findings['samples'] == [21, 32, 32, 3]
+  # Every call is of a batch that all devices share, the last one padded.
+  assert findings['sample_sizes'] == [[8, 1]] * 3
+  low, high = findings['sample_range']
+  assert high - low > 0.2
+  # Half of what rounding to 8 bits would see.
+  assert findings['sample_difference'] < 1e-3
 
 
 @pytest.fixture(scope='module')
