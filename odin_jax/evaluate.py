@@ -18,7 +18,8 @@ is listed. `--replay` does again what another run did, and fails where the
 figures are not the same.
 
 Output: `metrics.json` (the whole protocol, mean scores, one row per pair),
-`table.md` and `table.tex` (with what was published of the table's systems), and
+`table.md` and `table.tex` (with what was published of the table's systems),
+`index.html` (the same, and the pairs with their errors), and
 `pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
 
 SIGTERM and Ctrl-C end it with status 75, and the same command goes on: what a
@@ -59,9 +60,10 @@ from odin_jax.benchmarks import (
   scenes,
   tables,
 )
-from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.benchmarks.pairs import PairSet, scene_of
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
+from odin_jax.reporting import evaluation_page
 from odin_jax.shared import (
   command,
   digests,
@@ -294,7 +296,7 @@ def _fresh_output() -> pathlib.Path:
         'would be removed; give another folder'
       )
   output = files.claim_output(_OUTPUT.value, _TOOL)
-  for name in ('metrics.json', 'table.md', 'table.tex'):
+  for name in ('metrics.json', 'table.md', 'table.tex', 'index.html'):
     (output / name).unlink(missing_ok=True)
   (output / 'pairs').mkdir(exist_ok=True)
   for image in (output / 'pairs').glob('*.png'):
@@ -432,7 +434,7 @@ def _finish(asked: request.Request, content: dict[str, Any]) -> None:
     }
     then = ('imagine more views', 'odin_jax.generate', given)
   command.finish(
-    _OUTPUT.value, _made(asked, content), look_at='table.md', then=then
+    _OUTPUT.value, _made(asked, content), look_at='index.html', then=then
   )
 
 
@@ -496,7 +498,7 @@ def main() -> None:
   # -- Scores -----------------------------------------------------------------
   scores = scoring.score(asked.table, samples, pairs.target, perceptual)
   over_pairs = rules['mean'] == 'pairs'
-  of_pair = [scoring.scene_of(facts) for facts in pair_set.facts]
+  of_pair = [scene_of(facts) for facts in pair_set.facts]
   by_scene = metrics.mean_by_scene(scores, of_pair)
   searched = None
   if predictor and asked.table.scale.get('policy') == 'searched':
@@ -553,6 +555,8 @@ def main() -> None:
   for name, write in (('md', tables.markdown), ('tex', tables.latex)):
     with files.atomic_path(output / f'table.{name}') as temporary:
       temporary.write_text(write(content))
+  with files.atomic_path(output / 'index.html') as temporary:
+    temporary.write_text(evaluation_page.render(output, content))
   files.write_json(output / 'evaluate.json', watch.figures())
   if isinstance(predictor, kept.Kept):
     predictor.forget()

@@ -5,8 +5,8 @@
 Reads what the stages left in the run's folder (`records`, `audit`, `train`,
 `evaluate/*`, `generate`, `truth` if it is there, `reconstruct`,
 `stages.jsonl`) and writes `summary.json` and `index.html` beside them. The page
-opens from disk: images and the 3D data are inside it. The page of the audit
-gets a link back.
+opens from disk: images and the 3D data are inside it. The pages of the audit
+and of the model's evaluation get a link back.
 """
 
 import sys
@@ -45,6 +45,7 @@ _TOOL = 'odin_jax.report'
 # Words and paths of what the page links to, where it is there.
 _LINKS = (
   ('Audit of the records', 'audit/index.html'),
+  ('Every pair of the evaluation', f'evaluate/{summary.MODEL}/index.html'),
   ('Generated views as a video', 'generate/video.mp4'),
   ('Points (PLY)', 'reconstruct/points.ply'),
   ('All figures (JSON)', 'summary.json'),
@@ -89,7 +90,8 @@ def main() -> None:
     html = page.link(html, run, words, run / name)
   with files.atomic_path(target) as temporary:
     temporary.write_text(html)
-  page.add_link(run / 'audit' / 'index.html', 'The run that this is of', target)
+  for of in ('audit', f'evaluate/{summary.MODEL}'):
+    page.add_link(run / of / 'index.html', 'The run that this is of', target)
   print(_table(figures))  # noqa: T201 - the result of the command.
   print(f'page: {target}')  # noqa: T201
 

@@ -194,14 +194,6 @@ def load_lpips(
   return perceptual, net
 
 
-def scene_of(facts: Mapping[str, Any]) -> str:
-  """The scene that a pair is of, by what its benchmark knows of it.
-
-  A scene of records is a component of a video's poses.
-  """
-  return facts.get('scene') or f'{facts["video_id"]}/{facts["scene_id"]}'
-
-
 def score(
   table: protocols.Protocol,
   samples: Images,

@@ -122,7 +122,7 @@ WINGS = {
     'odin_jax.predictors',
     'odin_jax.porting',
   ],
-  'odin_jax.reporting': ['odin_jax.shared'],
+  'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }

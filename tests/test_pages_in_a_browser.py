@@ -7,11 +7,11 @@ parts that are missing.
 import numpy as np
 import pytest
 
-from odin_jax.reporting import contents, summary
+from odin_jax.reporting import contents, evaluation_page, summary
 from odin_jax.shared import camera, page
 from preprocessing.auditing import audit_page, quality, rates_page, sample
 from preprocessing.auditing import verdict as audit_verdict
-from tests.helpers import browser, noise_records, run_folders
+from tests.helpers import browser, evaluations, noise_records, run_folders
 
 LONG_NAME = 'a_walk_through_the_old_town_in_the_rain_' * 4
 WIDTHS_PX = (390, 1400)
@@ -227,6 +227,14 @@ def rates_page_of(folder):
   return path
 
 
+def evaluation_page_of(folder, **options):
+  folder.mkdir()
+  content = evaluations.write(folder, **options)
+  path = folder / 'index.html'
+  path.write_text(evaluation_page.render(folder, content))
+  return path
+
+
 @pytest.fixture(scope='session')
 def pages(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pages')
@@ -238,13 +246,28 @@ def pages(tmp_path_factory):
     'audit': audit_page_of(folder / 'audit', 30),
     'audit of nothing': audit_page_of(folder / 'nothing', 0),
     'rates': rates_page_of(folder / 'rates'),
+    'evaluation': evaluation_page_of(
+      folder / 'evaluation', pairs=120, scenes=['a', LONG_NAME, 'c']
+    ),
+    'evaluation of others': evaluation_page_of(
+      folder / 'others', pairs=3, scenes=['a'], has_facts=False
+    ),
   }
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)
 @pytest.mark.parametrize('width_px', WIDTHS_PX)
 @pytest.mark.parametrize(
-  'name', ['run', 'run of one video', 'audit', 'audit of nothing', 'rates']
+  'name',
+  [
+    'run',
+    'run of one video',
+    'audit',
+    'audit of nothing',
+    'rates',
+    'evaluation',
+    'evaluation of others',
+  ],
 )
 def test_a_page_fits_and_is_legible(window, pages, name, width_px, scheme):
   window.open(pages[name], width_px, scheme)
@@ -333,6 +356,36 @@ def test_a_gallery_shows_the_rest_when_it_is_asked(window, pages):
   window.run("document.querySelectorAll('#sample-filter button')[2].click()")
   assert window.run(count) == 9
   assert window.run("!!document.querySelector('#sample figure.bad')")
+
+
+def test_pairs_are_sorted_and_filtered(window, pages):
+  window.open(pages['evaluation'], 390, 'light')
+  figures = "[...document.querySelectorAll('#pairs figure b')]"
+  psnr = f'{figures}.map(b => parseFloat(b.textContent))'
+  assert len(window.run(psnr)) == 12
+  window.run("document.querySelector('#pairs + button').click()")
+  worst_first = window.run(psnr)
+  assert len(worst_first) == evaluation_page.MAX_PAIRS
+  assert worst_first == sorted(worst_first)
+
+  def pick(place, option):
+    select = f"document.querySelectorAll('#steer select')[{place}]"
+    window.run(
+      f"{select}.value = {option}; {select}.dispatchEvent(new Event('change'))"
+    )
+    return window.run(psnr)
+
+  best_first = pick(0, 1)
+  assert best_first == worst_first[::-1][:12]
+  # Of the second scene, those with a gap of 2 s, which are the worst.
+  pick(1, 2)
+  assert set(pick(2, 2)) == {worst_first[0]}
+  shown = window.run("document.querySelector('#steer output').textContent")
+  assert shown.endswith(f' of {evaluation_page.MAX_PAIRS}')
+  assert 0 < int(shown.split()[0]) < 20
+  words = window.run("document.querySelector('#pairs').innerText")
+  assert LONG_NAME in words and '2 s apart' in words and '5 s' not in words
+  assert window.complaints() == []
 
 
 def test_the_true_view_stands_beside_the_imagined_one(window, pages):

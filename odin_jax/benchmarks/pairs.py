@@ -1,7 +1,7 @@
 """What every benchmark gives: posed pairs of square views, and their facts."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Mapping
 
 from odin_jax.shared import posed_pair
 
@@ -19,3 +19,11 @@ class PairSet:
   pairs: posed_pair.PosedPair
   facts: list[dict[str, Any]]
   protocol: dict[str, Any]
+
+
+def scene_of(facts: Mapping[str, Any]) -> str:
+  """The scene that a pair is of, by what its benchmark knows of it.
+
+  A scene of records is a component of a video's poses.
+  """
+  return facts.get('scene') or f'{facts["video_id"]}/{facts["scene_id"]}'

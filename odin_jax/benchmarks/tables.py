@@ -51,13 +51,28 @@ def _cell(row: Row, score: str) -> str:
   return text
 
 
-def _caption(content: Mapping[str, Any]) -> str:
-  protocol = content['protocol']
-  text = (
-    f'{len(content["pairs"])} pairs of {len(content["scenes"])} scenes, '
-    f'protocol {protocol["table"]["name"]}; 95 % intervals over scenes.'
+def text_rows(content: Mapping[str, Any]) -> list[list[str]]:
+  """The lines of the table as text, its head first."""
+  return [['', *_HEADINGS]] + [
+    [row.name, *(_cell(row, score) for score in _DIGITS)]
+    for row in rows(content)
+  ]
+
+
+def scope(content: Mapping[str, Any]) -> str:
+  """What the table is of."""
+  scenes = len(content['scenes'])
+  return (
+    f'{len(content["pairs"])} pairs of {scenes} '
+    f'{"scene" if scenes == 1 else "scenes"}, '
+    f'protocol {content["protocol"]["table"]["name"]}'
   )
-  if lines := [row['line'] for row in protocol['departures']]:
+
+
+def _caption(content: Mapping[str, Any]) -> str:
+  """What the table is of, and whether it is that of its protocol."""
+  text = f'{scope(content)}; 95 % intervals over scenes.'
+  if lines := [row['line'] for row in content['protocol']['departures']]:
     text += (
       f' Not that table: it differs in {", ".join(lines)} (metrics.json, '
       'departures).'
@@ -67,24 +82,20 @@ def _caption(content: Mapping[str, Any]) -> str:
 
 def markdown(content: Mapping[str, Any]) -> str:
   """The table for a README."""
-  lines = ['| | ' + ' | '.join(_HEADINGS) + ' |', '|---|---|---|---|']
-  for row in rows(content):
-    cells = [row.name, *(_cell(row, score) for score in _DIGITS)]
-    lines.append('| ' + ' | '.join(cells) + ' |')
+  head, *body = (
+    f'| {" | ".join(cells).lstrip()} |' for cells in text_rows(content)
+  )
+  lines = [head, '|---|---|---|---|', *body]
   return '\n'.join([*lines, '', _caption(content), ''])
 
 
 def latex(content: Mapping[str, Any]) -> str:
   """The table for a paper."""
-  lines = [
-    r'\begin{tabular}{lrrr}',
-    ' & ' + ' & '.join(_HEADINGS) + r' \\ \hline',
-  ]
-  for row in rows(content):
-    cells = [row.name, *(_cell(row, score) for score in _DIGITS)]
-    lines.append(_escaped(' & '.join(cells)) + r' \\')
-  caption = '% ' + _caption(content)
-  return '\n'.join([*lines, r'\end{tabular}', caption, ''])
+  head, *body = (
+    _escaped(' & '.join(cells)) + r' \\' for cells in text_rows(content)
+  )
+  lines = [r'\begin{tabular}{lrrr}', head + r' \hline', *body]
+  return '\n'.join([*lines, r'\end{tabular}', '% ' + _caption(content), ''])
 
 
 def _escaped(text: str) -> str:

@@ -41,6 +41,8 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   run_folders.write_truth(run_folder, blocked_from=4)
   audit = run_folder / 'audit' / 'index.html'
   audit.write_text('<nav><!--LINKS--></nav>')
+  evaluation = run_folder / 'evaluate' / 'model' / 'index.html'
+  evaluation.write_text('<nav><!--LINKS--></nav>')
   done = call(repository, f'--run={run_folder}', f'--videos={videos}')
   assert done.returncode == 0, done.stderr
   summary = json.loads((run_folder / 'summary.json').read_text())
@@ -70,11 +72,14 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   links = re.findall(r'href="([^"]*)"', page)
   assert set(links) == {
     'audit/index.html',
+    'evaluate/model/index.html',
     'generate/video.mp4',
     'reconstruct/points.ply',
     'summary.json',
   }
-  assert re.findall(r'href="([^"]*)"', audit.read_text()) == ['../index.html']
+  for page_of_stage, back in ((audit, '..'), (evaluation, '../..')):
+    links = re.findall(r'href="([^"]*)"', page_of_stage.read_text())
+    assert links == [f'{back}/index.html']
   assert [path['name'] for path in data['paths']] == ['walk']
   assert len(data['paths'][0]['poses']) == 6
   assert [len(grid['cells']) for grid in data['grids']] == [3]

@@ -150,7 +150,7 @@ class Protocol:
       `factors`: what is tried.
     metrics: which scores, and their mean.
     sampling: of the model whose figures were published.
-    published: figures by system.
+    published: figures by system, and the `source` that has them.
   """
 
   name: str
@@ -161,7 +161,7 @@ class Protocol:
   scale: Mapping[str, Any]
   metrics: Mapping[str, Any]
   sampling: Mapping[str, Any]
-  published: Mapping[str, Mapping[str, float]]
+  published: Mapping[str, Mapping[str, Any]]
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON."""
