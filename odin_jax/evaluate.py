@@ -471,10 +471,13 @@ def main() -> None:
   if asked.predictions:
     given = scoring.Given(asked.predictions, count, config['image_size_px'])
   output = _fresh_output()
-  if asked.predictor == _MODEL:
+  unfinished = output / 'unfinished'
+  if asked.predictor != _MODEL:
+    kept.discard(unfinished)
+  else:
     predictor = kept.Kept(
       predictor,
-      output / 'unfinished',
+      unfinished,
       {
         'batch_size': config['batch_size'],
         'code_sha256': digests.of_code(),

@@ -45,11 +45,8 @@ class Kept:
     self._folder = folder
     request = json.dumps([self.protocol, dict(depends_on)], sort_keys=True)
     content = {'sha256': hashlib.sha256(request.encode()).hexdigest()}
-    if folder.exists() and _read(folder / _REQUEST) != content:
-      logging.warning(
-        '%s: what another evaluation left unfinished here is removed', folder
-      )
-      shutil.rmtree(folder)
+    if _read(folder / _REQUEST) != content:
+      discard(folder)
     folder.mkdir(exist_ok=True)
     files.write_json(folder / _REQUEST, content)
     if count := len(list(folder.glob('[!.]*.npz'))):
@@ -78,6 +75,15 @@ class Kept:
   def forget(self) -> None:
     """Removes what is kept: the figures are written."""
     shutil.rmtree(self._folder)
+
+
+def discard(folder: pathlib.Path) -> None:
+  """Removes what another evaluation has kept, if there is any, and says so."""
+  if folder.exists():
+    logging.warning(
+      '%s: what another evaluation left unfinished here is removed', folder
+    )
+    shutil.rmtree(folder)
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -55,6 +55,10 @@ def test_another_request_begins_anew(tmp_path):
     kept.Kept(predictor, folder, {'code': code}).predict(pairs(), np.arange(2))
     assert predictor.calls == calls
     assert len(list(folder.glob('*.npz'))) == 1
+  # One that keeps nothing.
+  for _ in range(2):
+    kept.discard(folder)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize('damage', ['flipped', 'cut', 'emptied'])
