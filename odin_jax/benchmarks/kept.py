@@ -50,7 +50,7 @@ class Kept:
     folder.mkdir(exist_ok=True)
     files.write_json(folder / _REQUEST, content)
     if count := len(list(folder.glob('[!.]*.npz'))):
-      logging.info('%s: goes on; %d batches are predicted', folder, count)
+      logging.info('%s: batches that are predicted: %d; goes on', folder, count)
 
   def predict(
     self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']

@@ -319,7 +319,7 @@ def test_what_was_stopped_goes_on_to_the_same_file(outputs):
   assert said[-1].startswith('stopped by SIGTERM: ')
   assert said[-1].endswith('the same command goes on')
   # One of three batches.
-  assert 'goes on; 1 batches' in (outputs / 'resumed.stderr').read_text()
+  assert 'are predicted: 1; goes on' in (outputs / 'resumed.stderr').read_text()
   whole, resumed = (
     (outputs / name / 'metrics.json').read_bytes()
     for name in ('undisturbed', 'resumed')
