@@ -60,7 +60,7 @@ cuda_extra() {
 # with Python 3.11 and torch for CPUs; PyPI's torch brings CUDA's libraries too.
 size() {
   case "$1" in
-    requirements.txt) echo "81 packages, 670 MB to download, 2.7 GB on disk" ;;
+    requirements.txt) echo "82 packages, 730 MB to download, 2.8 GB on disk" ;;
     tests/requirements.txt) echo "33 packages, 64 MB to download, 340 MB on disk" ;;
     tests/requirements-no-deps.txt) echo "1 package" ;;
     jax-*) echo "jax for accelerators, hundreds of MB" ;;
@@ -77,12 +77,17 @@ install() {
     [ -t 2 ] && quiet=()
     .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check "${@:3}" >&2
     sha256sum "$list" > "$stamp"
-    echo "Installed $1: .venv takes $(du -s --si .venv/ | cut -f 1)B now" >&2
+    echo "Installed $1: .venv takes $(du -s --si .venv/ | cut -f 1 | spaced) now" >&2
   fi
 }
 
+# 2.8G -> 2.8 GB
+spaced() {
+  sed 's/.$/ &B/'
+}
+
 free_space() {
-  df -PH . | awk 'NR == 2 { print $4 "B" }'
+  df -PH . | awk 'NR == 2 { print $4 }' | spaced
 }
 
 # Lets .venv find this folder from any other, after all else. The path goes from

@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable
 
 from jaxtyping import Float32, Int, UInt8
 import numpy as np

@@ -114,15 +114,7 @@ def held_out_pairs(
       that is to be trained on, or views smaller than `image_size_px`.
   """
   records = record_folder.RecordFolder(folder, SPLIT)
-  video_ids = []
-  for position, record in enumerate(records):
-    # What was to be trained on may lie in a file that was renamed.
-    if record['split'] != SPLIT:
-      raise errors.UserError(
-        f'{folder}: {SPLIT} record {position} is of {record["split"]} by what '
-        'it says itself; make the records again'
-      )
-    video_ids.append(record['video_id'])
+  video_ids = [record['video_id'] for record in records]
   chosen = choose(video_ids, num_pairs, seed)
   chosen_records = {position: records[position] for position in chosen}
   posed_pairs = [

@@ -60,8 +60,9 @@ def _is_name(value: Any) -> bool:
 def _are_published(value: Any) -> bool:
   return isinstance(value, Mapping) and all(
     isinstance(figures, Mapping)
-    and figures.keys() <= set(_SCORES)
-    and all(map(_is_figure, figures.values()))
+    and figures.keys() <= {*_SCORES, _SOURCE}
+    and all(_is_figure(figures[key]) for key in figures if key != _SOURCE)
+    and isinstance(figures.get(_SOURCE, ''), str)
     for figures in value.values()
   )
 
@@ -69,6 +70,8 @@ def _are_published(value: Any) -> bool:
 # What a key may be: one of some words, or in words and as a test.
 _Kind = tuple[str, ...] | tuple[str, Callable[[Any], bool]]
 _SCORES = ('psnr', 'ssim', 'lpips')
+# Of published figures, where they stand.
+_SOURCE = 'source'
 _NUMBERS = ('list of different numbers from 0', _are_numbers)
 _POSITIVE = (
   'list of positive numbers, not empty',
@@ -202,7 +205,8 @@ def parse(content: Mapping[str, Any]) -> Protocol:
   published = tables.pop('published', {})
   if not _are_published(published):
     raise ValueError(
-      f'published: needs tables of numbers, of {", ".join(_SCORES)}'
+      f'published: needs tables of numbers, of {", ".join(_SCORES)}, and '
+      f'{_SOURCE}, a text'
     )
   for table, values in tables.items():
     if table not in _KEYS or not isinstance(values, dict):

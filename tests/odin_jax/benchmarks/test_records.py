@@ -81,5 +81,5 @@ def test_records_to_train_on_are_not_scored_under_another_name(
     folder / schema.shard_name('train', 0, 1),
     tmp_path / schema.shard_name('test', 0, 1),
   )
-  with pytest.raises(errors.UserError, match='record 0 is of train'):
+  with pytest.raises(errors.UserError, match='split: train, not test'):
     records.held_out_pairs(tmp_path, image_size_px=16, num_pairs=9, seed=0)
