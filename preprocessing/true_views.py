@@ -22,7 +22,6 @@ if __name__ == '__main__' and not __package__:
   sys.stderr.write('error: type: python -m preprocessing.true_views\n')
   sys.exit(2)
 
-import json
 import pathlib
 from typing import Any
 
@@ -62,18 +61,28 @@ flags.mark_flags_as_required(['output'])
 _MIN_PSNR_DB = 20.0
 
 
-def _read(path: pathlib.Path, what: str) -> Any:
-  return json.loads(files.require_file(path, what).read_text())
+# What is read of a pair.
+_OF_PAIR = ('source_time_s', 'source_yaw_deg', 'source_pitch_deg')
 
 
 def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
   path = evaluation / 'metrics.json'
-  pairs = _read(path, 'an evaluation')['pairs']
-  if _PAIR.value >= len(pairs) or 'video_id' not in pairs[_PAIR.value]:
+  pairs = files.read_json(path, 'an evaluation', ('pairs',))['pairs']
+  has_pair = isinstance(pairs, list) and _PAIR.value < len(pairs)
+  pair = pairs[_PAIR.value] if has_pair else None
+  if not isinstance(pair, dict) or 'video_id' not in pair:
     raise errors.UserError(
       f'{path}: has no pair {_PAIR.value} of records; give another --pair'
     )
-  return pairs[_PAIR.value]
+  if not all(
+    type(pair.get(name)) in (int, float) and np.isfinite(pair[name])
+    for name in _OF_PAIR
+  ):
+    raise errors.UserError(
+      f'{path}: pair {_PAIR.value} lacks numbers as {", ".join(_OF_PAIR)}; '
+      'evaluate again'
+    )
+  return pair
 
 
 def _first_pose(
@@ -105,7 +114,11 @@ def _write_frames(
 def main() -> None:
   """Reads the flags and renders the path."""
   views = pathlib.Path(_VIEWS.value)
-  poses = _read(views / 'poses.json', 'the poses of the views')
+  poses = files.read_json(
+    views / 'poses.json',
+    'the poses of the views',
+    ('frames', 'fov_deg', 'width'),
+  )
   pair = _pair(pathlib.Path(_EVALUATION.value))
   world = footage.rebuild_world(pathlib.Path(_WORLDS.value), pair['video_id'])
   # Each rendered picture is held until the next.

@@ -1,6 +1,5 @@
 """What the page of a run shows: pictures, paths and points of its folders."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import trimesh
 
 from odin_jax.reporting import summary, verdict
 from odin_jax.shared import (
+  errors,
   page,
   provenance,
   quantities,
@@ -103,7 +103,7 @@ def _grids(evaluations: pathlib.Path) -> list[dict[str, Any]]:
 
 def _grid(evaluation: pathlib.Path) -> list[dict[str, Any]]:
   """Source, truth and sample of pairs spread over an evaluation."""
-  pairs = json.loads((evaluation / 'metrics.json').read_text())['pairs']
+  pairs = summary.read_json(evaluation / 'metrics.json', 'pairs')['pairs']
   chosen = np.linspace(0, len(pairs) - 1, min(_GRID_PAIRS, len(pairs)))
   cells = []
   for index in np.unique(chosen.astype(int)):
@@ -129,7 +129,7 @@ def _views(run: pathlib.Path, path: dict[str, Any]) -> list[dict[str, Any]]:
     per view `camera2scene`, `image`, `truth` or None, `psnr` or None.
   """
   generated = run / 'generate'
-  frames = summary.read_json(generated / 'poses.json')['frames']
+  frames = summary.read_json(generated / 'poses.json', 'frames')['frames']
   truths: list[str | None] = [None] * len(frames)
   psnr: list[float | None] = [None] * len(frames)
   if path:
@@ -152,7 +152,13 @@ def _views(run: pathlib.Path, path: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
   """Positions and colours of a PLY file, thinned to what a page bears."""
-  cloud = trimesh.load(path, process=False)
+  try:
+    cloud = trimesh.load(path, process=False)
+  # trimesh raises whatever a damaged file makes it trip over.
+  except Exception as error:  # noqa: BLE001
+    raise errors.UserError(
+      f'{path}: no points in PLY ({error}); run odin_jax.reconstruct again'
+    ) from error
   # An empty file is loaded as a scene, which has no vertices.
   vertices = np.asarray(getattr(cloud, 'vertices', []), np.float64)
   vertices = vertices.reshape(-1, 3)

@@ -1,6 +1,5 @@
 """The figures of a run, from the files that its stages left."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -19,35 +18,36 @@ _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
 _FURTHER = ('model_mean', 'sweep')
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """A JSON file.
+_STAGE = 'a finished stage of the run'
+
+
+def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+  """A JSON file with these keys.
 
   Raises:
-    errors.UserError: there is none.
+    errors.UserError: there is none, or it is damaged.
   """
-  files.require_file(path, 'a finished stage of the run')
-  return json.loads(path.read_text())
+  return files.read_json(path, _STAGE, keys)
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file with one JSON object per line.
+def read_rows(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
+  """The rows of a file with one JSON object, with these keys, per line.
 
   Raises:
-    errors.UserError: there is none.
+    errors.UserError: there is none, or it is damaged.
   """
-  files.require_file(path, 'a finished stage of the run')
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return files.read_json_lines(path, _STAGE, keys)
 
 
 def _evaluations(run: pathlib.Path) -> dict[str, dict[str, float]]:
   """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ..."""
-  folders = sorted((run / 'evaluate').glob('*/metrics.json'))
+  contents = {
+    path.parent.name: read_json(path, 'mean', 'pairs')
+    for path in sorted((run / 'evaluate').glob('*/metrics.json'))
+  }
   return {
-    path.parent.name: {
-      **json.loads(path.read_text())['mean'],
-      'pairs': len(json.loads(path.read_text())['pairs']),
-    }
-    for path in folders
+    name: {**content['mean'], 'pairs': len(content['pairs'])}
+    for name, content in contents.items()
   }
 
 
@@ -113,17 +113,17 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
   """The contents of summary.json.
 
   Raises:
-    errors.UserError: a stage has left no figures.
+    errors.UserError: a stage has left no figures, or damaged ones.
   """
   audit = read_json(run / 'audit' / 'audit.json')
   of_audit = audit.pop('verdict', [])
-  rows = read_rows(run / 'train' / 'metrics.jsonl')
-  evaluation = read_json(run / 'evaluate' / MODEL / 'metrics.json')
+  rows = read_rows(run / 'train' / 'metrics.jsonl', 'step', 'loss', 'mask_mean')
+  evaluation = read_json(run / 'evaluate' / MODEL / 'metrics.json', 'protocol')
   protocol = evaluation['protocol'].get('model', {})
   evaluations = _evaluations(run)
   tenth = max(1, len(rows) // 10)
   loss = np.array([row['loss'] for row in rows])
-  stages = read_rows(run / 'stages.jsonl')
+  stages = read_rows(run / 'stages.jsonl', 'stage', 'seconds', 'peak_rss_mb')
   figures = {
     **audit,
     'train': {
@@ -138,7 +138,9 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
       'unseen': _gains(evaluations, UNSEEN),
     },
     'path': true_path.figures(run / 'generate', run / 'truth'),
-    'reconstruct': read_json(run / 'reconstruct' / 'reconstruction.json'),
+    'reconstruct': read_json(
+      run / 'reconstruct' / 'reconstruction.json', 'points', 'coverage'
+    ),
     'software': evaluation['protocol'].get('software', {}),
     'seconds': {row['stage']: row['seconds'] for row in stages},
     'peak_rss_mb': {row['stage']: row['peak_rss_mb'] for row in stages},

@@ -4,13 +4,12 @@
 none, for its frames lie elsewhere.
 """
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from odin_jax.shared import digests, errors, psnr, user_images
+from odin_jax.shared import digests, errors, files, psnr, user_images
 
 
 def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
@@ -32,8 +31,12 @@ def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
   note = truth / 'truth.json'
   if not note.is_file():
     return {}
-  content = json.loads(note.read_text())
-  poses = json.loads((generated / 'poses.json').read_text())
+  content = files.read_json(
+    note, 'the truth', ('views_sha256', 'frames', 'metres_per_scene_unit')
+  )
+  poses = files.read_json(
+    generated / 'poses.json', 'the poses of the views', ('frames',)
+  )
   names = [view['file'] for view in poses['frames']]
   first = user_images.read(generated / names[0], 'a generated view')
   own: list[float | None] = []

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from odin_jax.shared import errors, locks
 
@@ -74,6 +74,48 @@ def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   if not os.path.isfile(path):
     raise errors.UserError(f'{path}: no such file; {what} is needed here')
   return path
+
+
+def read_json(
+  path: str | os.PathLike[str], what: str, keys: Sequence[str] = ()
+) -> dict[str, Any]:
+  """The object in a JSON file that another command wrote.
+
+  Args:
+    path: of the file.
+    what: it is, should there be none.
+    keys: that it has.
+
+  Raises:
+    errors.UserError: there is no such file, or it is cut or of another kind.
+  """
+  return _json_object(require_file(path, what).read_bytes(), str(path), keys)
+
+
+def read_json_lines(
+  path: str | os.PathLike[str], what: str, keys: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+  """As `read_json`, of a file with an object in each line, at least one."""
+  lines = require_file(path, what).read_bytes().splitlines()
+  return [
+    _json_object(line, f'{path}: line {number}', keys)
+    for number, line in enumerate(lines or [b''], 1)
+  ]
+
+
+def _json_object(
+  text: bytes, where: str, keys: Sequence[str]
+) -> dict[str, Any]:
+  try:
+    content = json.loads(text)
+    fault = None if isinstance(content, dict) else 'no JSON object'
+  except ValueError as error:
+    fault = f'no whole JSON ({error})'
+  if not fault and (missing := [key for key in keys if key not in content]):
+    fault = f'has no {missing[0]!r}'
+  if fault:
+    raise errors.UserError(f'{where}: {fault}; run again what writes it')
+  return content
 
 
 def require_folder(path: str | os.PathLike[str], what: str) -> pathlib.Path:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from odin_jax.reporting import true_path, verdict
+from odin_jax.reporting import contents, summary, true_path, verdict
 from odin_jax.shared import errors
 from tests.helpers import run_folders
 
@@ -201,3 +201,37 @@ def test_a_run_that_lacks_a_stage_is_refused(run_folder, repository):
   done = call(repository, f'--run={run_folder}')
   assert done.returncode == 2
   assert 'metrics.jsonl' in done.stderr and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'name, key',
+  [
+    ('audit/audit.json', None),
+    ('train/metrics.jsonl', 'step'),
+    ('evaluate/model/metrics.json', 'protocol'),
+    ('generate/poses.json', 'frames'),
+    ('truth/truth.json', 'views_sha256'),
+    ('reconstruct/reconstruction.json', 'points'),
+    ('stages.jsonl', 'stage'),
+  ],
+)
+def test_what_a_stage_left_cut_or_of_another_version_is_named(
+  run_folder, name, key
+):
+  run_folders.write_truth(run_folder)
+  path = run_folder / name
+  whole = path.read_bytes()
+  path.write_bytes(whole.rstrip()[:-3])
+  with pytest.raises(errors.UserError, match=f'{path}: .*no whole JSON'):
+    summary.summarise(run_folder)
+  path.write_text('{}\n')
+  if key:
+    with pytest.raises(errors.UserError, match=f"{path}: .*has no '{key}'"):
+      summary.summarise(run_folder)
+
+
+def test_points_that_are_none_are_named(tmp_path):
+  path = tmp_path / 'points.ply'
+  path.write_text('ply')
+  with pytest.raises(errors.UserError, match=f'{path}: no points in PLY'):
+    contents._point_cloud(path)
