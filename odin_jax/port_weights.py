@@ -293,7 +293,8 @@ def _finish(facts: Mapping[str, Any]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   if _EXPORT.value:
     made, then = f'{facts["source"]} in the layout {_EXPORT.value}', None
-  elif 'files' in facts:
+  # A diffusers model has files, too.
+  elif _FORMAT.value in (*_LPIPS, _LPIPS_PACKAGE):
     made = f'weights of the metric LPIPS, of {len(facts["files"])} files'
     then = None
   else:

@@ -227,7 +227,8 @@ def write_safetensors(
     file.write(np.array(len(text), _LENGTH).tobytes())
     file.write(text)
     for tensor in tensors.values():
-      np.ascontiguousarray(tensor.read()).tofile(file)
+      # tofile() would not say that a disk is full.
+      file.write(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
     file.flush()
     os.fsync(file.fileno())
 
