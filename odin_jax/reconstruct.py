@@ -36,6 +36,7 @@ import numpy as np
 from odin_jax.geometry import fusion, stereo
 from odin_jax.shared import (
   command,
+  cores,
   errors,
   files,
   image_files,
@@ -211,6 +212,7 @@ def main() -> None:
   size = views.size_px
   working_px = min(max(size, _MIN_SIZE_PX.value), _MAX_SIZE_PX.value)
   sweep, rule = settings(size, working_px, len(names))
+  command.say([cores.text()])
   result = fusion.reconstruct(
     fusion.resize(views, working_px),
     sweep,

@@ -8,7 +8,6 @@ a rule too: one that no rule names is an error.
 """
 
 import collections
-import os
 import re
 from typing import Any, Mapping, Sequence
 
@@ -16,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from odin_jax.shared import errors
+from odin_jax.shared import cores, errors
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
@@ -36,7 +35,7 @@ def devices_text(devices: Sequence[jax.Device] | None = None) -> str:
   kinds = collections.Counter(device.device_kind for device in found)
   text = ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
   if found[0].platform == 'cpu':
-    text += f' ({len(os.sched_getaffinity(0))} cores)'
+    text += f' ({cores.count()} cores)'
   return f'devices: {text}'
 
 

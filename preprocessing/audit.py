@@ -28,7 +28,7 @@ if __name__ == '__main__' and not __package__:
 
 from absl import flags
 
-from odin_jax.shared import command, errors, files, page
+from odin_jax.shared import command, cores, errors, files, page
 from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
@@ -66,6 +66,7 @@ def main() -> None:
       f'{_RECORDS.value}: every video in it is excluded; nothing to judge'
     )
   output = files.claim_output(_OUTPUT.value, TOOL)
+  command.say([cores.text()])
   report, rows = figures.compute(audited, _TRUTH.value, _MAX_MATCHED.value)
   assessments = [
     sample.assess(audited[row['place']])

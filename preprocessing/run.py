@@ -32,11 +32,11 @@ import contextlib
 import json
 import pathlib
 import resource
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, Mapping
 
 from absl import flags
 
-from odin_jax.shared import command, errors, files, progress
+from odin_jax.shared import command, cores, errors, files, progress
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import detection, frames, projections
@@ -185,6 +185,7 @@ def events(
 ) -> Iterator[workers.Report | workers.Outcome]:
   """Does all jobs on the engine that was asked for."""
   if _ENGINE.value == 'local':
+    command.say([_devices_text(jobs[0].settings.matching.options)])
     return workers.run(jobs, _NUM_WORKERS.value, _MAX_ATTEMPTS.value)
   return ray_engine.run(
     jobs,
@@ -196,6 +197,14 @@ def events(
       gpus_per_actor=_GPUS_PER_ACTOR.value,
     ),
   )
+
+
+def _devices_text(options: Mapping[str, Any]) -> str:
+  """What videos are computed on, by options of the matcher."""
+  device = options.get('device')
+  if device == 'auto':
+    device = 'cuda where there is a GPU'
+  return f'{cores.text()}{f", the matcher: {device}" if device else ""}'
 
 
 def process_all(

@@ -36,7 +36,7 @@ from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, cores, errors, files
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
 from preprocessing.views import alignment
@@ -134,6 +134,7 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     for index in range(_NUM_WORLDS.value)
   ]
   pictures = len(jobs) * len(footage.picture_times_s(_SECONDS.value))
+  command.say([cores.text()])
   names = pool.run(
     footage.make_video,
     jobs,
@@ -216,6 +217,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     )
     for index in range(_NUM_WORLDS.value)
   ]
+  command.say([cores.text()])
   names = pool.run(
     true_pairs.make_part,
     jobs,

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import cv2
 
-from odin_jax.shared import errors, progress
+from odin_jax.shared import cores, errors, progress
 
 # What a process needs in its environment from the start.
 SINGLE_THREADED = {
@@ -73,7 +73,7 @@ def run(
   with (
     _single_threaded(),
     futures.ProcessPoolExecutor(
-      max(1, min(num_workers or num_cores(), len(jobs))),
+      max(1, min(num_workers or cores.count(), len(jobs))),
       mp_context=_CONTEXT,
       initializer=_count_with,
       initargs=(counter,),
@@ -130,7 +130,7 @@ def each(
   """
   todo = ((job, 1) for job in jobs)
   again: collections.deque[tuple[Job, int]] = collections.deque()
-  crew = _Crew(work, num_workers or num_cores())
+  crew = _Crew(work, num_workers or cores.count())
   try:
     while True:
       while crew.has_room() and (task := next_task(todo, again)):
@@ -269,13 +269,6 @@ def prepare() -> None:
 def _leave_keyboard_to_parent() -> None:
   """The parent decides when the keyboard's interrupt ends its children."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def num_cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _follow_parent() -> None:

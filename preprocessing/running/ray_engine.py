@@ -26,7 +26,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, cores, errors, files
 from preprocessing import matchers
 from preprocessing.running import pool, workers
 from preprocessing.writing import parts
@@ -245,7 +245,7 @@ def _cluster(rules: Rules) -> Iterator[None]:
   else:
     cluster = {
       'address': 'local',
-      'num_cpus': rules.num_workers or pool.num_cores(),
+      'num_cpus': rules.num_workers or cores.count(),
       'object_store_memory': rules.object_store_mb * 2**20,
       'include_dashboard': False,
     }

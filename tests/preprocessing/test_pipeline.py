@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from odin_jax.shared import camera, record_folder, schema
+from odin_jax.shared import camera, cores, record_folder, schema
 from preprocessing import panorama
 from preprocessing.procedural import footage
 from tests.helpers import layouts
@@ -361,7 +361,8 @@ def test_ledger_names_what_was_passed_over(finished, worlds):
 
 def test_a_run_ends_with_what_it_used_and_what_is_next(first_run):
   output, done = first_run
-  used, holds, audit, train = done.stdout.splitlines()
+  devices, used, holds, audit, train = done.stdout.splitlines()
+  assert devices == cores.text()
   assert used == (
     '2 of 8 videos used, 6 dropped: name that cannot be used (4), same stem as '
     f'another video (1), not a video, or truncated (1); see {output}/'
@@ -392,7 +393,7 @@ def test_too_many_bad_videos_fail_the_run_after_the_good_ones_are_written(
   assert done.returncode == 2
   assert done.stderr.startswith('error: 6 of 8 videos were dropped, more than')
   assert done.stderr.count('\n') == 1 and str(output) in done.stderr
-  assert done.stdout.startswith('2 of 8 videos used, 6 dropped: ')
+  assert '\n2 of 8 videos used, 6 dropped: ' in done.stdout
   assert {
     name: data
     for name, data in contents(output).items()
