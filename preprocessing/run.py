@@ -185,7 +185,6 @@ def events(
 ) -> Iterator[workers.Report | workers.Outcome]:
   """Does all jobs on the engine that was asked for."""
   if _ENGINE.value == 'local':
-    command.say([_devices_text(jobs[0].settings.matching.options)])
     return workers.run(jobs, _NUM_WORKERS.value, _MAX_ATTEMPTS.value)
   return ray_engine.run(
     jobs,
@@ -303,6 +302,8 @@ def main() -> None:
     workers.Job(path=path, output=output, settings=job_settings)
     for path in found.videos
   ]
+  if _ENGINE.value == 'local':
+    command.say([_devices_text(job_settings.matching.options)])
   with contextlib.closing(events(jobs)) as running:
     outcomes = process_all(running, num_videos=len(jobs))
   done = [(path, outcomes[path.stem]) for path in found.videos]

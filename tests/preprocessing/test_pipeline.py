@@ -469,6 +469,9 @@ def make_bad_input(tmp_path, fault):
     return path
   if fault == 'missing':
     return path / 'absent.mp4'
+  if fault == 'only a bad name':
+    (path / f'{"x" * 246}.mp4').touch()
+    return path
   file = path / 'film.mp4'
   if fault == 'flat film':
     write_flat_film(file)
@@ -488,6 +491,7 @@ def make_bad_input(tmp_path, fault):
     ('flat film', 'film.mp4'),
     ('not a video', 'film.mp4'),
     ('only bad videos', 'no usable video'),
+    ('only a bad name', 'no usable video'),
   ],
 )
 def test_bad_input_is_one_line_and_status_2(repository, tmp_path, fault, says):
