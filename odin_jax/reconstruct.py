@@ -35,6 +35,7 @@ import numpy as np
 
 from odin_jax.geometry import fusion, stereo
 from odin_jax.shared import (
+  camera,
   command,
   cores,
   errors,
@@ -93,11 +94,8 @@ def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
 
 def _pose(frame: dict[str, Any], path: pathlib.Path) -> np.ndarray:
   pose = np.array(frame['camera2scene'], np.float64).reshape(3, 4)
-  rotation = pose[:, :3]
-  if (
-    not np.isfinite(pose).all()
-    or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3)
-    or np.linalg.det(rotation) < 0
+  if not np.isfinite(pose).all() or not camera.is_rotation(
+    pose[:, :3], tolerance=1e-3
   ):
     raise errors.UserError(
       f'{path}: camera2scene of {frame["file"]} is no rotation and translation'

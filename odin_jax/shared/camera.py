@@ -129,6 +129,20 @@ def relative_view_pose(
   )
 
 
+def is_rotation(matrix: Num[np.ndarray, '3 3'], tolerance: float) -> bool:
+  """Whether a matrix is orthonormal and does not mirror.
+
+  Args:
+    matrix: finite numbers.
+    tolerance: by which products of its rows may be off.
+  """
+  matrix = matrix.astype(np.float64)
+  return bool(
+    np.allclose(matrix @ matrix.T, np.eye(3), atol=tolerance)
+    and np.linalg.det(matrix) >= 0
+  )
+
+
 def rotation_angle_deg(
   rotation: Rotation,
 ) -> Values:

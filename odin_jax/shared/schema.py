@@ -10,7 +10,7 @@ from typing import Any, Iterable, Mapping
 
 import numpy as np
 
-from odin_jax.shared import tfrecord
+from odin_jax.shared import camera, tfrecord
 
 SCHEMA_VERSION = 1
 DATASET_NAME = 'odin_pairs'
@@ -119,13 +119,10 @@ def _problem(feature: Feature, value: Any) -> str | None:
     return f'needs shape {feature.shape}, got {array.shape}'
   if not np.all(np.isfinite(array)):
     return 'not finite'
-  if feature.shape == _POSE_SHAPE:
-    rotation = array[:, :3].astype(np.float64)
-    if (
-      not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
-      or np.linalg.det(rotation) < 0
-    ):
-      return 'its first three columns are no rotation'
+  if feature.shape == _POSE_SHAPE and not camera.is_rotation(
+    array[:, :3], tolerance=1e-4
+  ):
+    return 'its first three columns are no rotation'
   return None
 
 
