@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from odin_jax.shared import locks
 from tests.helpers import tiny_videos
 
-_NUM_KILLS = 6
+_NUM_KILLS = 8
 _TICKS_PER_S = os.sysconf('SC_CLK_TCK')
 _POLL_S = 0.02
 _END_S = 30
@@ -105,28 +106,39 @@ def undisturbed(videos, repository, tmp_path_factory):
 
 
 def test_killed_at_any_moment(videos, undisturbed, repository, tmp_path):
-  """Moments are of computing, which other load of the machine moves little."""
+  """Moments are of computing, which other load of the machine moves little.
+
+  A run that was killed is started again, and that one killed too, until one
+  ends by itself.
+  """
   expected, seconds = undisturbed
   rng = random.Random(0)
   hits = 0
   states = set()
-  for kill in range(_NUM_KILLS):
-    output = tmp_path / str(kill)
-    process = start(repository, videos, output)
-    follow(process, (kill + rng.random()) / _NUM_KILLS * seconds)
-    hits += process.poll() is None
-    # The parent alone, whose children must follow, or all at once.
-    (os.kill, os.killpg)[kill % 2](process.pid, signal.SIGKILL)
-    process.wait()
-    assert_nothing_runs(process.pid)
-    if output.is_dir():
-      states.add(frozenset(tiny_videos.contents(output)))
+  output = tmp_path / 'records'
+  while True:
     whole = written_at(output)
-    done = run(repository, videos, output)
-    assert done.returncode == 0, done.stderr
-    assert tiny_videos.contents(output) == expected
+    process = start(repository, videos, output)
+    if hits < _NUM_KILLS:
+      follow(process, rng.random() * seconds)
+    else:
+      follow(process, float('inf'))
+    # The parent alone, whose children must follow, or all at once.
+    if process.poll() is None:
+      (os.kill, os.killpg)[hits % 2](process.pid, signal.SIGKILL)
+      hits += 1
+    ended = process.wait() == 0
+    assert_nothing_runs(process.pid)
     assert whole.items() <= written_at(output).items()
-  assert hits >= _NUM_KILLS / 2
+    if ended:
+      assert tiny_videos.contents(output) == expected
+      if hits == _NUM_KILLS:
+        break
+      shutil.rmtree(output)
+    else:
+      assert process.returncode == -signal.SIGKILL
+      if output.is_dir():
+        states.add(frozenset(tiny_videos.contents(output)))
   assert len(states) >= 2
 
 
