@@ -284,10 +284,11 @@ def main() -> None:
         bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
         metrics, since = [], time.monotonic()
       if save:
-        # Even from a loss that is finite, a step may lead to NaN.
-        if not checkpoint.is_finite(state):
-          raise errors.UserError(_diverged('parameters are', done))
-        checkpoints.save(done, state, frozen, config)
+        try:
+          checkpoints.save(done, state, frozen, config)
+        except checkpoint.NotFiniteError as error:
+          # Even from a loss that is finite, a step may lead to NaN.
+          raise errors.UserError(_diverged('parameters are', done)) from error
       bar.update()
       if stopped_by:
         break

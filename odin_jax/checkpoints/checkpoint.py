@@ -5,22 +5,31 @@ the previous checkpoint whole. The parts of a checkpoint can be restored one by
 one and onto any mesh.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Iterator, Mapping
+import sys
+from typing import Any, Callable, Iterator, Mapping
 
+from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from odin_jax import sharding
+from odin_jax.checkpoints import checksums
 from odin_jax.models import conditioning, encoders
 from odin_jax.shared import errors, files
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
+ENCODERS = 'encoders'
+CHECKSUMS = 'checksums'
+_OTHERWISE = (
+  'delete this folder, so that an earlier checkpoint is used, or make a new '
+  '--workdir'
+)
 _KEEP = 2
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
@@ -75,19 +84,8 @@ def params_sha256(params: Any) -> str:
   return digest.hexdigest()
 
 
-@jax.jit
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
-
-def is_finite(tree: Any) -> bool:
-  """Whether no number of a tree is NaN or infinite."""
-  leaves = [
-    leaf
-    for leaf in jax.tree.leaves(tree)
-    if jnp.issubdtype(leaf.dtype, jnp.floating)
-  ]
-  return not leaves or bool(_all_finite(leaves))
+class NotFiniteError(ValueError):
+  """A state with a NaN or an infinity, which is not saved."""
 
 
 def _abstract(tree: Any, tree_shardings: Any) -> Any:
@@ -103,6 +101,18 @@ def _abstract(tree: Any, tree_shardings: Any) -> Any:
 def _abstract_encoders(config: Config, where: Any) -> Any:
   arrays = encoders.abstract(config)
   return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
+
+
+def _pass_over_abandoned_reads(
+  otherwise: Callable[[Any], None], unraisable: Any
+) -> None:
+  """A `sys.unraisablehook` for after a restore that failed.
+
+  TensorStore's threads say of each array that they were still reading that the
+  event loop is gone.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    otherwise(unraisable)
 
 
 def is_ported(config: Config) -> bool:
@@ -147,29 +157,43 @@ class Checkpoints:
     frozen: encoders.Encoders,
     config: Config,
   ) -> None:
-    """Starts to save a step; one that is saved already is left alone."""
+    """Starts to save a step; one that is saved already is left alone.
+
+    Raises:
+      NotFiniteError: not all numbers of the state are finite.
+    """
     if self.latest() == step:
       return
-    items = {
-      item: self._args.StandardSave({name: state[name] for name in names})
+    trees = {
+      item: {name: state[name] for name in names}
       for item, names in _ITEMS.items()
+    }
+    trees[ENCODERS] = frozen
+    sums, is_finite = checksums.inspect(trees)
+    if not is_finite:
+      raise NotFiniteError(f'step {step}')
+    items = {
+      item: self._args.StandardSave(tree) for item, tree in trees.items()
     }
     self._manager.save(
       step,
       args=self._args.Composite(
         **items,
-        encoders=self._args.StandardSave(frozen),
         config=self._args.JsonSave(config),
+        **{CHECKSUMS: self._args.JsonSave(checksums.sealed(config, sums))},
       ),
       force=True,
     )
 
   def config(self, step: int) -> Config:
-    """The config of a step."""
-    restored = self._manager.restore(
-      step, args=self._args.Composite(config=self._args.JsonRestore())
-    )
-    return restored['config']
+    """The config of a step.
+
+    Raises:
+      errors.UserError: it is damaged.
+    """
+    config = self._restore(step, config=self._args.JsonRestore())['config']
+    self._require_same(step, {}, config)
+    return config
 
   def check(self, step: int, given: Config) -> None:
     """Raises errors.UserError unless `given` may continue from `step`."""
@@ -186,7 +210,7 @@ class Checkpoints:
     """State and encoders of a step, straight into their shards.
 
     Raises:
-      errors.UserError: not all of its numbers are finite.
+      errors.UserError: it is damaged, or not all of its numbers are finite.
     """
     where = jax.tree.leaves(state_shardings)[0].mesh
     abstract = _abstract(abstract_state, state_shardings)
@@ -194,9 +218,9 @@ class Checkpoints:
       item: self._args.StandardRestore({name: abstract[name] for name in names})
       for item, names in _ITEMS.items()
     }
-    restored = self._manager.restore(step, args=self._args.Composite(**items))
+    restored = self._restore(step, **items)
+    self._require_sound(step, {item: restored[item] for item in items})
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
-    self._require_finite(step, state)
     return state, self.restore_encoders(
       step, config, sharding.replicated(where)
     )
@@ -213,37 +237,74 @@ class Checkpoints:
       params_shardings: where each goes.
 
     Raises:
-      errors.UserError: not all of them are finite.
+      errors.UserError: they are damaged, or not all of them are finite.
     """
     params = _abstract(abstract_params, params_shardings)
-    restored = self._manager.restore(
-      step,
-      args=self._args.Composite(
-        **{name: self._args.StandardRestore({name: params})}
-      ),
-    )
-    self._require_finite(step, restored[name])
-    return restored[name][name]
+    tree = self._restore(
+      step, **{name: self._args.StandardRestore({name: params})}
+    )[name]
+    self._require_sound(step, {name: tree})
+    return tree[name]
 
   def restore_encoders(
     self, step: int, config: Config, where: jax.sharding.NamedSharding
   ) -> encoders.Encoders:
     """The encoders of a step, all of them in one sharding."""
-    frozen = _abstract_encoders(config, where)
-    restored = self._manager.restore(
+    frozen = self._restore(
       step,
-      args=self._args.Composite(encoders=self._args.StandardRestore(frozen)),
-    )
-    self._require_finite(step, restored['encoders'])
-    return restored['encoders']
+      **{
+        ENCODERS: self._args.StandardRestore(_abstract_encoders(config, where))
+      },
+    )[ENCODERS]
+    self._require_sound(step, {ENCODERS: frozen})
+    return frozen
 
-  def _require_finite(self, step: int, tree: Any) -> None:
-    """Raises errors.UserError unless all numbers of a checkpoint are finite."""
-    if not is_finite(tree):
+  def _restore(self, step: int, **items: Any) -> Any:
+    """Items of a checkpoint.
+
+    Raises:
+      errors.UserError: they can't be read.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_pass_over_abandoned_reads, before)
+    try:
+      restored = self._manager.restore(step, args=self._args.Composite(**items))
+      sys.unraisablehook = before
+      return restored
+    # Orbax and TensorStore have no errors of their own for what is damaged.
+    except Exception as error:
+      says = (str(error).splitlines() or [type(error).__name__])[0].rstrip(': ')
+      raise errors.UserError(
+        f'{self._folder / str(step)}: {", ".join(items)}: cannot be read '
+        f'({says[:200]}); {_OTHERWISE}'
+      ) from error
+
+  def _require_same(
+    self, step: int, sums: Mapping[str, str], config: Config | None = None
+  ) -> None:
+    """Raises errors.UserError unless all is as it was saved."""
+    if not (self._folder / str(step) / CHECKSUMS).is_dir():
+      logging.warning(
+        '%s: has no checksums, for an earlier version made it: not checked',
+        self._folder / str(step),
+      )
+      return
+    kept = self._restore(step, **{CHECKSUMS: self._args.JsonRestore()})
+    names = checksums.damaged(kept[CHECKSUMS], sums, config)
+    if names:
+      raise errors.UserError(
+        f'{self._folder / str(step)}: {names[0]} is not as it was saved (and '
+        f'{len(names) - 1} more): the disk or a copy damaged it; {_OTHERWISE}'
+      )
+
+  def _require_sound(self, step: int, trees: Mapping[str, Any]) -> None:
+    """Raises errors.UserError unless arrays are as saved, and finite."""
+    sums, is_finite = checksums.inspect(trees)
+    self._require_same(step, sums)
+    if not is_finite:
       raise errors.UserError(
         f'{self._folder / str(step)}: its parameters are not all finite (NaN '
-        'or infinity): a training that diverged; delete this folder, so that '
-        'an earlier checkpoint is used, or train in a new --workdir'
+        f'or infinity): a training that diverged; {_OTHERWISE}'
       )
 
   def close(self) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checkpoint
+from odin_jax.checkpoints import checkpoint, checksums
 from odin_jax.models import encoders, odin
 from odin_jax.shared.lazy_array import LazyArray
 
@@ -93,12 +93,15 @@ def write_ported(
   given = {'params': params, 'encoders': frozen}
   if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, given):
     raise ValueError('parameters and config are of different networks')
+  trees = {'params': {'params': params}, checkpoint.ENCODERS: frozen}
+  sums = checksums.sealed(config, checksums.of_lazy(trees))
   manager = ocp.CheckpointManager(
     (workdir / checkpoint.FOLDER).absolute(),
     item_handlers={
       'params': streaming.handler(),
       'encoders': streaming.handler(),
       'config': ocp.JsonCheckpointHandler(),
+      checkpoint.CHECKSUMS: ocp.JsonCheckpointHandler(),
     },
   )
   if manager.latest_step() is not None:
@@ -106,9 +109,9 @@ def write_ported(
   manager.save(
     0,
     args=ocp.args.Composite(
-      params=ocp.args.PyTreeSave({'params': params}),
-      encoders=ocp.args.PyTreeSave(frozen),
+      **{item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()},
       config=ocp.args.JsonSave(config),
+      **{checkpoint.CHECKSUMS: ocp.args.JsonSave(sums)},
     ),
     force=True,
   )

@@ -15,7 +15,7 @@ import pytest
 
 from configs import train as recipes
 from odin_jax import predictors, sharding
-from odin_jax.checkpoints import checkpoint
+from odin_jax.checkpoints import checkpoint, checksums
 from odin_jax.shared import errors, locks, posed_pair, record_folder
 from odin_jax.training import journal, step
 from tests.helpers import default_sampling
@@ -258,7 +258,9 @@ def test_a_training_that_diverges_in_its_last_step_is_refused(
   assert not (workdir / 'final.json').exists()
 
 
-def test_a_checkpoint_with_nan_is_refused(command, finished, tmp_path):
+def test_a_checkpoint_with_nan_is_refused(
+  command, finished, tmp_path, monkeypatch
+):
   workdir = tmp_path / 'nan'
   shutil.copytree(finished, workdir)
   checkpoints = checkpoint.Checkpoints(workdir)
@@ -268,7 +270,14 @@ def test_a_checkpoint_with_nan_is_refused(command, finished, tmp_path):
   everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), abstract)
   state, frozen = checkpoints.restore(STEPS, abstract, everywhere, config)
   params = jax.tree.map(lambda leaf: leaf * np.nan, state['params'])
-  checkpoints.save(STEPS + 1, {**state, 'params': params}, frozen, config)
+  diverged = STEPS + 1, {**state, 'params': params}, frozen, config
+  with pytest.raises(checkpoint.NotFiniteError):
+    checkpoints.save(*diverged)
+  # One of a version that did not look.
+  inspect = checksums.inspect
+  with monkeypatch.context() as patched:
+    patched.setattr(checksums, 'inspect', lambda tree: (inspect(tree)[0], True))
+    checkpoints.save(*diverged)
   checkpoints.close()
   with pytest.raises(errors.UserError, match=f'checkpoints/{STEPS + 1}: its'):
     load_model(workdir, ema=False)
