@@ -261,40 +261,43 @@ def main() -> None:
   metrics: list[dict[str, Any]] = []
   since = time.monotonic()
   done = restored_step
-  with progress.bar(
-    config['steps'], 'step', desc='train', initial=restored_step
-  ) as bar:
-    for index in range(restored_step, config['steps']):
-      batch = jax.tree.map(
-        functools.partial(
-          jax.make_array_from_process_local_data, batch_sharding
-        ),
-        next(stream),
-      )
-      state, values = train_step(state, batch, frozen)
-      metrics.append(values)
-      done = index + 1
-      # Asked once: what comes after the save must not end the loop without one.
-      stopped_by = interrupt.name
-      last = done == config['steps'] or stopped_by
-      save = last or done % config['checkpoint_every'] == 0
-      if save or done % config['log_every'] == 0:
-        row = _summary(metrics, done, since, config)
-        rows.write(done, row)
-        bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
-        metrics, since = [], time.monotonic()
-      if save:
-        try:
-          checkpoints.save(done, state, frozen, config)
-        except checkpoint.NotFiniteError as error:
-          # Even from a loss that is finite, a step may lead to NaN.
-          raise errors.UserError(_diverged('parameters are', done)) from error
-      bar.update()
-      if stopped_by:
-        break
-  interrupt.close()
-  rows.close()
-  checkpoints.close()
+  try:
+    with progress.bar(
+      config['steps'], 'step', desc='train', initial=restored_step
+    ) as bar:
+      for index in range(restored_step, config['steps']):
+        batch = jax.tree.map(
+          functools.partial(
+            jax.make_array_from_process_local_data, batch_sharding
+          ),
+          next(stream),
+        )
+        state, values = train_step(state, batch, frozen)
+        metrics.append(values)
+        done = index + 1
+        # Asked once: what comes after the save must not end it without one.
+        stopped_by = interrupt.name
+        last = done == config['steps'] or stopped_by
+        save = last or done % config['checkpoint_every'] == 0
+        if save or done % config['log_every'] == 0:
+          row = _summary(metrics, done, since, config)
+          rows.write(done, row)
+          bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
+          metrics, since = [], time.monotonic()
+        if save:
+          try:
+            checkpoints.save(done, state, frozen, config)
+          except checkpoint.NotFiniteError as error:
+            # Even from a loss that is finite, a step may lead to NaN.
+            raise errors.UserError(_diverged('parameters are', done)) from error
+        bar.update()
+        if stopped_by:
+          break
+    interrupt.close()
+  finally:
+    rows.close()
+    # Waits for a save under way, which an error leaves whole, too.
+    checkpoints.close()
 
   # -- Figures ----------------------------------------------------------------
   if done < config['steps']:

@@ -230,16 +230,16 @@ def test_a_run_that_is_stopped_is_unfinished_and_goes_on(
 
 
 @pytest.mark.parametrize(
-  'rate,steps,words',
+  'rate,steps,every,words',
   [
     # The second step is the first with a rate above 0; the decay of weights,
     # so many times this one, is infinite.
-    ('3e38', 2, 'parameters are not finite at step 2'),
-    ('1e30', 3, 'loss is not finite at step 3'),
+    ('3e38', 2, 1000, 'parameters are not finite at step 2'),
+    ('1e30', 3, 2, 'loss is not finite at step 3'),
   ],
 )
 def test_a_training_that_diverges_in_its_last_step_is_refused(
-  command, tmp_path, rate, steps, words
+  command, tmp_path, rate, steps, every, words
 ):
   workdir = tmp_path / 'diverged'
   status, stderr = finish(
@@ -250,11 +250,14 @@ def test_a_training_that_diverges_in_its_last_step_is_refused(
       '--config.optimizer.weight_decay=1000.0',
       f'--config.steps={steps}',
       '--config.log_every=1000',
-      '--config.checkpoint_every=1000',
+      f'--config.checkpoint_every={every}',
     )
   )
   assert status == 2 and words in stderr.splitlines()[-1], stderr[-2000:]
-  assert checkpoint.Checkpoints(workdir).latest() is None
+  assert stderr.count('Traceback') == 0
+  # The save under way is completed.
+  saved = [path.name for path in (workdir / checkpoint.FOLDER).iterdir()]
+  assert saved == ([str(every)] if every < steps else [])
   assert not (workdir / 'final.json').exists()
 
 
