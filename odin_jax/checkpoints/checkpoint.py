@@ -5,11 +5,13 @@ the previous checkpoint whole. The parts of a checkpoint can be restored one by
 one and onto any mesh.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any, Callable, Iterator, Mapping
 
@@ -103,16 +105,47 @@ def _abstract_encoders(config: Config, where: Any) -> Any:
   return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
 
 
-def _pass_over_abandoned_reads(
+def _pass_over_what_is_abandoned(
   otherwise: Callable[[Any], None], unraisable: Any
 ) -> None:
-  """A `sys.unraisablehook` for after a restore that failed.
+  """A `sys.unraisablehook` for after a read or write that failed.
 
-  TensorStore's threads say of each array that they were still reading that the
-  event loop is gone.
+  Of each array that TensorStore was still at, it says that the event loop is
+  gone, and Python that Orbax's coroutine was not ended.
   """
-  if str(unraisable.exc_value) != 'Event loop is closed':
+  if str(unraisable.exc_value) not in (
+    'Event loop is closed',
+    'sys.meta_path is None, Python is likely shutting down',
+  ):
     otherwise(unraisable)
+
+
+def _reason(error: Exception) -> str:
+  """The system's words where it was the system that refused."""
+  text = str(error) or type(error).__name__
+  code = re.search(r"os_error_code='(\d+)'", text)
+  return os.strerror(int(code[1])) if code else text.splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
+  """Turns a failure of Orbax, which has no errors of its own, into one line.
+
+  Args:
+    what: that was done, 'PATH: cannot be read' for example.
+    otherwise: what to do then.
+
+  Raises:
+    errors.UserError: it failed.
+  """
+  before = sys.unraisablehook
+  # It stays after a failure: threads speak up later.
+  sys.unraisablehook = functools.partial(_pass_over_what_is_abandoned, before)
+  try:
+    yield
+  except Exception as error:
+    raise errors.UserError(f'{what} ({_reason(error)}); {otherwise}') from error
+  sys.unraisablehook = before
 
 
 def is_ported(config: Config) -> bool:
@@ -161,6 +194,7 @@ class Checkpoints:
 
     Raises:
       NotFiniteError: not all numbers of the state are finite.
+      errors.UserError: this one, or the one before, cannot be written.
     """
     if self.latest() == step:
       return
@@ -175,15 +209,17 @@ class Checkpoints:
     items = {
       item: self._args.StandardSave(tree) for item, tree in trees.items()
     }
-    self._manager.save(
-      step,
-      args=self._args.Composite(
-        **items,
-        config=self._args.JsonSave(config),
-        **{CHECKSUMS: self._args.JsonSave(checksums.sealed(config, sums))},
-      ),
-      force=True,
-    )
+    kept = checksums.sealed(config, sums)
+    with self._writing():
+      self._manager.save(
+        step,
+        args=self._args.Composite(
+          **items,
+          config=self._args.JsonSave(config),
+          **{CHECKSUMS: self._args.JsonSave(kept)},
+        ),
+        force=True,
+      )
 
   def config(self, step: int) -> Config:
     """The config of a step.
@@ -265,19 +301,11 @@ class Checkpoints:
     Raises:
       errors.UserError: they can't be read.
     """
-    before = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_pass_over_abandoned_reads, before)
-    try:
-      restored = self._manager.restore(step, args=self._args.Composite(**items))
-      sys.unraisablehook = before
-      return restored
-    # Orbax and TensorStore have no errors of their own for what is damaged.
-    except Exception as error:
-      says = (str(error).splitlines() or [type(error).__name__])[0].rstrip(': ')
-      raise errors.UserError(
-        f'{self._folder / str(step)}: {", ".join(items)}: cannot be read '
-        f'({says[:200]}); {_OTHERWISE}'
-      ) from error
+    where = self._folder / str(step)
+    with _as_user_error(
+      f'{where}: {", ".join(items)}: cannot be read', _OTHERWISE
+    ):
+      return self._manager.restore(step, args=self._args.Composite(**items))
 
   def _require_same(
     self, step: int, sums: Mapping[str, str], config: Config | None = None
@@ -308,9 +336,20 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits until everything is on disk.
+
+    Raises:
+      errors.UserError: it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return _as_user_error(
+      f'{self._folder}: a checkpoint cannot be written',
+      'the one before is whole; make room, and the same command goes on from it',
+    )
 
 
 def open_latest(

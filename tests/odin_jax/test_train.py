@@ -1,7 +1,9 @@
 """Training through its command line: figures, exact resume, faults."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -259,6 +261,22 @@ def test_a_training_that_diverges_in_its_last_step_is_refused(
   saved = [path.name for path in (workdir / checkpoint.FOLDER).iterdir()]
   assert saved == ([str(every)] if every < steps else [])
   assert not (workdir / 'final.json').exists()
+
+
+def test_a_disk_that_is_full_costs_one_line_and_no_checkpoint(
+  command, tmp_path
+):
+  workdir = tmp_path / 'full'
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+  process = command(workdir, '--config.steps=2')
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  status, stderr = finish(process)
+  assert status == 2 and 'Traceback' not in stderr, stderr[-2000:]
+  assert f'cannot be written ({os.strerror(errno.EFBIG)});' in stderr
+  assert checkpoint.Checkpoints(workdir).latest() is None
+  status, stderr = finish(command(workdir, '--config.steps=2'))
+  assert status == 0 and final(workdir)['restored_step'] == 0, stderr[-2000:]
 
 
 def test_a_checkpoint_with_nan_is_refused(
