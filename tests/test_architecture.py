@@ -88,8 +88,8 @@ WINGS = {
   ],
   # Records -> model -> samples -> scene.
   'odin_jax.batches': ['odin_jax.shared'],
-  'odin_jax.benchmarks': ['odin_jax.shared'],
   'odin_jax.geometry': ['odin_jax.shared'],
+  'odin_jax.benchmarks': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.diffusion': [],
   'odin_jax.models': ['odin_jax.shared'],
   'odin_jax.metrics': ['odin_jax.models'],
@@ -136,6 +136,7 @@ ENTRY_POINTS = [
   'preprocessing.audit',
   'odin_jax.train',
   'odin_jax.evaluate',
+  'odin_jax.evaluate_meshes',
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',
@@ -148,6 +149,8 @@ RESTRICTED = {
   'torch': (('preprocessing', TORCH_FILES), True),
   # Models of COLMAP are read in one file of odin_jax.
   'pycolmap': (('preprocessing', 'odin_jax.benchmarks.mipnerf360'), True),
+  # Only what renders or scores meshes needs it.
+  'embreex': (('odin_jax.geometry.meshes',), True),
   'ray': (('preprocessing',), True),
   'jax': (('odin_jax',), False),
   'flax': (('odin_jax',), False),

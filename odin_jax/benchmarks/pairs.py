@@ -1,9 +1,28 @@
 """What every benchmark gives: posed pairs of square views, and their facts."""
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
+
+from jaxtyping import Bool, Float32
+import numpy as np
 
 from odin_jax.shared import posed_pair
+
+
+class PairTruth(NamedTuple):
+  """What is known of the surfaces that pairs show; arrays over all pairs.
+
+  Attributes:
+    source_depth: [n s s], z along the optical axis at pixel centres, in the
+      units of the pose; inf where there is no surface.
+    target_depth: [n s s], likewise.
+    target_moving: [n s s], whether what the target shows there moves; None
+      where it is not known.
+  """
+
+  source_depth: Float32[np.ndarray, 'n s s']
+  target_depth: Float32[np.ndarray, 'n s s']
+  target_moving: Bool[np.ndarray, 'n s s'] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,11 +33,13 @@ class PairSet:
     pairs: a batch of all; their targets are what has to be predicted.
     facts: what the benchmark knows of every pair, ready for JSON.
     protocol: how they were chosen.
+    truth: of their surfaces; None where it is not known.
   """
 
   pairs: posed_pair.PosedPair
   facts: list[dict[str, Any]]
   protocol: dict[str, Any]
+  truth: PairTruth | None = None
 
 
 def scene_of(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ Whatever a layout calls its axes and pixels, here they are those of
 import dataclasses
 import functools
 import pathlib
+from typing import Mapping
 
 import cv2
 from jaxtyping import Float, UInt8
@@ -134,6 +135,7 @@ class PosedView:
     depth: typical z of what is seen, in the scene's unit; None if not known.
     mask_path: of a picture that is not 0 where the object is; None without.
     undistortion: what makes a pinhole camera's picture of the file.
+    facts: what else is known of it, ready for JSON.
   """
 
   name: str
@@ -145,6 +147,7 @@ class PosedView:
   depth: float | None = None
   mask_path: pathlib.Path | None = None
   undistortion: Undistortion | None = None
+  facts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def read(self) -> UInt8[np.ndarray, 'h w 3']:
     """The picture, sRGB; over white where it is transparent.
@@ -164,6 +167,20 @@ class PosedView:
         'not what it had; read the folder again'
       )
     return undistorted
+
+  def depths(
+    self, fov_deg: float, size_px: int
+  ) -> Float[np.ndarray, 's s'] | None:
+    """z at the pixel centres of the square view around the principal point.
+
+    In the scene's unit, inf where there is no surface; None where it is not
+    known, as of a photograph.
+
+    Args:
+      fov_deg: of the square view.
+      size_px: its side.
+    """
+    del fov_deg, size_px
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,15 @@ import os
 import pathlib
 from typing import Any, Callable, Mapping
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-from odin_jax.benchmarks import focus, pairs, posed_views, protocols
+from odin_jax.benchmarks import focus, gso, pairs, posed_views, protocols
 from odin_jax.shared import camera, errors, files, posed_pair
 
 Read = Callable[[str | os.PathLike[str]], posed_views.PosedViews]
+Depths = Float[np.ndarray, 's s']
 
 _FILTERS = {
   'area': Image.Resampling.BOX,
@@ -81,12 +82,14 @@ def posed_pairs(
   resample = _FILTERS.get(protocol.image.get('filter'), _FILTERS['area'])
   scenes = _scenes(pathlib.Path(folder), read, protocol)
   chosen, facts, absent = [], [], {}
+  surfaces: list[tuple[Depths | None, Depths | None, float]] = []
   for scene in scenes:
     sources, targets, missing = _choose(scene, protocol, num_sources)
     if missing:
       absent[scene.name] = missing
     fov_deg = min(_fov_deg(view) for view in scene.views.views)
     pictures: dict[int, UInt8[np.ndarray, 's s 3']] = {}
+    depths: dict[int, Depths | None] = {}
     for target in targets:
       source = min(
         sources,
@@ -97,6 +100,7 @@ def posed_pairs(
       for view in (source, target):
         if view.number not in pictures:
           pictures[view.number] = _cut(view, fov_deg, image_size_px, resample)
+          depths[view.number] = view.depths(fov_deg, image_size_px)
       unit = _unit(scene, source, protocol, policy)
       target2source = camera.relative(source.camera2scene, target.camera2scene)
       target2source[:, 3] /= unit
@@ -109,6 +113,7 @@ def posed_pairs(
           median_depth=np.float64((source.depth or 0.0) / unit),
         )
       )
+      surfaces.append((depths[source.number], depths[target.number], unit))
       facts.append(
         {
           'scene': scene.name,
@@ -120,6 +125,8 @@ def posed_pairs(
             camera.rotation_angle_deg(target2source[:, :3])
           ),
           'translation': float(np.linalg.norm(target2source[:, 3])),
+          **{f'source_{name}': x for name, x in source.facts.items()},
+          **{f'target_{name}': x for name, x in target.facts.items()},
         }
       )
   return pairs.PairSet(
@@ -135,7 +142,25 @@ def posed_pairs(
       'a scene have',
       'source': f'of several, {_NEAREST}',
     },
+    truth=_truth(surfaces),
   )
+
+
+def _truth(
+  surfaces: list[tuple[Depths | None, Depths | None, float]],
+) -> pairs.PairTruth | None:
+  """Of the depths of each pair's source and target, and its unit.
+
+  None where one of them is not known. Scenes stand still.
+  """
+  of_source, of_target, units = zip(*surfaces)
+  if any(depths is None for depths in of_source + of_target):
+    return None
+  source, target = (
+    (np.stack(views) / np.reshape(units, (-1, 1, 1))).astype(np.float32)
+    for views in (of_source, of_target)
+  )
+  return pairs.PairTruth(source, target, np.zeros(target.shape, bool))
 
 
 def done_here(
@@ -157,6 +182,10 @@ def done_here(
   if pair_set.protocol['absent_views']:
     line = 'views.targets' if 'targets' in protocol.views else 'views.count'
     here[line] = {'absent': pair_set.protocol['absent_views']}
+  if protocol.rendering:
+    here['rendering.shading'] = 'unlit'
+  if 'source_is_scored' in protocol.views:
+    here['views.source_is_scored'] = False
   sources = protocol.views.get('sources')
   if sources and len(sources[_row(protocol, num_sources)]) > 1:
     here['views.sources'] = f'of each target, {_NEAREST}'
@@ -166,10 +195,15 @@ def done_here(
   return here
 
 
-def _scenes(
-  folder: pathlib.Path, read: Read, protocol: protocols.Protocol
-) -> list[_Scene]:
-  """The scenes of the protocol, or the one that the folder is."""
+def scene_folders(
+  folder: str | os.PathLike[str], protocol: protocols.Protocol
+) -> list[pathlib.Path]:
+  """Of the scenes of the protocol, or the one scene that the folder is.
+
+  Raises:
+    errors.UserError: there is no such folder, or some of the scenes are missing.
+  """
+  folder = pathlib.Path(folder)
   files.require_folder(folder, f'the scenes of {protocol.name}')
   names = list(protocol.scenes)
   there = [name for name in names if (folder / name).is_dir()]
@@ -179,14 +213,21 @@ def _scenes(
       f'{folder}: lacks {missing}, of {protocol.name}; copy them, or give one '
       'scene alone'
     )
-  if not there and not names:
+  if not there and protocol.benchmark == 'gso':
+    # Any objects will do, which is then told as a departure.
+    there = gso.object_folders(folder)
+  elif not there and not names:
     there = sorted(
       path.parent.name for path in folder.glob('*/transforms.json')
     )
-  if there:
-    folders = [folder / name for name in there]
-  else:
-    folders = [folder]
+  return [folder / name for name in there] or [folder]
+
+
+def _scenes(
+  folder: pathlib.Path, read: Read, protocol: protocols.Protocol
+) -> list[_Scene]:
+  """The scenes of the protocol, or the one that the folder is."""
+  names = list(protocol.scenes)
   scenes = [
     _Scene(
       name=path.resolve().name,
@@ -194,7 +235,7 @@ def _scenes(
       views=read(path),
       folder=path,
     )
-    for path in folders
+    for path in scene_folders(folder, protocol)
   ]
   for scene in scenes:
     _check_poses(scene)

@@ -45,6 +45,18 @@ def _are_positive(value: Any) -> bool:
   )
 
 
+def _are_angles(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and all(map(_is_figure, value))
+    and len(set(value)) == len(value)
+  )
+
+
+def _is_count(value: Any) -> bool:
+  return _is_number(value) and value > 0
+
+
 def _are_names(value: Any) -> bool:
   return (
     isinstance(value, list)
@@ -78,6 +90,13 @@ _POSITIVE = (
   lambda value: bool(value) and _are_positive(value),
 )
 
+_COUNT = ('number from 1', _is_count)
+_ANGLES = (
+  'list of different numbers, not empty',
+  lambda value: bool(value) and _are_angles(value),
+)
+_LENGTH = ('positive number', lambda value: _is_figure(value) and value > 0)
+
 # Every key that a table may have, and what it may be.
 _KEYS: dict[str, dict[str, _Kind]] = {
   'views': {
@@ -90,13 +109,41 @@ _KEYS: dict[str, dict[str, _Kind]] = {
       ),
     ),
     'targets': _NUMBERS,
-    'count': ('number from 1', lambda value: _is_number(value) and value > 0),
+    'count': _COUNT,
     'excluded': _NUMBERS,
     'look_at_order': (
       'list of numbers from 0',
       lambda value: isinstance(value, list) and all(map(_is_number, value)),
     ),
     'split': ('name of a file', _is_name),
+    'source_is_scored': ('bool', lambda value: isinstance(value, bool)),
+  },
+  'rendering': {
+    'elevations_deg': _ANGLES,
+    'azimuths_deg': _ANGLES,
+    # No corner of the unit box is further from its centre, however turned.
+    'distance': (
+      'number above 0.87, outside of the unit box',
+      lambda value: _is_figure(value) and value > 0.87,
+    ),
+    'fov_deg': (
+      'number between 0 and 180',
+      lambda value: _is_figure(value) and 0 < value < 180,
+    ),
+    'background': (
+      'colour, red, green and blue from 0 to 255',
+      lambda value: (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(_is_number(level) and level < 256 for level in value)
+      ),
+    ),
+    'shading': ('path traced', 'unlit'),
+    # One for each scene, of which there may be none.
+    'turns_deg': (
+      'list of numbers',
+      lambda value: isinstance(value, list) and all(map(_is_figure, value)),
+    ),
   },
   'image': {
     'size_px': (
@@ -122,6 +169,13 @@ _KEYS: dict[str, dict[str, _Kind]] = {
     'mean': ('pairs', 'views, then scenes'),
   },
   'sampling': {'guidance': ('number', _is_figure)},
+  # Scores of meshes, see odin_jax.geometry.shape_metrics.
+  'geometry': {
+    'size_px': _COUNT,
+    'voxel': _LENGTH,
+    'grid': _COUNT,
+    'f_score_threshold': _LENGTH,
+  },
 }
 _TOP: dict[str, _Kind] = {
   'name': ('str', _is_name),
@@ -130,8 +184,9 @@ _TOP: dict[str, _Kind] = {
 }
 # What says which views are given.
 _SOURCES = ('sources', 'look_at_order', 'split')
-# The benchmark that has pairs of its own.
-_OF_PAIRS = 'records'
+# The benchmark that has pairs of its own, and the one whose views are rendered.
+_OF_PAIRS, _OF_MESHES = 'records', 'gso'
+_CAMERAS = ('elevations_deg', 'azimuths_deg', 'distance', 'fov_deg')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,13 +201,18 @@ class Protocol:
     views: numbers of views. `sources`: sets that are given, one for each row
       of the table; `targets`, or all `count` but `excluded`; `look_at_order`:
       place of the source in `focus.look_at_order`, one per scene; `split`: a
-      file in each scene.
+      file in each scene; `source_is_scored`: with a target of its own.
+    rendering: of the views of meshes in the unit box, z up: rings of cameras
+      that look at its centre, one for each elevation; `turns_deg`: of each
+      scene, about z.
     image: of the scored pictures.
     scale: of translations. `divisors`: one per scene, what a translation in
       the scene's unit (or in that of the focus point) is divided by;
       `factors`: what is tried.
     metrics: which scores, and their mean.
     sampling: of the model whose figures were published.
+    geometry: how predicted meshes are scored, see `shape_metrics.scores`; by
+      views of `size_px` from the same cameras.
     published: figures by system, and the `source` that has them.
   """
 
@@ -160,10 +220,12 @@ class Protocol:
   benchmark: str
   scenes: Sequence[str]
   views: Mapping[str, Any]
+  rendering: Mapping[str, Any]
   image: Mapping[str, Any]
   scale: Mapping[str, Any]
   metrics: Mapping[str, Any]
   sampling: Mapping[str, Any]
+  geometry: Mapping[str, Any]
   published: Mapping[str, Mapping[str, Any]]
 
   def to_dict(self) -> dict[str, Any]:
@@ -234,15 +296,43 @@ def _check(name: str, value: Any, allowed: _Kind | None) -> None:
 def _check_together(content: Mapping[str, Any]) -> None:
   """What one line asks of another."""
   count = len(content['scenes'])
-  for table, key in (('scale', 'divisors'), ('views', 'look_at_order')):
+  for table, key in (
+    ('scale', 'divisors'),
+    ('views', 'look_at_order'),
+    ('rendering', 'turns_deg'),
+  ):
     values = content.get(table, {}).get(key)
     if values is not None and len(values) != count:
       raise ValueError(f'{table}.{key}: {len(values)} for {count} scenes')
   views, scale = content.get('views', {}), content.get('scale', {})
   if content['benchmark'] != _OF_PAIRS and not views.keys() & set(_SOURCES):
     raise ValueError(f'views: needs one of {", ".join(_SOURCES)}')
+  _check_rendering(content)
   if scale.get('policy') == 'searched' and 'factors' not in scale:
     raise ValueError('scale.factors: not there, but the policy is searched')
+
+
+def _check_rendering(content: Mapping[str, Any]) -> None:
+  """That views which are rendered have their cameras, and no others."""
+  rendering, geometry = (
+    content.get('rendering', {}),
+    content.get('geometry', {}),
+  )
+  if content['benchmark'] != _OF_MESHES:
+    if rendering or geometry:
+      raise ValueError(f'rendering, geometry: are of {_OF_MESHES} alone')
+    return
+  needed = [
+    *(('rendering', key) for key in (*_CAMERAS, 'background')),
+    ('image', 'size_px'),
+    *(('geometry', key) for key in _KEYS['geometry'] if geometry),
+  ]
+  for table, key in needed:
+    if key not in content.get(table, {}):
+      raise ValueError(f'{table}.{key}: a {_KEYS[table][key][0]} is needed')
+  width, height = content['image']['size_px']
+  if width != height:
+    raise ValueError('image.size_px: views that are rendered are square')
 
 
 def departures(
