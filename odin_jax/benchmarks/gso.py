@@ -3,18 +3,21 @@
 https://app.gazebosim.org/GoogleResearch/fuel/collections/Scanned%20Objects%20by%20Google%20Research.
 An object is a folder with `meshes/model.obj`, the .mtl that it names beside it
 and the picture that this one names beside it or in `materials/textures/`; or
-with `model.obj` and all else in the folder itself.
+with `model.obj` and all else in the folder itself. Where it has the pictures of
+all cameras too, `000.png`, `001.png`, ..., as SyncDreamer publishes them, those
+are the views, and no texture is needed.
 
 z is up in these files: EscherNet's `scripts/blender_script_mvs.py` imports them
 so (https://github.com/kxhit/EscherNet), and SyncDreamer's `eval_mesh.py` puts
 them under cameras whose world has z up as they are. The mesh is moved into the
 unit box, then turned about z as the protocol says. A camera at azimuth a and
 elevation e stands at distance (cos a cos e, sin a cos e, sin e) and looks at
-the origin; with SyncDreamer's ring and turn, its depth maps of the object
-`chicken` are met to 1.4e-5, half a step of their 16 bits, in every pixel.
+the origin. With SyncDreamer's ring and turn, the sixteen depth maps that it
+publishes of `chicken` have the outlines of the mesh to the pixel and its depths
+to 1.4e-5 (median; half a step of their 16 bits) and 3.3e-5 (most).
 
-Colours are the texture's, without light, the mean of rays through a square grid
-in each pixel.
+Colours of views that are rendered are the texture's, without light, the mean of
+rays through a square grid in each pixel.
 """
 
 import dataclasses
@@ -37,23 +40,22 @@ _UNIT = "longest side of the object's box"
 _RAYS = 3
 # Of the views from which it is told how far away the object is.
 _DEPTH_PX = 64
+# Of the outlines of a picture and of the mesh: those of SyncDreamer's `chicken`
+# have all in common, and at most 0.94 where it is turned by 90 degrees more.
+_MIN_OVERLAP = 0.98
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Object:
-  """A textured mesh in the unit box, turned, z up.
+class _Texture:
+  """What the faces of a mesh look like.
 
   Attributes:
-    mesh: its triangles.
-    uv: [f 3 2], places of their corners on the texture, v upwards.
-    texture: path of the picture.
-    caster: of rays.
+    uv: [f 3 2], places of their corners on the picture, v upwards.
+    path: of the picture.
   """
 
-  mesh: meshes.Mesh
   uv: Float[np.ndarray, 'f 3 2']
-  texture: pathlib.Path
-  caster: meshes.Caster
+  path: pathlib.Path
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,20 +84,47 @@ def _colours(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RenderedView(posed_views.PosedView):
+class ObjectView(posed_views.PosedView):
+  """A picture of an object, whose mesh tells the depth.
+
+  Attributes:
+    mesh: of the object, in the unit box, turned, z up.
+    caster: of rays at it.
+  """
+
+  mesh: meshes.Mesh
+  caster: meshes.Caster
+
+  def depths(self, fov_deg: float, size_px: int) -> Float[np.ndarray, 's s']:
+    """As `PosedView.depths`: known of every pixel."""
+    rays = camera.view_rays(fov_deg, size_px).reshape(-1, 3)
+    hits = self.cast(rays)
+    depths = np.full(len(rays), np.inf)
+    depths[hits.rays] = hits.depth
+    return depths.reshape(size_px, size_px)
+
+  def camera2object(self) -> Float[np.ndarray, '3 4']:
+    """The pose beside the mesh."""
+    return camera.compose(opengl.SCENE2WORLD, self.camera2scene)
+
+  def cast(self, rays: Float[np.ndarray, 'n 3']) -> meshes.Hits:
+    """What is seen along rays in the axes of the camera, with z = 1."""
+    return self.caster.cast(self.camera2object(), rays)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RenderedView(ObjectView):
   """A view of an object that is rendered when it is read.
 
   Attributes:
-    shown: the object.
-    background: colour where it is not.
+    texture: of the object.
   """
 
-  shown: _Object
-  background: tuple[int, int, int]
+  texture: _Texture
 
   def read(self) -> UInt8[np.ndarray, 'h w 3']:
     """The picture, sRGB."""
-    texels = _texels(self.shown.texture)
+    texels = _texels(self.texture.path)
     image = np.empty((*self.size[::-1], 3), np.uint8)
     image[:] = self.background
     centres, rows, columns = self._box()
@@ -103,9 +132,9 @@ class RenderedView(posed_views.PosedView):
     for step in np.ndindex(_RAYS, _RAYS):
       shift = (np.array(step) + 0.5) / _RAYS - 0.5
       pixels = centres + [*shift, 0]
-      hits = self._cast(pixels @ np.linalg.inv(self.intrinsics).T)
+      hits = self.cast(pixels @ np.linalg.inv(self.intrinsics).T)
       colours = np.full(total.shape, self.background, np.float64)
-      uv = (self.shown.uv[hits.faces] * hits.weights[..., None]).sum(axis=1)
+      uv = (self.texture.uv[hits.faces] * hits.weights[..., None]).sum(axis=1)
       colours[hits.rays] = _colours(texels, uv)
       total += colours
     box = image[rows, columns]
@@ -114,9 +143,10 @@ class RenderedView(posed_views.PosedView):
 
   def _box(self) -> tuple[Float[np.ndarray, 'n 3'], slice, slice]:
     """Homogeneous centres, rows and columns of pixels that may show it."""
-    object2camera = camera.inverse(self._camera2object())
     corners, _ = camera.project(
-      camera.transform(object2camera, self.shown.mesh.vertices),
+      camera.transform(
+        camera.inverse(self.camera2object()), self.mesh.vertices
+      ),
       self.intrinsics,
     )
     low = np.floor(corners.min(axis=0)).clip(0, self.size).astype(int)
@@ -125,20 +155,6 @@ class RenderedView(posed_views.PosedView):
     u, v = camera.pixel_centres(*self.size)
     centres = np.stack([u, v, np.ones_like(u)], axis=-1)[rows, columns]
     return centres.reshape(-1, 3), rows, columns
-
-  def depths(self, fov_deg: float, size_px: int) -> Float[np.ndarray, 's s']:
-    """As `PosedView.depths`: known of every pixel."""
-    rays = camera.view_rays(fov_deg, size_px).reshape(-1, 3)
-    hits = self._cast(rays)
-    depths = np.full(len(rays), np.inf)
-    depths[hits.rays] = hits.depth
-    return depths.reshape(size_px, size_px)
-
-  def _camera2object(self) -> Float[np.ndarray, '3 4']:
-    return camera.compose(opengl.SCENE2WORLD, self.camera2scene)
-
-  def _cast(self, rays: Float[np.ndarray, 'n 3']) -> meshes.Hits:
-    return self.shown.caster.cast(self._camera2object(), rays)
 
 
 def rings(
@@ -191,41 +207,51 @@ def read(
 
   Raises:
     errors.UserError: there is no model, it names a .mtl or a texture that is
-      not there, it is no sound mesh or has no place on its texture, or embreex
-      is not installed.
+      not there, it is no sound mesh or has no place on its texture, some of its
+      pictures are missing or do not show it, or embreex is not installed.
   """
   folder = files.require_folder(folder, 'an object of Google Scanned Objects')
-  path, shown = _read_object(folder, protocol)
-  rendering = protocol.rendering
-  size_px = protocol.image['size_px'][0]
+  path = _model(folder)
+  content = obj_files.read(path)
+  mesh = _placed(content, path, folder, protocol)
+  caster = meshes.Caster(mesh)
+  cameras = list(rings(protocol))
+  pictures = _pictures(folder, len(cameras))
+  texture = None if pictures else _texture(content, path, folder)
+  fov_deg, size_px = protocol.rendering['fov_deg'], protocol.image['size_px'][0]
   views = []
-  for number, (elevation_deg, azimuth_deg, camera2object) in enumerate(
-    rings(protocol)
-  ):
-    hits = shown.caster.cast(
-      camera2object,
-      camera.view_rays(rendering['fov_deg'], _DEPTH_PX).reshape(-1, 3),
+  for number, (elevation_deg, azimuth_deg, camera2object) in enumerate(cameras):
+    hits = caster.cast(
+      camera2object, camera.view_rays(fov_deg, _DEPTH_PX).reshape(-1, 3)
     )
-    views.append(
-      RenderedView(
-        name=f'elevation {elevation_deg:g}, azimuth {azimuth_deg:g}',
-        number=number,
-        path=path,
-        intrinsics=camera.intrinsics(rendering['fov_deg'], size_px),
-        camera2scene=camera.compose(
-          camera.inverse(opengl.SCENE2WORLD), camera2object
-        ),
-        size=(size_px, size_px),
-        depth=float(np.median(hits.depth)) if len(hits.depth) else None,
-        facts={'elevation_deg': elevation_deg, 'azimuth_deg': azimuth_deg},
-        shown=shown,
-        background=tuple(rendering['background']),
-      )
-    )
+    known = {
+      'name': f'elevation {elevation_deg:g}, azimuth {azimuth_deg:g}',
+      'number': number,
+      'intrinsics': camera.intrinsics(fov_deg, size_px),
+      'camera2scene': camera.compose(
+        camera.inverse(opengl.SCENE2WORLD), camera2object
+      ),
+      'size': (size_px, size_px),
+      'depth': float(np.median(hits.depth)) if len(hits.depth) else None,
+      'background': tuple(protocol.rendering['background']),
+      'facts': {'elevation_deg': elevation_deg, 'azimuth_deg': azimuth_deg},
+      'mesh': mesh,
+      'caster': caster,
+    }
+    if texture is None:
+      view = ObjectView(path=pictures[number], **known)
+      _check_picture(view, fov_deg)
+    else:
+      view = RenderedView(path=path, texture=texture, **known)
+    views.append(view)
+  name = path.relative_to(folder)
   return posed_views.PosedViews(
-    layout=f'{path.relative_to(folder)}, {_RAYS**2} rays per pixel, unlit',
+    layout=f'{name}, {pictures[0].name}, ...'
+    if pictures
+    else f'{name}, {_RAYS**2} rays per pixel',
     unit=_UNIT,
     views=tuple(views),
+    here={} if pictures else {'rendering.shading': 'unlit'},
   )
 
 
@@ -290,17 +316,58 @@ def _placed(
   return mesh._replace(vertices=mesh.vertices @ turn.T)
 
 
-def _read_object(
-  folder: pathlib.Path, protocol: protocols.Protocol
-) -> tuple[pathlib.Path, _Object]:
-  """The model's path, and what it is of."""
-  path = _model(folder)
-  content = obj_files.read(path)
-  mesh = _placed(content, path, folder, protocol)
+def _pictures(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """Those of all cameras, or none.
+
+  Raises:
+    errors.UserError: some are missing.
+  """
+  paths = [folder / f'{number:03}.png' for number in range(count)]
+  missing = [path.name for path in paths if not path.is_file()]
+  if missing and len(missing) < count:
+    raise errors.UserError(
+      f'{folder}: has pictures, but lacks {", ".join(missing)}; copy all '
+      f'{count}, or remove them to render the mesh'
+    )
+  return [] if missing else paths
+
+
+def _check_picture(view: ObjectView, fov_deg: float) -> None:
+  """Raises where a picture is not of the mesh, as seen by its camera."""
+  size = posed_views.picture_size(view.path, 'a view')
+  if size != view.size:
+    raise errors.UserError(
+      f'{view.path}: has {size[0]}x{size[1]} pixels, the table '
+      f'{view.size[0]}x{view.size[1]}; take the pictures of the table'
+    )
+  stored = user_images.read_stored(view.path, 'a view', upright=False)
+  if stored.shape[2] < 4:
+    return
+  shown = stored[..., 3] > np.iinfo(stored.dtype).max / 2
+  mesh = np.isfinite(view.depths(fov_deg, size[0]))
+  overlap = np.count_nonzero(shown & mesh) / max(
+    np.count_nonzero(shown | mesh), 1
+  )
+  if overlap < _MIN_OVERLAP:
+    raise errors.UserError(
+      f'{view.path}: shows another shape than the mesh does there (of both '
+      f'outlines {100 * overlap:.0f} % are common); take mesh and pictures from '
+      'the same release, and the name that the table has for the object'
+    )
+
+
+def _texture(
+  content: obj_files.ObjFile, path: pathlib.Path, folder: pathlib.Path
+) -> _Texture:
+  """That of a model.
+
+  Raises:
+    errors.UserError: a face has no place on it, or it is not there.
+  """
   without = np.count_nonzero((content.uv_faces < 0).any(axis=1))
   if without:
     raise errors.UserError(
-      f'{path}: {without} of {len(mesh.faces)} faces have no place on the '
+      f'{path}: {without} of {len(content.faces)} faces have no place on the '
       'texture (vt); copy it again'
     )
   uv = content.uv[content.uv_faces]
@@ -308,15 +375,13 @@ def _read_object(
     raise errors.UserError(
       f'{path}: has places on the texture that are no numbers; copy it again'
     )
-  texture = _texture(path, content, folder)
-  posed_views.picture_size(texture, f'the texture of {path}')
-  return path, _Object(
-    mesh=mesh, uv=uv, texture=texture, caster=meshes.Caster(mesh)
-  )
+  picture = _texture_path(content, path, folder)
+  posed_views.picture_size(picture, f'the texture of {path}')
+  return _Texture(uv=uv, path=picture)
 
 
-def _texture(
-  path: pathlib.Path, content: obj_files.ObjFile, folder: pathlib.Path
+def _texture_path(
+  content: obj_files.ObjFile, path: pathlib.Path, folder: pathlib.Path
 ) -> pathlib.Path:
   """Path of the one picture of a model.
 

@@ -7,7 +7,7 @@ Whatever a layout calls its axes and pixels, here they are those of
 import dataclasses
 import functools
 import pathlib
-from typing import Mapping
+from typing import Any, Mapping
 
 import cv2
 from jaxtyping import Float, UInt8
@@ -135,6 +135,7 @@ class PosedView:
     depth: typical z of what is seen, in the scene's unit; None if not known.
     mask_path: of a picture that is not 0 where the object is; None without.
     undistortion: what makes a pinhole camera's picture of the file.
+    background: what shines through where the picture is transparent.
     facts: what else is known of it, ready for JSON.
   """
 
@@ -147,10 +148,11 @@ class PosedView:
   depth: float | None = None
   mask_path: pathlib.Path | None = None
   undistortion: Undistortion | None = None
+  background: tuple[int, int, int] = user_images.WHITE
   facts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def read(self) -> UInt8[np.ndarray, 'h w 3']:
-    """The picture, sRGB; over white where it is transparent.
+    """The picture, sRGB; over the background where it is transparent.
 
     Raises:
       errors.UserError: it is damaged or has another size than its camera.
@@ -158,7 +160,7 @@ class PosedView:
     # Cameras belong to the pixels as they are stored.
     image = user_images.composite(
       user_images.read_stored(self.path, 'a view', upright=False),
-      user_images.WHITE,
+      self.background,
     )
     undistorted = self.undistortion.apply(image) if self.undistortion else image
     if undistorted.shape[1::-1] != self.size:
@@ -191,11 +193,13 @@ class PosedViews:
     layout: what was read of the folder, for the protocol.
     unit: what a length of 1 is, in words.
     views: in the order of their numbers.
+    here: by lines of the protocol, what was done to have them.
   """
 
   layout: str
   unit: str
   views: tuple[PosedView, ...]
+  here: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def numbered(self, number: int) -> PosedView:
     """The view of a number.

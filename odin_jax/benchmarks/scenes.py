@@ -137,6 +137,11 @@ def posed_pairs(
       'layouts': sorted({scene.views.layout for scene in scenes}),
       'num_pairs': len(chosen),
       'absent_views': absent,
+      'views': {
+        line: value
+        for scene in scenes
+        for line, value in scene.views.here.items()
+      },
       'scale': policy,
       'crop': 'the largest square around the principal point that all views of '
       'a scene have',
@@ -182,8 +187,7 @@ def done_here(
   if pair_set.protocol['absent_views']:
     line = 'views.targets' if 'targets' in protocol.views else 'views.count'
     here[line] = {'absent': pair_set.protocol['absent_views']}
-  if protocol.rendering:
-    here['rendering.shading'] = 'unlit'
+  here |= pair_set.protocol['views']
   if 'source_is_scored' in protocol.views:
     here['views.source_is_scored'] = False
   sources = protocol.views.get('sources')

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from PIL import Image
 import pytest
 import trimesh
 
@@ -185,6 +186,50 @@ def test_pairs_have_the_depth_of_what_they_show(folder):
     'rendering.shading',
     'views.source_is_scored',
   }
+
+
+def write_pictures(folder, views, level=90):
+  """RGBA pictures as SyncDreamer has them: clear where there is no object."""
+  fov_deg = TABLE.rendering['fov_deg']
+  for view in views:
+    seen = np.isfinite(view.depths(fov_deg, SIZE_PX))
+    picture = np.full((SIZE_PX, SIZE_PX, 4), level, np.uint8)
+    picture[..., 3] = np.where(seen, 255, 0)
+    Image.fromarray(picture).save(folder / f'{view.number:03}.png')
+
+
+def test_pictures_of_all_cameras_are_the_views(folder, tmp_path):
+  models = scanned_objects.write(tmp_path / 'box', is_flat=True)
+  (models / 'model.obj').write_text(scanned_objects.text(SIDES))
+  # They need no texture.
+  (models / 'model.mtl').unlink()
+  table = protocol()
+  rendered = gso.read(folder / 'box', protocol=table)
+  assert rendered.here == {'rendering.shading': 'unlit'}
+  write_pictures(models, rendered.views)
+  found = gso.read(models, protocol=table)
+  assert found.here == {}
+  for view, other in zip(found.views, rendered.views, strict=True):
+    depths, of_other = (
+      x.depths(table.rendering['fov_deg'], 16) for x in (view, other)
+    )
+    np.testing.assert_allclose(depths, of_other, atol=1e-9)
+    np.testing.assert_array_equal(view.camera2scene, other.camera2scene)
+    image = view.read()
+    assert set(image[..., 0].ravel()) == {90, 255}
+
+  def refused(words):
+    with pytest.raises(errors.UserError, match=words) as error:
+      gso.read(models, protocol=table)
+    assert '\n' not in str(error.value)
+
+  (models / '002.png').rename(tmp_path / '002.png')
+  refused('has pictures, but lacks 002.png; copy all 4')
+  Image.new('RGB', (SIZE_PX, SIZE_PX + 1)).save(models / '002.png')
+  refused(f'002.png: has {SIZE_PX}x{SIZE_PX + 1} pixels, the table 48x48')
+  (tmp_path / '002.png').rename(models / '002.png')
+  (models / 'model.obj').write_text(scanned_objects.text(SIDES[::-1]))
+  refused('000.png: shows another shape than the mesh')
 
 
 def test_one_object_alone_is_one_scene(folder):
