@@ -10,14 +10,14 @@ from odin_jax.shared import posed_pair
 
 
 class PairTruth(NamedTuple):
-  """What is known of the surfaces that pairs show; arrays over all pairs.
+  """What is known of the surfaces that pairs show.
 
   Attributes:
-    source_depth: [n s s], z along the optical axis at pixel centres, in the
-      units of the pose; inf where there is no surface.
-    target_depth: [n s s], likewise.
-    target_moving: [n s s], whether what the target shows there moves; None
-      where it is not known.
+    source_depth: along the optical axis at pixel centres, units of the pose;
+      inf where there is no surface.
+    target_depth: likewise.
+    target_moving: whether what the target shows there moves between the two
+      views; None where it is not known.
   """
 
   source_depth: Float32[np.ndarray, 'n s s']
@@ -33,13 +33,20 @@ class PairSet:
     pairs: a batch of all; their targets are what has to be predicted.
     facts: what the benchmark knows of every pair, ready for JSON.
     protocol: how they were chosen.
-    truth: of their surfaces; None where it is not known.
+    truth: of their surfaces, if it is known.
   """
 
   pairs: posed_pair.PosedPair
   facts: list[dict[str, Any]]
   protocol: dict[str, Any]
   truth: PairTruth | None = None
+
+
+def select_truth(truth: PairTruth, rows: slice) -> PairTruth:
+  """That of some pairs."""
+  return PairTruth(
+    *(None if values is None else values[rows] for values in truth)
+  )
 
 
 def scene_of(facts: Mapping[str, Any]) -> str:
