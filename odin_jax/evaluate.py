@@ -211,8 +211,6 @@ def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
   read = LAYOUTS[table.benchmark]
   if table.benchmark == 'mipnerf360':
     read = functools.partial(read, factor=config['images_factor'])
-  if table.benchmark == 'gso':
-    read = functools.partial(read, protocol=table)
   sizes = {
     'image_size_px': config['image_size_px'],
     'num_sources': config['num_sources'],

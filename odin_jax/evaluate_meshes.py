@@ -59,6 +59,9 @@ _OUTPUT = command.define_output('Folder for metrics.json and table.md')
 flags.mark_flags_as_required(['output'])
 
 _SUFFIXES = ('.ply', '.obj')
+# How often the box of a mesh may be as long as that of its object, or this one
+# as that, before it looks like another unit.
+_UNLIKE = 2.0
 _DIGITS = {'chamfer': 4, 'volume_iou': 4, 'f_score': 3}
 
 
@@ -105,6 +108,12 @@ def _read_predicted(path: pathlib.Path) -> meshes.Mesh:
       'the object, whose box reaches 0.5'
     )
   return mesh
+
+
+def _ratio(predicted: meshes.Mesh, true: meshes.Mesh) -> float:
+  """Of the longest sides of both boxes."""
+  sides = [np.ptp(mesh.vertices, axis=0).max() for mesh in (predicted, true)]
+  return float(sides[0] / sides[1])
 
 
 def _score(
@@ -182,12 +191,14 @@ def main() -> None:
   for name in ('metrics.json', 'table.md'):
     (output / name).unlink(missing_ok=True)
   command.say([cores.text()])
-  rows, arrays, not_closed = {}, [], []
+  rows, arrays, not_closed, unlike = {}, [], [], []
   for name in progress.each(list(folders), 'mesh', desc='score'):
     true = gso.read_mesh(folders[name], protocol)
     predicted = _read_predicted(paths[name])
     rows[name] = _score(predicted, true, protocol, paths[name])
     arrays += [*true, *predicted]
+    if not 1 / _UNLIKE < _ratio(predicted, true) < _UNLIKE:
+      unlike.append(name)
     for mesh, what in ((true, f'{name} (true)'), (predicted, name)):
       if not meshes.is_closed(mesh):
         not_closed.append(what)
@@ -219,6 +230,12 @@ def main() -> None:
     logging.warning(
       'volume IoU is not sure where meshes are not closed: %s',
       ', '.join(not_closed),
+    )
+  if unlike:
+    logging.warning(
+      'boxes are less than half or more than twice as long as those of the '
+      'objects: %s; were they given in another unit?',
+      ', '.join(unlike),
     )
   chamfer, iou, f_score = _cells(content['mean'])
   command.finish(

@@ -289,7 +289,7 @@ def _model(folder: pathlib.Path) -> pathlib.Path:
     )
   raise errors.UserError(
     f'{folder}: no object of Google Scanned Objects: needs {_MODELS[0]} or '
-    f'{_MODELS[1]}; copy it again, or remove the folder'
+    f'{_MODELS[1]}; unzip or copy it again, or remove the folder'
   )
 
 

@@ -7,6 +7,7 @@ gets the one whose camera is nearest.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -60,7 +61,7 @@ def posed_pairs(
 
   Args:
     folder: of one scene, or of all scenes of the protocol by their names.
-    read: of a scene's folder.
+    read: of a scene's folder, and of `protocol` where views are rendered.
     protocol: which pairs.
     image_size_px: side of the views.
     scale: unit of translations: 'fixed' as the protocol has it; 'resolved':
@@ -79,6 +80,9 @@ def posed_pairs(
       f'scale={scale}: there are {", ".join(POLICIES)}, or nothing for the '
       "protocol's"
     )
+  if protocol.rendering:
+    # The cameras stand in the protocol.
+    read = functools.partial(read, protocol=protocol)
   resample = _FILTERS.get(protocol.image.get('filter'), _FILTERS['area'])
   scenes = _scenes(pathlib.Path(folder), read, protocol)
   chosen, facts, absent = [], [], {}

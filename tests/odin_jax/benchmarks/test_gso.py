@@ -148,9 +148,8 @@ def test_an_object_is_turned_as_the_table_says(folder):
 
 def test_pairs_have_the_depth_of_what_they_show(folder):
   table = protocol(scale={'policy': 'resolved'})
-  read = lambda path: gso.read(path, protocol=table)  # noqa: E731
   pair_set = scenes.posed_pairs(
-    folder, read, table, image_size_px=24, scale='', num_sources=0
+    folder, gso.read, table, image_size_px=24, scale='', num_sources=0
   )
   pairs, truth = pair_set.pairs, pair_set.truth
   assert [row['scene'] for row in pair_set.facts] == ['box'] * 3 + ['cube'] * 3
@@ -330,6 +329,8 @@ def test_meshes_are_scored_by_their_command(folder, tmp_path):
   (others['far'] / 'cube.obj').write_text(scanned_objects.text((3, 3, 3)))
   lines = MODEL.splitlines()
   (others['open'] / 'cube.obj').write_text('\n'.join(lines[:-1]) + '\n')
+  small = scanned_objects.box(0.1 * SIDES)
+  trimesh.Trimesh(*small, process=False).export(others['open'] / 'box.ply')
   table = tmp_path / 'small.toml'
   text = (protocols.__file__.rpartition('/')[0], 'syncdreamer_gso.toml')
   content = pathlib.Path(*text).read_text()
@@ -349,6 +350,8 @@ def test_meshes_are_scored_by_their_command(folder, tmp_path):
         f'--output={tmp_path / "out" / "dtu"}',
       ]
     ],
+    # Once for all command lines.
+    setup='from odin_jax import metrics',
   )
   assert [status for status, _ in results[:2]] == [0, 0], results
   content = json.loads((tmp_path / 'out' / 'all' / 'metrics.json').read_text())
@@ -371,6 +374,7 @@ def test_meshes_are_scored_by_their_command(folder, tmp_path):
   opened = json.loads((tmp_path / 'out' / 'open' / 'metrics.json').read_text())
   assert opened['not_closed'] == ['cube']
   assert 'not sure where meshes are not closed: cube' in results[1][1]
+  assert 'those of the objects: box; were they given in' in results[1][1]
   commands.assert_refused(
     results[2:],
     [
