@@ -81,6 +81,7 @@ def read(path: str | os.PathLike[str]) -> Mesh:
   if path.suffix.lower() == '.obj':
     content = obj_files.read(path)
     return checked(Mesh(content.vertices, content.faces), path)
+  _check_whole(path)
   try:
     loaded = trimesh.load(path, file_type='ply', process=False)
     # Of a cloud of points there are no faces.
@@ -95,6 +96,29 @@ def read(path: str | os.PathLike[str]) -> Mesh:
       'export it again'
     ) from error
   return checked(mesh, path)
+
+
+def _check_whole(path: pathlib.Path) -> None:
+  """Raises where a .ply of text has fewer lines than its header says.
+
+  trimesh takes those that there are; of binary ones it checks the length.
+  """
+  header, _, body = path.read_bytes().partition(b'end_header')
+  words = [line.split() for line in header.splitlines()]
+  if [b'format', b'ascii', b'1.0'] not in words:
+    return
+  counts = [
+    int(line[2])
+    for line in words
+    if line[:1] == [b'element'] and len(line) == 3 and line[2].isdigit()
+  ]
+  # The first is the end of the line of end_header.
+  lines = [line for line in body.splitlines()[1:] if line.strip()]
+  if len(lines) != sum(counts):
+    raise errors.UserError(
+      f'{path}: says that it has {sum(counts)} lines, and has {len(lines)}: it '
+      'is cut; copy it again'
+    )
 
 
 def in_unit_box(mesh: Mesh) -> Mesh:

@@ -172,6 +172,20 @@ def test_corners_may_count_from_the_end_and_share_vertices(tmp_path):
   ]
 
 
+def test_meshes_that_are_cut_are_refused(tmp_path):
+  path = tmp_path / 'a.ply'
+  whole = trimesh.Trimesh(*scanned_objects.box(), process=False)
+  for encoding in ('ascii', 'binary'):
+    data = whole.export(file_type='ply', encoding=encoding)
+    data = data if isinstance(data, bytes) else data.encode()
+    path.write_bytes(data)
+    assert len(meshes.read(path).faces) == 12
+    for share in (0.3, 0.6, 0.9):
+      path.write_bytes(data[: int(share * len(data))])
+      with pytest.raises(errors.UserError, match='is cut|cannot|can be read'):
+        meshes.read(path)
+
+
 VERTICES = 'v 0 0 0\nv 1 0 0\nv 0 1 0\n'
 
 
