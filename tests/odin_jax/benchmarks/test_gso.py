@@ -12,7 +12,7 @@ from odin_jax.benchmarks import gso, protocols, scenes
 from odin_jax.shared import camera, errors
 from tests.helpers import commands, scanned_objects
 
-pytest.importorskip('embreex', reason='casts rays')
+pytest.importorskip('embreex', reason='embreex, which casts rays, is not here')
 
 SIDES = np.array([1.0, 0.5, 0.7])
 TABLE = protocols.load('syncdreamer_gso')

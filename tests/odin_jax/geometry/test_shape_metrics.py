@@ -25,7 +25,9 @@ def moved(mesh, offset):
 @pytest.fixture(scope='module')
 def cameras():
   """The cameras of the table, each fourth of them, with fewer pixels."""
-  pytest.importorskip('embreex', reason='casts rays')
+  pytest.importorskip(
+    'embreex', reason='embreex, which casts rays, is not here'
+  )
   poses = [pose for _, _, pose in gso.rings(PROTOCOL)][::4]
   return shape_metrics.Cameras(
     np.stack(poses), PROTOCOL.rendering['fov_deg'], 128
