@@ -36,45 +36,18 @@ if __name__ == '__main__' and not __package__:
   sys.exit(2)
 
 import dataclasses
-import functools
-import itertools
 import pathlib
-import platform
 from typing import Any
 
 from absl import flags, logging
-import cv2
-import flax
-import jax
-from jaxtyping import Int
-import numpy as np
 
-from odin_jax import metrics, predictors, scoring, sharding
-from odin_jax.benchmarks import (
-  LAYOUTS,
-  RECORDS,
-  kept,
-  protocols,
-  records,
-  request,
-  scenes,
-  tables,
-)
-from odin_jax.benchmarks.pairs import PairSet, scene_of
-from odin_jax.models import lpips
+from odin_jax import predictors, scoring
+from odin_jax.benchmarks import LAYOUTS, RECORDS, kept, protocols, request
+from odin_jax.evaluating import inputs, outputs, single
 from odin_jax.porting import lpips_package
-from odin_jax.reporting import evaluation_page
-from odin_jax.shared import (
-  command,
-  digests,
-  errors,
-  files,
-  image_files,
-  provenance,
-)
+from odin_jax.shared import command, digests, errors, files
 
-_TOOL = 'odin_jax.evaluate'
-_MODEL = predictors.Model.name
+_MODEL = inputs.MODEL
 _CONFIG = command.define_config('configs/evaluate.py')
 _BENCHMARK = flags.DEFINE_enum(
   'benchmark',
@@ -192,200 +165,6 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
   )
 
 
-def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
-  """The pairs, and by lines of the table what was done to have them."""
-  config, table = asked.config, asked.table
-  if table.benchmark == RECORDS:
-    pair_set = records.held_out_pairs(
-      asked.data,
-      image_size_px=config['image_size_px'],
-      num_pairs=config['num_pairs'],
-      seed=config['pairs_seed'],
-    )
-    return pair_set, {}
-  if table.benchmark not in LAYOUTS:
-    raise errors.UserError(
-      f'{table.name}: its benchmark {table.benchmark!r} is none of '
-      f'{", ".join([RECORDS, *LAYOUTS])}'
-    )
-  read = LAYOUTS[table.benchmark]
-  if table.benchmark == 'mipnerf360':
-    read = functools.partial(read, factor=config['images_factor'])
-  sizes = {
-    'image_size_px': config['image_size_px'],
-    'num_sources': config['num_sources'],
-  }
-  pair_set = scenes.posed_pairs(
-    asked.data, read, table, scale=config['scale'], **sizes
-  )
-  return pair_set, scenes.done_here(table, pair_set, **sizes)
-
-
-def _load_predictor(
-  asked: request.Request,
-) -> predictors.Predictor | None:
-  """What predicts; None where predictions are given."""
-  if asked.predictions:
-    return None
-  if asked.predictor != _MODEL:
-    return predictors.BASELINES[asked.predictor]()
-  if not asked.workdir:
-    raise errors.UserError(
-      '--workdir: not given; --predictor=model needs the training run'
-    )
-  config = asked.config
-  predictor = predictors.load_model(
-    files.require_folder(asked.workdir, 'a training run'),
-    sampling=predictors.Sampling(
-      sampler=config['sampler'],
-      num_steps=config['num_steps'],
-      guidance=config['guidance'],
-      guidance_rescale=config['guidance_rescale'],
-      spacing=config['spacing'],
-    ),
-    batch_size=config['batch_size'],
-    ema=config['ema'],
-  )
-  if predictor.image_size_px != config['image_size_px']:
-    raise errors.UserError(
-      f'{asked.workdir}: its model makes {predictor.image_size_px} px images '
-      f'and the protocol asks for {config["image_size_px"]} px; give '
-      f'--config.image_size_px={predictor.image_size_px}'
-    )
-  logging.info(sharding.devices_text())
-  return predictor
-
-
-def _software() -> dict[str, str | int]:
-  return {
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'flax': flax.__version__,
-    'numpy': np.__version__,
-    'opencv': cv2.__version__,
-    'device': jax.devices()[0].device_kind,
-    'num_devices': jax.device_count(),
-  }
-
-
-def _write_images(
-  output: pathlib.Path, index: str, views: dict[str, np.ndarray]
-) -> dict[str, str]:
-  """Writes pairs/INDEX_NAME.png; returns their names under `output`."""
-  names = {}
-  for name, image in views.items():
-    names[name] = f'pairs/{index}_{name}.png'
-    image_files.write(output / names[name], image)
-  return names
-
-
-def _fresh_output() -> pathlib.Path:
-  """The output folder without the results of an earlier run of this tool.
-
-  Raises:
-    errors.UserError: what is read lies in it, and would be removed.
-  """
-  target = pathlib.Path(_OUTPUT.value).resolve()
-  for flag in (_REPLAY, _PREDICTIONS):
-    if flag.value and target in (
-      pathlib.Path(flag.value).resolve(),
-      *pathlib.Path(flag.value).resolve().parents,
-    ):
-      raise errors.UserError(
-        f'--output={_OUTPUT.value}: holds what --{flag.name} names, which '
-        'would be removed; give another folder'
-      )
-  output = files.claim_output(_OUTPUT.value, _TOOL)
-  for name in ('metrics.json', 'table.md', 'table.tex', 'index.html'):
-    (output / name).unlink(missing_ok=True)
-  (output / 'pairs').mkdir(exist_ok=True)
-  for image in (output / 'pairs').glob('*.png'):
-    image.unlink()
-  return output
-
-
-def _check(config: dict[str, Any]) -> None:
-  counts = ('num_pairs', 'num_samples', 'batch_size')
-  if min(config[name] for name in counts) < 1:
-    raise errors.UserError(f'{", ".join(counts)} must be at least 1')
-  if config['image_size_px'] < metrics.SSIM_WINDOW_PX:
-    raise errors.UserError(
-      f'image_size_px={config["image_size_px"]}: SSIM needs at least '
-      f'{metrics.SSIM_WINDOW_PX} px'
-    )
-
-
-def _pose_order(
-  asked: request.Request, count: int, seed: int
-) -> Int[np.ndarray, 'n']:
-  """Whose pose each pair gets."""
-  if not asked.shuffle_poses:
-    return np.arange(count)
-  if count < 2:
-    raise errors.UserError(
-      f'{asked.data}: {count} held-out pair; shuffling poses needs two'
-    )
-  return scoring.derangement(count, seed)
-
-
-# -- Files ---------------------------------------------------------------------
-
-
-def _protocol(
-  asked: request.Request,
-  pair_set: PairSet,
-  here: dict[str, Any],
-  predictor: predictors.Predictor | scoring.Given,
-  perceptual: lpips.Lpips | None,
-) -> dict[str, Any]:
-  """Everything that can move the figures."""
-  rules = scoring.rules(asked.table)
-  return {
-    'benchmark': asked.table.benchmark,
-    **pair_set.protocol,
-    **asked.to_dict(),
-    'departures': protocols.departures(asked.table, here),
-    'data_sha256': digests.of_arrays(pair_set.pairs),
-    'code_sha256': digests.of_code(),
-    'code_commit': provenance.commit(),
-    'samples_per_pair': asked.config['num_samples'],
-    'model': predictor.protocol,
-    'metrics': {
-      **metrics.definitions(perceptual, rules['ssim']),
-      'images': 'scores are of the 8-bit images in pairs/'
-      if rules['quantised']
-      else 'scores are of predictions that were not rounded to 8 bits',
-      'mean': f'over {rules["mean"]}',
-      'interval_95': 'bootstrap over scenes: 10,000 draws of all their pairs, '
-      'percentiles; null of one scene',
-    },
-    'software': _software(),
-  }
-
-
-def _write_pairs(
-  output: pathlib.Path,
-  pair_set: PairSet,
-  samples: scoring.Images,
-) -> list[dict[str, str]]:
-  """Writes the pictures of every pair; returns their names."""
-  pairs, count = pair_set.pairs, len(samples)
-  digits = scoring.name_digits(count)
-  images = np.round(samples * 255).astype(np.uint8)
-  return [
-    _write_images(
-      output,
-      f'{index:0{digits}d}',
-      {
-        'source': pairs.source[index],
-        'truth': pairs.target[index],
-        'sample': images[index],
-      },
-    )
-    for index in range(count)
-  ]
-
-
 # -- What came of it -----------------------------------------------------------
 
 
@@ -459,110 +238,41 @@ def main() -> None:
   watch = command.Stopwatch()
   old = request.read_metrics(_REPLAY.value) if _REPLAY.value else None
   asked = _asked_again(old) if old else _asked()
-  config, rules = asked.config, scoring.rules(asked.table)
-  _check(config)
-  perceptual, net = scoring.load_lpips(
-    config['lpips'], asked.table, config['image_size_px']
+  config = asked.config
+  inputs.check(config)
+  perceptual = single.Perceptual(
+    *scoring.load_lpips(config['lpips'], asked.table, config['image_size_px'])
   )
-  predictor = _load_predictor(asked)
-  pair_set, here = _load_pairs(asked)
-  pairs, count = pair_set.pairs, len(pair_set.facts)
-  order = _pose_order(asked, count, config['seed'])
-  if asked.predictions:
-    given = scoring.Given(asked.predictions, count, config['image_size_px'])
-  output = _fresh_output()
+  source = inputs.load_predictor(asked)
+  data = inputs.load_pairs(asked)
+  count = len(data.pair_set.facts)
+  order = inputs.pose_order(asked, count)
+  if source is None:
+    source = scoring.Given(asked.predictions, count, config['image_size_px'])
+  outputs.check_apart(
+    _OUTPUT.value,
+    [(flag.name, flag.value) for flag in (_REPLAY, _PREDICTIONS)],
+  )
+  output = outputs.begin(_OUTPUT.value)
   unfinished = output / 'unfinished'
   if asked.predictor != _MODEL:
     kept.discard(unfinished)
   else:
-    predictor = kept.Kept(
-      predictor,
+    source = kept.Kept(
+      source,
       unfinished,
       {
         'batch_size': config['batch_size'],
         'code_sha256': digests.of_code(),
-        'software': _software(),
+        'software': single.software(),
       },
     )
-
-  # -- One sample per pair ----------------------------------------------------
-  inputs = pairs._replace(target=None, target2source=pairs.target2source[order])
-  seeds = np.random.default_rng(config['seed']).integers(
-    2**31 - 1, size=(config['num_samples'], count)
-  )
-  if predictor is None:
-    samples = given.images
-  else:
-    predict = functools.partial(
-      scoring.predict_all, predictor, batch_size=config['batch_size']
-    )
-    samples = predict(inputs, seeds[0])
-
-  # -- Scores -----------------------------------------------------------------
-  scores = scoring.score(asked.table, samples, pairs.target, perceptual)
-  over_pairs = rules['mean'] == 'pairs'
-  of_pair = [scene_of(facts) for facts in pair_set.facts]
-  by_scene = metrics.mean_by_scene(scores, of_pair)
-  searched = None
-  if predictor and asked.table.scale.get('policy') == 'searched':
-    searched = scoring.search_scale(
-      asked.table,
-      predictor,
-      pair_set,
-      inputs,
-      seeds[0],
-      config['batch_size'],
-      perceptual,
-    )
-  several = {}
-  if predictor and config['num_samples'] > 1:
-    others = (predict(inputs, row) for row in seeds[1:])
-    several = scoring.score_several(
-      asked.table,
-      itertools.chain([samples], others),
-      pairs.target,
-      perceptual,
-    )
-  summarise = functools.partial(
-    metrics.summary, scenes=of_pair, over_pairs=over_pairs
-  )
-
-  # -- Files ------------------------------------------------------------------
-  here |= {'metrics.lpips': net}
-  source = predictor or given
-  if 'guidance' in source.protocol:
-    here['sampling.guidance'] = source.protocol['guidance']
-  rows = [
-    {
-      'index': index,
-      **facts,
-      'target2source': pairs.target2source[index].ravel().tolist(),
-      'pose_of_pair': int(order[index]),
-      'seed': int(seeds[0, index]),
-      **scores[index],
-      'files': names,
-    }
-    for index, (facts, names) in enumerate(
-      zip(pair_set.facts, _write_pairs(output, pair_set, samples), strict=True)
-    )
-  ]
-  content = {
-    'protocol': _protocol(asked, pair_set, here, source, perceptual),
-    **summarise(scores),
-    **{name: summarise(of_name) for name, of_name in several.items()},
-    'scenes': by_scene,
-    **({'searched': searched} if searched else {}),
-    'pairs': rows,
-  }
-  files.write_json(output / 'metrics.json', content)
-  for name, write in (('md', tables.markdown), ('tex', tables.latex)):
-    with files.atomic_path(output / f'table.{name}') as temporary:
-      temporary.write_text(write(content))
-  with files.atomic_path(output / 'index.html') as temporary:
-    temporary.write_text(evaluation_page.render(output, content))
+  evaluation = single.evaluate(asked, source, data, order, perceptual)
+  outputs.write(output, evaluation, data.pair_set)
   files.write_json(output / 'evaluate.json', watch.figures())
-  if isinstance(predictor, kept.Kept):
-    predictor.forget()
+  if isinstance(source, kept.Kept):
+    source.forget()
+  content = evaluation.content
   _finish(asked, content)
   if old:
     _compare(old, content)

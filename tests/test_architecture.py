@@ -123,6 +123,16 @@ WINGS = {
     'odin_jax.porting',
   ],
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
+  'odin_jax.evaluating': [
+    'odin_jax.shared',
+    'odin_jax.benchmarks',
+    'odin_jax.models',
+    'odin_jax.metrics',
+    'odin_jax.sharding',
+    'odin_jax.predictors',
+    'odin_jax.scoring',
+    'odin_jax.reporting',
+  ],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }

@@ -1,0 +1,130 @@
+"""What an evaluation reads: the pairs of a benchmark, and what predicts them."""
+
+import functools
+from typing import Any, NamedTuple
+
+from absl import logging
+from jaxtyping import Int
+import numpy as np
+
+from odin_jax import metrics, predictors, scoring, sharding
+from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
+from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.shared import errors, files
+
+MODEL = predictors.Model.name
+
+
+class Data(NamedTuple):
+  """What every predictor of an evaluation is asked for.
+
+  Attributes:
+    pair_set: the pairs.
+    here: by lines of the table, what was done to have them.
+  """
+
+  pair_set: PairSet
+  here: dict[str, Any]
+
+
+def check(config: dict[str, Any]) -> None:
+  """Refuses what can be refused at once.
+
+  Raises:
+    errors.UserError: a field has a value that no evaluation can have.
+  """
+  counts = ('num_pairs', 'num_samples', 'batch_size')
+  if min(config[name] for name in counts) < 1:
+    raise errors.UserError(f'{", ".join(counts)} must be at least 1')
+  if config['image_size_px'] < metrics.SSIM_WINDOW_PX:
+    raise errors.UserError(
+      f'image_size_px={config["image_size_px"]}: SSIM needs at least '
+      f'{metrics.SSIM_WINDOW_PX} px'
+    )
+
+
+def load_pairs(asked: request.Request) -> Data:
+  """The pairs of a request.
+
+  Raises:
+    errors.UserError: they are not there, or not as the table needs them.
+  """
+  config, table = asked.config, asked.table
+  if table.benchmark == RECORDS:
+    pair_set = records.held_out_pairs(
+      asked.data,
+      image_size_px=config['image_size_px'],
+      num_pairs=config['num_pairs'],
+      seed=config['pairs_seed'],
+    )
+    return Data(pair_set, {})
+  if table.benchmark not in LAYOUTS:
+    raise errors.UserError(
+      f'{table.name}: its benchmark {table.benchmark!r} is none of '
+      f'{", ".join([RECORDS, *LAYOUTS])}'
+    )
+  read = LAYOUTS[table.benchmark]
+  if table.benchmark == 'mipnerf360':
+    read = functools.partial(read, factor=config['images_factor'])
+  sizes = {
+    'image_size_px': config['image_size_px'],
+    'num_sources': config['num_sources'],
+  }
+  pair_set = scenes.posed_pairs(
+    asked.data, read, table, scale=config['scale'], **sizes
+  )
+  return Data(pair_set, scenes.done_here(table, pair_set, **sizes))
+
+
+def load_predictor(
+  asked: request.Request,
+) -> predictors.Predictor | None:
+  """What predicts; None where predictions are given.
+
+  Raises:
+    errors.UserError: there is no such model, or it is of another size.
+  """
+  if asked.predictions:
+    return None
+  if asked.predictor != MODEL:
+    return predictors.BASELINES[asked.predictor]()
+  if not asked.workdir:
+    raise errors.UserError(
+      '--workdir: not given; --predictor=model needs the training run'
+    )
+  config = asked.config
+  predictor = predictors.load_model(
+    files.require_folder(asked.workdir, 'a training run'),
+    sampling=predictors.Sampling(
+      sampler=config['sampler'],
+      num_steps=config['num_steps'],
+      guidance=config['guidance'],
+      guidance_rescale=config['guidance_rescale'],
+      spacing=config['spacing'],
+    ),
+    batch_size=config['batch_size'],
+    ema=config['ema'],
+  )
+  if predictor.image_size_px != config['image_size_px']:
+    raise errors.UserError(
+      f'{asked.workdir}: its model makes {predictor.image_size_px} px images '
+      f'and the protocol asks for {config["image_size_px"]} px; give '
+      f'--config.image_size_px={predictor.image_size_px}'
+    )
+  logging.info(sharding.devices_text())
+  return predictor
+
+
+def pose_order(asked: request.Request, count: int) -> Int[np.ndarray, 'n']:
+  """Whose pose each pair gets.
+
+  Raises:
+    errors.UserError: poses are to be shuffled, and there is one alone.
+  """
+  if not asked.shuffle_poses:
+    return np.arange(count)
+  if count < 2:
+    raise errors.UserError(
+      f'{asked.data}: {count} held-out pair; shuffling poses needs two'
+    )
+  return scoring.derangement(count, asked.config['seed'])

@@ -1,0 +1,68 @@
+"""The folder that an evaluation leaves: figures, tables, page and pictures."""
+
+import pathlib
+from typing import Sequence
+
+import numpy as np
+
+from odin_jax.benchmarks import tables
+from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.evaluating import single
+from odin_jax.reporting import evaluation_page
+from odin_jax.shared import errors, files, image_files
+
+TOOL = 'odin_jax.evaluate'
+_FILES = ('metrics.json', 'table.md', 'table.tex', 'index.html')
+
+
+def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
+  """Refuses an output folder that holds what is read.
+
+  Args:
+    output: the folder.
+    read: names of flags, and the paths that they give.
+
+  Raises:
+    errors.UserError: such a path lies in it, and would be removed.
+  """
+  target = pathlib.Path(output).resolve()
+  for name, path in read:
+    if path and target in (
+      pathlib.Path(path).resolve(),
+      *pathlib.Path(path).resolve().parents,
+    ):
+      raise errors.UserError(
+        f'--output={output}: holds what --{name} names, which would be '
+        'removed; give another folder'
+      )
+
+
+def begin(output: str | pathlib.Path) -> pathlib.Path:
+  """The output folder without the results of an earlier run of this tool."""
+  folder = files.claim_output(output, TOOL)
+  for name in _FILES:
+    (folder / name).unlink(missing_ok=True)
+  (folder / 'pairs').mkdir(exist_ok=True)
+  for image in (folder / 'pairs').glob('*.png'):
+    image.unlink()
+  return folder
+
+
+def write(
+  folder: pathlib.Path, evaluation: single.Evaluation, pair_set: PairSet
+) -> None:
+  """Writes all but the time that it took, the pictures first."""
+  content, pairs = evaluation.content, pair_set.pairs
+  images = np.round(evaluation.samples * 255).astype(np.uint8)
+  views = dict(
+    zip(single.VIEWS, (pairs.source, pairs.target, images), strict=True)
+  )
+  for row in content['pairs']:
+    for name, file in row['files'].items():
+      image_files.write(folder / file, views[name][row['index']])
+  files.write_json(folder / 'metrics.json', content)
+  for name, text in (('md', tables.markdown), ('tex', tables.latex)):
+    with files.atomic_path(folder / f'table.{name}') as temporary:
+      temporary.write_text(text(content))
+  with files.atomic_path(folder / 'index.html') as temporary:
+    temporary.write_text(evaluation_page.render(folder, content))

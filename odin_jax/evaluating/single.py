@@ -1,0 +1,181 @@
+"""The evaluation of one predictor: its samples, their scores, the protocol."""
+
+import functools
+import itertools
+import platform
+from typing import Any, NamedTuple
+
+import cv2
+import flax
+import jax
+from jaxtyping import Int
+import numpy as np
+
+from odin_jax import metrics, predictors, scoring
+from odin_jax.benchmarks import protocols, request
+from odin_jax.benchmarks.pairs import scene_of
+from odin_jax.evaluating import inputs
+from odin_jax.models import lpips
+from odin_jax.shared import digests, provenance
+
+# What is written of every pair.
+VIEWS = ('source', 'truth', 'sample')
+
+
+class Evaluation(NamedTuple):
+  """What came of it.
+
+  Attributes:
+    content: of `metrics.json`.
+    samples: one per pair, values in [0, 1].
+  """
+
+  content: dict[str, Any]
+  samples: scoring.Images
+
+
+class Perceptual(NamedTuple):
+  """LPIPS of an evaluation, see `scoring.load_lpips`.
+
+  Attributes:
+    distance: None where it is not measured.
+    net: name of its network; None where it is not asked for.
+  """
+
+  distance: lpips.Lpips | None
+  net: str | None
+
+
+def software() -> dict[str, str | int]:
+  """Versions and devices that figures can depend on."""
+  return {
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'numpy': np.__version__,
+    'opencv': cv2.__version__,
+    'device': jax.devices()[0].device_kind,
+    'num_devices': jax.device_count(),
+  }
+
+
+def _file_names(index: int, count: int) -> dict[str, str]:
+  """The pictures of a pair, under the folder of the evaluation."""
+  number = f'{index:0{scoring.name_digits(count)}d}'
+  return {name: f'pairs/{number}_{name}.png' for name in VIEWS}
+
+
+def _protocol(
+  asked: request.Request,
+  data: inputs.Data,
+  source: predictors.Predictor | scoring.Given,
+  perceptual: Perceptual,
+) -> dict[str, Any]:
+  """Everything that can move the figures."""
+  rules = scoring.rules(asked.table)
+  here = {**data.here, 'metrics.lpips': perceptual.net}
+  if 'guidance' in source.protocol:
+    here['sampling.guidance'] = source.protocol['guidance']
+  return {
+    'benchmark': asked.table.benchmark,
+    **data.pair_set.protocol,
+    **asked.to_dict(),
+    'departures': protocols.departures(asked.table, here),
+    'data_sha256': digests.of_arrays(data.pair_set.pairs),
+    'code_sha256': digests.of_code(),
+    'code_commit': provenance.commit(),
+    'samples_per_pair': asked.config['num_samples'],
+    'model': source.protocol,
+    'metrics': {
+      **metrics.definitions(perceptual.distance, rules['ssim']),
+      'images': 'scores are of the 8-bit images in pairs/'
+      if rules['quantised']
+      else 'scores are of predictions that were not rounded to 8 bits',
+      'mean': f'over {rules["mean"]}',
+      'interval_95': 'bootstrap over scenes: 10,000 draws of all their pairs, '
+      'percentiles; null of one scene',
+    },
+    'software': software(),
+  }
+
+
+def evaluate(
+  asked: request.Request,
+  source: predictors.Predictor | scoring.Given,
+  data: inputs.Data,
+  order: Int[np.ndarray, 'n'],
+  perceptual: Perceptual,
+) -> Evaluation:
+  """Predicts all pairs and scores what is predicted.
+
+  Args:
+    asked: what for.
+    source: of the predictions.
+    data: the pairs.
+    order: whose pose each pair gets.
+    perceptual: LPIPS.
+  """
+  config, rules = asked.config, scoring.rules(asked.table)
+  facts, pairs = data.pair_set.facts, data.pair_set.pairs
+  count, distance = len(facts), perceptual.distance
+
+  # -- One sample per pair ----------------------------------------------------
+  given = pairs._replace(target=None, target2source=pairs.target2source[order])
+  seeds = np.random.default_rng(config['seed']).integers(
+    2**31 - 1, size=(config['num_samples'], count)
+  )
+  is_given = isinstance(source, scoring.Given)
+  if is_given:
+    samples = source.images
+  else:
+    predict = functools.partial(
+      scoring.predict_all, source, batch_size=config['batch_size']
+    )
+    samples = predict(given, seeds[0])
+
+  # -- Scores -----------------------------------------------------------------
+  scores = scoring.score(asked.table, samples, pairs.target, distance)
+  of_pair = [scene_of(of_facts) for of_facts in facts]
+  searched = None
+  if not is_given and asked.table.scale.get('policy') == 'searched':
+    searched = scoring.search_scale(
+      asked.table,
+      source,
+      data.pair_set,
+      given,
+      seeds[0],
+      config['batch_size'],
+      distance,
+    )
+  several = {}
+  if not is_given and config['num_samples'] > 1:
+    others = (predict(given, row) for row in seeds[1:])
+    several = scoring.score_several(
+      asked.table, itertools.chain([samples], others), pairs.target, distance
+    )
+  summarise = functools.partial(
+    metrics.summary, scenes=of_pair, over_pairs=rules['mean'] == 'pairs'
+  )
+
+  # -- What metrics.json holds ------------------------------------------------
+  rows = [
+    {
+      'index': index,
+      **facts[index],
+      'target2source': pairs.target2source[index].ravel().tolist(),
+      'pose_of_pair': int(order[index]),
+      'seed': int(seeds[0, index]),
+      **scores[index],
+      'files': _file_names(index, count),
+    }
+    for index in range(count)
+  ]
+  content = {
+    'protocol': _protocol(asked, data, source, perceptual),
+    **summarise(scores),
+    **{name: summarise(of_name) for name, of_name in several.items()},
+    'scenes': metrics.mean_by_scene(scores, of_pair),
+    **({'searched': searched} if searched else {}),
+    'pairs': rows,
+  }
+  return Evaluation(content, samples)
