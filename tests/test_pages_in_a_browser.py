@@ -7,7 +7,7 @@ parts that are missing.
 import numpy as np
 import pytest
 
-from odin_jax.reporting import contents, evaluation_page, summary
+from odin_jax.reporting import contents, evaluation_page, pair_cells, summary
 from odin_jax.shared import camera, page
 from preprocessing.auditing import audit_page, quality, rates_page, sample
 from preprocessing.auditing import verdict as audit_verdict
@@ -365,7 +365,7 @@ def test_pairs_are_sorted_and_filtered(window, pages):
   assert len(window.run(psnr)) == 12
   window.run("document.querySelector('#pairs + button').click()")
   worst_first = window.run(psnr)
-  assert len(worst_first) == evaluation_page.MAX_PAIRS
+  assert len(worst_first) == pair_cells.MAX_PAIRS
   assert worst_first == sorted(worst_first)
 
   def pick(place, option):
@@ -381,7 +381,7 @@ def test_pairs_are_sorted_and_filtered(window, pages):
   pick(1, 2)
   assert set(pick(2, 2)) == {worst_first[0]}
   shown = window.run("document.querySelector('#steer output').textContent")
-  assert shown.endswith(f' of {evaluation_page.MAX_PAIRS}')
+  assert shown.endswith(f' of {pair_cells.MAX_PAIRS}')
   assert 0 < int(shown.split()[0]) < 20
   words = window.run("document.querySelector('#pairs').innerText")
   assert LONG_NAME in words and '2 s apart' in words and '5 s' not in words

@@ -14,28 +14,51 @@ class Row(NamedTuple):
     name: what was scored.
     mean: scores by name; None where there is none.
     interval_95: their bounds; None where there are none.
+    is_difference: whether they are differences, which have signs.
   """
 
   name: str
   mean: Mapping[str, float | None]
   interval_95: Mapping[str, list[float] | None]
+  is_difference: bool = False
+
+
+def _rows_of(name: str, figures: Mapping[str, Any]) -> Iterator[Row]:
+  """The lines of one predictor."""
+  yield Row(name, figures['mean'], figures['interval_95'])
+  for key, of_several in figures.items():
+    if re.fullmatch(r'(mean|best)_of_\d+', key):
+      label = f'{name}, {key.replace("_", " ")}'
+      yield Row(label, of_several['mean'], of_several['interval_95'])
+  if 'searched' in figures:
+    searched = figures['searched']
+    label = f'{name}, best of {len(searched["factors"])} scales'
+    yield Row(label, searched['mean'], searched.get('interval_95', {}))
+
+
+def _differences(predictors: Mapping[str, Any]) -> Iterator[Row]:
+  first = next(iter(predictors))
+  for name, figures in predictors.items():
+    if name != first:
+      difference = figures['difference_to_first']
+      yield Row(
+        f'{name} minus {first}',
+        difference['mean'],
+        difference['interval_95'],
+        is_difference=True,
+      )
 
 
 def rows(content: Mapping[str, Any]) -> Iterator[Row]:
-  """The lines of what `metrics.json` holds."""
+  """The lines of what `metrics.json` holds, of one predictor or of several."""
   protocol = content['protocol']
-  name = protocol['predictor']
-  if protocol['shuffle_poses']:
-    name += ', poses shuffled'
-  yield Row(name, content['mean'], content['interval_95'])
-  for key, figures in content.items():
-    if re.fullmatch(r'(mean|best)_of_\d+', key):
-      label = f'{name}, {key.replace("_", " ")}'
-      yield Row(label, figures['mean'], figures['interval_95'])
-  if 'searched' in content:
-    count = len(content['searched']['factors'])
-    label = f'{name}, best of {count} scales'
-    yield Row(label, content['searched']['mean'], {})
+  shuffled = ', poses shuffled' if protocol['shuffle_poses'] else ''
+  if 'predictors' in content:
+    for name, figures in content['predictors'].items():
+      yield from _rows_of(name + shuffled, figures)
+    yield from _differences(content['predictors'])
+  else:
+    yield from _rows_of(protocol['predictor'] + shuffled, content)
   for system, figures in protocol['table']['published'].items():
     yield Row(f'{system} (published)', figures, {})
 
@@ -44,9 +67,10 @@ def _cell(row: Row, score: str) -> str:
   value, digits = row.mean.get(score), _DIGITS[score]
   if value is None:
     return '-'
-  text = f'{value:.{digits}f}'
+  sign = '+' if row.is_difference else ''
+  text = f'{value:{sign}.{digits}f}'
   if bounds := row.interval_95.get(score):
-    low, high = (f'{bound:.{digits}f}' for bound in bounds)
+    low, high = (f'{bound:{sign}.{digits}f}' for bound in bounds)
     text += f' ({low} to {high})'
   return text
 
@@ -72,6 +96,8 @@ def scope(content: Mapping[str, Any]) -> str:
 def _caption(content: Mapping[str, Any]) -> str:
   """What the table is of, and whether it is that of its protocol."""
   text = f'{scope(content)}; 95 % intervals over scenes.'
+  if 'predictors' in content:
+    text += ' Differences are of the same pairs.'
   if lines := [row['line'] for row in content['protocol']['departures']]:
     text += (
       f' Not that table: it differs in {", ".join(lines)} (metrics.json, '

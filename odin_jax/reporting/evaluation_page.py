@@ -1,161 +1,62 @@
 """The page of an evaluation: its figures, and its pairs with their errors.
 
-Everything is taken from the folder that `odin_jax.evaluate` writes. Pictures
-are inside the page, so their number is limited: where there are more pairs,
-those that are shown lie evenly on the ranking by PSNR, the worst and the best
-among them.
+Everything is taken from the folder that `odin_jax.evaluate` writes.
 """
 
 import pathlib
 from typing import Any, Mapping, Sequence
 
-import cv2
-from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.benchmarks import tables
-from odin_jax.benchmarks.pairs import scene_of
+from odin_jax.reporting import pair_cells
 from odin_jax.shared import page, provenance, quantities
 
 TEMPLATE = pathlib.Path(__file__).with_name('evaluation_page.html')
-MAX_PAIRS = 96
-_SCORES = ('psnr', 'ssim', 'lpips')
+SCORES = ('psnr', 'ssim', 'lpips')
+_LESS_IS_BETTER = ('lpips',)
 _KINDS = ('source', 'truth', 'sample')
+_SHOWN_AS = ('given', 'true', 'predicted', 'error')
+_EXPLANATION = (
+  'The view that is given, the true one, the predicted one, and where these '
+  'two differ: dark is nowhere, bright by half of the range or more.'
+)
 _FILES = ('metrics.json', 'table.md', 'table.tex')
-# Larger pictures are made smaller, and JPEGs.
-_MAX_PNG_PX = 48
-_MAX_PX = 128
-_JPEG_QUALITY = 90
-# Mean difference of the channels, of 255, that is brightest in an error map.
-BRIGHTEST = 128
-# Of more different times there are ranges.
-_MAX_GAPS = 8
-_OVERLAPS = ((0.25, 'below 25 %'), (0.5, '25 to 50 %'), (0.75, '50 to 75 %'))
-_MOST_OVERLAP = '75 % or more'
-
-Image = UInt8[np.ndarray, 's s 3']
-
-
-# -- Pictures ------------------------------------------------------------------
-
-
-def _read(path: pathlib.Path) -> Image:
-  """A picture that an evaluation wrote, BGR."""
-  return cv2.imread(str(path), cv2.IMREAD_COLOR)
-
-
-def error_map(predicted: Image, truth: Image) -> Image:
-  """Mean difference of the channels: dark is none, bright `BRIGHTEST`; BGR."""
-  difference = np.abs(predicted.astype(float) - truth).mean(axis=-1)
-  level = (255 * difference / BRIGHTEST).clip(max=255).astype(np.uint8)
-  return cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)
-
-
-def _uri(image: Image) -> str:
-  side = max(image.shape[:2])
-  if side <= _MAX_PNG_PX:
-    return page.data_uri(cv2.imencode('.png', image)[1].tobytes(), 'image/png')
-  if side > _MAX_PX:
-    image = cv2.resize(image, (_MAX_PX, _MAX_PX), interpolation=cv2.INTER_AREA)
-  jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-  return page.data_uri(jpeg[1].tobytes(), 'image/jpeg')
 
 
 # -- Pairs ---------------------------------------------------------------------
 
 
-def _shown(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-  """Positions of the pairs that are shown."""
-  ranking = np.argsort([row['psnr'] for row in rows], kind='stable')
-  count = min(MAX_PAIRS, len(rows))
-  places = np.linspace(0, len(rows) - 1, count).round().astype(int)
-  return sorted(ranking[places].tolist())
-
-
-def _gap_s(row: Mapping[str, Any]) -> float | None:
-  """Seconds between the two views; None where that is not known."""
-  if 'source_time_s' not in row:
-    return None
-  return round(abs(row['target_time_s'] - row['source_time_s']), 1)
-
-
-def _gap_labels(rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
-  gaps = [_gap_s(row) for row in rows]
-  known = [gap for gap in gaps if gap is not None]
-  if len(set(known)) <= _MAX_GAPS:
-    return [None if gap is None else f'{gap:g} s' for gap in gaps]
-  low, high = np.quantile(known, [1 / 3, 2 / 3]).round(1)
-  return [
-    None
-    if gap is None
-    else f'up to {low:g} s'
-    if gap <= low
-    else f'{low:g} to {high:g} s'
-    if gap <= high
-    else f'more than {high:g} s'
-    for gap in gaps
-  ]
-
-
-def _overlap_label(overlap: float | None) -> str | None:
-  if overlap is None:
-    return None
-  return next(
-    (words for end, words in _OVERLAPS if overlap < end), _MOST_OVERLAP
-  )
-
-
-def _options(labels: Sequence[str | None], values: Sequence[Any]) -> list[str]:
-  """The labels in the order of the values that they stand for."""
-  lowest: dict[str, Any] = {}
-  for label, value in zip(labels, values, strict=True):
-    if label is not None:
-      lowest[label] = min(value, lowest.get(label, value))
-  return sorted(lowest, key=lambda label: lowest[label])
-
-
-def _filters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What pairs can be chosen by: `words`, `options`, `labels` of each pair."""
-  scenes = [scene_of(row) for row in rows]
-  overlaps = [row.get('overlap') for row in rows]
-  found = [
-    ('Scene', scenes, scenes),
-    (
-      'Time between the views',
-      _gap_labels(rows),
-      [_gap_s(row) for row in rows],
-    ),
-    ('Overlap', [_overlap_label(overlap) for overlap in overlaps], overlaps),
-  ]
-  return [
-    {'words': words, 'options': options, 'labels': labels}
-    for words, labels, values in found
-    if len(options := _options(labels, values)) > 1
-  ]
-
-
-def _words(row: Mapping[str, Any]) -> str:
-  """Which pair it is, and what is between its views."""
-  facts = [scene_of(row)]
-  if (gap_s := _gap_s(row)) is not None:
-    facts.append(f'{gap_s:g} s apart')
-  if row.get('overlap') is not None:
-    facts.append(f'overlap {100 * row["overlap"]:.0f} %')
-  facts.append(f'turned {row["rotation_deg"]:.0f}°')
-  if row.get('pose_of_pair', row['index']) != row['index']:
-    facts.append(f'with the pose of pair {row["pose_of_pair"]}')
-  return ', '.join(facts)
-
-
 def _cell(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
-  views = {kind: _read(folder / row['files'][kind]) for kind in _KINDS}
-  views['error'] = error_map(views['sample'], views['truth'])
-  return {
-    'index': row['index'],
-    'words': _words(row),
-    **{score: row[score] for score in _SCORES},
-    **{kind: _uri(view) for kind, view in views.items()},
+  views = {
+    kind: pair_cells.read(folder / row['files'][kind]) for kind in _KINDS
   }
+  views['error'] = pair_cells.error_map(views['sample'], views['truth'])
+  shown = zip(_SHOWN_AS, views.values(), strict=True)
+  others = ', '.join(
+    f'{quantities.QUANTITIES[score].words} '
+    f'{quantities.number(score, row[score])}'
+    for score in SCORES[1:]
+  )
+  return {
+    'pictures': {words: pair_cells.uri(view) for words, view in shown},
+    'figure': quantities.text('psnr', row['psnr']),
+    'words': f'{others}. Pair {row["index"]}: {pair_cells.words(row)}',
+  }
+
+
+def _orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """How pairs can be sorted."""
+  found = []
+  for score in SCORES:
+    sign = -1 if score in _LESS_IS_BETTER else 1
+    words = quantities.QUANTITIES[score].words
+    found += pair_cells.orders(
+      f'{words}, worst first',
+      f'{words}, best first',
+      [None if row[score] is None else sign * row[score] for row in rows],
+    )
+  return [*found, pair_cells.by_number(rows)]
 
 
 def _closer(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -163,7 +64,8 @@ def _closer(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> int:
   count = 0
   for row in rows:
     source, truth, sample = (
-      _read(folder / row['files'][kind]).astype(float) for kind in _KINDS
+      pair_cells.read(folder / row['files'][kind]).astype(float)
+      for kind in _KINDS
     )
     count += np.square(sample - truth).mean() < np.square(source - truth).mean()
   return int(count)
@@ -177,12 +79,12 @@ def _findings(
 ) -> list[page.Finding]:
   """What the figures say, the most important first."""
   protocol, rows = content['protocol'], content['pairs']
-  of_table, model = protocol['table'], protocol['model']
+  model = protocol['model']
   name = next(tables.rows(content)).name
   figures = ', '.join(
     f'{quantities.QUANTITIES[score].words} '
     f'{quantities.text(score, content["mean"][score])}'
-    for score in _SCORES
+    for score in SCORES
     if content['mean'][score] is not None
   )
   found = [page.Finding(f'{name}: {figures}; {tables.scope(content)}.')]
@@ -206,16 +108,24 @@ def _findings(
         False,
       )
     )
-  if protocol['departures']:
-    count = len(protocol['departures'])
-    found.append(
-      page.Finding(
-        f'This is not the table of {of_table["name"]}: {count} of its lines '
-        f'{"was" if count == 1 else "were"} not followed, see below.',
-        False if of_table['published'] else None,
-      )
+  return found + on_departures(content)
+
+
+def on_departures(content: Mapping[str, Any]) -> list[page.Finding]:
+  """That it is not the table of its protocol, where it is not."""
+  table, departures = (
+    content['protocol'][key] for key in ('table', 'departures')
+  )
+  if not departures:
+    return []
+  count = len(departures)
+  return [
+    page.Finding(
+      f'This is not the table of {table["name"]}: {count} of its lines '
+      f'{"was" if count == 1 else "were"} not followed, see below.',
+      False if table['published'] else None,
     )
-  return found
+  ]
 
 
 def _plain(line: str) -> str:
@@ -232,7 +142,8 @@ def _value(value: Any) -> str:
   return 'none' if value is None else str(value)
 
 
-def _departures(content: Mapping[str, Any]) -> list[str]:
+def departures(content: Mapping[str, Any]) -> list[str]:
+  """The lines of the table that were not followed, as words."""
   return [
     f'{_plain(row["line"])}: {_value(row["published"])}; here '
     f'{_value(row["here"])}'
@@ -244,14 +155,14 @@ def _scenes(content: Mapping[str, Any]) -> list[list[str]]:
   """Rows of text: the figures of every scene, where there are several."""
   if len(content['scenes']) < 2:
     return []
-  return [['scene', *map(quantities.heading, _SCORES)]] + [
-    [name, *(quantities.number(score, figures[score]) for score in _SCORES)]
+  return [['scene', *map(quantities.heading, SCORES)]] + [
+    [name, *(quantities.number(score, figures[score]) for score in SCORES)]
     for name, figures in content['scenes'].items()
   ]
 
 
-def _sources(content: Mapping[str, Any]) -> list[str]:
-  """Where the published figures stand."""
+def sources(content: Mapping[str, Any]) -> list[str]:
+  """Sentences that say where the published figures stand."""
   published = content['protocol']['table']['published']
   return [
     f'{system}: {figures["source"]}.'
@@ -260,9 +171,14 @@ def _sources(content: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _made(protocol: Mapping[str, Any]) -> str:
-  """By which code, on what, with what model the figures came about."""
-  software, model = protocol['software'], protocol['model']
+def made(protocol: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+  """By which code, on what, with what model the figures came about.
+
+  Args:
+    protocol: of an evaluation.
+    model: likewise, of what predicts.
+  """
+  software = protocol['software']
   facts = [provenance.line(), f'jax {software["jax"]} on {software["device"]}']
   if model.get('parameters'):
     facts.append(f'model of {model["parameters"] / 1e6:.1f} M parameters')
@@ -294,28 +210,36 @@ def gather(folder: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     content: of its `metrics.json`.
   """
   protocol = content['protocol']
-  shown = [content['pairs'][place] for place in _shown(content['pairs'])]
+  psnr = [row['psnr'] for row in content['pairs']]
+  shown = [content['pairs'][place] for place in pair_cells.shown(psnr)]
   return {
     'title': f'Evaluation of {protocol["predictor"]}',
-    'made': _made(protocol),
+    'made': made(protocol, protocol['model']),
     'verdict': page.verdict(_findings(folder, content)),
     'next': _next(protocol),
     'scores': tables.text_rows(content),
     'caption': 'In brackets 95 % intervals over scenes.'
     if any(content['interval_95'].values())
     else '',
-    'sources': _sources(content),
+    'sources': sources(content),
     'scenes': _scenes(content),
-    'departures': _departures(content),
+    'departures': departures(content),
     'count': len(content['pairs']),
+    'explanation': _EXPLANATION,
     'cells': [_cell(folder, row) for row in shown],
-    'filters': _filters(shown),
+    'orders': _orders(shown),
+    'filters': pair_cells.filters(shown),
   }
 
 
 def render(folder: pathlib.Path, content: Mapping[str, Any]) -> str:
   """The page of an evaluation; see `gather`."""
-  html = page.render(TEMPLATE, gather(folder, content))
+  return rendered(folder, gather(folder, content))
+
+
+def rendered(folder: pathlib.Path, data: Mapping[str, Any]) -> str:
+  """A page of what `gather` has, which leads to the files of its folder."""
+  html = page.render(TEMPLATE, data)
   for name in _FILES:
     html = page.link(html, folder, name, folder / name)
   return html

@@ -7,7 +7,7 @@ import re
 import cv2
 import numpy as np
 
-from odin_jax.reporting import evaluation_page
+from odin_jax.reporting import evaluation_page, pair_cells
 from tests.helpers import evaluations
 
 
@@ -61,7 +61,7 @@ def test_pairs_are_chosen_by_scene_gap_and_overlap(tmp_path):
   rows = [
     {'source_time_s': 0.0, 'target_time_s': -0.1 * index} for index in range(30)
   ]
-  labels = evaluation_page._gap_labels(rows)
+  labels = pair_cells._gap_labels(rows)
   counts = [labels.count(label) for label in dict.fromkeys(labels)]
   assert len(counts) == 3 and all(9 <= count <= 11 for count in counts)
 
@@ -69,16 +69,16 @@ def test_pairs_are_chosen_by_scene_gap_and_overlap(tmp_path):
 def test_errors_are_dark_where_there_are_none(tmp_path):
   content = evaluations.write(tmp_path, pairs=3, scenes=['a'])
   cells = evaluation_page.gather(tmp_path, content)['cells']
-  assert np.all(picture_of(cells[1]['sample']) == 140)
-  brightness = [picture_of(cell['error']).mean() for cell in cells]
+  assert np.all(picture_of(cells[1]['pictures']['predicted']) == 140)
+  brightness = [picture_of(cell['pictures']['error']).mean() for cell in cells]
   assert brightness[0] < brightness[2] < brightness[1]
   same = np.full((2, 2, 3), 9, np.uint8)
-  assert evaluation_page.error_map(same, same).max() < 5
-  assert evaluation_page.error_map(same + 200, same).mean() > 180
+  assert pair_cells.error_map(same, same).max() < 5
+  assert pair_cells.error_map(same + 200, same).mean() > 180
 
 
 def test_the_size_is_bounded_and_the_worst_and_the_best_are_there(tmp_path):
-  count = 3 * evaluation_page.MAX_PAIRS + 1
+  count = 3 * pair_cells.MAX_PAIRS + 1
   content = evaluations.write(tmp_path, pairs=count, scenes=['a'])
   rows = content['pairs']
   for index, row in enumerate(rows):
@@ -86,8 +86,10 @@ def test_the_size_is_bounded_and_the_worst_and_the_best_are_there(tmp_path):
   html = evaluation_page.render(tmp_path, content)
   data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
   assert data['count'] == count
-  shown = sorted(cell['psnr'] for cell in data['cells'])
-  assert len(shown) == evaluation_page.MAX_PAIRS
+  shown = data['orders'][0]['values']
+  assert data['orders'][1]['values'] == [-value for value in shown]
+  shown = sorted(shown)
+  assert len(shown) == pair_cells.MAX_PAIRS
   assert shown[0] == 0 and shown[-1] == count - 1
   assert np.ptp(np.diff(shown)) <= 1
   # Nothing is loaded from elsewhere.
@@ -96,5 +98,5 @@ def test_the_size_is_bounded_and_the_worst_and_the_best_are_there(tmp_path):
 
 def test_large_pictures_are_made_smaller(tmp_path):
   noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-  assert picture_of(evaluation_page._uri(noise)).shape == (128, 128, 3)
-  assert len(evaluation_page._uri(noise)) < 30_000
+  assert picture_of(pair_cells.uri(noise)).shape == (128, 128, 3)
+  assert len(pair_cells.uri(noise)) < 30_000
