@@ -1,4 +1,4 @@
-"""Scores a predictor on the held-out pairs of a benchmark.
+"""Scores predictors on the held-out pairs of a benchmark.
 
   python -m odin_jax.evaluate --data=runs/demo/records --predictor=model \
       --workdir=runs/demo/train --output=runs/demo/evaluate/model
@@ -6,11 +6,16 @@
       --predictor=copy --output=runs/dtu/copy
   python -m odin_jax.evaluate --replay=runs/dtu/copy/metrics.json \
       --output=runs/dtu/again
+  python -m odin_jax.evaluate --data=runs/demo/records --workdir=runs/demo/train \
+      --predictor=model,model_mean,copy,mean,sweep --predictions=OTHER=DIR \
+      --output=runs/demo/all
 
-Every pair gets one prediction, never the best of several (those stand apart). `--predictor=copy`,
-`mean` and `sweep` need no `--workdir`: they are what a model has to beat.
-`--predictions=DIR` scores the pictures of another system: `pairs/` and
-`metrics.json` of any run say what it is to be given.
+Every pair gets one prediction, never the best of several (those stand apart).
+`--predictor=copy`, `mean` and `sweep` need no `--workdir`: they are what a
+model has to beat. `model_mean` is the model with one step, about its
+conditional mean. `--predictions=DIR` scores the pictures of another system:
+`pairs/` and `metrics.json` of any run say what it is to be given. Several of
+them, and `--predictions=NAME=DIR`, are scored side by side on the same pairs.
 `--shuffle_poses` gives each pair the pose of another one and leaves all else
 as it was: a model that uses the pose gets worse. `--protocol` is a table of
 `odin_jax.benchmarks.protocols`, or a file of that kind; what is done otherwise
@@ -20,7 +25,10 @@ figures are not the same.
 Output: `metrics.json` (the whole protocol, mean scores, one row per pair),
 `table.md` and `table.tex` (with what was published of the table's systems),
 `index.html` (the same, and the pairs with their errors), and
-`pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ...
+`pairs/000_source.png`, `000_truth.png`, `000_sample.png`, ... Of several, each
+has all that in a folder of its name, and beside these folders the same files
+have all rows, each predictor's difference from the first of them, and the views
+of all side by side.
 
 SIGTERM and Ctrl-C end it with status 75, and the same command goes on: what a
 model has predicted is kept in `unfinished/` until the figures are written. What
@@ -37,13 +45,14 @@ if __name__ == '__main__' and not __package__:
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from absl import flags, logging
 
 from odin_jax import predictors, scoring
 from odin_jax.benchmarks import LAYOUTS, RECORDS, kept, protocols, request
-from odin_jax.evaluating import inputs, outputs, single
+from odin_jax.evaluating import inputs, joint, outputs, single
 from odin_jax.porting import lpips_package
 from odin_jax.shared import command, digests, errors, files
 
@@ -62,17 +71,18 @@ _PROTOCOL = command.define_path(
 _DATA = command.define_path(
   'data', 'Folder of the benchmark, e.g. the output of preprocessing.'
 )
-_PREDICTOR = flags.DEFINE_enum(
+_PREDICTOR = flags.DEFINE_list(
   'predictor',
-  _MODEL,
-  [_MODEL, *predictors.BASELINES],
-  'model: samples of a trained model; copy: the source view itself; mean: its '
-  'mean colour; sweep: the mean of the source seen at eight distances.',
+  [_MODEL],
+  'model: samples of a trained model; model_mean: the same with one step; copy: '
+  'the source view itself; mean: its mean colour; sweep: the mean of the source '
+  'seen at eight distances; or several of them.',
 )
-_PREDICTIONS = command.define_path(
+_PREDICTIONS = flags.DEFINE_multi_string(
   'predictions',
+  None,
   'Folder of predicted views, 000.png and so on, which are scored in place of '
-  "a predictor's.",
+  "a predictor's; or NAME=FOLDER, also several, beside the predictors.",
 )
 _WORKDIR = command.define_model()
 _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
@@ -86,6 +96,12 @@ _REPLAY = command.define_path(
 )
 flags.mark_flags_as_required(['output'])
 
+# The model with one step, whatever the config says.
+_ONE_STEP = 'model_mean'
+_PREDICTORS = (_MODEL, _ONE_STEP, *predictors.BASELINES)
+# What the folder of a system may be called, and what else lies beside it.
+_NAME = r'[A-Za-z0-9][\w.+-]*'
+_TAKEN = (*_PREDICTORS, 'pairs', 'unfinished')
 # What a field of the config may be besides the type of its default.
 _KINDS = {float: (float, int)}
 # What else an evaluation is told by, which --replay has of its own.
@@ -95,9 +111,7 @@ _REPLAYED = ('benchmark', 'protocol', 'predictor', 'shuffle_poses')
 # -- What is asked for ---------------------------------------------------------
 
 
-def _asked() -> request.Request:
-  if _DATA.value is None:
-    raise errors.UserError('--data: not given; it is the folder to evaluate on')
+def _table() -> protocols.Protocol:
   name = _PROTOCOL.value
   if name is None and _BENCHMARK.value in (None, RECORDS):
     name = RECORDS
@@ -112,24 +126,100 @@ def _asked() -> request.Request:
       f'--benchmark={_BENCHMARK.value}: {name} is a protocol for '
       f'{table.benchmark}'
     )
-  predictor = _PREDICTOR.value
-  if _PREDICTIONS.value:
-    is_one = _CONFIG.value.num_samples == 1
-    if _SHUFFLE_POSES.value or flags.FLAGS['predictor'].present or not is_one:
+  return table
+
+
+def _predictors() -> list[str]:
+  names = _PREDICTOR.value
+  for name in names:
+    if name not in _PREDICTORS:
       raise errors.UserError(
-        '--predictions: are one per pair, and go with neither --predictor, '
-        '--shuffle_poses nor --config.num_samples'
+        f'--predictor={name}: there are {", ".join(_PREDICTORS)}'
       )
-    predictor = scoring.Given.name
-  return request.Request(
-    table=table,
-    data=_DATA.value,
-    predictor=predictor,
-    workdir=_WORKDIR.value if predictor == _MODEL else None,
-    predictions=_PREDICTIONS.value,
-    shuffle_poses=_SHUFFLE_POSES.value,
-    config=_CONFIG.value.to_dict(),
-  )
+  if not names or len(set(names)) < len(names):
+    raise errors.UserError(
+      f'--predictor={",".join(names)}: name each that is wanted once'
+    )
+  return names
+
+
+def _predictions() -> tuple[str | None, dict[str, str]]:
+  """The one folder of predictions, or folders by the names of systems."""
+  folder, named = None, {}
+  for text in _PREDICTIONS.value or []:
+    if not re.match(f'{_NAME}=', text):
+      if folder is not None:
+        raise errors.UserError(
+          f'--predictions={text}: of several folders each needs a name, '
+          'NAME=FOLDER'
+        )
+      folder = files.local_path(text)
+      continue
+    for part in re.split(f',(?={_NAME}=)', text):
+      name, _, path = part.partition('=')
+      if name in _TAKEN or name in named:
+        raise errors.UserError(
+          f'--predictions={part}: the name {name} is taken; give another one'
+        )
+      named[name] = files.local_path(path)
+  if folder is not None and named:
+    raise errors.UserError(
+      f'--predictions={folder}: has no name, and others have; give NAME=FOLDER'
+    )
+  return folder, named
+
+
+def _check_predictions(is_alone: bool) -> None:
+  """Refuses what pictures that are made already cannot be asked for."""
+  is_one = _CONFIG.value.num_samples == 1 or not is_alone
+  if (
+    _SHUFFLE_POSES.value
+    or not is_one
+    or (is_alone and flags.FLAGS['predictor'].present)
+  ):
+    raise errors.UserError(
+      '--predictions: are one per pair, and go with neither --shuffle_poses '
+      'nor, without a name, --predictor or --config.num_samples'
+    )
+
+
+def _asked() -> dict[str, request.Request]:
+  """What is asked for, by the name of each predictor."""
+  if _DATA.value is None:
+    raise errors.UserError('--data: not given; it is the folder to evaluate on')
+  table = _table()
+  folder, named = _predictions()
+  names = _predictors()
+  if folder or named:
+    _check_predictions(is_alone=bool(folder))
+    if not flags.FLAGS['predictor'].present:
+      names = []
+  config = _CONFIG.value.to_dict()
+
+  def ask(predictor: str, **changes: Any) -> request.Request:
+    return request.Request(
+      table=table,
+      data=_DATA.value,
+      predictor=predictor,
+      workdir=_WORKDIR.value if predictor == _MODEL else None,
+      predictions=changes.pop('predictions', None),
+      shuffle_poses=_SHUFFLE_POSES.value,
+      config={**config, **changes},
+    )
+
+  if folder:
+    return {scoring.Given.name: ask(scoring.Given.name, predictions=folder)}
+  # Side by side, only what draws samples has several of them.
+  one = {'num_samples': 1} if len(names) + len(named) > 1 or named else {}
+  asked = {}
+  for name in names:
+    if name == _ONE_STEP:
+      asked[name] = ask(_MODEL, num_steps=1, **one)
+    else:
+      asked[name] = ask(name, **({} if name == _MODEL else one))
+  for name, path in named.items():
+    asked[name] = ask(scoring.Given.name, predictions=path, **one)
+  return asked
 
 
 def _asked_again(content: dict[str, Any]) -> request.Request:
@@ -157,11 +247,17 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
       f'{_REPLAY.value}: is of another version: no predictor {old.predictor!r} '
       'is here; evaluate with the code of that time'
     )
+  folder, named = _predictions()
+  if named:
+    raise errors.UserError(
+      f'--predictions={next(iter(named))}=...: --replay repeats one predictor; '
+      'give the folder alone'
+    )
   return dataclasses.replace(
     old,
     data=_DATA.value or old.data,
     workdir=_WORKDIR.value or old.workdir,
-    predictions=_PREDICTIONS.value or old.predictions,
+    predictions=folder or old.predictions,
   )
 
 
@@ -177,44 +273,60 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
-def _made(asked: request.Request, content: dict[str, Any]) -> str:
-  """What was scored, and the figures."""
-  mean, protocol = content['mean'], content['protocol']
+def _figures(mean: dict[str, Any], bounds: dict[str, Any]) -> str:
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
-  bounds = content['interval_95']['psnr']
-  interval = '' if bounds is None else ' ({:.2f} to {:.2f})'.format(*bounds)
+  interval = ''
+  if bounds['psnr'] is not None:
+    interval = ' ({:.2f} to {:.2f})'.format(*bounds['psnr'])
   return (
-    f'{asked.predictor}{_step_of(protocol["model"])}'
-    f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
-    f'{len(content["pairs"])} pairs: PSNR {mean["psnr"]:.2f} dB{interval}, '
-    f'SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
+    f'PSNR {mean["psnr"]:.2f} dB{interval}, SSIM {mean["ssim"]:.3f}, '
+    f'LPIPS {distance}'
   )
 
 
-def _finish(asked: request.Request, content: dict[str, Any]) -> None:
-  protocol = content['protocol']
+def _made(asked: request.Request, content: dict[str, Any]) -> str:
+  """What was scored, and the figures."""
+  return (
+    f'{asked.predictor}{_step_of(content["protocol"]["model"])}'
+    f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
+    f'{len(content["pairs"])} pairs: '
+    f'{_figures(content["mean"], content["interval_95"])}'
+  )
+
+
+def _made_jointly(content: dict[str, Any]) -> str:
+  """How many were scored, and the figures of each."""
+  rows = [
+    f'{name}: {_figures(figures["mean"], figures["interval_95"])}'
+    for name, figures in content['predictors'].items()
+  ]
+  return '\n  '.join([f'{len(content["pairs"])} pairs', *rows])
+
+
+def _warn(table: protocols.Protocol, protocol: dict[str, Any]) -> None:
   if protocol['departures']:
     logging.info(
       'not the table of %s; it differs in %s: see departures in metrics.json',
-      asked.table.name,
+      table.name,
       ', '.join(row['line'] for row in protocol['departures']),
     )
-  if asked.config['lpips'] and content['mean']['lpips'] is None:
+  if protocol['config']['lpips'] and 'lpips_sha256' not in protocol['metrics']:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
     )
-  then = None
-  if asked.predictor == _MODEL:
-    source = content['pairs'][0]['files']['source']
-    given = {
-      'workdir': asked.workdir,
-      'image': pathlib.Path(_OUTPUT.value) / source,
-      'output': command.beside(_OUTPUT.value, 'views'),
-    }
-    then = ('imagine more views', 'odin_jax.generate', given)
-  command.finish(
-    _OUTPUT.value, _made(asked, content), look_at='index.html', then=then
-  )
+
+
+def _next_step(
+  asked: request.Request, pairs: list[dict[str, Any]]
+) -> tuple[str, str, dict[str, Any]] | None:
+  if asked.predictor != _MODEL:
+    return None
+  given = {
+    'workdir': asked.workdir,
+    'image': pathlib.Path(_OUTPUT.value) / pairs[0]['files']['source'],
+    'output': command.beside(_OUTPUT.value, 'views'),
+  }
+  return 'imagine more views', 'odin_jax.generate', given
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -237,43 +349,78 @@ def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
 def main() -> None:
   watch = command.Stopwatch()
   old = request.read_metrics(_REPLAY.value) if _REPLAY.value else None
-  asked = _asked_again(old) if old else _asked()
-  config = asked.config
+  asked = {_REPLAY.name: _asked_again(old)} if old else _asked()
+  # Two, or one that has a name: each has a folder.
+  is_joint = (
+    len(asked) > 1
+    or not old
+    and next(iter(asked))
+    not in (
+      *_PREDICTORS,
+      scoring.Given.name,
+    )
+  )
+  first = next(iter(asked.values()))
+  config = first.config
   inputs.check(config)
   perceptual = single.Perceptual(
-    *scoring.load_lpips(config['lpips'], asked.table, config['image_size_px'])
+    *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
-  source = inputs.load_predictor(asked)
-  data = inputs.load_pairs(asked)
+
+  # -- What is read, and refused before anything is written --------------------
+  sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
+  data = inputs.load_pairs(first)
   count = len(data.pair_set.facts)
-  order = inputs.pose_order(asked, count)
-  if source is None:
-    source = scoring.Given(asked.predictions, count, config['image_size_px'])
-  outputs.check_apart(
-    _OUTPUT.value,
-    [(flag.name, flag.value) for flag in (_REPLAY, _PREDICTIONS)],
-  )
-  output = outputs.begin(_OUTPUT.value)
-  unfinished = output / 'unfinished'
-  if asked.predictor != _MODEL:
-    kept.discard(unfinished)
-  else:
-    source = kept.Kept(
-      source,
-      unfinished,
-      {
-        'batch_size': config['batch_size'],
-        'code_sha256': digests.of_code(),
-        'software': single.software(),
-      },
+  order = inputs.pose_order(first, count)
+  for name, source in sources.items():
+    if source is None:
+      sources[name] = scoring.Given(
+        asked[name].predictions, count, config['image_size_px']
+      )
+  read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
+  outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
+
+  # -- Each predictor, in a folder of its own where there are several ----------
+  output = (outputs.begin_joint if is_joint else outputs.begin)(_OUTPUT.value)
+  evaluations, unfinished = {}, []
+  for name, source in sources.items():
+    of_one = command.Stopwatch()
+    folder = outputs.begin(output / name) if is_joint else output
+    if asked[name].predictor != _MODEL:
+      kept.discard(folder / 'unfinished')
+    else:
+      source = kept.Kept(
+        source,
+        folder / 'unfinished',
+        {
+          'batch_size': config['batch_size'],
+          'code_sha256': digests.of_code(),
+          'software': single.software(),
+        },
+      )
+      unfinished.append(source)
+    evaluations[name] = single.evaluate(
+      asked[name], source, data, order, perceptual
     )
-  evaluation = single.evaluate(asked, source, data, order, perceptual)
-  outputs.write(output, evaluation, data.pair_set)
+    outputs.write(folder, evaluations[name], data.pair_set)
+    if is_joint:
+      files.write_json(folder / 'evaluate.json', of_one.figures())
+
+  # -- All of them -------------------------------------------------------------
+  content = evaluations[next(iter(asked))].content
+  if is_joint:
+    content = joint.content(evaluations, first.table)
+    outputs.write_joint(output, content)
   files.write_json(output / 'evaluate.json', watch.figures())
-  if isinstance(source, kept.Kept):
+  for source in unfinished:
     source.forget()
-  content = evaluation.content
-  _finish(asked, content)
+  _warn(first.table, content['protocol'])
+  command.finish(
+    _OUTPUT.value,
+    _made_jointly(content) if is_joint else _made(first, content),
+    look_at='index.html',
+    then=_next_step(first, content['pairs']),
+  )
   if old:
     _compare(old, content)
 

@@ -65,6 +65,12 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Any]:
   path = files.require_file(path, 'the metrics.json of an evaluation')
   try:
     content = json.loads(pathlib.Path(path).read_text())
+    if 'predictors' in content:
+      raise errors.UserError(
+        f'{path}: is of several predictors; repeat one of them: '
+        f'{", ".join(content["predictors"])}, each with a metrics.json in its '
+        'folder'
+      )
     of_json(content['protocol'])
     _figures(content)
   except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,14 +1,15 @@
 """The folder that an evaluation leaves: figures, tables, page and pictures."""
 
 import pathlib
-from typing import Sequence
+import shutil
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from odin_jax.benchmarks import tables
+from odin_jax.benchmarks import kept, tables
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.evaluating import single
-from odin_jax.reporting import evaluation_page
+from odin_jax.reporting import evaluation_page, joint_page
 from odin_jax.shared import errors, files, image_files
 
 TOOL = 'odin_jax.evaluate'
@@ -40,12 +41,26 @@ def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
 def begin(output: str | pathlib.Path) -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
   folder = files.claim_output(output, TOOL)
-  for name in _FILES:
-    (folder / name).unlink(missing_ok=True)
+  _remove_files(folder)
   (folder / 'pairs').mkdir(exist_ok=True)
   for image in (folder / 'pairs').glob('*.png'):
     image.unlink()
   return folder
+
+
+def begin_joint(output: str | pathlib.Path) -> pathlib.Path:
+  """The same for several predictors, each of which has a folder in it."""
+  folder = files.claim_output(output, TOOL)
+  _remove_files(folder)
+  # Of one predictor that was evaluated here before.
+  shutil.rmtree(folder / 'pairs', ignore_errors=True)
+  kept.discard(folder / 'unfinished')
+  return folder
+
+
+def _remove_files(folder: pathlib.Path) -> None:
+  for name in _FILES:
+    (folder / name).unlink(missing_ok=True)
 
 
 def write(
@@ -60,9 +75,22 @@ def write(
   for row in content['pairs']:
     for name, file in row['files'].items():
       image_files.write(folder / file, views[name][row['index']])
+  _write_figures(folder, content, evaluation_page.render)
+
+
+def write_joint(folder: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes the figures of several predictors, whose folders are written."""
+  _write_figures(folder, content, joint_page.render)
+
+
+def _write_figures(
+  folder: pathlib.Path,
+  content: dict[str, Any],
+  render: Callable[[pathlib.Path, dict[str, Any]], str],
+) -> None:
   files.write_json(folder / 'metrics.json', content)
   for name, text in (('md', tables.markdown), ('tex', tables.latex)):
     with files.atomic_path(folder / f'table.{name}') as temporary:
       temporary.write_text(text(content))
   with files.atomic_path(folder / 'index.html') as temporary:
-    temporary.write_text(evaluation_page.render(folder, content))
+    temporary.write_text(render(folder, content))
