@@ -7,7 +7,13 @@ parts that are missing.
 import numpy as np
 import pytest
 
-from odin_jax.reporting import contents, evaluation_page, pair_cells, summary
+from odin_jax.reporting import (
+  contents,
+  evaluation_page,
+  joint_page,
+  pair_cells,
+  summary,
+)
 from odin_jax.shared import camera, page
 from preprocessing.auditing import audit_page, quality, rates_page, sample
 from preprocessing.auditing import verdict as audit_verdict
@@ -235,6 +241,15 @@ def evaluation_page_of(folder, **options):
   return path
 
 
+def joint_page_of(folder, **options):
+  folder.mkdir()
+  names = ['model', 'model_mean', 'copy', 'mean', 'sweep', LONG_NAME]
+  content = evaluations.write_joint(folder, names, **options)
+  path = folder / 'index.html'
+  path.write_text(joint_page.render(folder, content))
+  return path
+
+
 @pytest.fixture(scope='session')
 def pages(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pages')
@@ -248,6 +263,9 @@ def pages(tmp_path_factory):
     'rates': rates_page_of(folder / 'rates'),
     'evaluation': evaluation_page_of(
       folder / 'evaluation', pairs=120, scenes=['a', LONG_NAME, 'c']
+    ),
+    'evaluation of several': joint_page_of(
+      folder / 'several', pairs=30, scenes=['a', LONG_NAME, 'c']
     ),
     'evaluation of others': evaluation_page_of(
       folder / 'others', pairs=3, scenes=['a'], has_facts=False
@@ -266,6 +284,7 @@ def pages(tmp_path_factory):
     'audit of nothing',
     'rates',
     'evaluation',
+    'evaluation of several',
     'evaluation of others',
   ],
 )

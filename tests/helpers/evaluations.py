@@ -6,6 +6,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from odin_jax.benchmarks import protocols
+from odin_jax.evaluating import joint, single
+
 SIDE_PX = 8
 # How many grey levels the prediction of pair 0 is off, of pair 1, ...
 LEVELS_OFF = (5, 40, 20)
@@ -104,3 +107,27 @@ def write(
     'scenes': dict.fromkeys(scenes, mean),
     'pairs': rows,
   }
+
+
+def write_joint(
+  folder: pathlib.Path, names: list[str], **options: Any
+) -> dict[str, Any]:
+  """Writes the pictures of several; returns what the joint file holds.
+
+  Args:
+    folder: of the evaluation.
+    names: of the predictors; the second is 1 dB above the first, and so on.
+    **options: of `write`.
+  """
+  evaluations = {}
+  for place, name in enumerate(names):
+    content = write(folder / name, **options)
+    content['protocol'] |= {'predictor': name, 'only': name}
+    for row in content['pairs']:
+      row['psnr'] += place
+    content['mean'] = {
+      **content['mean'],
+      'psnr': content['mean']['psnr'] + place,
+    }
+    evaluations[name] = single.Evaluation(content, np.zeros(0, np.float32))
+  return joint.content(evaluations, protocols.load('records'))

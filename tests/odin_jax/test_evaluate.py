@@ -11,6 +11,7 @@ import pytest
 
 from odin_jax import metrics
 from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.benchmarks import request
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import files, provenance, schema
@@ -142,9 +143,26 @@ def outputs(data):
     ('undisturbed', 'undisturbed'),
   ):
     lines[name] = [*batches, f'--output={folder / output}']
+  # Side by side with what was made before; the second is stopped, and goes on.
+  (folder / 'stopping_late').mkdir()
+  (folder / 'stopping_late' / 'stop').touch()
+  several = [
+    *batches[:1],
+    f'--workdir={folder / "stopping_late"}',
+    *batches[2:],
+    '--predictor=copy,model,model_mean',
+    f'--predictions=other={folder / "shuffled/pairs"}',
+    '--config.num_samples=2',
+    f'--output={folder / "several"}',
+  ]
+  lines |= {'several_stopped': several, 'several': several}
+  lines['of_several'] = [
+    f'--replay={folder / "several/model_mean/metrics.json"}',
+    f'--output={folder / "of_several"}',
+  ]
   results = evaluate(*lines.values())
   for name, (status, stderr) in zip(lines, results, strict=True):
-    assert status == (75 if name == 'stopped' else 0), stderr
+    assert status == (75 if name.endswith('stopped') else 0), stderr
     (folder / f'{name}.stderr').write_text(stderr)
   return folder
 
@@ -327,6 +345,65 @@ def test_what_was_stopped_goes_on_to_the_same_file(outputs):
   assert resumed == whole
   for name in ('undisturbed', 'resumed', 'model'):
     assert not (outputs / name / 'unfinished').exists()
+
+
+def test_several_stand_side_by_side_and_each_as_if_alone(outputs):
+  content = read(outputs / 'several')
+  names = ['copy', 'model', 'model_mean', 'other']
+  assert list(content['predictors']) == names
+  for name, alone in (('copy', 'copy'), ('other', 'shuffled')):
+    row = content['predictors'][name]
+    own = read(outputs / 'several' / name)
+    for key in ('psnr', 'ssim'):
+      assert row['mean'][key] == own['mean'][key]
+      assert own['mean'][key] == read(outputs / alone)['mean'][key]
+      assert row['interval_95'][key] == own['interval_95'][key]
+  # Stopped in the second of its batches, and after another predictor.
+  said = (outputs / 'several.stderr').read_text()
+  assert 'are predicted: 1; goes on' in said
+  model = read(outputs / 'several' / 'model')
+  alone = read(outputs / 'undisturbed')
+  assert model['pairs'] == alone['pairs']
+  lines = request.differing_lines(alone['protocol'], model['protocol'])
+  assert [line.partition(' (')[0] for line in lines] == [
+    'config.num_samples',
+    'samples_per_pair',
+  ]
+  # Only what draws samples has several.
+  assert 'best_of_2' in content['predictors']['model']
+  assert 'best_of_2' not in content['predictors']['copy']
+  own = content['predictors']['model_mean']['protocol']
+  assert own['model']['num_steps'] == 1 == own['config']['num_steps']
+  assert content['protocol']['config']['batch_size'] == 4
+  for name in names:
+    assert not (outputs / 'several' / name / 'unfinished').exists()
+    assert (outputs / 'several' / name / 'index.html').exists()
+  assert not (outputs / 'several' / 'pairs').exists()
+
+
+def test_differences_are_of_the_same_pairs(outputs):
+  content = read(outputs / 'several')
+  rows = {
+    name: [row['psnr'] for row in read(outputs / 'several' / name)['pairs']]
+    for name in content['predictors']
+  }
+  assert 'difference_to_first' not in content['predictors']['copy']
+  for name in ('model', 'other'):
+    difference = content['predictors'][name]['difference_to_first']
+    expected = np.subtract(rows[name], rows['copy'])
+    assert difference['mean']['psnr'] == pytest.approx(expected.mean())
+    # That of a constant difference is a point, however pairs vary.
+    low, high = difference['interval_95']['psnr']
+    assert low <= expected.mean() <= high
+    assert difference['mean']['lpips'] is None
+  table = (outputs / 'several' / 'table.md').read_text()
+  assert '| model minus copy | +' in table and '| model, mean of 2 |' in table
+  assert [row['scores']['other']['psnr'] for row in content['pairs']] == rows[
+    'other'
+  ]
+  for row in content['pairs']:
+    for file in (row['files']['truth'], *row['files']['samples'].values()):
+      assert (outputs / 'several' / file).exists()
 
 
 @pytest.mark.parametrize('name', ['model', 'scenes', 'given'])
@@ -514,6 +591,16 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
     ([good, out, f'--predictions={empty}'], ['000_sample.png', '000.png']),
     ([good, *copy, f'--predictions={empty}'], ['--predictor']),
+    ([good, out, '--predictor=guess'], ['guess', 'model_mean', 'sweep']),
+    ([good, out, '--predictor=copy,copy'], ['once']),
+    ([good, *copy, f'--predictions=mean={empty}'], ['mean is taken']),
+    ([good, *copy, f'--predictions=o={empty},o={empty}'], ['o is taken']),
+    ([good, out, f'--predictions={empty}', '--predictions=b'], ['NAME=']),
+    ([good, *copy, f'--predictions=o={empty}'], ['000_sample.png']),
+    (
+      [f'--replay={outputs / "several/metrics.json"}', out],
+      ['several predictors', 'copy, model'],
+    ),
     (
       [
         good,
