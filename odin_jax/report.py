@@ -52,16 +52,25 @@ _LINKS = (
 )
 
 
+def _row(name: str, *scores: str) -> str:
+  """A name and scores, with room for their intervals."""
+  return f'{name:28}' + ''.join(f'{score:24}' for score in scores).rstrip()
+
+
 def _table(figures: dict[str, Any]) -> str:
   """The results as lines of text."""
-  lines = [f'{"":44}{"PSNR dB":>9}{"SSIM":>8}{"LPIPS":>8}']
+  heads = (quantities.heading(score) for score in summary.SCORES)
+  lines = [_row('', *heads)]
   train = figures['train']
   lines.append(f'model: {summary.step_text(train["checkpoint"])}')
   for label, rows in (('held out', train), ('unseen worlds', train['unseen'])):
     for name in rows.get('psnr', {}):
-      psnr, ssim = rows['psnr'][name], rows['ssim'][name]
-      lpips = quantities.number('lpips', rows['lpips'][name])
-      lines.append(f'{label + ": " + name:44}{psnr:9.2f}{ssim:8.3f}{lpips:>8}')
+      lines.append(_row(f'{label}: {name}', *summary.score_texts(rows, name)))
+  if train.get('psnr'):
+    lines.append(
+      'model is one sample per pair, model_mean one step, about its conditional '
+      'mean; in brackets 95 % intervals over scenes'
+    )
   for kind, of_kind in (figures.get('pose') or {}).items():
     for name, value in of_kind.items():
       if isinstance(value, (int, float)):

@@ -25,7 +25,7 @@ _PANORAMA_WIDTH_PX = 1024
 # More videos than these have no column of their own; the audit's page has all.
 _MAX_COLUMNS = 4
 _PREDICTORS = {
-  'model': 'model',
+  'model': 'model, one sample',
   'copy': 'copy of the source',
   'mean': "source's mean colour",
   'shuffled': 'model, poses shuffled',
@@ -176,19 +176,18 @@ def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
 
 def _scores(train: dict[str, Any]) -> list[list[str]]:
   """Rows of text: every predictor on every set of pairs."""
-  keys = ('psnr', 'ssim', 'lpips', 'pairs')
+  keys = (*summary.SCORES, 'pairs')
   rows = [['', *(quantities.heading(key) for key in keys)]]
   for words, figures in (
     ('held-out frames', train),
     ('unseen worlds', train['unseen']),
   ):
     for name in figures.get('psnr', {}):
-      scores = (figures[key][name] for key in keys[:-1])
-      values = (*scores, figures['pairs'])
       rows.append(
         [
           f'{words}: {_PREDICTORS[name]}',
-          *map(quantities.number, keys, values),
+          *summary.score_texts(figures, name),
+          quantities.number('pairs', figures['pairs']),
         ]
       )
   return rows

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from odin_jax.reporting import true_path, verdict
-from odin_jax.shared import files, page
+from odin_jax.shared import files, page, quantities
 
 # Folders under `evaluate` as launch/demo.sh names them: the model, what it has
 # to beat, and the model with poses shuffled.
@@ -39,20 +39,29 @@ def read_rows(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
   return files.read_json_lines(path, _STAGE, keys)
 
 
-def _evaluations(run: pathlib.Path) -> dict[str, dict[str, float]]:
+# Scores of an evaluation.
+SCORES = ('psnr', 'ssim', 'lpips')
+
+
+def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ..."""
   contents = {
     path.parent.name: read_json(path, 'mean', 'pairs')
     for path in sorted((run / 'evaluate').glob('*/metrics.json'))
   }
   return {
-    name: {**content['mean'], 'pairs': len(content['pairs'])}
+    name: {
+      **content['mean'],
+      # Of an older version there is none.
+      'interval_95': content.get('interval_95', {}),
+      'pairs': len(content['pairs']),
+    }
     for name, content in contents.items()
   }
 
 
 def _gains(
-  evaluations: dict[str, dict[str, float]], suffix: str = ''
+  evaluations: dict[str, dict[str, Any]], suffix: str = ''
 ) -> dict[str, Any]:
   """What the model wins over the trivial predictors, and what poses are worth.
 
@@ -67,13 +76,17 @@ def _gains(
   }
   if not rows.keys() >= set(_EVALUATIONS):
     return {}
-  psnr = {name: row['psnr'] for name, row in rows.items()}
-  ssim = {name: row['ssim'] for name, row in rows.items()}
+  scores = {
+    score: {name: row[score] for name, row in rows.items()} for score in SCORES
+  }
+  psnr, ssim = scores['psnr'], scores['ssim']
   return {
     'pairs': rows[MODEL]['pairs'],
-    'psnr': psnr,
-    'ssim': ssim,
-    'lpips': {name: row['lpips'] for name, row in rows.items()},
+    **scores,
+    'interval_95': {
+      score: {name: row['interval_95'].get(score) for name, row in rows.items()}
+      for score in SCORES
+    },
     'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
     'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
     'shuffle_drop_db': psnr[MODEL] - psnr[SHUFFLED],
@@ -97,6 +110,21 @@ def _checkpoint(
   if not step or not steps:
     return {'step': None, 'steps': None}
   return {'step': step, 'steps': max(steps, trained_steps)}
+
+
+def score_texts(gains: dict[str, Any], name: str) -> list[str]:
+  """The scores of an evaluation with their intervals, as text.
+
+  Args:
+    gains: `train` of the summary, or its `unseen`.
+    name: of the evaluation, such as `model`.
+  """
+  return [
+    quantities.with_interval(
+      score, gains[score][name], gains['interval_95'][score][name]
+    )
+    for score in SCORES
+  ]
 
 
 def step_text(checkpoint: dict[str, Any]) -> str:

@@ -38,6 +38,9 @@ function table(element, [head, ...rows], limit = Infinity) {
   some(body, box, rows.map(row => make('tr', {}, ...row.map(text => make('td', {textContent: text})))), limit);
 }
 
+// Rows of a table with what is in brackets below what it is of.
+const stacked = rows => rows.map(([name, ...cells]) => [name, ...cells.map(text => text.replace(' (', '\n('))]);
+
 // A row of buttons of which one is pressed; none where there is nothing to choose.
 function choice(bar, names, show) {
   names.forEach((name, index) => bar.append(make('button', {textContent: name, onclick: () => {

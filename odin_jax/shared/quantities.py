@@ -22,12 +22,14 @@ class Quantity:
     unit: `°`, `px`, `%`, ...; '' for counts and plain numbers.
     digits: after the point.
     factor: what the stored value is multiplied by for that unit.
+    interval_digits: of the bounds of its intervals; None: as of the value.
   """
 
   words: str
   unit: str = ''
   digits: int = 0
   factor: float = 1.0
+  interval_digits: int | None = None
 
 
 def _share(words: str) -> Quantity:
@@ -79,7 +81,7 @@ QUANTITIES = {
   'consistent_share': _share('records that obey their pose'),
   'matcher_calls_per_pair': Quantity('matcher calls per pair of frames', '', 1),
   # Pictures.
-  'psnr': Quantity('PSNR', 'dB', 2),
+  'psnr': Quantity('PSNR', 'dB', 2, interval_digits=1),
   'ssim': Quantity('SSIM', '', 3),
   'lpips': Quantity('LPIPS', '', 3),
   'pairs': Quantity('pairs of views'),
@@ -111,11 +113,36 @@ def number(key: str, value: Value) -> str:
   Raises:
     KeyError: there are no words for this key.
   """
-  quantity = QUANTITIES[key]
+  return _written(QUANTITIES[key], value, QUANTITIES[key].digits)
+
+
+def with_interval(
+  key: str, value: Value, bounds: tuple[float, float] | list[float] | None
+) -> str:
+  """A value without its unit and its bounds, such as `18.00 (17.6 to 18.4)`.
+
+  Args:
+    key: of the quantity.
+    value: its value.
+    bounds: of its interval; None where there is none.
+
+  Raises:
+    KeyError: there are no words for this key.
+  """
+  text, quantity = number(key, value), QUANTITIES[key]
+  if value is None or bounds is None:
+    return text
+  digits = quantity.interval_digits
+  digits = quantity.digits if digits is None else digits
+  low, high = (_written(quantity, bound, digits) for bound in bounds)
+  return f'{text} ({low} to {high})'
+
+
+def _written(quantity: Quantity, value: Value, digits: int) -> str:
   if value is None:
     return MISSING
-  digits = f'{value * quantity.factor:,.{quantity.digits}f}'
-  return digits.replace(',', _THOUSANDS)
+  text = f'{value * quantity.factor:,.{digits}f}'
+  return text.replace(',', _THOUSANDS)
 
 
 def text(key: str, value: Value) -> str:

@@ -19,6 +19,8 @@ SCORES = {
   'shuffled': (13.0, 0.1, 0.1),
   'sweep': (18.0, 0.4, None),
 }
+# Of each score of the model, and of no other.
+INTERVAL = {'psnr': [16.61, 17.44], 'ssim': [0.49, 0.512], 'lpips': None}
 NUM_VIEWS = 5
 
 
@@ -81,6 +83,7 @@ def _write_evaluations(folder: pathlib.Path, suffix: str, pairs: int) -> None:
     content = {
       'protocol': protocol,
       'mean': {'psnr': psnr, 'ssim': ssim, 'lpips': lpips},
+      'interval_95': INTERVAL if name == 'model' else dict.fromkeys(INTERVAL),
       'pairs': rows,
     }
     (folder / (name + suffix) / 'metrics.json').write_text(json.dumps(content))

@@ -55,17 +55,30 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert summary['peak_rss_mb'] == {'train': 700}
   assert summary['train']['checkpoint'] == {'step': 200, 'steps': 200}
   assert summary['train']['lpips']['copy'] == 0.065
+  assert summary['train']['interval_95']['psnr'] == {
+    **dict.fromkeys(run_folders.SCORES),
+    'model': [16.61, 17.44],
+  }
   scores = {
-    line.split(':')[1].split()[0]: line.split()[3:]
+    line.split(':')[1].split()[0]: re.split('  +', line)[1:]
     for line in done.stdout.splitlines()
     if line.startswith('held out: ')
   }
-  assert scores['model'] == ['17.00', '0.500', '0.071']
+  assert scores['model'] == [
+    '17.00 (16.6 to 17.4)',
+    '0.500 (0.490 to 0.512)',
+    '0.071',
+  ]
   # No gain is measured by the sweep, which has a row.
   assert scores['sweep'] == ['18.00', '0.400', '–']
   assert 'model: step 200 of 200\n' in done.stdout
 
   page, data = page_of(run_folder)
+  assert data['scores'][1] == [
+    'held-out frames: model, one sample',
+    *scores['model'],
+    '3',
+  ]
   # Self-contained: nothing is loaded from elsewhere; links lead to what is there.
   assert not re.search(r'src="(?!data:)', page)
   assert not re.search(r'https?://', page)
