@@ -295,6 +295,9 @@ def test_a_page_fits_and_is_legible(window, pages, name, width_px, scheme):
   root = 'document.documentElement'
   assert window.run(f'{root}.scrollWidth <= {root}.clientWidth')
   assert 800 <= window.run(f'{root}.scrollHeight') <= MAX_HEIGHT_PX
+  # The figures need no scrolling of their own, with their intervals.
+  scores = "[...document.querySelectorAll('.figures .scroll')]"
+  assert window.run(f'{scores}.every(b => b.scrollWidth <= b.clientWidth)')
   assert window.run(CONTRAST) >= MIN_CONTRAST
   # No key of a program is shown, and nothing that is not there.
   shown = window.run('document.body.innerText')
