@@ -25,8 +25,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     seed=0,
     num_samples=1,
     batch_size=32,
-    # How a model is sampled, which is also how odin_jax.generate does it: its
-    # sampler (ddim, dpm++2m or euler), its steps and their spacing
+    # A table that says sampler, steps, guidance, ema or seeds goes before what
+    # stands here, unless it is given on the command line or in a file of your
+    # own; guidance only where the model was trained for it. Otherwise this is
+    # how a model is sampled, also by odin_jax.generate: its sampler (ddim, dpm++2m or euler), its steps and their spacing
     # ('' = the one of the training config), weight of classifier-free guidance
     # (1 = none) and its rescaling (0 = none), averaged parameters or the last
     # ones. Of one small model 10, 25 and 50 DDIM steps gave 17.94, 17.63 and

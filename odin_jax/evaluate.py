@@ -194,7 +194,15 @@ def _asked() -> dict[str, request.Request]:
     _check_predictions(is_alone=bool(folder))
     if not flags.FLAGS['predictor'].present:
       names = []
-  config = _CONFIG.value.to_dict()
+  given = command.given_fields(_CONFIG.value)
+  config = request.follow(_CONFIG.value.to_dict(), table, given)
+  if (
+    'guidance' not in given
+    and config['guidance'] != _CONFIG.value.guidance
+    and not inputs.is_guided(_WORKDIR.value)
+  ):
+    # Told by the departures.
+    config['guidance'] = _CONFIG.value.guidance
 
   def ask(predictor: str, **changes: Any) -> request.Request:
     return request.Request(

@@ -329,6 +329,17 @@ def _check(where: str, sampling: Sampling, config: Any) -> None:
     ) from error
 
 
+def takes_guidance(workdir: str | os.PathLike[str]) -> bool:
+  """Whether the model there was trained for classifier-free guidance.
+
+  Raises:
+    errors.UserError: no checkpoint there.
+  """
+  checkpoints, _, config = checkpoint.open_latest(workdir)
+  checkpoints.close()
+  return bool(config['diffusion']['condition_dropout'])
+
+
 def load_model(
   workdir: str | os.PathLike[str],
   *,

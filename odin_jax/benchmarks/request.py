@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Iterator, Mapping
+from typing import Any, Collection, Iterator, Mapping
 
 from odin_jax.benchmarks import protocols
 from odin_jax.shared import errors, files
@@ -21,6 +21,15 @@ _KINDS = {
   'predictions': (str, type(None)),
   'shuffle_poses': bool,
   'config': dict,
+}
+# Fields of the config, and the lines of a table that may say them.
+LINES = {
+  'pairs_seed': ('views', 'seed'),
+  'sampler': ('sampling', 'sampler'),
+  'num_steps': ('sampling', 'steps'),
+  'guidance': ('sampling', 'guidance'),
+  'ema': ('sampling', 'ema'),
+  'seed': ('sampling', 'seed'),
 }
 
 
@@ -54,6 +63,24 @@ class Request:
       for field in dataclasses.fields(self)
     }
     return {**fields, 'table': self.table.to_dict()}
+
+
+def follow(
+  config: Mapping[str, Any], table: protocols.Protocol, given: Collection[str]
+) -> dict[str, Any]:
+  """A config as its table has it, but for what the user gave.
+
+  Args:
+    config: fields of configs/evaluate.py.
+    table: which may say some of them, see `LINES`.
+    given: the fields that the user gave.
+  """
+  of_table = {
+    name: getattr(table, part)[key]
+    for name, (part, key) in LINES.items()
+    if name not in given and key in getattr(table, part)
+  }
+  return {**config, **of_table}
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, Any]:

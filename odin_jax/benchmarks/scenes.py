@@ -83,7 +83,7 @@ def posed_pairs(
   if protocol.rendering:
     # The cameras stand in the protocol.
     read = functools.partial(read, protocol=protocol)
-  resample = _FILTERS.get(protocol.image.get('filter'), _FILTERS['area'])
+  resample = _FILTERS[_filter(protocol)]
   scenes = _scenes(pathlib.Path(folder), read, protocol)
   chosen, facts, absent = [], [], {}
   surfaces: list[tuple[Depths | None, Depths | None, float]] = []
@@ -147,6 +147,7 @@ def posed_pairs(
         for line, value in scene.views.here.items()
       },
       'scale': policy,
+      'filter': _filter(protocol),
       'crop': 'the largest square around the principal point that all views of '
       'a scene have',
       'source': f'of several, {_NEAREST}',
@@ -186,8 +187,7 @@ def done_here(
     'image.crop': 'square',
     'scale.policy': pair_set.protocol['scale'],
   }
-  if protocol.image.get('filter') not in _FILTERS:
-    here['image.filter'] = 'area'
+  here['image.filter'] = pair_set.protocol['filter']
   if pair_set.protocol['absent_views']:
     line = 'views.targets' if 'targets' in protocol.views else 'views.count'
     here[line] = {'absent': pair_set.protocol['absent_views']}
@@ -201,6 +201,12 @@ def done_here(
     if not set(here['scenes']) <= set(protocol.scenes):
       here['views.look_at_order'] = [0] * len(here['scenes'])
   return here
+
+
+def _filter(protocol: protocols.Protocol) -> str:
+  """How pictures are made smaller: as the table does, if it does."""
+  name = protocol.image.get('filter')
+  return name if name in _FILTERS else 'area'
 
 
 def scene_folders(

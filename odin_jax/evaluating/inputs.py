@@ -76,6 +76,17 @@ def load_pairs(asked: request.Request) -> Data:
   return Data(pair_set, scenes.done_here(table, pair_set, **sizes))
 
 
+def is_guided(workdir: str | None) -> bool:
+  """Whether there is a model that can do what a table says of guidance.
+
+  Raises:
+    errors.UserError: no training run there.
+  """
+  return workdir is not None and predictors.takes_guidance(
+    files.require_folder(workdir, 'a training run')
+  )
+
+
 def load_predictor(
   asked: request.Request,
 ) -> predictors.Predictor | None:

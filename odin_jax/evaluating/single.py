@@ -12,7 +12,7 @@ from jaxtyping import Int
 import numpy as np
 
 from odin_jax import metrics, predictors, scoring
-from odin_jax.benchmarks import protocols, request
+from odin_jax.benchmarks import RECORDS, protocols, request
 from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import inputs
 from odin_jax.models import lpips
@@ -65,6 +65,22 @@ def _file_names(index: int, count: int) -> dict[str, str]:
   return {name: f'pairs/{number}_{name}.png' for name in VIEWS}
 
 
+def _done(asked: request.Request, of_source: dict[str, Any]) -> dict[str, Any]:
+  """What was done, by lines of a table, for `protocols.departures`."""
+  config = asked.config
+  done = {
+    f'sampling.{key}': of_source[name]
+    for name, (part, key) in request.LINES.items()
+    if part == 'sampling' and name in of_source
+  }
+  # Nothing else is drawn at random.
+  if done or asked.shuffle_poses:
+    done['sampling.seed'] = config['seed']
+  if asked.table.benchmark == RECORDS:
+    done['views.seed'] = config['pairs_seed']
+  return done
+
+
 def _protocol(
   asked: request.Request,
   data: inputs.Data,
@@ -73,9 +89,8 @@ def _protocol(
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
   rules = scoring.rules(asked.table)
-  here = {**data.here, 'metrics.lpips': perceptual.net}
-  if 'guidance' in source.protocol:
-    here['sampling.guidance'] = source.protocol['guidance']
+  here = {**data.here, **_done(asked, source.protocol)}
+  here['metrics.lpips'] = perceptual.net
   return {
     'benchmark': asked.table.benchmark,
     **data.pair_set.protocol,
@@ -86,6 +101,7 @@ def _protocol(
     'code_commit': provenance.commit(),
     'samples_per_pair': asked.config['num_samples'],
     'model': source.protocol,
+    'rules': {**rules, 'lpips': perceptual.net},
     'metrics': {
       **metrics.definitions(perceptual.distance, rules['ssim']),
       'images': 'scores are of the 8-bit images in pairs/'

@@ -281,6 +281,28 @@ def load_config(
   return config_files.load(path, argument)
 
 
+def given_fields(config: ml_collections.ConfigDict) -> set[str]:
+  """The fields of the command's config that the user gave, as a flag or a file.
+
+  Args:
+    config: as it was read; of a file of the user's own, what is otherwise than
+      in the command's counts as given.
+  """
+  prefix = 'config.'
+  names = {
+    name.removeprefix(prefix)
+    for name in flags.FLAGS
+    if name.startswith(prefix) and flags.FLAGS[name].present
+  }
+  given, _ = _given_config(sys.argv)
+  _, _, argument = (given or '').partition(':')
+  names |= {
+    pair.partition('=')[0] for pair in argument.split(',') if '=' in pair
+  }
+  usual = config_files.load(_default_config)
+  return names | {name for name in config if config[name] != usual.get(name)}
+
+
 # -- What a command says at its end ---------------------------------------------
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies
 import numpy as np
 import pytest
 
+from configs import evaluate as evaluate_config
 from odin_jax import metrics
+from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
-from odin_jax.benchmarks import request
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import files, provenance, schema
@@ -52,11 +53,26 @@ class Model:
     return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
 
 predictors.load_model = Model
+predictors.takes_guidance = lambda workdir: workdir.name == 'guided'
 
 # As if the package that has the weights of LPIPS with VGG were not installed.
 from odin_jax.porting import lpips_package
 find = lpips_package.find
 lpips_package.find = lambda net: None if net == 'vgg' else find(net)
+"""
+TABLE = """
+name = "mine"
+benchmark = "records"
+scenes = []
+[metrics]
+ssim = "uniform7"
+quantised = false
+[sampling]
+sampler = "euler"
+steps = 4
+guidance = 2.0
+ema = false
+seed = 3
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
 
@@ -110,6 +126,20 @@ def outputs(data):
       '--config.lpips=',
     ],
     'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
+  }
+  # A table that says how samples are drawn.
+  table = folder / 'mine.toml'
+  table.write_text(TABLE)
+  (folder / 'guided').mkdir()
+  of_table = [f'--protocol={table}', '--config.lpips=']
+  flags |= {
+    'followed': [*of_table, f'--workdir={folder / "guided"}'],
+    'told': [
+      *of_table,
+      '--config=configs/evaluate.py:default,seed=0',
+      '--config.num_steps=10',
+      '--config.lpips=',
+    ],
   }
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
@@ -290,6 +320,64 @@ def test_the_protocol_says_everything(outputs, data):
   assert read(outputs / 'shuffled')['protocol']['shuffle_poses']
   assert read(outputs / 'copy')['protocol']['workdir'] is None
   assert {'python', 'jax', 'numpy'} <= set(protocol['software'])
+
+
+def test_how_samples_are_drawn_is_as_the_table_says(outputs):
+  followed = read(outputs / 'followed')['protocol']
+  assert followed['departures'] == []
+  assert followed['model'] | {'checkpoint_step': 7} == {
+    'checkpoint_step': 7,
+    'sampler': 'euler',
+    'num_steps': 4,
+    'guidance': 2.0,
+    'guidance_rescale': 0.0,
+    'spacing': '',
+    'ema': False,
+  }
+  # What --replay takes, whatever the table says by then.
+  assert (
+    followed['config']['num_steps'] == 4 and followed['config']['seed'] == 3
+  )
+  assert followed['rules'] == {
+    'lpips': None,
+    'ssim': 'uniform7',
+    'quantised': False,
+    'mean': 'views, then scenes',
+  }
+  # What is given goes before it, the usual value too; and this model, which was
+  # not trained for guidance, cannot follow.
+  told = read(outputs / 'told')['protocol']
+  assert {row['line']: row['here'] for row in told['departures']} == {
+    'sampling.steps': 10,
+    'sampling.guidance': 1.0,
+    'sampling.seed': 0,
+  }
+  assert told['model']['sampler'] == 'euler' and not told['model']['ema']
+
+
+def test_our_own_table_says_the_usual_way():
+  table, config = protocols.load('records'), evaluate_config.get_config()
+  said = {
+    name: getattr(table, part)[key]
+    for name, (part, key) in request.LINES.items()
+  }
+  assert said == {name: config[name] for name in said}
+
+
+def test_every_line_of_a_protocol_is_in_the_output(outputs):
+  """Of scenes: what the issue of a table nobody could repeat asks for."""
+  content = read(outputs / 'scenes')
+  protocol, row = content['protocol'], content['pairs'][0]
+  assert protocol['scenes'] == ['a']
+  assert row['source_view'] != row['target_view']
+  assert 'square' in protocol['crop'] and protocol['filter'] == 'area'
+  assert protocol['scale'] == 'resolved'
+  assert {'sampler', 'num_steps', 'guidance', 'ema'} <= set(protocol['model'])
+  assert {'lpips', 'ssim', 'quantised', 'mean'} == set(protocol['rules'])
+  assert {'image_size_px', 'seed', 'pairs_seed'} <= set(protocol['config'])
+  assert isinstance(row['seed'], int)
+  for name in ('data_sha256', 'code_sha256', 'code_commit', 'software'):
+    assert protocol[name]
 
 
 def test_the_same_command_gives_the_same_figures(outputs):

@@ -96,6 +96,8 @@ _ANGLES = (
   lambda value: bool(value) and _are_angles(value),
 )
 _LENGTH = ('positive number', lambda value: _is_figure(value) and value > 0)
+_BOOL = ('bool', lambda value: isinstance(value, bool))
+_SEED = ('number from 0', _is_number)
 
 # Every key that a table may have, and what it may be.
 _KEYS: dict[str, dict[str, _Kind]] = {
@@ -116,7 +118,8 @@ _KEYS: dict[str, dict[str, _Kind]] = {
       lambda value: isinstance(value, list) and all(map(_is_number, value)),
     ),
     'split': ('name of a file', _is_name),
-    'source_is_scored': ('bool', lambda value: isinstance(value, bool)),
+    'source_is_scored': _BOOL,
+    'seed': _SEED,
   },
   'rendering': {
     'elevations_deg': _ANGLES,
@@ -165,10 +168,17 @@ _KEYS: dict[str, dict[str, _Kind]] = {
   'metrics': {
     'lpips': ('alex', 'vgg'),
     'ssim': ('gaussian11', 'uniform7'),
-    'quantised': ('bool', lambda value: isinstance(value, bool)),
+    'quantised': _BOOL,
     'mean': ('pairs', 'views, then scenes'),
   },
-  'sampling': {'guidance': ('number', _is_figure)},
+  'sampling': {
+    # Those of odin_jax.diffusion.sampler, which is none of a table's business.
+    'sampler': ('ddim', 'dpm++2m', 'euler'),
+    'steps': _COUNT,
+    'guidance': ('number', _is_figure),
+    'ema': _BOOL,
+    'seed': _SEED,
+  },
   # Scores of meshes, see odin_jax.geometry.shape_metrics.
   'geometry': {
     'size_px': _COUNT,
@@ -201,7 +211,8 @@ class Protocol:
     views: numbers of views. `sources`: sets that are given, one for each row
       of the table; `targets`, or all `count` but `excluded`; `look_at_order`:
       place of the source in `focus.look_at_order`, one per scene; `split`: a
-      file in each scene; `source_is_scored`: with a target of its own.
+      file in each scene; `source_is_scored`: with a target of its own;
+      `seed`: of the choice among all pairs.
     rendering: of the views of meshes in the unit box, z up: rings of cameras
       that look at its centre, one for each elevation; `turns_deg`: of each
       scene, about z.
@@ -210,7 +221,8 @@ class Protocol:
       the scene's unit (or in that of the focus point) is divided by;
       `factors`: what is tried.
     metrics: which scores, and their mean.
-    sampling: of the model whose figures were published.
+    sampling: of the model whose figures were published: `sampler`, `steps`,
+      `guidance`, whether parameters are averages (`ema`), `seed`.
     geometry: how predicted meshes are scored, see `shape_metrics.scores`; by
       views of `size_px` from the same cameras.
     published: figures by system, and the `source` that has them.
