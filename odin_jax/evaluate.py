@@ -45,14 +45,22 @@ if __name__ == '__main__' and not __package__:
 
 import dataclasses
 import pathlib
-import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags, logging
+from jaxtyping import Int
+import numpy as np
 
-from odin_jax import predictors, scoring
-from odin_jax.benchmarks import LAYOUTS, RECORDS, kept, protocols, request
-from odin_jax.evaluating import inputs, joint, outputs, single
+from odin_jax import hosts, predictors, scoring
+from odin_jax.benchmarks import LAYOUTS, RECORDS, protocols, request
+from odin_jax.evaluating import (
+  inputs,
+  joint,
+  naming,
+  outputs,
+  single,
+  words,
+)
 from odin_jax.porting import lpips_package
 from odin_jax.shared import command, digests, errors, files
 
@@ -94,14 +102,9 @@ _REPLAY = command.define_path(
   'A metrics.json: does again what it was made by; --data, --workdir and '
   '--predictions say where things are now.',
 )
+_HOSTS = hosts.define()
 flags.mark_flags_as_required(['output'])
 
-# The model with one step, whatever the config says.
-_ONE_STEP = 'model_mean'
-_PREDICTORS = (_MODEL, _ONE_STEP, *predictors.BASELINES)
-# What the folder of a system may be called, and what else lies beside it.
-_NAME = r'[A-Za-z0-9][\w.+-]*'
-_TAKEN = (*_PREDICTORS, 'pairs', 'unfinished')
 # What a field of the config may be besides the type of its default.
 _KINDS = {float: (float, int)}
 # What else an evaluation is told by, which --replay has of its own.
@@ -129,46 +132,6 @@ def _table() -> protocols.Protocol:
   return table
 
 
-def _predictors() -> list[str]:
-  names = _PREDICTOR.value
-  for name in names:
-    if name not in _PREDICTORS:
-      raise errors.UserError(
-        f'--predictor={name}: there are {", ".join(_PREDICTORS)}'
-      )
-  if not names or len(set(names)) < len(names):
-    raise errors.UserError(
-      f'--predictor={",".join(names)}: name each that is wanted once'
-    )
-  return names
-
-
-def _predictions() -> tuple[str | None, dict[str, str]]:
-  """The one folder of predictions, or folders by the names of systems."""
-  folder, named = None, {}
-  for text in _PREDICTIONS.value or []:
-    if not re.match(f'{_NAME}=', text):
-      if folder is not None:
-        raise errors.UserError(
-          f'--predictions={text}: of several folders each needs a name, '
-          'NAME=FOLDER'
-        )
-      folder = files.local_path(text)
-      continue
-    for part in re.split(f',(?={_NAME}=)', text):
-      name, _, path = part.partition('=')
-      if name in _TAKEN or name in named:
-        raise errors.UserError(
-          f'--predictions={part}: the name {name} is taken; give another one'
-        )
-      named[name] = files.local_path(path)
-  if folder is not None and named:
-    raise errors.UserError(
-      f'--predictions={folder}: has no name, and others have; give NAME=FOLDER'
-    )
-  return folder, named
-
-
 def _check_predictions(is_alone: bool) -> None:
   """Refuses what pictures that are made already cannot be asked for."""
   is_one = _CONFIG.value.num_samples == 1 or not is_alone
@@ -188,8 +151,8 @@ def _asked() -> dict[str, request.Request]:
   if _DATA.value is None:
     raise errors.UserError('--data: not given; it is the folder to evaluate on')
   table = _table()
-  folder, named = _predictions()
-  names = _predictors()
+  folder, named = naming.predictions(_PREDICTIONS.value or [])
+  names = naming.predictors_of(_PREDICTOR.value)
   if folder or named:
     _check_predictions(is_alone=bool(folder))
     if not flags.FLAGS['predictor'].present:
@@ -221,7 +184,7 @@ def _asked() -> dict[str, request.Request]:
   one = {'num_samples': 1} if len(names) + len(named) > 1 or named else {}
   asked = {}
   for name in names:
-    if name == _ONE_STEP:
+    if name == naming.ONE_STEP:
       asked[name] = ask(_MODEL, num_steps=1, **one)
     else:
       asked[name] = ask(name, **({} if name == _MODEL else one))
@@ -255,7 +218,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
       f'{_REPLAY.value}: is of another version: no predictor {old.predictor!r} '
       'is here; evaluate with the code of that time'
     )
-  folder, named = _predictions()
+  folder, named = naming.predictions(_PREDICTIONS.value or [])
   if named:
     raise errors.UserError(
       f'--predictions={next(iter(named))}=...: --replay repeats one predictor; '
@@ -272,45 +235,6 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
 # -- What came of it -----------------------------------------------------------
 
 
-def _step_of(protocol: dict[str, Any]) -> str:
-  """Which checkpoint it was; '' for a baseline or a ported model."""
-  if not protocol.get('training_steps'):
-    return ''
-  return (
-    f' (step {protocol["checkpoint_step"]} of {protocol["training_steps"]})'
-  )
-
-
-def _figures(mean: dict[str, Any], bounds: dict[str, Any]) -> str:
-  distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
-  interval = ''
-  if bounds['psnr'] is not None:
-    interval = ' ({:.2f} to {:.2f})'.format(*bounds['psnr'])
-  return (
-    f'PSNR {mean["psnr"]:.2f} dB{interval}, SSIM {mean["ssim"]:.3f}, '
-    f'LPIPS {distance}'
-  )
-
-
-def _made(asked: request.Request, content: dict[str, Any]) -> str:
-  """What was scored, and the figures."""
-  return (
-    f'{asked.predictor}{_step_of(content["protocol"]["model"])}'
-    f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
-    f'{len(content["pairs"])} pairs: '
-    f'{_figures(content["mean"], content["interval_95"])}'
-  )
-
-
-def _made_jointly(content: dict[str, Any]) -> str:
-  """How many were scored, and the figures of each."""
-  rows = [
-    f'{name}: {_figures(figures["mean"], figures["interval_95"])}'
-    for name, figures in content['predictors'].items()
-  ]
-  return '\n  '.join([f'{len(content["pairs"])} pairs', *rows])
-
-
 def _warn(table: protocols.Protocol, protocol: dict[str, Any]) -> None:
   if protocol['departures']:
     logging.info(
@@ -325,13 +249,13 @@ def _warn(table: protocols.Protocol, protocol: dict[str, Any]) -> None:
 
 
 def _next_step(
-  asked: request.Request, pairs: list[dict[str, Any]]
+  asked: request.Request, folder: pathlib.Path, content: dict[str, Any]
 ) -> tuple[str, str, dict[str, Any]] | None:
   if asked.predictor != _MODEL:
     return None
   given = {
     'workdir': asked.workdir,
-    'image': pathlib.Path(_OUTPUT.value) / pairs[0]['files']['source'],
+    'image': folder / content['pairs'][0]['files']['source'],
     'output': command.beside(_OUTPUT.value, 'views'),
   }
   return 'imagine more views', 'odin_jax.generate', given
@@ -354,28 +278,32 @@ def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
   logging.info('all figures equal those of %s; %s', _REPLAY.value, protocol)
 
 
-def main() -> None:
-  watch = command.Stopwatch()
-  old = request.read_metrics(_REPLAY.value) if _REPLAY.value else None
-  asked = {_REPLAY.name: _asked_again(old)} if old else _asked()
-  # Two, or one that has a name: each has a folder.
-  is_joint = (
-    len(asked) > 1
-    or not old
-    and next(iter(asked))
-    not in (
-      *_PREDICTORS,
-      scoring.Given.name,
-    )
-  )
+# -- The work ------------------------------------------------------------------
+
+
+class _Loaded(NamedTuple):
+  """What is read, and refused where it is wrong, before anything is written.
+
+  Attributes:
+    sources: what predicts, by name.
+    data: the pairs.
+    order: whose pose each pair gets.
+    perceptual: LPIPS.
+  """
+
+  sources: dict[str, predictors.Predictor | scoring.Given]
+  data: inputs.Data
+  order: Int[np.ndarray, 'n']
+  perceptual: single.Perceptual
+
+
+def _load(asked: dict[str, request.Request]) -> _Loaded:
   first = next(iter(asked.values()))
   config = first.config
   inputs.check(config)
   perceptual = single.Perceptual(
     *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
-
-  # -- What is read, and refused before anything is written --------------------
   sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
   data = inputs.load_pairs(first)
   count = len(data.pair_set.facts)
@@ -387,50 +315,87 @@ def main() -> None:
       )
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
   outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
+  return _Loaded(sources, data, order, perceptual)
+
+
+def _require_same(
+  group: hosts.Group, asked: dict[str, request.Request], loaded: _Loaded
+) -> None:
+  """Refuses processes that would do different work."""
+  group.require_same(
+    {
+      'flags': {name: request.without_places(x) for name, x in asked.items()},
+      'pairs': digests.of_arrays(loaded.data.pair_set.pairs),
+      'weights, code or devices': [
+        single.decisive(asked[name], source)
+        for name, source in loaded.sources.items()
+      ],
+    }
+  )
+
+
+def _evaluate(group: hosts.Group) -> None:
+  watch = command.Stopwatch()
+  old = request.read_metrics(_REPLAY.value) if _REPLAY.value else None
+  asked = {_REPLAY.name: _asked_again(old)} if old else _asked()
+  # Two, or one that has a name: each has a folder.
+  is_joint = (
+    len(asked) > 1
+    or not old
+    and next(iter(asked))
+    not in (
+      *naming.PREDICTORS,
+      scoring.Given.name,
+    )
+  )
+  loaded = _load(asked)
+  _require_same(group, asked, loaded)
+  if not group.is_first:
+    for name, source in loaded.sources.items():
+      single.evaluate(asked[name], source, *loaded[1:], group=group)
+    return
 
   # -- Each predictor, in a folder of its own where there are several ----------
-  output = (outputs.begin_joint if is_joint else outputs.begin)(_OUTPUT.value)
-  evaluations, unfinished = {}, []
-  for name, source in sources.items():
+  begin = outputs.begin_joint if is_joint else outputs.begin
+  output = begin(_OUTPUT.value)
+  stores, evaluations = [], {}
+  for name, source in loaded.sources.items():
     of_one = command.Stopwatch()
     folder = outputs.begin(output / name) if is_joint else output
-    if asked[name].predictor != _MODEL:
-      kept.discard(folder / 'unfinished')
-    else:
-      source = kept.Kept(
-        source,
-        folder / 'unfinished',
-        {
-          'batch_size': config['batch_size'],
-          'code_sha256': digests.of_code(),
-          'software': single.software(),
-        },
-      )
-      unfinished.append(source)
+    store = outputs.store(folder, asked[name], source)
+    stores += [store] if store else []
     evaluations[name] = single.evaluate(
-      asked[name], source, data, order, perceptual
+      asked[name], source, *loaded[1:], group=group, store=store
     )
-    outputs.write(folder, evaluations[name], data.pair_set)
-    if is_joint:
-      files.write_json(folder / 'evaluate.json', of_one.figures())
+    outputs.write(folder, evaluations[name], loaded.data.pair_set)
+    files.write_json(folder / 'evaluate.json', of_one.figures())
 
   # -- All of them -------------------------------------------------------------
-  content = evaluations[next(iter(asked))].content
+  first = next(iter(asked))
+  table, content = asked[first].table, evaluations[first].content
   if is_joint:
-    content = joint.content(evaluations, first.table)
+    content = joint.content(evaluations, table)
     outputs.write_joint(output, content)
   files.write_json(output / 'evaluate.json', watch.figures())
-  for source in unfinished:
-    source.forget()
-  _warn(first.table, content['protocol'])
+  for store in stores:
+    store.forget()
+  _warn(table, content['protocol'])
   command.finish(
     _OUTPUT.value,
-    _made_jointly(content) if is_joint else _made(first, content),
+    words.of_several(content) if is_joint else words.of_one(content),
     look_at='index.html',
-    then=_next_step(first, content['pairs']),
+    then=_next_step(
+      asked[first],
+      output / first if is_joint else output,
+      evaluations[first].content,
+    ),
   )
   if old:
     _compare(old, content)
+
+
+def main() -> None:
+  _HOSTS.run(_evaluate)
 
 
 if __name__ == '__main__':

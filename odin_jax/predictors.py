@@ -245,6 +245,7 @@ class Model:
       in_shardings=(everywhere, everywhere, batch, batch),
       out_shardings=batch,
     )
+    self._placed = batch
     self._devices = mesh.size
     self._batch_size = batch_size
     self.image_size_px: int = config['image_size_px']
@@ -282,7 +283,10 @@ class Model:
     for start in range(0, count, size):
       rows = np.arange(start, start + size).clip(max=count - 1)
       batch = posed_pair.select(pairs, rows)
-      sampled = self._sample(*self._arrays, batch, seeds[rows])
+      # Of several processes a mesh holds the devices of one: what goes onto it
+      # has to be placed first.
+      batch, of_rows = jax.device_put((batch, seeds[rows]), self._placed)
+      sampled = self._sample(*self._arrays, batch, of_rows)
       images.append(np.asarray(sampled))
     return np.concatenate(images)[:count]
 
@@ -366,7 +370,8 @@ def load_model(
   sampling = dataclasses.replace(sampling, spacing=spacing)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
-  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  # Of several processes each predicts for itself.
+  mesh = sharding.local_mesh()
   abstract = jax.eval_shape(lambda: odin.init_params(config))
   everywhere = sharding.replicated(mesh)
   params = checkpoints.restore_params(

@@ -2,13 +2,13 @@
 
 import pathlib
 import re
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 from jaxtyping import Float32, Int, UInt8
 import numpy as np
 
-from odin_jax import metrics, predictors
-from odin_jax.benchmarks import protocols
+from odin_jax import hosts, metrics, predictors
+from odin_jax.benchmarks import kept, protocols
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
@@ -65,15 +65,56 @@ def predict_all(
   pairs: posed_pair.PosedPair,
   seeds: Int[np.ndarray, 'n'],
   batch_size: int,
+  *,
+  group: hosts.Group = hosts.ALONE,
+  store: kept.Kept | None = None,
 ) -> Images:
-  """One prediction per pair, values in [0, 1]."""
-  predictions = []
-  starts = range(0, len(seeds), batch_size)
-  for start in progress.each(starts, 'batch', desc='predict'):
-    rows = slice(start, start + batch_size)
-    batch = posed_pair.select(pairs, rows)
-    predictions.extend(predictor.predict(batch, seeds[rows]))
-  return np.clip(np.asarray(predictions, np.float32), 0, 1)
+  """One prediction per pair, values in [0, 1].
+
+  Every process predicts whole batches of its own, which the others get from it;
+  so pictures do not depend on how many processes there are.
+
+  Args:
+    predictor: of the views.
+    pairs: all of them.
+    seeds: of each pair.
+    batch_size: of the predictor.
+    group: the processes that share the work.
+    store: of the first process, has batches that were predicted before, and
+      gets those that are now.
+  """
+  count = len(seeds)
+  batches = [
+    (posed_pair.select(pairs, rows), seeds[rows])
+    for rows in (
+      slice(start, start + batch_size) for start in range(0, count, batch_size)
+    )
+  ]
+  views = np.zeros(pairs.source.shape, np.float32)
+  # The first knows what is left to do.
+  is_left = np.ones(len(batches), bool)
+  if store:
+    for place, batch in enumerate(batches):
+      if (found := store.find(*batch)) is not None:
+        views[place * batch_size :][: len(found)] = found
+        is_left[place] = False
+  left = np.flatnonzero(group.gather(is_left)[0])
+  rounds = range(0, len(left), group.of)
+  if group.is_first:
+    rounds = progress.each(rounds, 'batch', desc='predict')
+  for start in rounds:
+    places = left[start : start + group.of]
+    own = np.zeros((min(batch_size, count), *views.shape[1:]), np.float32)
+    if group.process < len(places):
+      predicted = predictor.predict(*batches[places[group.process]])
+      own[: len(predicted)] = predicted
+    for place, of_process in zip(places, group.gather(own)):
+      batch = batches[place]
+      predicted = of_process[: len(batch[1])]
+      views[place * batch_size :][: len(predicted)] = predicted
+      if store:
+        store.keep(*batch, predicted)
+  return np.clip(views, 0, 1)
 
 
 def name_digits(count: int) -> int:
@@ -245,49 +286,47 @@ def score_several(
   return {f'mean_of_{count}': mean, f'best_of_{count}': best}
 
 
-def search_scale(
+def scaled(
+  table: protocols.Protocol, inputs: posed_pair.PosedPair
+) -> Iterator[posed_pair.PosedPair]:
+  """What a predictor is given at each scale that the table tries."""
+  for factor in table.scale['factors']:
+    poses = camera.rescale(inputs.target2source, factor)
+    yield inputs._replace(target2source=poses)
+
+
+def best_scale(
   table: protocols.Protocol,
-  predictor: predictors.Predictor,
+  samples: Iterable[Images],
   pair_set: PairSet,
-  inputs: posed_pair.PosedPair,
-  seeds: Int[np.ndarray, 'n'],
-  batch_size: int,
   perceptual: lpips.Lpips | None,
 ) -> dict[str, Any]:
   """The best of several scales per scene, by PSNR, which knows the truth.
 
   Args:
     table: which scales, and which scores.
-    predictor: of the views.
+    samples: of each scale in turn.
     pair_set: with the truth.
-    inputs: what the predictor is given; their translations are multiplied.
-    seeds: of each pair.
-    batch_size: of the predictor.
     perceptual: LPIPS.
 
   Returns:
-    `factors` that were tried, `scenes` with the best one and its scores, and
-    their `mean`.
+    `factors` that were tried, `scenes` with the best one and its scores, their
+    `mean` and its `interval_95`.
   """
   of_pair = [facts['scene'] for facts in pair_set.facts]
   best: dict[str, dict[str, Any]] = {}
-  for factor in table.scale['factors']:
-    poses = camera.rescale(inputs.target2source, factor)
-    samples = predict_all(
-      predictor, inputs._replace(target2source=poses), seeds, batch_size
-    )
-    scores = score(table, samples, pair_set.pairs.target, perceptual)
+  for factor, images in zip(table.scale['factors'], samples, strict=True):
+    scores = score(table, images, pair_set.pairs.target, perceptual)
     for scene, mean in metrics.mean_by_scene(scores, of_pair).items():
       if scene not in best or mean['psnr'] > best[scene]['psnr']:
         best[scene] = {**mean, 'factor': factor}
+  means = [
+    {name: x for name, x in row.items() if name != 'factor'}
+    for row in best.values()
+  ]
   return {
     'meaning': 'translations times the factor that is best for the scene',
     'factors': list(table.scale['factors']),
     'scenes': best,
-    'mean': metrics.mean_score(
-      [
-        {name: x for name, x in row.items() if name != 'factor'}
-        for row in best.values()
-      ]
-    ),
+    **metrics.summary(means, list(best), over_pairs=False),
   }

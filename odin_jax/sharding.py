@@ -61,6 +61,12 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local_mesh() -> Mesh:
+  """The mesh over the devices of this process, all along the batch."""
+  devices = np.reshape(jax.local_devices(), (-1, 1, 1))
+  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
   """Sharding of a batch.
 

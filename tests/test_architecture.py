@@ -114,8 +114,10 @@ WINGS = {
     'odin_jax.checkpoints',
   ],
   'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
+  'odin_jax.hosts': ['odin_jax.shared'],
   'odin_jax.scoring': [
     'odin_jax.shared',
+    'odin_jax.hosts',
     'odin_jax.benchmarks',
     'odin_jax.models',
     'odin_jax.metrics',
@@ -125,6 +127,7 @@ WINGS = {
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
   'odin_jax.evaluating': [
     'odin_jax.shared',
+    'odin_jax.hosts',
     'odin_jax.benchmarks',
     'odin_jax.models',
     'odin_jax.metrics',

@@ -26,24 +26,16 @@ _REQUEST = 'request.json'
 
 
 class Kept:
-  """A predictor that predicts no batch a second time.
+  """The batches that were predicted for a request.
 
   Args:
-    predictor: has `predict` and `protocol`, see `odin_jax.predictors`.
     folder: of the files; begun anew where it is of another request.
     depends_on: what decides the predictions, besides what each is given.
   """
 
-  def __init__(
-    self,
-    predictor: Any,
-    folder: pathlib.Path,
-    depends_on: Mapping[str, Any],
-  ):
-    self.protocol: dict[str, Any] = predictor.protocol
-    self._predictor = predictor
+  def __init__(self, folder: pathlib.Path, depends_on: Mapping[str, Any]):
     self._folder = folder
-    request = json.dumps([self.protocol, dict(depends_on)], sort_keys=True)
+    request = json.dumps(dict(depends_on), sort_keys=True)
     content = {'sha256': hashlib.sha256(request.encode()).hexdigest()}
     if _read(folder / _REQUEST) != content:
       discard(folder)
@@ -52,11 +44,11 @@ class Kept:
     if count := len(list(folder.glob('[!.]*.npz'))):
       logging.info('%s: batches that are predicted: %d; goes on', folder, count)
 
-  def predict(
+  def find(
     self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
-  ) -> Prediction:
-    """What the predictor says, now or before."""
-    path = self._folder / f'{digests.of_arrays([*pairs, seeds])}.npz'
+  ) -> Prediction | None:
+    """What was predicted before; None where nothing was."""
+    path = self._path(pairs, seeds)
     try:
       with np.load(path) as file:
         return file['views']
@@ -65,16 +57,29 @@ class Kept:
     # Its checksum is wrong, or it is no such file.
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError):
       logging.warning('%s: damaged; predicted again', path)
-    views = self._predictor.predict(pairs, seeds)
+    return None
+
+  def keep(
+    self,
+    pairs: posed_pair.PosedPair,
+    seeds: Int[np.ndarray, 'b'],
+    views: Prediction,
+  ) -> None:
+    """Keeps what was predicted."""
+    path = self._path(pairs, seeds)
     with files.atomic_path(path) as temporary, open(temporary, 'wb') as file:
       np.savez(file, views=views)
       file.flush()
       os.fsync(file.fileno())
-    return views
 
   def forget(self) -> None:
     """Removes what is kept: the figures are written."""
     shutil.rmtree(self._folder)
+
+  def _path(
+    self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
+  ) -> pathlib.Path:
+    return self._folder / f'{digests.of_arrays([*pairs, seeds])}.npz'
 
 
 def discard(folder: pathlib.Path) -> None:

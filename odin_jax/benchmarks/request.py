@@ -65,6 +65,15 @@ class Request:
     return {**fields, 'table': self.table.to_dict()}
 
 
+def without_places(asked: Request) -> dict[str, Any]:
+  """A request as JSON, but for where things lie, which is its own everywhere."""
+  return {
+    name: value
+    for name, value in asked.to_dict().items()
+    if name not in _PLACES
+  }
+
+
 def follow(
   config: Mapping[str, Any], table: protocols.Protocol, given: Collection[str]
 ) -> dict[str, Any]:

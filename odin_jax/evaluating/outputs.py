@@ -6,9 +6,10 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from odin_jax.benchmarks import kept, tables
+from odin_jax import predictors, scoring
+from odin_jax.benchmarks import kept, request, tables
 from odin_jax.benchmarks.pairs import PairSet
-from odin_jax.evaluating import single
+from odin_jax.evaluating import inputs, single
 from odin_jax.reporting import evaluation_page, joint_page
 from odin_jax.shared import errors, files, image_files
 
@@ -46,6 +47,19 @@ def begin(output: str | pathlib.Path) -> pathlib.Path:
   for image in (folder / 'pairs').glob('*.png'):
     image.unlink()
   return folder
+
+
+def store(
+  folder: pathlib.Path,
+  asked: request.Request,
+  source: predictors.Predictor | scoring.Given,
+) -> kept.Kept | None:
+  """Where the batches of a model are kept; None where nothing is worth it."""
+  unfinished = folder / 'unfinished'
+  if asked.predictor != inputs.MODEL:
+    kept.discard(unfinished)
+    return None
+  return kept.Kept(unfinished, single.decisive(asked, source))
 
 
 def begin_joint(output: str | pathlib.Path) -> pathlib.Path:

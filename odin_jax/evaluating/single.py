@@ -1,5 +1,6 @@
 """The evaluation of one predictor: its samples, their scores, the protocol."""
 
+import collections
 import functools
 import itertools
 import platform
@@ -11,8 +12,8 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from odin_jax import metrics, predictors, scoring
-from odin_jax.benchmarks import RECORDS, protocols, request
+from odin_jax import hosts, metrics, predictors, scoring
+from odin_jax.benchmarks import RECORDS, kept, protocols, request
 from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import inputs
 from odin_jax.models import lpips
@@ -49,13 +50,35 @@ class Perceptual(NamedTuple):
 def software() -> dict[str, str | int]:
   """Versions and devices that figures can depend on."""
   return {
+    **_versions(),
+    'num_devices': jax.device_count(),
+    'num_processes': jax.process_count(),
+  }
+
+
+def decisive(
+  asked: request.Request, source: predictors.Predictor
+) -> dict[str, Any]:
+  """What decides what is predicted, besides what each batch is given.
+
+  How many processes there are does not: each predicts whole batches.
+  """
+  return {
+    'model': source.protocol,
+    'batch_size': asked.config['batch_size'],
+    'code_sha256': digests.of_code(),
+    'software': {**_versions(), 'num_devices': jax.local_device_count()},
+  }
+
+
+def _versions() -> dict[str, str | int]:
+  return {
     'python': platform.python_version(),
     'jax': jax.__version__,
     'flax': flax.__version__,
     'numpy': np.__version__,
     'opencv': cv2.__version__,
     'device': jax.devices()[0].device_kind,
-    'num_devices': jax.device_count(),
   }
 
 
@@ -121,7 +144,10 @@ def evaluate(
   data: inputs.Data,
   order: Int[np.ndarray, 'n'],
   perceptual: Perceptual,
-) -> Evaluation:
+  *,
+  group: hosts.Group = hosts.ALONE,
+  store: kept.Kept | None = None,
+) -> Evaluation | None:
   """Predicts all pairs and scores what is predicted.
 
   Args:
@@ -130,44 +156,56 @@ def evaluate(
     data: the pairs.
     order: whose pose each pair gets.
     perceptual: LPIPS.
+    group: the processes that predict together.
+    store: of the first of them, for batches that are predicted.
+
+  Returns:
+    what came of it, in the first process alone.
   """
   config, rules = asked.config, scoring.rules(asked.table)
   facts, pairs = data.pair_set.facts, data.pair_set.pairs
   count, distance = len(facts), perceptual.distance
-
-  # -- One sample per pair ----------------------------------------------------
   given = pairs._replace(target=None, target2source=pairs.target2source[order])
   seeds = np.random.default_rng(config['seed']).integers(
     2**31 - 1, size=(config['num_samples'], count)
   )
-  is_given = isinstance(source, scoring.Given)
-  if is_given:
-    samples = source.images
+
+  # -- Predictions, one after the other in all processes -----------------------
+  is_searched = asked.table.scale.get('policy') == 'searched'
+  if isinstance(source, scoring.Given):
+    is_searched, predictions = False, iter([source.images])
   else:
-    predict = functools.partial(
-      scoring.predict_all, source, batch_size=config['batch_size']
+    wanted = [(given, seeds[0])]
+    if is_searched:
+      wanted += [(x, seeds[0]) for x in scoring.scaled(asked.table, given)]
+    wanted += [(given, row) for row in seeds[1:]]
+    predictions = (
+      scoring.predict_all(
+        source, *of_one, config['batch_size'], group=group, store=store
+      )
+      for of_one in wanted
     )
-    samples = predict(given, seeds[0])
+  if not group.is_first:
+    collections.deque(predictions, maxlen=0)
+    return None
 
   # -- Scores -----------------------------------------------------------------
+  samples = next(predictions)
   scores = scoring.score(asked.table, samples, pairs.target, distance)
   of_pair = [scene_of(of_facts) for of_facts in facts]
   searched = None
-  if not is_given and asked.table.scale.get('policy') == 'searched':
-    searched = scoring.search_scale(
-      asked.table,
-      source,
-      data.pair_set,
-      given,
-      seeds[0],
-      config['batch_size'],
-      distance,
+  if is_searched:
+    of_scales = itertools.islice(predictions, len(asked.table.scale['factors']))
+    searched = scoring.best_scale(
+      asked.table, of_scales, data.pair_set, distance
     )
   several = {}
-  if not is_given and config['num_samples'] > 1:
-    others = (predict(given, row) for row in seeds[1:])
+  if config['num_samples'] > 1:
     several = scoring.score_several(
-      asked.table, itertools.chain([samples], others), pairs.target, distance
+      asked.table,
+      itertools.chain([samples], predictions),
+      pairs.target,
+      distance,
     )
   summarise = functools.partial(
     metrics.summary, scenes=of_pair, over_pairs=rules['mean'] == 'pairs'

@@ -33,6 +33,7 @@ flags.disclaim_key_flags()
 
 REPOSITORY = config_files.REPOSITORY
 _default_config: str | None = None
+_BAD_INPUT = 2
 _DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -49,7 +50,7 @@ _RAISE_AGAIN_S = 0.01
 
 def _stop(message: object) -> NoReturn:
   print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(_BAD_INPUT)
 
 
 def _given_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -133,20 +134,14 @@ def run(main: Callable[[], None]) -> NoReturn:
   def guarded(argv: list[str]) -> None:
     del argv
     try:
-      _stop_on_signals()
+      stop_on_signals()
       main()
-    except errors.UserError as error:
-      _stop(error)
-    except errors.Unfinished as error:
-      _leave_unfinished(error)
-    except KeyboardInterrupt as error:
-      _leave_unfinished(
-        f'stopped by {str(error) or signal.SIGINT.name}: what is whole stays; the same command goes on'
-      )
-    except OSError as error:
-      if error.errno not in _DISK_ERRORS:
+    except BaseException as error:
+      end = ending(error)
+      if end is None:
         raise
-      _stop(f'{error.filename or "output"}: {error.strerror}')
+      status, line = end
+      (_stop if status == _BAD_INPUT else _leave_unfinished)(line)
     finally:
       # Nothing is left to do for which a signal should wait.
       signal.setitimer(signal.ITIMER_REAL, 0)
@@ -157,6 +152,23 @@ def run(main: Callable[[], None]) -> NoReturn:
   handler.addFilter(_is_for_the_user)
   handler.setFormatter(_PlainFormatter())
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def ending(error: BaseException) -> tuple[int, str] | None:
+  """Exit status and line that an exception deserves; None: it is a bug."""
+  if isinstance(error, errors.UserError):
+    return _BAD_INPUT, str(error)
+  if isinstance(error, errors.Unfinished):
+    return os.EX_TEMPFAIL, str(error)
+  if isinstance(error, KeyboardInterrupt):
+    name = str(error) or signal.SIGINT.name
+    return (
+      os.EX_TEMPFAIL,
+      f'stopped by {name}: what is whole stays; the same command goes on',
+    )
+  if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    return _BAD_INPUT, f'{error.filename or "output"}: {error.strerror}'
+  return None
 
 
 class _PlainFormatter(python_logging.Formatter):
@@ -190,7 +202,7 @@ def _leave_unfinished(message: object) -> NoReturn:
   sys.exit(os.EX_TEMPFAIL)
 
 
-def _stop_on_signals() -> None:
+def stop_on_signals() -> None:
   """Makes signals end what is going on with its cleaning up; once."""
 
   def stop(number: int, frame: object) -> NoReturn:

@@ -1,6 +1,7 @@
 """Many command lines of one command, with one import of its packages."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,26 +12,37 @@ import importlib, json, os, sys, tempfile, traceback
 from odin_jax.shared import command
 
 module = importlib.import_module(sys.argv[1])
+
+
+def start(arguments):
+  stderr = tempfile.TemporaryFile()
+  pid = os.fork()
+  if not pid:
+    os.dup2(stderr.fileno(), 2)
+    # What the driver itself prints is the result.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = [module.__file__, *arguments]
+    try:
+      command.run(module.main)
+    except SystemExit as stop:
+      os._exit(stop.code or 0)
+    except BaseException:
+      traceback.print_exc()
+      sys.stderr.flush()
+      os._exit(1)
+  return pid, stderr
+
+
+def end(pid, stderr):
+  status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  stderr.seek(0)
+  return status, stderr.read().decode()
+
+
 results = []
-for arguments in json.load(sys.stdin):
-  with tempfile.TemporaryFile() as stderr:
-    pid = os.fork()
-    if not pid:
-      os.dup2(stderr.fileno(), 2)
-      # What the driver itself prints is the result.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-      sys.argv = [module.__file__, *arguments]
-      try:
-        command.run(module.main)
-      except SystemExit as stop:
-        os._exit(stop.code or 0)
-      except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    stderr.seek(0)
-    results.append((status, stderr.read().decode()))
+for group in json.load(sys.stdin):
+  started = [start(arguments) for arguments in group]
+  results.append([end(*of_one) for of_one in started])
 print(json.dumps(results))
 """
 
@@ -47,11 +59,28 @@ def run_all(module, command_lines, setup=''):
   Returns:
     (exit status, stderr) of each.
   """
+  groups = [[line] for line in command_lines]
+  return [result for (result,) in run_together(module, groups, setup)]
+
+
+def run_together(module, groups, setup='', **environment):
+  """The same for groups of command lines, those of each at the same time.
+
+  Args:
+    module: name of the command.
+    groups: lists of command lines.
+    setup: see `run_all`.
+    **environment: further variables.
+
+  Returns:
+    of each group, (exit status, stderr) of each of its command lines.
+  """
   done = subprocess.run(
     [sys.executable, '-c', setup + _DRIVER, module],
-    input=json.dumps([list(map(str, line)) for line in command_lines]),
+    input=json.dumps([[list(map(str, x)) for x in group] for group in groups]),
     capture_output=True,
     text=True,
+    env=os.environ | environment,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)

@@ -679,6 +679,15 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
     ([good, out, f'--predictions={empty}'], ['000_sample.png', '000.png']),
     ([good, *copy, f'--predictions={empty}'], ['--predictor']),
+    ([good, *copy, '--num_processes=2'], ['--coordinator, --process_id']),
+    (
+      [good, *copy, '--num_processes=2', '--process_id=2', '--coordinator=a:1'],
+      ['--process_id=2', '0 to 1'],
+    ),
+    (
+      [good, *copy, '--num_processes=2', '--process_id=0', '--coordinator=a'],
+      ['HOST:PORT'],
+    ),
     ([good, out, '--predictor=guess'], ['guess', 'model_mean', 'sweep']),
     ([good, out, '--predictor=copy,copy'], ['once']),
     ([good, *copy, f'--predictions=mean={empty}'], ['mean is taken']),

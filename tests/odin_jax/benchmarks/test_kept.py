@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from odin_jax import scoring
 from odin_jax.benchmarks import kept
 from odin_jax.shared import posed_pair
 
@@ -17,9 +18,12 @@ class Counting:
 
   def predict(self, pairs, seeds):
     self.calls += 1
-    return np.broadcast_to(
-      seeds.astype(np.float32)[:, None, None, None], pairs.source.shape
-    )
+    colour = seeds.astype(np.float32)[:, None, None, None] / 10
+    return np.broadcast_to(colour, pairs.source.shape)
+
+
+def predict(predictor, store, pairs, seeds):
+  return scoring.predict_all(predictor, pairs, seeds, 2, store=store)
 
 
 def pairs(shift=0.0):
@@ -38,12 +42,13 @@ def test_a_batch_is_predicted_once_and_what_differs_again(tmp_path):
   predictor, seeds = Counting(), np.array([3, 4])
   for _ in range(2):
     # As a process after another has it.
-    keeping = kept.Kept(predictor, tmp_path / 'unfinished', {'code': 'a'})
-    views = keeping.predict(pairs(), seeds)
-    assert views.dtype == np.float32 and views[:, 0, 0, 0].tolist() == [3, 4]
+    keeping = kept.Kept(tmp_path / 'unfinished', {'code': 'a'})
+    views = predict(predictor, keeping, pairs(), seeds)
+    assert views.dtype == np.float32
+    assert views[:, 0, 0, 0] == pytest.approx([0.3, 0.4])
   assert predictor.calls == 1
-  keeping.predict(pairs(0.1), seeds)
-  keeping.predict(pairs(), seeds + 1)
+  predict(predictor, keeping, pairs(0.1), seeds)
+  predict(predictor, keeping, pairs(), seeds + 1)
   assert predictor.calls == 3
   keeping.forget()
   assert list(tmp_path.iterdir()) == []
@@ -52,7 +57,8 @@ def test_a_batch_is_predicted_once_and_what_differs_again(tmp_path):
 def test_another_request_begins_anew(tmp_path):
   predictor, folder = Counting(), tmp_path / 'unfinished'
   for calls, code in ((1, 'a'), (2, 'b'), (3, 'a')):
-    kept.Kept(predictor, folder, {'code': code}).predict(pairs(), np.arange(2))
+    store = kept.Kept(folder, {'code': code})
+    predict(predictor, store, pairs(), np.arange(2))
     assert predictor.calls == calls
     assert len(list(folder.glob('*.npz'))) == 1
   # One that keeps nothing.
@@ -64,23 +70,23 @@ def test_another_request_begins_anew(tmp_path):
 @pytest.mark.parametrize('damage', ['flipped', 'cut', 'emptied'])
 def test_a_damaged_file_is_predicted_again(tmp_path, damage):
   predictor = Counting()
-  keeping = kept.Kept(predictor, tmp_path / 'unfinished', {})
-  first = keeping.predict(pairs(), np.array([3, 4]))
+  keeping = kept.Kept(tmp_path / 'unfinished', {})
+  first = predict(predictor, keeping, pairs(), np.array([3, 4]))
   (path,) = (tmp_path / 'unfinished').glob('*.npz')
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(
     {'flipped': content, 'cut': content[:99], 'emptied': b''}[damage]
   )
-  again = keeping.predict(pairs(), np.array([3, 4]))
+  again = predict(predictor, keeping, pairs(), np.array([3, 4]))
   np.testing.assert_array_equal(again, first)
   assert predictor.calls == 2
 
 
 def test_a_batch_that_was_stopped_leaves_nothing(tmp_path):
   predictor, folder = Counting(), tmp_path / 'unfinished'
-  keeping = kept.Kept(predictor, folder, {})
+  keeping = kept.Kept(folder, {})
   predictor.predict = lambda pairs, seeds: [][0]
   with pytest.raises(IndexError):
-    keeping.predict(pairs(), np.arange(2))
+    predict(predictor, keeping, pairs(), np.arange(2))
   assert [path.name for path in folder.iterdir()] == ['request.json']

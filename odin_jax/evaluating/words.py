@@ -1,0 +1,43 @@
+"""What an evaluation says at its end."""
+
+from typing import Any
+
+
+def _step_of(protocol: dict[str, Any]) -> str:
+  """Which checkpoint it was; '' for a baseline or a ported model."""
+  if not protocol.get('training_steps'):
+    return ''
+  return (
+    f' (step {protocol["checkpoint_step"]} of {protocol["training_steps"]})'
+  )
+
+
+def _figures(mean: dict[str, Any], bounds: dict[str, Any]) -> str:
+  distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
+  interval = ''
+  if bounds['psnr'] is not None:
+    interval = ' ({:.2f} to {:.2f})'.format(*bounds['psnr'])
+  return (
+    f'PSNR {mean["psnr"]:.2f} dB{interval}, SSIM {mean["ssim"]:.3f}, '
+    f'LPIPS {distance}'
+  )
+
+
+def of_one(content: dict[str, Any]) -> str:
+  """What was scored, and the figures, of what `metrics.json` holds."""
+  protocol = content['protocol']
+  return (
+    f'{protocol["predictor"]}{_step_of(protocol["model"])}'
+    f'{" with shuffled poses" if protocol["shuffle_poses"] else ""}, '
+    f'{len(content["pairs"])} pairs: '
+    f'{_figures(content["mean"], content["interval_95"])}'
+  )
+
+
+def of_several(content: dict[str, Any]) -> str:
+  """How many pairs were scored, and the figures of each predictor."""
+  rows = [
+    f'{name}: {_figures(figures["mean"], figures["interval_95"])}'
+    for name, figures in content['predictors'].items()
+  ]
+  return '\n  '.join([f'{len(content["pairs"])} pairs', *rows])
