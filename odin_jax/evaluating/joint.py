@@ -7,9 +7,8 @@ from odin_jax.benchmarks import protocols
 from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import single
 
-_SCORES = ('psnr', 'ssim', 'lpips')
-# Of a pair's row, what is of its prediction and not of the pair.
-_OF_PREDICTION = (*_SCORES, 'files', 'pose_of_pair')
+# Of a pair's row, what is of its prediction and not of the pair, with the scores.
+_OF_PREDICTION = ('files', 'pose_of_pair')
 
 
 def _difference(
@@ -28,7 +27,7 @@ def _difference(
       score: None
       if None in (row[score], other[score])
       else row[score] - other[score]
-      for score in _SCORES
+      for score in figures['mean']
     }
     for row, other in rows
   ]
@@ -101,9 +100,13 @@ def content(
     }
   pairs = [
     {
-      **{key: x for key, x in row.items() if key not in _OF_PREDICTION},
+      **{
+        key: x
+        for key, x in row.items()
+        if key not in (*_OF_PREDICTION, *first['mean'])
+      },
       'scores': {
-        name: {score: x['pairs'][place][score] for score in _SCORES}
+        name: {score: x['pairs'][place][score] for score in x['mean']}
         for name, x in contents.items()
       },
       'files': {
