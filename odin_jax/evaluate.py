@@ -9,6 +9,9 @@
 
 Every pair gets one prediction, never the best of several (those stand apart). `--predictor=copy`,
 `mean` and `sweep` need no `--workdir`: they are what a model has to beat.
+`--truth` is what `preprocessing.true_depth` wrote of the records: then PSNR is
+also measured on what the source sees and on what it does not, on what stands
+still and on what moves; and `--predictor=warp` is what pure geometry gives.
 `--predictions=DIR` scores the pictures of another system: `pairs/` and
 `metrics.json` of any run say what it is to be given.
 `--shuffle_poses` gives each pair the pose of another one and leaves all else
@@ -61,6 +64,7 @@ from odin_jax.benchmarks import (
   tables,
 )
 from odin_jax.benchmarks.pairs import PairSet, scene_of
+from odin_jax.geometry import visibility
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.reporting import evaluation_page
@@ -94,7 +98,11 @@ _PREDICTOR = flags.DEFINE_enum(
   _MODEL,
   [_MODEL, *predictors.BASELINES],
   'model: samples of a trained model; copy: the source view itself; mean: its '
-  'mean colour; sweep: the mean of the source seen at eight distances.',
+  'mean colour; sweep: the mean of the source seen at eight distances; warp: '
+  'the source warped by --truth.',
+)
+_TRUTH = command.define_path(
+  'truth', 'Folder that preprocessing.true_depth wrote, of these records.'
 )
 _PREDICTIONS = command.define_path(
   'predictions',
@@ -108,8 +116,8 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
 )
 _REPLAY = command.define_path(
   'replay',
-  'A metrics.json: does again what it was made by; --data, --workdir and '
-  '--predictions say where things are now.',
+  'A metrics.json: does again what it was made by; --data, --workdir, '
+  '--predictions and --truth say where things are now.',
 )
 flags.mark_flags_as_required(['output'])
 
@@ -156,6 +164,7 @@ def _asked() -> request.Request:
     predictions=_PREDICTIONS.value,
     shuffle_poses=_SHUFFLE_POSES.value,
     config=_CONFIG.value.to_dict(),
+    truth=_TRUTH.value,
   )
 
 
@@ -189,6 +198,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     data=_DATA.value or old.data,
     workdir=_WORKDIR.value or old.workdir,
     predictions=_PREDICTIONS.value or old.predictions,
+    truth=_TRUTH.value or old.truth,
   )
 
 
@@ -201,8 +211,13 @@ def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
       image_size_px=config['image_size_px'],
       num_pairs=config['num_pairs'],
       seed=config['pairs_seed'],
+      truth=asked.truth,
     )
     return pair_set, {}
+  if asked.truth:
+    raise errors.UserError(
+      f'--truth: is of records, and {table.name} is of {table.benchmark}'
+    )
   if table.benchmark not in LAYOUTS:
     raise errors.UserError(
       f'{table.name}: its benchmark {table.benchmark!r} is none of '
@@ -219,6 +234,23 @@ def _load_pairs(asked: request.Request) -> tuple[PairSet, dict[str, Any]]:
     asked.data, read, table, scale=config['scale'], **sizes
   )
   return pair_set, scenes.done_here(table, pair_set, **sizes)
+
+
+def _masks(asked: request.Request, pair_set: PairSet) -> metrics.Masks | None:
+  """Kinds of pixels of the targets; None where no truth is known.
+
+  Raises:
+    errors.UserError: none is known to a predictor that needs it.
+  """
+  pairs, truth = pair_set.pairs, pair_set.truth
+  if truth is not None:
+    return visibility.masks(pairs.target2source, pairs.fov_deg, *truth)
+  if asked.predictor == predictors.Warp.name:
+    raise errors.UserError(
+      '--predictor=warp: needs the true depth of the pairs; of records of '
+      'procedural worlds preprocessing.true_depth writes it, for --truth='
+    )
+  return None
 
 
 def _load_predictor(
@@ -331,6 +363,18 @@ def _pose_order(
 # -- Files ---------------------------------------------------------------------
 
 
+def _true_depth(pair_set: PairSet) -> dict[str, Any]:
+  """What the masks are of, where there are any."""
+  if pair_set.truth is None:
+    return {}
+  return {
+    'true_depth': {
+      'sha256': digests.of_arrays(pair_set.truth),
+      'depth_tolerance': visibility.DEPTH_TOLERANCE,
+    }
+  }
+
+
 def _protocol(
   asked: request.Request,
   pair_set: PairSet,
@@ -346,12 +390,15 @@ def _protocol(
     **asked.to_dict(),
     'departures': protocols.departures(asked.table, here),
     'data_sha256': digests.of_arrays(pair_set.pairs),
+    **_true_depth(pair_set),
     'code_sha256': digests.of_code(),
     'code_commit': provenance.commit(),
     'samples_per_pair': asked.config['num_samples'],
     'model': predictor.protocol,
     'metrics': {
-      **metrics.definitions(perceptual, rules['ssim']),
+      **metrics.definitions(
+        perceptual, rules['ssim'], masked=pair_set.truth is not None
+      ),
       'images': 'scores are of the 8-bit images in pairs/'
       if rules['quantised']
       else 'scores are of predictions that were not rounded to 8 bits',
@@ -398,6 +445,20 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
+def _made_masked(mean: dict[str, float | None]) -> str:
+  """The figures of what the source sees and does not; '' where not known."""
+  if mean.get('seen_share') is None:
+    return ''
+  of_kinds = [
+    f'{kind} {mean[f"psnr_{kind}"]:.2f} dB'
+    for kind in ('seen', 'unseen')
+    if mean[f'psnr_{kind}'] is not None
+  ]
+  return (
+    f'; the source sees {100 * mean["seen_share"]:.0f} %: {", ".join(of_kinds)}'
+  )
+
+
 def _made(asked: request.Request, content: dict[str, Any]) -> str:
   """What was scored, and the figures."""
   mean, protocol = content['mean'], content['protocol']
@@ -408,7 +469,7 @@ def _made(asked: request.Request, content: dict[str, Any]) -> str:
     f'{asked.predictor}{_step_of(protocol["model"])}'
     f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
     f'{len(content["pairs"])} pairs: PSNR {mean["psnr"]:.2f} dB{interval}, '
-    f'SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
+    f'SSIM {mean["ssim"]:.3f}, LPIPS {distance}{_made_masked(mean)}'
   )
 
 
@@ -467,6 +528,7 @@ def main() -> None:
   predictor = _load_predictor(asked)
   pair_set, here = _load_pairs(asked)
   pairs, count = pair_set.pairs, len(pair_set.facts)
+  masks = _masks(asked, pair_set)
   order = _pose_order(asked, count, config['seed'])
   if asked.predictions:
     given = scoring.Given(asked.predictions, count, config['image_size_px'])
@@ -494,12 +556,15 @@ def main() -> None:
     samples = given.images
   else:
     predict = functools.partial(
-      scoring.predict_all, predictor, batch_size=config['batch_size']
+      scoring.predict_all,
+      predictor,
+      batch_size=config['batch_size'],
+      truth=pair_set.truth,
     )
     samples = predict(inputs, seeds[0])
 
   # -- Scores -----------------------------------------------------------------
-  scores = scoring.score(asked.table, samples, pairs.target, perceptual)
+  scores = scoring.score(asked.table, samples, pairs.target, perceptual, masks)
   over_pairs = rules['mean'] == 'pairs'
   of_pair = [scene_of(facts) for facts in pair_set.facts]
   by_scene = metrics.mean_by_scene(scores, of_pair)
@@ -522,6 +587,7 @@ def main() -> None:
       itertools.chain([samples], others),
       pairs.target,
       perceptual,
+      masks,
     )
   summarise = functools.partial(
     metrics.summary, scenes=of_pair, over_pairs=over_pairs

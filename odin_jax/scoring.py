@@ -9,7 +9,7 @@ import numpy as np
 
 from odin_jax import metrics, predictors
 from odin_jax.benchmarks import protocols
-from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.benchmarks.pairs import PairSet, PairTruth, select_truth
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
@@ -65,14 +65,18 @@ def predict_all(
   pairs: posed_pair.PosedPair,
   seeds: Int[np.ndarray, 'n'],
   batch_size: int,
+  truth: PairTruth | None = None,
 ) -> Images:
-  """One prediction per pair, values in [0, 1]."""
+  """One prediction per pair, values in [0, 1]; `truth` is for `Warp` alone."""
   predictions = []
   starts = range(0, len(seeds), batch_size)
   for start in progress.each(starts, 'batch', desc='predict'):
     rows = slice(start, start + batch_size)
     batch = posed_pair.select(pairs, rows)
-    predictions.extend(predictor.predict(batch, seeds[rows]))
+    known = ()
+    if isinstance(predictor, predictors.Warp):
+      known = (select_truth(truth, rows),)
+    predictions.extend(predictor.predict(batch, seeds[rows], *known))
   return np.clip(np.asarray(predictions, np.float32), 0, 1)
 
 
@@ -199,8 +203,9 @@ def score(
   samples: Images,
   truth: UInt8[np.ndarray, 'n s s 3'],
   perceptual: lpips.Lpips | None,
+  masks: metrics.Masks | None = None,
 ) -> Scores:
-  """Scores of each pair, as the table has them."""
+  """Scores of each pair, as the table has them, and of kinds of pixels."""
   of_table = rules(table)
   scores: Scores = []
   for start in range(0, len(truth), _BATCH):
@@ -208,8 +213,9 @@ def score(
     predicted = samples[rows].astype(np.float64)
     if of_table['quantised']:
       predicted = np.round(predicted * 255) / 255
+    of_rows = masks and {kind: mask[rows] for kind, mask in masks.items()}
     scores += metrics.score(
-      predicted, truth[rows] / 255, perceptual, of_table['ssim']
+      predicted, truth[rows] / 255, perceptual, of_table['ssim'], of_rows
     )
   return scores
 
@@ -219,6 +225,7 @@ def score_several(
   samples: Iterable[Images],
   truth: UInt8[np.ndarray, 'n s s 3'],
   perceptual: lpips.Lpips | None,
+  masks: metrics.Masks | None = None,
 ) -> dict[str, Scores]:
   """Scores of the mean of k samples of each pair, and of the best of them.
 
@@ -227,6 +234,7 @@ def score_several(
     samples: k times a sample of each pair.
     truth: what they should be.
     perceptual: LPIPS.
+    masks: kinds of pixels.
 
   Returns:
     `mean_of_k`, near the conditional mean, which a perfect sample is 3 dB
@@ -236,12 +244,12 @@ def score_several(
   for images in samples:
     total += images
     count += 1
-    scores = score(table, images, truth, perceptual)
+    scores = score(table, images, truth, perceptual, masks)
     best = [
       max(rows, key=lambda row: row['psnr'])
       for rows in zip(best or scores, scores, strict=True)
     ]
-  mean = score(table, total / count, truth, perceptual)
+  mean = score(table, total / count, truth, perceptual, masks)
   return {f'mean_of_{count}': mean, f'best_of_{count}': best}
 
 
@@ -273,9 +281,8 @@ def search_scale(
   best: dict[str, dict[str, Any]] = {}
   for factor in table.scale['factors']:
     poses = camera.rescale(inputs.target2source, factor)
-    samples = predict_all(
-      predictor, inputs._replace(target2source=poses), seeds, batch_size
-    )
+    scaled = inputs._replace(target2source=poses)
+    samples = predict_all(predictor, scaled, seeds, batch_size, pair_set.truth)
     scores = score(table, samples, pair_set.pairs.target, perceptual)
     for scene, mean in metrics.mean_by_scene(scores, of_pair).items():
       if scene not in best or mean['psnr'] > best[scene]['psnr']:

@@ -108,6 +108,8 @@ WINGS = {
   ],
   'odin_jax.predictors': [
     'odin_jax.shared',
+    'odin_jax.benchmarks',
+    'odin_jax.geometry',
     'odin_jax.diffusion',
     'odin_jax.models',
     'odin_jax.sharding',
