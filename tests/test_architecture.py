@@ -131,6 +131,7 @@ WINGS = {
 ENTRY_POINTS = [
   'preprocessing.worlds',
   'preprocessing.true_views',
+  'preprocessing.true_depth',
   'preprocessing.download',
   'preprocessing.run',
   'preprocessing.records',
