@@ -31,6 +31,7 @@ _PREDICTORS = {
   'shuffled': 'model, poses shuffled',
   'model_mean': 'model, one step: about its conditional mean',
   'sweep': 'source seen at eight distances, averaged',
+  'warp': 'source warped by the true depth: the ceiling of pure geometry',
 }
 # What the table of poses leaves out: no figures, or shown elsewhere.
 _NOT_IN_TABLE = (
@@ -176,14 +177,15 @@ def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
 
 def _scores(train: dict[str, Any]) -> list[list[str]]:
   """Rows of text: every predictor on every set of pairs."""
-  keys = ('psnr', 'ssim', 'lpips', 'pairs')
+  known = [key for key in summary.MASKED if key in train]
+  keys = ('psnr', 'ssim', 'lpips', *known, 'pairs')
   rows = [['', *(quantities.heading(key) for key in keys)]]
   for words, figures in (
     ('held-out frames', train),
     ('unseen worlds', train['unseen']),
   ):
     for name in figures.get('psnr', {}):
-      scores = (figures[key][name] for key in keys[:-1])
+      scores = (figures.get(key, {}).get(name) for key in keys[:-1])
       values = (*scores, figures['pairs'])
       rows.append(
         [

@@ -13,9 +13,12 @@ from odin_jax.shared import files, page
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
-# About the model's conditional mean, and what pose and geometry alone give:
-# rows of the table that no gain is measured by.
-_FURTHER = ('model_mean', 'sweep')
+# About the model's conditional mean, and what pose and geometry alone give,
+# also where the true depth is known: rows of the table that no gain is measured
+# by.
+_FURTHER = ('model_mean', 'sweep', 'warp')
+# Scores that there are where the true depth of the pairs is known.
+MASKED = ('psnr_seen', 'psnr_unseen')
 
 
 _STAGE = 'a finished stage of the run'
@@ -69,11 +72,17 @@ def _gains(
     return {}
   psnr = {name: row['psnr'] for name, row in rows.items()}
   ssim = {name: row['ssim'] for name, row in rows.items()}
+  masked = {
+    score: {name: row.get(score) for name, row in rows.items()}
+    for score in MASKED
+    if score in rows[MODEL]
+  }
   return {
     'pairs': rows[MODEL]['pairs'],
     'psnr': psnr,
     'ssim': ssim,
     'lpips': {name: row['lpips'] for name, row in rows.items()},
+    **masked,
     'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
     'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
     'shuffle_drop_db': psnr[MODEL] - psnr[SHUFFLED],
