@@ -198,6 +198,48 @@ def test_a_warp_by_true_depth_gives_what_the_source_sees(world, records):
   assert mean['psnr_moving'] < mean['psnr_static']
 
 
+def view2world(world, record, side):
+  turn = camera.view2frame_rotation(
+    record[f'{side}/yaw_deg'], record[f'{side}/pitch_deg']
+  )
+  return camera.compose(
+    world.walk.frame2world(record[f'{side}/time_s']),
+    camera.make_pose(turn, np.zeros(3)),
+  )
+
+
+def test_what_is_seen_is_what_rays_from_the_source_meet(world, records):
+  """Depth maps decide as the caster does, but for the pixels along edges."""
+  both = either = 0
+  for record in records:
+    depths = true_depth.depths(world, record, _UNIT_M, _SIZE_PX)
+    args = record['target2source'], record['fov_deg'], *depths[:2]
+    seen = visibility.project(*args).seen
+    rays = camera.view_rays(record['fov_deg'], _SIZE_PX)
+    points = camera.transform(
+      view2world(world, record, 'target'),
+      (rays * depths.target_depth[..., None] * _UNIT_M).reshape(-1, 3),
+    )
+    source2world = view2world(world, record, 'source')
+    ways = points - source2world[:, 3]
+    length = np.linalg.norm(ways, axis=1).reshape(_SIZE_PX, _SIZE_PX)
+    ways = ways.reshape(_SIZE_PX, _SIZE_PX, 3) / length[..., None]
+    hits = world.scene.cast(
+      source2world[:, 3],
+      ways.astype(np.float32),
+      record['source/time_s'],
+    )
+    local = camera.transform(camera.inverse(source2world), points)
+    pixels, z = camera.project(
+      local, camera.intrinsics(record['fov_deg'], _SIZE_PX)
+    )
+    inside = np.all((pixels >= 0) & (pixels <= _SIZE_PX), axis=-1) & (z > 0)
+    met = (hits.distance > 0.995 * length) & inside.reshape(seen.shape)
+    both += (seen & met).sum()
+    either += (seen | met).sum()
+  assert both / either > 0.95
+
+
 def lines_of(folder, worlds, output, *more):
   return [
     f'--records={folder}',

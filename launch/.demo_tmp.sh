@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The main job, start to finish: 360-degree videos become a model that imagines
+# new views.
+#   bash launch/demo.sh [OUTPUT] [--video FILE]
+# OUTPUT (default runs/demo) gets one folder per stage, summary.json and
+# index.html. --video takes your own 360-degree video in place of the
+# procedural ones. A run that was stopped goes on where it was.
+set -euo pipefail
+output=runs/demo
+video=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --video)
+      [ $# -gt 1 ] || { echo "error: demo.sh: --video needs a file" >&2; exit 2; }
+      video=$2; shift 2 ;;
+    --video=*) video=${1#*=}; shift ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -*) echo "error: demo.sh: unknown argument $1; see --help" >&2; exit 2 ;;
+    *) output=$1; shift ;;
+  esac
+done
+if [ -n "$video" ] && [ ! -f "$video" ]; then
+  echo "error: $video: no such file; give a 360-degree video" >&2
+  exit 2
+fi
+case "$output" in
+  [A-Za-z]*:/*)
+    echo "error: $output: is an address, and the demo writes to this machine only; give a folder" >&2
+    exit 2 ;;
+esac
+output=$(realpath -m "$output")
+[ -z "$video" ] || video=$(realpath "$video")
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+SECONDS=0
+python=.venv/bin/python
+"$python" -m launch.claim "$output" "${video:-procedural videos}"
+trap 'rm -f "$output/.odin_lock.json"' EXIT
+rm -f "$output/stages.jsonl"
+stage() {
+  local status=0
+  "$python" launch/stage.py "$output" "$1" -- "$python" -m "${@:2}" || status=$?
+  [ "$status" -eq 0 ] && return
+  [ "$status" -ne 75 ] ||
+    echo "stopped in stage $1, which is not finished; the same command goes on from there" >&2
+  exit "$status"
+}
+evaluate() {
+  stage "evaluate/$1" odin_jax.evaluate --config=configs/evaluate.py \
+    --benchmark=records --workdir="$output/train" \
+    --output="$output/evaluate/$1" "${@:2}"
+}
+
+truth=()
+if [ -z "$video" ]; then
+  videos=$output/worlds
+  truth=(--truth="$videos")
+  stage worlds preprocessing.worlds --output="$videos" --num_worlds=4 --seconds=24 --seed=0
+else
+  videos=$video
+fi
+
+# Time blocks are held out: few videos, and none to spare for testing alone.
+stage records preprocessing.run --config=configs/preprocess.py \
+  --input="$videos" --output="$output/records" --config.split_by=time \
+  --config.test_fraction=0.2 --config.views_per_pair=8
+stage audit preprocessing.audit --records="$output/records" \
+  --output="$output/audit" "${truth[@]}"
+stage train odin_jax.train --config=configs/train.py:world \
+  --records="$output/records" --workdir="$output/train"
+
+held_out=(--data="$output/records")
+if [ -z "$video" ]; then
+  # What the source sees and what it does not are scored apart.
+  stage true_depth preprocessing.true_depth --records="$output/records" \
+    --worlds="$videos" --output="$output/true_depth"
+  held_out+=(--truth="$output/true_depth")
+fi
+evaluate model "${held_out[@]}" --predictor=model
+evaluate copy "${held_out[@]}" --predictor=copy
+evaluate mean "${held_out[@]}" --predictor=mean
+evaluate shuffled "${held_out[@]}" --predictor=model --shuffle_poses
+# One step is about the mean of what a model imagines.
+evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
+evaluate sweep "${held_out[@]}" --predictor=sweep
+if [ -z "$video" ]; then
+  stage unseen preprocessing.worlds --output="$output/unseen" \
+    --num_worlds=8 --pairs=16 --test_fraction=1 --seconds=24 --seed=1000
+  stage true_depth_unseen preprocessing.true_depth \
+    --records="$output/unseen" --output="$output/true_depth_unseen"
+  unseen=(--data="$output/unseen" --truth="$output/true_depth_unseen")
+  # The ceiling of pure geometry.
+  evaluate warp "${held_out[@]}" --predictor=warp
+  evaluate warp_unseen "${unseen[@]}" --predictor=warp
+  evaluate model_unseen "${unseen[@]}" --predictor=model
+  evaluate copy_unseen "${unseen[@]}" --predictor=copy
+  evaluate mean_unseen "${unseen[@]}" --predictor=mean
+  evaluate shuffled_unseen "${unseen[@]}" --predictor=model --shuffle_poses
+  evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
+  evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
+fi
+
+stage generate odin_jax.generate --workdir="$output/train" \
+  --image="$output/evaluate/model/pairs/000_source.png" \
+  --trajectory=forward --output="$output/generate"
+# A rendered world shows what is really there along the path.
+[ -n "$video" ] || stage truth preprocessing.true_views --worlds="$videos" \
+  --views="$output/generate" --evaluation="$output/evaluate/model" \
+  --output="$output/truth"
+stage reconstruct odin_jax.reconstruct --views="$output/generate" \
+  --output="$output/reconstruct"
+"$python" -m odin_jax.report --run="$output" --videos="$videos"
+echo "total: $((SECONDS / 60)) min $((SECONDS % 60)) s"
