@@ -12,7 +12,7 @@ does not apart, and has the predictor `warp`.
 --worlds is the folder of the videos that preprocessing.worlds made; records
 that it made itself (--pairs) need none. Real videos have no true depth. The
 pictures of each world's first record have to look like the world at its pose,
-and the frames of every component have to be where the walk was.
+and the poses of every component have to be those of the walk.
 
 Output: one file per shard and size, `SHARD.32px.npz` (see
 odin_jax/shared/depth_files.py). Depths at another size are rendered, by the
@@ -113,13 +113,13 @@ class _Worlds:
     self._folder = folder
     self._records = records
     self._first: dict[str, int] = {}
-    self._places: dict[str, dict[int, true_depth.Places]] = {}
+    self._poses: dict[str, dict[int, true_depth.Poses]] = {}
     for index, record in enumerate(records):
       video_id = record['video_id']
       self._first.setdefault(video_id, index)
-      of_video = self._places.setdefault(video_id, {})
+      of_video = self._poses.setdefault(video_id, {})
       of_component = of_video.setdefault(record['scene_id'], {})
-      of_component.update(true_depth.places(record))
+      of_component.update(true_depth.poses(record))
     # Records of one world stand together, so each is built once.
     self._build = functools.lru_cache(2)(self._built)
 
@@ -130,9 +130,9 @@ class _Worlds:
     where = f'{self._records.path}: {self._records.split} record {first}'
     _check(world, self._records[first], where)
     units = {}
-    for component, places in self._places[video_id].items():
+    for component, poses in self._poses[video_id].items():
       try:
-        units[component] = true_depth.metres_per_unit(world, places)
+        units[component] = true_depth.metres_per_unit(world, poses)
       except ValueError as error:
         raise errors.UserError(
           f'{self._records.path}: {video_id}, component {component}: {error}; '

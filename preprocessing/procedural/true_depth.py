@@ -16,13 +16,14 @@ from preprocessing.procedural import footage, raycaster, scenes, true_pairs
 from preprocessing.views import alignment
 
 SIDES = ('source', 'target')
-# Half of the distances between frames are this near to the truth, or poses and
-# walk have nothing to do with each other.
+# Of half of the pairs of frames distance and turn are this near to the truth, or
+# poses and walk have nothing to do with each other.
 _MAX_DEVIATION = 0.1
+_MAX_TURN_DEG = 5.0
 # Size at which a view of the world is compared with a record's picture.
 _COMPARED_PX = 64
-# Where panoramas stand, scene units, by the moments that they show.
-Places = dict[float, Float[np.ndarray, '3']]
+# frame2scene of panoramas, scene units, by the moments that they show.
+Poses = dict[float, Float[np.ndarray, '3 4']]
 
 
 class View(NamedTuple):
@@ -102,36 +103,45 @@ def depths(
   )
 
 
-def places(record: schema.Record) -> Places:
-  """Where the panoramas of a record stand in its component."""
+def poses(record: schema.Record) -> Poses:
+  """Those of the panoramas of a record in its component."""
   return {
-    _moment_s(record, side): record[f'{side}/frame2scene'][:, 3]
+    _moment_s(record, side): record[f'{side}/frame2scene'].astype(np.float64)
     for side in SIDES
   }
 
 
-def metres_per_unit(world: scenes.World, frames: Places) -> float:
+def metres_per_unit(world: scenes.World, frames: Poses) -> float:
   """Metres per scene unit of one component.
 
   The median over all pairs of frames of how much farther apart they truly are:
-  half of the frames may be anywhere.
+  a part of the frames may be anywhere.
 
   Args:
-    world: with the true places.
+    world: with the true poses.
     frames: of the component.
 
   Raises:
-    ValueError: these are not the places of the walk, in any unit.
+    ValueError: these are not the poses of the walk, in any unit and axes.
   """
-  true = [world.walk.frame2world(time_s)[:, 3] for time_s in frames]
-  found = distance.pdist(np.array(list(frames.values()), np.float64))
-  apart = found > 0
+  found = np.stack(list(frames.values()))
+  true = np.stack([world.walk.frame2world(time_s) for time_s in frames])
+  distances = distance.pdist(found[..., 3])
+  apart = distances > 0
   if not apart.any():
     raise ValueError('its frames are all at one place, so it has no unit')
-  ratios = distance.pdist(np.array(true))[apart] / found[apart]
+  ratios = distance.pdist(true[..., 3])[apart] / distances[apart]
   unit_m = float(np.median(ratios))
   if not np.median(np.abs(ratios - unit_m)) < _MAX_DEVIATION * unit_m:
     raise ValueError('its frames are not where the walk was')
+  # The same for all frames.
+  scene2world = true[..., :3] @ np.swapaxes(found[..., :3], -1, -2)
+  first, second = np.triu_indices(len(found), 1)
+  turned_deg = camera.rotation_angle_deg(
+    scene2world[first] @ np.swapaxes(scene2world[second], -1, -2)
+  )
+  if not np.median(turned_deg) < _MAX_TURN_DEG:
+    raise ValueError('its frames are not turned as on the walk')
   return unit_m
 
 

@@ -133,7 +133,12 @@ def outputs(data):
       '--config.lpips=',
       truth,
     ],
-    'warp': ['--predictor=warp', '--config.lpips=', truth],
+    'warp': [
+      '--predictor=warp',
+      '--config.batch_size=5',
+      '--config.lpips=',
+      truth,
+    ],
   }
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')

@@ -80,10 +80,11 @@ def records(world):
   return made
 
 
-def write(folder, records):
+def write(folder, *shards):
   folder.mkdir()
-  shard = folder / schema.shard_name('test', 0, 1)
-  tfrecord.write_file(shard, map(schema.encode, records))
+  for index, records in enumerate(shards):
+    shard = folder / schema.shard_name('test', index, len(shards))
+    tfrecord.write_file(shard, map(schema.encode, records))
   return folder
 
 
@@ -142,25 +143,38 @@ def test_depth_is_along_the_optical_axis(world):
 def test_units_follow_from_the_walk_though_some_frames_are_astray(
   world, records
 ):
-  places = {}
+  poses = {}
   for record in records:
-    places.update(true_depth.places(record))
-  assert len(places) >= 4
-  found = true_depth.metres_per_unit(world, places)
+    poses.update(true_depth.poses(record))
+  assert len(poses) >= 4
+  found = true_depth.metres_per_unit(world, poses)
   assert found == pytest.approx(_UNIT_M, rel=1e-5)
-  times_s = np.arange(20) / 5
-  places = {
-    float(t): world.walk.frame2world(t)[:, 3] / _UNIT_M for t in times_s
+  poses = {
+    time_s: camera.rescale(world.walk.frame2world(time_s), 1 / _UNIT_M)
+    for time_s in (np.arange(20) / 5).tolist()
   }
+  astray = dict(poses)
   for time_s in (0.4, 1.2, 2.6, 3.0):
-    places[time_s] = places[time_s] + [5.0, 3.0, -4.0]
-  found = true_depth.metres_per_unit(world, places)
+    turn = camera.view2frame_rotation(100.0 * time_s, 30.0)
+    astray[time_s] = camera.make_pose(turn, np.array([5.0, 3.0, -4.0 * time_s]))
+  found = true_depth.metres_per_unit(world, astray)
   assert found == pytest.approx(_UNIT_M, rel=0.02)
   rng = np.random.default_rng(0)
-  for wrong, words in (
-    ({t: rng.normal(size=3) for t in times_s}, 'not where the walk was'),
-    ({t: np.ones(3) for t in times_s}, 'all at one place'),
+  for change, words in (
+    (lambda pose: (pose[:, :3], rng.normal(size=3)), 'not where the walk was'),
+    (lambda pose: (pose[:, :3], np.ones(3)), 'all at one place'),
+    # Half of them see what is behind.
+    (
+      lambda pose: (
+        pose[:, :3] @ camera.rotation_y(rng.choice([0, np.pi])),
+        pose[:, 3],
+      ),
+      'not turned as on the walk',
+    ),
   ):
+    wrong = {
+      time_s: camera.make_pose(*change(pose)) for time_s, pose in poses.items()
+    }
     with pytest.raises(ValueError, match=words):
       true_depth.metres_per_unit(world, wrong)
 
@@ -320,15 +334,21 @@ def test_records_of_other_worlds_have_no_truth(tmp_path, records, worlds):
 
 def test_maps_are_of_the_very_records(tmp_path, records):
   """A folder of other records, or of another size, is refused."""
-  folder = write(tmp_path / 'records', records[:2])
-  other = write(tmp_path / 'other', records[1:3])
-  maps = np.ones((2, 2))
-  depths = depth_files.Depths(maps, maps, maps > 0)
-  shard = folder / schema.shard_name('test', 0, 1)
+  folder = write(tmp_path / 'records', records[:2], records[2:4])
+  other = write(tmp_path / 'other', records[1:3], records[:2])
   output = files.claim_output(tmp_path / 'depth', 'test')
-  depth_files.write(output, shard, [depths, depths])
+  for index in range(2):
+    maps = [np.full((2, 2), 2.0 * index + row) for row in range(2)]
+    depth_files.write(
+      output,
+      folder / schema.shard_name('test', index, 2),
+      [depth_files.Depths(x, 10 * x, x > 2) for x in maps],
+    )
   read = record_folder.RecordFolder
-  assert len(depth_files.read(output, read(folder, 'test'), [1], 2)[0]) == 1
+  found = depth_files.read(output, read(folder, 'test'), [3, 0, 2], 2)
+  assert found.source_depth[:, 0, 0].tolist() == [3, 0, 2]
+  assert found.target_depth[:, 1, 1].tolist() == [30, 0, 20]
+  assert found.target_moving[:, 1, 0].tolist() == [True, False, False]
   for place, size_px, words in (
     (other, 2, 'but of other records'),
     (folder, 3, 'no such file.*--image_size_px=3'),
