@@ -71,6 +71,12 @@ stage train odin_jax.train --config=configs/train.py:world \
   --records="$output/records" --workdir="$output/train"
 
 held_out=(--data="$output/records")
+if [ -z "$video" ]; then
+  # What the source sees and what it does not are scored apart.
+  stage true_depth preprocessing.true_depth --records="$output/records" \
+    --worlds="$videos" --output="$output/true_depth"
+  held_out+=(--truth="$output/true_depth")
+fi
 evaluate model "${held_out[@]}" --predictor=model
 evaluate copy "${held_out[@]}" --predictor=copy
 evaluate mean "${held_out[@]}" --predictor=mean
@@ -81,7 +87,12 @@ evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
     --num_worlds=8 --pairs=16 --test_fraction=1 --seconds=24 --seed=1000
-  unseen=(--data="$output/unseen")
+  stage true_depth_unseen preprocessing.true_depth \
+    --records="$output/unseen" --output="$output/true_depth_unseen"
+  unseen=(--data="$output/unseen" --truth="$output/true_depth_unseen")
+  # The ceiling of pure geometry.
+  evaluate warp "${held_out[@]}" --predictor=warp
+  evaluate warp_unseen "${unseen[@]}" --predictor=warp
   evaluate model_unseen "${unseen[@]}" --predictor=model
   evaluate copy_unseen "${unseen[@]}" --predictor=copy
   evaluate mean_unseen "${unseen[@]}" --predictor=mean

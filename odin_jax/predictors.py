@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, Float32, Int
 import numpy as np
 
 from odin_jax import sharding
+from odin_jax.benchmarks.pairs import PairTruth
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import sampler, schedule
+from odin_jax.geometry import visibility
 from odin_jax.models import conditioning, encoders, odin, sweep
 from odin_jax.shared import camera, errors, posed_pair
 
@@ -109,7 +111,37 @@ class Sweep:
     return np.asarray(views.mean(axis=1))
 
 
-BASELINES = {baseline.name: baseline for baseline in (Copy, Mean, Sweep)}
+class Warp:
+  """Predicts the source as the true depth takes it to the target.
+
+  What geometry alone can give, and none but the truth knows: a ceiling. See
+  `odin_jax.geometry.visibility.warp`.
+  """
+
+  name = 'warp'
+  protocol = {
+    'predictor': name,
+    'depth_tolerance': visibility.DEPTH_TOLERANCE,
+    'unseen': "the source's mean colour",
+  }
+
+  def predict(
+    self,
+    pairs: posed_pair.PosedPair,
+    seeds: Int[np.ndarray, 'b'],
+    truth: PairTruth,
+  ) -> Prediction:
+    """See `Predictor`; `truth` is that of the pairs."""
+    del seeds
+    args = pairs.target2source, pairs.fov_deg, *truth[:2]
+    views = [
+      visibility.warp(source.astype(np.float64) / 255, *of_pair)
+      for source, *of_pair in zip(pairs.source, *args, strict=True)
+    ]
+    return np.stack(views).astype(np.float32)
+
+
+BASELINES = {baseline.name: baseline for baseline in (Copy, Mean, Sweep, Warp)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

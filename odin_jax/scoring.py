@@ -9,7 +9,7 @@ import numpy as np
 
 from odin_jax import hosts, metrics, predictors
 from odin_jax.benchmarks import kept, protocols
-from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.benchmarks.pairs import PairSet, PairTruth, select_truth
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
@@ -66,6 +66,7 @@ def predict_all(
   seeds: Int[np.ndarray, 'n'],
   batch_size: int,
   *,
+  truth: PairTruth | None = None,
   group: hosts.Group = hosts.ALONE,
   store: kept.Kept | None = None,
 ) -> Images:
@@ -79,17 +80,16 @@ def predict_all(
     pairs: all of them.
     seeds: of each pair.
     batch_size: of the predictor.
+    truth: of the pairs; for `Warp` alone.
     group: the processes that share the work.
     store: of the first process, has batches that were predicted before, and
       gets those that are now.
   """
   count = len(seeds)
-  batches = [
-    (posed_pair.select(pairs, rows), seeds[rows])
-    for rows in (
-      slice(start, start + batch_size) for start in range(0, count, batch_size)
-    )
+  parts = [
+    slice(start, start + batch_size) for start in range(0, count, batch_size)
   ]
+  batches = [(posed_pair.select(pairs, rows), seeds[rows]) for rows in parts]
   views = np.zeros(pairs.source.shape, np.float32)
   # The first knows what is left to do.
   is_left = np.ones(len(batches), bool)
@@ -106,7 +106,11 @@ def predict_all(
     places = left[start : start + group.of]
     own = np.zeros((min(batch_size, count), *views.shape[1:]), np.float32)
     if group.process < len(places):
-      predicted = predictor.predict(*batches[places[group.process]])
+      place = places[group.process]
+      known = ()
+      if isinstance(predictor, predictors.Warp):
+        known = (select_truth(truth, parts[place]),)
+      predicted = predictor.predict(*batches[place], *known)
       own[: len(predicted)] = predicted
     for place, of_process in zip(places, group.gather(own)):
       batch = batches[place]
@@ -240,8 +244,9 @@ def score(
   samples: Images,
   truth: UInt8[np.ndarray, 'n s s 3'],
   perceptual: lpips.Lpips | None,
+  masks: metrics.Masks | None = None,
 ) -> Scores:
-  """Scores of each pair, as the table has them."""
+  """Scores of each pair, as the table has them, and of kinds of pixels."""
   of_table = rules(table)
   scores: Scores = []
   for start in range(0, len(truth), _BATCH):
@@ -249,8 +254,9 @@ def score(
     predicted = samples[rows].astype(np.float64)
     if of_table['quantised']:
       predicted = np.round(predicted * 255) / 255
+    of_rows = masks and {kind: mask[rows] for kind, mask in masks.items()}
     scores += metrics.score(
-      predicted, truth[rows] / 255, perceptual, of_table['ssim']
+      predicted, truth[rows] / 255, perceptual, of_table['ssim'], of_rows
     )
   return scores
 
@@ -260,6 +266,7 @@ def score_several(
   samples: Iterable[Images],
   truth: UInt8[np.ndarray, 'n s s 3'],
   perceptual: lpips.Lpips | None,
+  masks: metrics.Masks | None = None,
 ) -> dict[str, Scores]:
   """Scores of the mean of k samples of each pair, and of the best of them.
 
@@ -268,6 +275,7 @@ def score_several(
     samples: k times a sample of each pair.
     truth: what they should be.
     perceptual: LPIPS.
+    masks: kinds of pixels.
 
   Returns:
     `mean_of_k`, near the conditional mean, which a perfect sample is 3 dB
@@ -277,12 +285,12 @@ def score_several(
   for images in samples:
     total += images
     count += 1
-    scores = score(table, images, truth, perceptual)
+    scores = score(table, images, truth, perceptual, masks)
     best = [
       max(rows, key=lambda row: row['psnr'])
       for rows in zip(best or scores, scores, strict=True)
     ]
-  mean = score(table, total / count, truth, perceptual)
+  mean = score(table, total / count, truth, perceptual, masks)
   return {f'mean_of_{count}': mean, f'best_of_{count}': best}
 
 

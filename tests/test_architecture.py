@@ -108,6 +108,8 @@ WINGS = {
   ],
   'odin_jax.predictors': [
     'odin_jax.shared',
+    'odin_jax.benchmarks',
+    'odin_jax.geometry',
     'odin_jax.diffusion',
     'odin_jax.models',
     'odin_jax.sharding',
@@ -128,6 +130,7 @@ WINGS = {
   'odin_jax.evaluating': [
     'odin_jax.shared',
     'odin_jax.hosts',
+    'odin_jax.geometry',
     'odin_jax.benchmarks',
     'odin_jax.models',
     'odin_jax.metrics',
@@ -142,6 +145,7 @@ WINGS = {
 ENTRY_POINTS = [
   'preprocessing.worlds',
   'preprocessing.true_views',
+  'preprocessing.true_depth',
   'preprocessing.download',
   'preprocessing.run',
   'preprocessing.records',

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pathlib
 from typing import Any
 
 from jaxtyping import UInt8
@@ -10,6 +11,7 @@ import numpy as np
 from odin_jax.benchmarks import pairs
 from odin_jax.shared import (
   camera,
+  depth_files,
   errors,
   image_files,
   posed_pair,
@@ -100,6 +102,7 @@ def held_out_pairs(
   image_size_px: int,
   num_pairs: int,
   seed: int,
+  truth: str | None = None,
 ) -> pairs.PairSet:
   """A fixed subset of the test split, the same for every predictor.
 
@@ -108,10 +111,12 @@ def held_out_pairs(
     image_size_px: views are reduced to this size by area averaging.
     num_pairs: how many; all where the split has fewer.
     seed: of the choice.
+    truth: folder of their true depth, if it is known.
 
   Raises:
     errors.UserError: no such folder, no test records, a damaged record, one
-      that is to be trained on, or views smaller than `image_size_px`.
+      that is to be trained on, views smaller than `image_size_px`, or a truth
+      of other records or another size.
   """
   records = record_folder.RecordFolder(folder, SPLIT)
   video_ids = [record['video_id'] for record in records]
@@ -121,7 +126,14 @@ def held_out_pairs(
     _pair(record, image_size_px, f'{folder}: {SPLIT} record {position}')
     for position, record in chosen_records.items()
   ]
+  known = None
+  if truth is not None:
+    depths = depth_files.read(
+      pathlib.Path(truth), records, chosen, image_size_px
+    )
+    known = pairs.PairTruth(*depths)
   return pairs.PairSet(
+    truth=known,
     pairs=posed_pair.stack(posed_pairs),
     facts=[
       _facts(record, position) for position, record in chosen_records.items()

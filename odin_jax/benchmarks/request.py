@@ -12,7 +12,7 @@ from odin_jax.shared import errors, files
 # Characters of a value that a message shows.
 _SHOWN = 40
 # Where the inputs lie; what they hold is known by digests.
-_PLACES = ('data', 'workdir', 'predictions')
+_PLACES = ('data', 'workdir', 'predictions', 'truth')
 # What JSON may hold of a request; the table is checked by itself.
 _KINDS = {
   'data': str,
@@ -21,6 +21,7 @@ _KINDS = {
   'predictions': (str, type(None)),
   'shuffle_poses': bool,
   'config': dict,
+  'truth': (str, type(None)),
 }
 # Fields of the config, and the lines of a table that may say them.
 LINES = {
@@ -31,6 +32,8 @@ LINES = {
   'ema': ('sampling', 'ema'),
   'seed': ('sampling', 'seed'),
 }
+# What only some are asked with; a file that has none says nothing of it.
+_OPTIONAL = ('truth',)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class Request:
       something is predicted here.
     shuffle_poses: give each pair another pair's pose.
     config: fields of configs/evaluate.py.
+    truth: folder of the true depth of records; None where none was given.
   """
 
   table: protocols.Protocol
@@ -55,12 +59,14 @@ class Request:
   predictions: str | None
   shuffle_poses: bool
   config: dict[str, Any]
+  truth: str | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON."""
     fields = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
+      if field.name not in _OPTIONAL or getattr(self, field.name) is not None
     }
     return {**fields, 'table': self.table.to_dict()}
 
@@ -124,11 +130,13 @@ def of_json(protocol: Mapping[str, Any]) -> Request:
     KeyError, ValueError, TypeError: it says too little, or otherwise.
   """
   fields = {
-    field.name: protocol[field.name] for field in dataclasses.fields(Request)
+    field.name: protocol[field.name]
+    for field in dataclasses.fields(Request)
+    if field.name not in _OPTIONAL or field.name in protocol
   }
   table = protocols.parse(protocol['table'])
   for name, kinds in _KINDS.items():
-    if not isinstance(fields[name], kinds):
+    if name in fields and not isinstance(fields[name], kinds):
       raise TypeError(f'{name} is {fields[name]!r}')
   return Request(**{**fields, 'table': table})
 

@@ -10,6 +10,7 @@ import numpy as np
 from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
+from odin_jax.geometry import visibility
 from odin_jax.shared import errors, files
 
 MODEL = predictors.Model.name
@@ -21,10 +22,12 @@ class Data(NamedTuple):
   Attributes:
     pair_set: the pairs.
     here: by lines of the table, what was done to have them.
+    masks: kinds of pixels of the targets; None where no truth is known.
   """
 
   pair_set: PairSet
   here: dict[str, Any]
+  masks: metrics.Masks | None
 
 
 def check(config: dict[str, Any]) -> None:
@@ -56,8 +59,13 @@ def load_pairs(asked: request.Request) -> Data:
       image_size_px=config['image_size_px'],
       num_pairs=config['num_pairs'],
       seed=config['pairs_seed'],
+      truth=asked.truth,
     )
-    return Data(pair_set, {})
+    return Data(pair_set, {}, _masks(pair_set))
+  if asked.truth:
+    raise errors.UserError(
+      f'--truth: is of records, and {table.name} is of {table.benchmark}'
+    )
   if table.benchmark not in LAYOUTS:
     raise errors.UserError(
       f'{table.name}: its benchmark {table.benchmark!r} is none of '
@@ -73,7 +81,28 @@ def load_pairs(asked: request.Request) -> Data:
   pair_set = scenes.posed_pairs(
     asked.data, read, table, scale=config['scale'], **sizes
   )
-  return Data(pair_set, scenes.done_here(table, pair_set, **sizes))
+  here = scenes.done_here(table, pair_set, **sizes)
+  return Data(pair_set, here, _masks(pair_set))
+
+
+def _masks(pair_set: PairSet) -> metrics.Masks | None:
+  pairs, truth = pair_set.pairs, pair_set.truth
+  if truth is None:
+    return None
+  return visibility.masks(pairs.target2source, pairs.fov_deg, *truth)
+
+
+def require_truth(asked: request.Request, data: Data) -> None:
+  """Refuses a predictor that needs the truth where none is known.
+
+  Raises:
+    errors.UserError: so it is.
+  """
+  if asked.predictor == predictors.Warp.name and data.pair_set.truth is None:
+    raise errors.UserError(
+      '--predictor=warp: needs the true depth of the pairs; of records of '
+      'procedural worlds preprocessing.true_depth writes it, for --truth='
+    )
 
 
 def is_guided(workdir: str | None) -> bool:

@@ -16,6 +16,7 @@ from odin_jax import hosts, metrics, predictors, scoring
 from odin_jax.benchmarks import RECORDS, kept, protocols, request
 from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import inputs
+from odin_jax.geometry import visibility
 from odin_jax.models import lpips
 from odin_jax.shared import digests, provenance
 
@@ -88,6 +89,18 @@ def _file_names(index: int, count: int) -> dict[str, str]:
   return {name: f'pairs/{number}_{name}.png' for name in VIEWS}
 
 
+def _true_depth(data: inputs.Data) -> dict[str, Any]:
+  """What the masks are of, where there are any."""
+  if data.pair_set.truth is None:
+    return {}
+  return {
+    'true_depth': {
+      'sha256': digests.of_arrays(data.pair_set.truth),
+      'depth_tolerance': visibility.DEPTH_TOLERANCE,
+    }
+  }
+
+
 def _done(asked: request.Request, of_source: dict[str, Any]) -> dict[str, Any]:
   """What was done, by lines of a table, for `protocols.departures`."""
   config = asked.config
@@ -120,13 +133,16 @@ def _protocol(
     **asked.to_dict(),
     'departures': protocols.departures(asked.table, here),
     'data_sha256': digests.of_arrays(data.pair_set.pairs),
+    **_true_depth(data),
     'code_sha256': digests.of_code(),
     'code_commit': provenance.commit(),
     'samples_per_pair': asked.config['num_samples'],
     'model': source.protocol,
     'rules': {**rules, 'lpips': perceptual.net},
     'metrics': {
-      **metrics.definitions(perceptual.distance, rules['ssim']),
+      **metrics.definitions(
+        perceptual.distance, rules['ssim'], masked=data.masks is not None
+      ),
       'images': 'scores are of the 8-bit images in pairs/'
       if rules['quantised']
       else 'scores are of predictions that were not rounded to 8 bits',
@@ -181,7 +197,12 @@ def evaluate(
     wanted += [(given, row) for row in seeds[1:]]
     predictions = (
       scoring.predict_all(
-        source, *of_one, config['batch_size'], group=group, store=store
+        source,
+        *of_one,
+        config['batch_size'],
+        truth=data.pair_set.truth,
+        group=group,
+        store=store,
       )
       for of_one in wanted
     )
@@ -191,7 +212,9 @@ def evaluate(
 
   # -- Scores -----------------------------------------------------------------
   samples = next(predictions)
-  scores = scoring.score(asked.table, samples, pairs.target, distance)
+  scores = scoring.score(
+    asked.table, samples, pairs.target, distance, data.masks
+  )
   of_pair = [scene_of(of_facts) for of_facts in facts]
   searched = None
   if is_searched:
@@ -206,6 +229,7 @@ def evaluate(
       itertools.chain([samples], predictions),
       pairs.target,
       distance,
+      data.masks,
     )
   summarise = functools.partial(
     metrics.summary, scenes=of_pair, over_pairs=rules['mean'] == 'pairs'

@@ -19,7 +19,21 @@ def _figures(mean: dict[str, Any], bounds: dict[str, Any]) -> str:
     interval = ' ({:.2f} to {:.2f})'.format(*bounds['psnr'])
   return (
     f'PSNR {mean["psnr"]:.2f} dB{interval}, SSIM {mean["ssim"]:.3f}, '
-    f'LPIPS {distance}'
+    f'LPIPS {distance}{_of_kinds(mean)}'
+  )
+
+
+def _of_kinds(mean: dict[str, float | None]) -> str:
+  """The figures of what the source sees and does not; '' where not known."""
+  if mean.get('seen_share') is None:
+    return ''
+  of_kinds = [
+    f'{kind} {mean[f"psnr_{kind}"]:.2f} dB'
+    for kind in ('seen', 'unseen')
+    if mean[f'psnr_{kind}'] is not None
+  ]
+  return (
+    f'; the source sees {100 * mean["seen_share"]:.0f} %: {", ".join(of_kinds)}'
   )
 
 

@@ -31,6 +31,7 @@ _PREDICTORS = {
   'shuffled': 'model, poses shuffled',
   'model_mean': 'model, one step: about its conditional mean',
   'sweep': 'source seen at eight distances, averaged',
+  'warp': 'source warped by the true depth: the ceiling of pure geometry',
 }
 # What the table of poses leaves out: no figures, or shown elsewhere.
 _NOT_IN_TABLE = (
@@ -176,17 +177,20 @@ def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
 
 def _scores(train: dict[str, Any]) -> list[list[str]]:
   """Rows of text: every predictor on every set of pairs."""
-  keys = (*summary.SCORES, 'pairs')
+  known = [key for key in summary.MASKED if key in train]
+  keys = (*summary.SCORES, *known, 'pairs')
   rows = [['', *(quantities.heading(key) for key in keys)]]
   for words, figures in (
     ('held-out frames', train),
     ('unseen worlds', train['unseen']),
   ):
     for name in figures.get('psnr', {}):
+      masked = {key: figures.get(key, {}).get(name) for key in known}
       rows.append(
         [
           f'{words}: {_PREDICTORS[name]}',
           *summary.score_texts(figures, name),
+          *(quantities.number(key, x) for key, x in masked.items()),
           quantities.number('pairs', figures['pairs']),
         ]
       )

@@ -74,6 +74,22 @@ def _closer(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> int:
 # -- Words ---------------------------------------------------------------------
 
 
+def _on_seen(mean: Mapping[str, float | None]) -> list[page.Finding]:
+  """What geometry knows of the pairs, where their true depth is known."""
+  if mean.get('seen_share') is None:
+    return []
+  seen, unseen = (
+    quantities.text(score, mean[score])
+    for score in ('psnr_seen', 'psnr_unseen')
+  )
+  return [
+    page.Finding(
+      f'The source sees {100 * mean["seen_share"]:.0f} % of what targets show: '
+      f'there PSNR is {seen}, and {unseen} where it does not.'
+    )
+  ]
+
+
 def _findings(
   folder: pathlib.Path, content: Mapping[str, Any]
 ) -> list[page.Finding]:
@@ -88,6 +104,7 @@ def _findings(
     if content['mean'][score] is not None
   )
   found = [page.Finding(f'{name}: {figures}; {tables.scope(content)}.')]
+  found += _on_seen(content['mean'])
   if protocol['predictor'] != 'copy':
     closer = _closer(folder, rows)
     found.append(

@@ -13,9 +13,12 @@ from odin_jax.shared import files, page, quantities
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
-# About the model's conditional mean, and what pose and geometry alone give:
-# rows of the table that no gain is measured by.
-_FURTHER = ('model_mean', 'sweep')
+# About the model's conditional mean, and what pose and geometry alone give,
+# also where the true depth is known: rows of the table that no gain is measured
+# by.
+_FURTHER = ('model_mean', 'sweep', 'warp')
+# Scores that there are where the true depth of the pairs is known.
+MASKED = ('psnr_seen', 'psnr_unseen')
 
 
 _STAGE = 'a finished stage of the run'
@@ -79,10 +82,16 @@ def _gains(
   scores = {
     score: {name: row[score] for name, row in rows.items()} for score in SCORES
   }
+  masked = {
+    score: {name: row.get(score) for name, row in rows.items()}
+    for score in MASKED
+    if score in rows[MODEL]
+  }
   psnr, ssim = scores['psnr'], scores['ssim']
   return {
     'pairs': rows[MODEL]['pairs'],
     **scores,
+    **masked,
     'interval_95': {
       score: {name: row['interval_95'].get(score) for name, row in rows.items()}
       for score in SCORES

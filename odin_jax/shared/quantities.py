@@ -82,6 +82,8 @@ QUANTITIES = {
   'matcher_calls_per_pair': Quantity('matcher calls per pair of frames', '', 1),
   # Pictures.
   'psnr': Quantity('PSNR', 'dB', 2, interval_digits=1),
+  'psnr_seen': Quantity('PSNR, seen by the source', 'dB', 2),
+  'psnr_unseen': Quantity('PSNR, not seen by it', 'dB', 2),
   'ssim': Quantity('SSIM', '', 3),
   'lpips': Quantity('LPIPS', '', 3),
   'pairs': Quantity('pairs of views'),

@@ -60,6 +60,11 @@ class RecordFolder:
   def __len__(self) -> int:
     return len(self._index)
 
+  def place(self, index: int) -> tuple[pathlib.Path, int]:
+    """The shard that holds a record, and its position there."""
+    file, position = self._index[index]
+    return self._files[file].path, position
+
   def __getitem__(self, index: int) -> schema.Record:
     file, position = self._index[index]
     try:

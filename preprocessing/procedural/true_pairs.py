@@ -12,7 +12,7 @@ from typing import Any, Iterator, Sequence
 from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
-from odin_jax.shared import camera, schema
+from odin_jax.shared import camera, errors, files, schema
 from preprocessing import panorama
 from preprocessing.procedural import footage, raycaster, scenes
 from preprocessing.running import pool
@@ -370,6 +370,53 @@ class PairsJob:
     kind = self.kinds[self.index % len(self.kinds)]
     return f'{self.seed}_{self.index:05d}_{kind}'
 
+  def build_world(self) -> scenes.World:
+    """The world, the same whenever it is built."""
+    size_px = self.rules.size_px * supersampling(self.rules.size_px)
+    focal_px = camera.intrinsics(self.rules.views.fov_deg, size_px)[0, 0]
+    return footage.make_world(
+      self.kinds,
+      self.index,
+      seed=self.seed,
+      seconds=self.rules.seconds,
+      px_per_rad=float(focal_px),
+      movers=self.rules.movers,
+    )
+
+
+def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
+  """The world of records that `preprocessing.worlds --pairs` made.
+
+  Args:
+    folder: of the records.
+    video_id: of one of them.
+
+  Raises:
+    errors.UserError: the folder was not made so, or has no such world.
+  """
+  path = folder / 'worlds.json'
+  note = files.read_json(path, 'how worlds were made', ('settings',))
+  try:
+    settings = dict(note['settings'])
+    seed, kinds = settings.pop('seed'), tuple(settings.pop('kinds'))
+    views = alignment.ViewRules(**settings.pop('views'))
+    job = PairsJob(
+      output=folder,
+      kinds=kinds,
+      index=int(video_id.split('_')[1]),
+      seed=seed,
+      rules=PairRules(views=views, **settings),
+      fingerprint='',
+    )
+  except (KeyError, TypeError, ValueError, IndexError) as error:
+    raise errors.UserError(
+      f'{path}: does not tell how {video_id} was made; make the records again '
+      'with preprocessing.worlds --pairs'
+    ) from error
+  if job.name != video_id:
+    raise errors.UserError(f'{path}: is not of {video_id}, but of other worlds')
+  return job.build_world()
+
 
 def make_part(job: PairsJob) -> str:
   """Writes the records of one world, unless they are there already.
@@ -380,16 +427,7 @@ def make_part(job: PairsJob) -> str:
   pool.step()
   if parts.is_done(job.output, job.name, job.fingerprint):
     return job.name
-  size_px = job.rules.size_px * supersampling(job.rules.size_px)
-  focal_px = camera.intrinsics(job.rules.views.fov_deg, size_px)[0, 0]
-  world = footage.make_world(
-    job.kinds,
-    job.index,
-    seed=job.seed,
-    seconds=job.rules.seconds,
-    px_per_rad=float(focal_px),
-    movers=job.rules.movers,
-  )
+  world = job.build_world()
   records, summary, dropped = make_records(
     world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
   )

@@ -13,9 +13,10 @@ from configs import evaluate as evaluate_config
 from odin_jax import metrics
 from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.geometry import visibility
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import files, provenance, schema
+from odin_jax.shared import depth_files, digests, files, provenance, schema
 from tests.helpers import commands, posed_scenes
 from tests.helpers.posed_records import write_records
 
@@ -85,6 +86,22 @@ def evaluate(*command_lines):
   )
 
 
+def write_truth(folder, data):
+  """Depths of any kind for the records; a sixth of the pixels moves."""
+  rng = np.random.default_rng(0)
+  shape = (sum(COUNTS.values()), 32, 32)
+  depths = depth_files.Depths(
+    rng.uniform(1, 2, shape),
+    rng.uniform(1, 4, shape),
+    rng.random(shape) < 1 / 6,
+  )
+  folder.mkdir()
+  shard = data / schema.shard_name('test', 0, 1)
+  rows = [depth_files.Depths(*row) for row in zip(*depths, strict=True)]
+  depth_files.write(folder, shard, rows)
+  return folder
+
+
 def read(folder):
   return json.loads((folder / 'metrics.json').read_text())
 
@@ -112,6 +129,7 @@ def outputs(data):
     f'--data={scene.parent}',
     '--config.lpips=',
   ]
+  truth = f'--truth={write_truth(folder / "depth", data)}'
   flags = {
     'model': ['--predictor=model', '--config.lpips='],
     'shuffled': ['--predictor=model', '--shuffle_poses', '--config.lpips='],
@@ -126,6 +144,18 @@ def outputs(data):
       '--config.lpips=',
     ],
     'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
+    'known': [
+      '--predictor=model',
+      '--config.num_samples=2',
+      '--config.lpips=',
+      truth,
+    ],
+    'warp': [
+      '--predictor=warp',
+      '--config.batch_size=5',
+      '--config.lpips=',
+      truth,
+    ],
   }
   # A table that says how samples are drawn.
   table = folder / 'mine.toml'
@@ -150,7 +180,7 @@ def outputs(data):
     for name, of_run in flags.items()
   }
   # After those that they repeat, and with no more told than where to write.
-  for name in ('model', 'scenes', 'given'):
+  for name in ('model', 'scenes', 'given', 'warp'):
     metrics_file = folder / name / 'metrics.json'
     replayed = f'{name}_replayed'
     lines[replayed] = [
@@ -411,6 +441,68 @@ def test_the_mean_of_samples_and_the_best_of_them_stand_apart(outputs):
   assert set(four['mean_of_4']['interval_95']) == {'psnr', 'ssim', 'lpips'}
 
 
+def pictures(outputs, name, kind):
+  """Of all pairs, as they are saved, in [0, 1]."""
+  paths = [
+    outputs / name / row['files'][kind] for row in read(outputs / name)['pairs']
+  ]
+  return np.stack([cv2.imread(str(path))[..., ::-1] / 255 for path in paths])
+
+
+def known_pairs(outputs):
+  return records_benchmark.held_out_pairs(
+    outputs / 'records',
+    image_size_px=32,
+    num_pairs=12,
+    seed=0,
+    truth=str(outputs / 'depth'),
+  )
+
+
+def test_a_truth_adds_the_scores_of_kinds_of_pixels_and_nothing_else(outputs):
+  pair_set = known_pairs(outputs)
+  pairs, truth = pair_set.pairs, pair_set.truth
+  masks = visibility.masks(pairs.target2source, pairs.fov_deg, *truth)
+  assert 0.05 < masks['seen'].mean() < 0.6
+  known, model = read(outputs / 'known'), read(outputs / 'model')
+  sample, target = (pictures(outputs, 'known', k) for k in ('sample', 'truth'))
+  kinds = ('seen', 'unseen', 'static', 'moving')
+  for index, row in enumerate(known['pairs']):
+    for kind in kinds:
+      where = masks[kind][index]
+      error = np.square(sample[index] - target[index])[where].mean()
+      assert row.pop(f'psnr_{kind}') == pytest.approx(-10 * np.log10(error))
+    assert row.pop('seen_share') == masks['seen'][index].mean()
+    assert row == model['pairs'][index]
+  mean = known['mean']
+  added = {*(f'psnr_{kind}' for kind in kinds), 'seen_share'}
+  assert mean.keys() - model['mean'].keys() == added
+  for content in (known, known['mean_of_2'], known['best_of_2']):
+    assert content['mean'].keys() == content['interval_95'].keys() >= added
+  protocol = known['protocol']
+  assert protocol['true_depth'] == {
+    'sha256': digests.of_arrays(truth),
+    'depth_tolerance': visibility.DEPTH_TOLERANCE,
+  }
+  assert protocol['truth'] == str(outputs / 'depth')
+  assert protocol['metrics'].keys() >= added
+  # Nothing of it where no truth is given.
+  assert model['mean'].keys() == {'psnr', 'ssim', 'lpips'}
+  assert not model['protocol'].keys() & {'truth', 'true_depth'}
+  assert not model['protocol']['metrics'].keys() & added
+
+
+def test_the_warp_is_the_source_at_its_true_depth(outputs):
+  pair_set = known_pairs(outputs)
+  pairs, truth = pair_set.pairs, pair_set.truth
+  source, sample = (pictures(outputs, 'warp', k) for k in ('source', 'sample'))
+  for index, view in enumerate(sample):
+    args = pairs.target2source[index], pairs.fov_deg[index]
+    depths = truth.source_depth[index], truth.target_depth[index]
+    expected = visibility.warp(source[index], *args, *depths)
+    assert np.abs(view - expected).max() <= 0.5 / 255 + 1e-6
+
+
 def test_intervals_are_over_the_videos(outputs):
   content = read(outputs / 'model')
   low, high = content['interval_95']['psnr']
@@ -494,7 +586,7 @@ def test_differences_are_of_the_same_pairs(outputs):
       assert (outputs / 'several' / file).exists()
 
 
-@pytest.mark.parametrize('name', ['model', 'scenes', 'given'])
+@pytest.mark.parametrize('name', ['model', 'scenes', 'given', 'warp'])
 def test_a_run_is_repeated_from_its_own_output(outputs, name):
   first, again = read(outputs / name), read(outputs / f'{name}_replayed')
   assert again == first
@@ -650,6 +742,7 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
   stranger.mkdir()
   (stranger / 'thesis.txt').write_text('mine')
   good = f'--data={data}'
+  known = f'--truth={outputs / "depth"}'
   cases = [
     ([f'--data={tmp_path / "absent"}', *copy], ['absent']),
     ([f'--data={empty}', *copy], [str(empty), 'test']),
@@ -714,6 +807,22 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ),
     ([good, *copy, '--protocol=zeronvs_dtu'], ['no scan of DTU']),
     ([good, out], ['--workdir']),
+    (
+      [good, out, '--predictor=warp'],
+      ['warp', 'preprocessing.true_depth', '--truth='],
+    ),
+    (
+      [f'--data={single}', *copy, known],
+      ['but of other records', f'--records={single}'],
+    ),
+    (
+      [good, *copy, known, '--config.image_size_px=40'],
+      ['--image_size_px=40'],
+    ),
+    (
+      [f'--data={outputs / "world"}', *copy, known, '--protocol=seva_single'],
+      ['--truth', 'nerfstudio'],
+    ),
     ([good, out, f'--workdir={tmp_path / "absent"}'], ['absent']),
     (
       [good, out, f'--workdir={tmp_path}', '--config.image_size_px=48'],

@@ -168,6 +168,52 @@ def test_mean_scores_keep_what_was_not_measured():
   assert metrics.mean_score(rows) == {'psnr': 15, 'ssim': 0.5, 'lpips': None}
 
 
+def test_psnr_of_some_pixels():
+  truth = np.full((3, 12, 12, 3), 0.5)
+  prediction = truth.copy()
+  # 10 dB off in the left half of each picture, 20 dB in the right.
+  prediction[:, :, :6] += np.sqrt(0.1)
+  prediction[:, :, 6:] -= 0.1
+  left = np.zeros((3, 12, 12), bool)
+  left[:2, :, :6] = True
+  # The third picture has nothing of the kind.
+  found = metrics.masked_psnr(prediction, truth, left)
+  assert found == [pytest.approx(10), pytest.approx(10), None]
+  masks = {'seen': left, 'unseen': ~left, 'static': left, 'moving': ~left}
+  rows = metrics.score(prediction, truth, masks=masks)
+  assert rows[0]['psnr_seen'] == pytest.approx(10)
+  assert rows[0]['psnr_unseen'] == pytest.approx(20)
+  assert [row['seen_share'] for row in rows] == [0.5, 0.5, 0]
+  # Of all pixels it is the PSNR; and nothing else changes.
+  assert rows[2]['psnr_unseen'] == pytest.approx(rows[2]['psnr'])
+  plain = metrics.score(prediction, truth)
+  assert [{key: row[key] for key in plain[0]} for row in rows] == plain
+  words = metrics.definitions(None, masked=True)
+  assert words.keys() >= rows[0].keys()
+  assert 'psnr_seen' not in metrics.definitions(None)
+  none = {kind: np.zeros_like(left) for kind in masks}
+  row = metrics.score(prediction, truth, masks=none)[0]
+  assert row['psnr_seen'] is None and row['seen_share'] is None
+  copy = metrics.masked_psnr(truth, truth, ~left)
+  assert copy == [metrics.PSNR_CEILING_DB] * 3
+
+
+def test_means_are_over_the_images_that_have_a_score():
+  """Scene b has none; of a and c each draw with one of them has a mean."""
+  values = (1.0, 3.0, None, None, 5.0)
+  rows = [{'psnr_moving': value} for value in values]
+  scenes = ['a', 'a', 'a', 'b', 'c']
+  assert metrics.mean_score(rows) == {'psnr_moving': 3}
+  of_scene = metrics.mean_by_scene(rows, scenes)
+  assert [row['psnr_moving'] for row in of_scene.values()] == [2, None, 5]
+  for over_pairs, mean in ((True, 3), (False, 3.5)):
+    summary = metrics.summary(rows, scenes, over_pairs=over_pairs)
+    assert summary['mean'] == {'psnr_moving': mean}
+    assert summary['interval_95'] == {'psnr_moving': [2, 5]}
+  alone = metrics.intervals(rows[:4], scenes[:4], over_pairs=True)
+  assert alone == {'psnr_moving': None}
+
+
 def test_means_of_scenes():
   rows = [{'psnr': value, 'lpips': None} for value in (1.0, 2.0, 6.0)]
   assert metrics.mean_by_scene(rows, ['a', 'b', 'b']) == {

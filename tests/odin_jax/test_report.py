@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -121,6 +122,31 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
     '4 points were reconstructed, from the 45 % of the pixels of the imagined '
     'views whose depth agrees.',
   ]
+
+
+def test_where_the_true_depth_is_known_the_table_has_what_is_seen(tmp_path):
+  run_folders.write(tmp_path, has_unseen=True)
+  assert 'psnr_seen' not in summary.summarise(tmp_path)['train']
+  evaluations = tmp_path / 'evaluate'
+  for suffix in ('', '_unseen'):
+    shutil.copytree(
+      evaluations / f'sweep{suffix}', evaluations / f'warp{suffix}'
+    )
+  for path in evaluations.glob('*/metrics.json'):
+    content = json.loads(path.read_text())
+    psnr = content['mean']['psnr']
+    # Of one evaluation nothing is unseen.
+    unseen = None if path.parent.name == 'copy' else psnr - 5
+    content['mean'] |= {'psnr_seen': psnr + 5, 'psnr_unseen': unseen}
+    path.write_text(json.dumps(content))
+  train = summary.summarise(tmp_path)['train']
+  assert train['psnr_seen']['warp'] == train['psnr']['warp'] + 5
+  head, *rows = contents._scores(train)
+  assert [cell.partition(',')[0] for cell in head].count('PSNR') == 3
+  table = {row[0]: row[4:6] for row in rows}
+  ceiling = 'source warped by the true depth: the ceiling of pure geometry'
+  assert table[f'unseen worlds: {ceiling}'] == ['23.00', '13.00']
+  assert table['held-out frames: copy of the source'] == ['17.00', '–']
 
 
 def gains(gain_db, copy=12.0, mean=14.0):

@@ -34,6 +34,20 @@ def test_the_verdict_follows_the_figures_and_the_pictures(tmp_path):
   assert 'step 78 of 160' in data['made'] and '1.2 M param' in data['made']
 
 
+def test_what_the_source_sees_is_told_where_it_is_known(tmp_path):
+  content = evaluations.write(tmp_path, pairs=3, scenes=['a'])
+  content['mean'] |= {
+    'psnr_seen': 27.031,
+    'psnr_unseen': None,
+    'seen_share': 0.629,
+  }
+  told = evaluation_page.gather(tmp_path, content)['verdict'][1]['text']
+  assert told == (
+    'The source sees 63 % of what targets show: there PSNR is 27.03 dB, and – '
+    'where it does not.'
+  )
+
+
 def test_published_figures_stand_beside_with_their_source(tmp_path):
   content = evaluations.write(tmp_path, pairs=3, scenes=['a'], has_facts=False)
   data = evaluation_page.gather(tmp_path, content)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import preprocess, worlds
-from odin_jax.shared import camera, record_folder
+from odin_jax.shared import camera, errors, record_folder
 from preprocessing import panorama
 from preprocessing.auditing import quality
 from preprocessing.procedural import (
@@ -22,6 +22,7 @@ from preprocessing.procedural import (
   raycaster,
   scenes,
   textures,
+  true_depth,
   true_pairs,
   walks,
 )
@@ -596,6 +597,19 @@ def test_pairs_are_records_with_true_poses(pairs):
     assert errors['direction_deg'].max() < 1e-3
     units_per_m += errors['units_per_m'].tolist()
   assert np.allclose(units_per_m, units_per_m[0], rtol=1e-4)
+
+
+def test_worlds_of_pairs_are_built_again(pairs):
+  first = {}
+  for record in record_folder.RecordFolder(pairs, 'test'):
+    first.setdefault(record['video_id'], record)
+  assert len(first) == 4
+  for video_id, record in first.items():
+    again = true_pairs.rebuild_world(pairs, video_id)
+    assert true_depth.likeness_db(again, record) > 30
+  for video_id in ('3_00000_unique_room', '2_00001_unique_room', 'walk'):
+    with pytest.raises(errors.UserError, match=video_id):
+      true_pairs.rebuild_world(pairs, video_id)
 
 
 def test_a_world_does_not_depend_on_how_many_there_are(pairs, command):
