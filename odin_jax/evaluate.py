@@ -55,7 +55,7 @@ from jaxtyping import Int
 import numpy as np
 
 from odin_jax import hosts, predictors, scoring
-from odin_jax.benchmarks import LAYOUTS, RECORDS, protocols, request
+from odin_jax.benchmarks import LAYOUTS, RECORDS, protocols, request, tables
 from odin_jax.evaluating import (
   inputs,
   joint,
@@ -244,12 +244,13 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
 # -- What came of it -----------------------------------------------------------
 
 
-def _warn(table: protocols.Protocol, protocol: dict[str, Any]) -> None:
+def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
+  protocol = content['protocol']
   if protocol['departures']:
     logging.info(
       'not the table of %s; it differs in %s: see departures in metrics.json',
       table.name,
-      ', '.join(row['line'] for row in protocol['departures']),
+      ', '.join(tables.departing_lines(content)),
     )
   if protocol['config']['lpips'] and 'lpips_sha256' not in protocol['metrics']:
     logging.warning(
@@ -390,7 +391,7 @@ def _evaluate(group: hosts.Group) -> None:
   files.write_json(output / 'evaluate.json', watch.figures())
   for store in stores:
     store.forget()
-  _warn(table, content['protocol'])
+  _warn(table, content)
   command.finish(
     _OUTPUT.value,
     words.of_several(content) if is_joint else words.of_one(content),

@@ -98,12 +98,20 @@ def _caption(content: Mapping[str, Any]) -> str:
   text = f'{scope(content)}; 95 % intervals over scenes.'
   if 'predictors' in content:
     text += ' Differences are of the same pairs.'
-  if lines := [row['line'] for row in content['protocol']['departures']]:
+  if lines := departing_lines(content):
     text += (
       f' Not that table: it differs in {", ".join(lines)} (metrics.json, '
       'departures).'
     )
   return text
+
+
+def departing_lines(content: Mapping[str, Any]) -> list[str]:
+  """The lines of the table that were not followed, each with who did not."""
+  return [
+    row['line'] + (f' ({", ".join(row["of"])})' if 'of' in row else '')
+    for row in content['protocol']['departures']
+  ]
 
 
 def markdown(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Several predictors of the same pairs, side by side."""
 
+import json
 from typing import Any, Mapping
 
 from odin_jax import metrics, scoring
@@ -41,12 +42,19 @@ def _figures(content: Mapping[str, Any]) -> dict[str, Any]:
   return {key: x for key, x in content.items() if key not in apart}
 
 
-def _union(rows: list[list[dict[str, Any]]], key: str) -> list[dict[str, Any]]:
-  """The rows of all lists, of those with the same key the first."""
-  found: dict[str, dict[str, Any]] = {}
-  for row in (row for of_one in rows for row in of_one):
-    found.setdefault(row[key], row)
-  return list(found.values())
+def _departures(protocols: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Those of all, each once; with `of`, whose it is, where not of all."""
+  of: dict[str, list[str]] = {}
+  for name, protocol in protocols.items():
+    for row in protocol['departures']:
+      of.setdefault(json.dumps(row), []).append(name)
+  return [
+    {
+      **json.loads(row),
+      **({} if len(names) == len(protocols) else {'of': names}),
+    }
+    for row, names in of.items()
+  ]
 
 
 def _common(every: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,7 +81,8 @@ def content(
     table: whose scores.
 
   Returns:
-    `protocol`, what all have in common, with the `departures` of any;
+    `protocol`, what all have in common, with the `departures` of any (`of`
+    says whose they are, where not of all);
     `predictors`, by name `mean`, `interval_95`, the same of several samples,
     `difference_to_first`, and the `protocol` that is its own; `scenes`, by name
     the mean of each predictor; `pairs`, with the scores of each.
@@ -85,7 +94,9 @@ def content(
   common = _common(every)
   # Of fields, what all have is said once, too.
   common['config'] = _common([protocol['config'] for protocol in every])
-  departures = _union([protocol['departures'] for protocol in every], 'line')
+  departures = _departures(
+    {name: x['protocol'] for name, x in contents.items()}
+  )
   predictors = {}
   for name, figures in contents.items():
     predictors[name] = _figures(figures)

@@ -164,6 +164,8 @@ def departures(content: Mapping[str, Any]) -> list[str]:
   return [
     f'{_plain(row["line"])}: {_value(row["published"])}; here '
     f'{_value(row["here"])}'
+    # Of several predictors only some may do otherwise.
+    + (f' ({_value(row["of"])})' if 'of' in row else '')
     for row in content['protocol']['departures']
   ]
 

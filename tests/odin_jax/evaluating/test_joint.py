@@ -3,6 +3,7 @@
 import pytest
 
 from odin_jax.benchmarks import tables
+from odin_jax.evaluating import joint
 from odin_jax.reporting import joint_page
 from tests.helpers import evaluations
 
@@ -36,6 +37,24 @@ def test_of_one_scene_a_difference_has_no_interval_nor_what_is_not_known(
   # Once, though each says so.
   assert len(content['protocol']['departures']) == 1
   assert 'not the table of zeronvs_dtu' in data['verdict'][-1]['text']
+
+
+def test_whose_departure_it_is_is_said_where_it_is_not_of_all(tmp_path):
+  of_all = {'line': 'image.crop', 'published': 'none', 'here': 'square'}
+  of_one = {'line': 'sampling.steps', 'published': 10, 'here': 1}
+  protocols = {
+    'model': {'departures': [of_all]},
+    'model_mean': {'departures': [of_all, of_one]},
+  }
+  rows = joint._departures(protocols)
+  assert rows == [of_all, {**of_one, 'of': ['model_mean']}]
+  content = joint_of(tmp_path)
+  content['protocol']['departures'] = rows
+  assert 'in image.crop, sampling.steps (model_mean) (' in tables.markdown(
+    content
+  )
+  data = joint_page.gather(tmp_path, content)
+  assert data['departures'][1] == ('sampling: steps: 10; here 1 (model_mean)')
 
 
 def test_what_is_common_is_said_once(tmp_path):
