@@ -4,8 +4,9 @@
       --process_id=0
 
 and the same with `--process_id=1`, on this machine or another. Under Slurm
-(`srun`) and on TPU slices that name their workers no flag is needed. One
-process alone does without all of this. How they meet and end together:
+(`srun`) and on TPU slices that name their workers no flag is needed, and
+`--num_processes=1` keeps them apart. One process alone does without all of
+this. How they meet and end together:
 `odin_jax.shared.meeting`.
 """
 
@@ -114,6 +115,9 @@ class Flags:
     missing = [f'--{holder.name}' for holder in holders if holder.value is None]
     if len(missing) == len(holders):
       return None
+    if self.num_processes.value == 1:
+      # Whatever the environment says.
+      return meeting.Place('', 0, 0, 1)
     if missing:
       raise errors.UserError(
         f'{", ".join(missing)}: not given; several processes need all of '

@@ -24,7 +24,7 @@ def _compared(name: str, first: str, difference: Mapping[str, Any]) -> str:
   else:
     interval = ' ({:+.2f} to {:+.2f})'.format(*bounds)
     if bounds[0] <= 0 <= bounds[1]:
-      interval += ', which says nothing of other scenes'
+      interval += ', which may be chance'
   where = 'above' if mean > 0 else 'below'
   return f'{name} is {abs(mean):.2f} dB {where} {first}{interval}.'
 

@@ -2,7 +2,9 @@
 
 import json
 import socket
+from unittest import mock
 
+from absl import flags
 import numpy as np
 import pytest
 
@@ -33,6 +35,24 @@ def test_srun_says_who_is_who_and_a_batch_script_does_not():
     assert hosts._slurm({**SLURM, 'SLURM_STEP_NODELIST': nodes}).host == 'n1'
   for name in SLURM.keys() - {'SLURM_STEP_ID'}:
     assert hosts._slurm({**SLURM, name: ''}) is None
+
+
+def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+
+  def holder(name, value):
+    made = mock.Mock(spec=flags.FlagHolder)
+    made.name, made.value = name, value
+    return made
+
+  groups = []
+  hosts.Flags(
+    coordinator=holder('coordinator', None),
+    num_processes=holder('num_processes', 1),
+    process_id=holder('process_id', None),
+  ).run(groups.append)
+  assert groups == [hosts.ALONE]
 
 
 def test_a_tpu_slice_says_who_is_who_and_one_worker_is_alone():
