@@ -46,10 +46,16 @@ from absl import flags, logging
 import cv2
 import flax
 import jax
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 import numpy as np
 
-from odin_jax import metrics, predictors, scoring, sharding
+from odin_jax import (
+  distribution_distance,
+  metrics,
+  predictors,
+  scoring,
+  sharding,
+)
 from odin_jax.benchmarks import (
   LAYOUTS,
   RECORDS,
@@ -101,6 +107,11 @@ _PREDICTIONS = command.define_path(
   'Folder of predicted views, 000.png and so on, which are scored in place of '
   "a predictor's.",
 )
+_FEATURES = command.define_path(
+  'features',
+  'FILE.py:FUNCTION, a function of uint8 pictures [n s s 3] that gives floats '
+  '[n d], by which FID and KID are measured.',
+)
 _WORKDIR = command.define_model()
 _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
 _SHUFFLE_POSES = flags.DEFINE_bool(
@@ -108,8 +119,8 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
 )
 _REPLAY = command.define_path(
   'replay',
-  'A metrics.json: does again what it was made by; --data, --workdir and '
-  '--predictions say where things are now.',
+  'A metrics.json: does again what it was made by; --data, --workdir, '
+  '--predictions and --features say where things are now.',
 )
 flags.mark_flags_as_required(['output'])
 
@@ -155,6 +166,7 @@ def _asked() -> request.Request:
     workdir=_WORKDIR.value if predictor == _MODEL else None,
     predictions=_PREDICTIONS.value,
     shuffle_poses=_SHUFFLE_POSES.value,
+    features=_FEATURES.value,
     config=_CONFIG.value.to_dict(),
   )
 
@@ -189,6 +201,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     data=_DATA.value or old.data,
     workdir=_WORKDIR.value or old.workdir,
     predictions=_PREDICTIONS.value or old.predictions,
+    features=_FEATURES.value or old.features,
   )
 
 
@@ -337,6 +350,7 @@ def _protocol(
   here: dict[str, Any],
   predictor: predictors.Predictor | scoring.Given,
   perceptual: lpips.Lpips | None,
+  network: distribution_distance.FeatureNetwork | None,
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
   rules = scoring.rules(asked.table)
@@ -352,6 +366,7 @@ def _protocol(
     'model': predictor.protocol,
     'metrics': {
       **metrics.definitions(perceptual, rules['ssim']),
+      **(network.protocol if network else {}),
       'images': 'scores are of the 8-bit images in pairs/'
       if rules['quantised']
       else 'scores are of predictions that were not rounded to 8 bits',
@@ -363,6 +378,10 @@ def _protocol(
   }
 
 
+def _as_pictures(samples: scoring.Images) -> UInt8[np.ndarray, 'n s s 3']:
+  return np.round(samples * 255).astype(np.uint8)
+
+
 def _write_pairs(
   output: pathlib.Path,
   pair_set: PairSet,
@@ -371,7 +390,7 @@ def _write_pairs(
   """Writes the pictures of every pair; returns their names."""
   pairs, count = pair_set.pairs, len(samples)
   digits = scoring.name_digits(count)
-  images = np.round(samples * 255).astype(np.uint8)
+  images = _as_pictures(samples)
   return [
     _write_images(
       output,
@@ -387,6 +406,18 @@ def _write_pairs(
 
 
 # -- What came of it -----------------------------------------------------------
+
+
+def _of_sets(
+  network: distribution_distance.FeatureNetwork | None,
+  samples: scoring.Images,
+  true_features: distribution_distance.Features | None,
+) -> dict[str, float | int]:
+  """FID and KID; none where no features are given."""
+  if network is None:
+    return {}
+  features = network(_as_pictures(samples))
+  return distribution_distance.distances(features, true_features)
 
 
 def _step_of(protocol: dict[str, Any]) -> str:
@@ -409,6 +440,7 @@ def _made(asked: request.Request, content: dict[str, Any]) -> str:
     f'{" with shuffled poses" if asked.shuffle_poses else ""}, '
     f'{len(content["pairs"])} pairs: PSNR {mean["psnr"]:.2f} dB{interval}, '
     f'SSIM {mean["ssim"]:.3f}, LPIPS {distance}'
+    f'{"".join(f", {text}" for text in tables.distribution(content))}'
   )
 
 
@@ -423,6 +455,14 @@ def _finish(asked: request.Request, content: dict[str, Any]) -> None:
   if asked.config['lpips'] and content['mean']['lpips'] is None:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
+    )
+  count, num_features = len(content['pairs']), content.get('num_features', 0)
+  if count < num_features:
+    logging.warning(
+      'FID of %d pictures and %d features is biased and says mostly how many '
+      'there are; KID is not',
+      count,
+      num_features,
     )
   then = None
   if asked.predictor == _MODEL:
@@ -464,9 +504,14 @@ def main() -> None:
   perceptual, net = scoring.load_lpips(
     config['lpips'], asked.table, config['image_size_px']
   )
+  network = asked.features and distribution_distance.FeatureNetwork(
+    asked.features
+  )
   predictor = _load_predictor(asked)
   pair_set, here = _load_pairs(asked)
   pairs, count = pair_set.pairs, len(pair_set.facts)
+  # Before predictions, which take long.
+  true_features = network and network(pairs.target)
   order = _pose_order(asked, count, config['seed'])
   if asked.predictions:
     given = scoring.Given(asked.predictions, count, config['image_size_px'])
@@ -547,8 +592,9 @@ def main() -> None:
     )
   ]
   content = {
-    'protocol': _protocol(asked, pair_set, here, source, perceptual),
+    'protocol': _protocol(asked, pair_set, here, source, perceptual, network),
     **summarise(scores),
+    **_of_sets(network, samples, true_features),
     **{name: summarise(of_name) for name, of_name in several.items()},
     'scenes': by_scene,
     **({'searched': searched} if searched else {}),

@@ -93,6 +93,7 @@ WINGS = {
   'odin_jax.diffusion': [],
   'odin_jax.models': ['odin_jax.shared'],
   'odin_jax.metrics': ['odin_jax.models'],
+  'odin_jax.distribution_distance': ['odin_jax.shared'],
   'odin_jax.sharding': ['odin_jax.shared'],
   'odin_jax.checkpoints': [
     'odin_jax.shared',

@@ -12,13 +12,14 @@ from odin_jax.shared import errors, files
 # Characters of a value that a message shows.
 _SHOWN = 40
 # Where the inputs lie; what they hold is known by digests.
-_PLACES = ('data', 'workdir', 'predictions')
+_PLACES = ('data', 'workdir', 'predictions', 'features')
 # What JSON may hold of a request; the table is checked by itself.
 _KINDS = {
   'data': str,
   'predictor': str,
   'workdir': (str, type(None)),
   'predictions': (str, type(None)),
+  'features': (str, type(None)),
   'shuffle_poses': bool,
   'config': dict,
 }
@@ -36,6 +37,7 @@ class Request:
     predictions: folder of pictures that were predicted elsewhere; None where
       something is predicted here.
     shuffle_poses: give each pair another pair's pose.
+    features: FILE.py:FUNCTION for FID and KID; None goes without.
     config: fields of configs/evaluate.py.
   """
 
@@ -45,6 +47,7 @@ class Request:
   workdir: str | None
   predictions: str | None
   shuffle_poses: bool
+  features: str | None
   config: dict[str, Any]
 
   def to_dict(self) -> dict[str, Any]:
@@ -81,6 +84,8 @@ def of_json(protocol: Mapping[str, Any]) -> Request:
   Raises:
     KeyError, ValueError, TypeError: it says too little, or otherwise.
   """
+  # Older ones know of no features.
+  protocol = {'features': None, **protocol}
   fields = {
     field.name: protocol[field.name] for field in dataclasses.fields(Request)
   }
@@ -123,11 +128,12 @@ def _figures(content: Mapping[str, Any]) -> dict[str, float | None]:
   """Every score of an evaluation, by a name."""
   rows = {'mean': content['mean']}
   rows |= {f'pair {row["index"]}': row for row in content['pairs']}
-  return {
+  figures = {
     f'{name} of {row_name}': row[name]
     for row_name, row in rows.items()
     for name in content['mean']
   }
+  return figures | {name: content.get(name) for name in ('fid', 'kid')}
 
 
 def differing_figures(

@@ -69,9 +69,22 @@ def scope(content: Mapping[str, Any]) -> str:
   )
 
 
+def distribution(content: Mapping[str, Any]) -> list[str]:
+  """FID and KID in words; none where they were not measured."""
+  if 'fid' not in content:
+    return []
+  features = content['protocol']['metrics']['features']
+  return [
+    f'FID {content["fid"]:.2f}',
+    f'KID {content["kid"]:.4f} +- {content["kid_std"]:.4f} by {features}',
+  ]
+
+
 def _caption(content: Mapping[str, Any]) -> str:
   """What the table is of, and whether it is that of its protocol."""
   text = f'{scope(content)}; 95 % intervals over scenes.'
+  if figures := distribution(content):
+    text += f' {", ".join(figures)}.'
   if lines := [row['line'] for row in content['protocol']['departures']]:
     text += (
       f' Not that table: it differs in {", ".join(lines)} (metrics.json, '

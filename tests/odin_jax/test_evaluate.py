@@ -9,7 +9,7 @@ from hypothesis import strategies
 import numpy as np
 import pytest
 
-from odin_jax import metrics
+from odin_jax import distribution_distance, metrics
 from odin_jax.benchmarks import records as records_benchmark
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
@@ -56,6 +56,12 @@ predictors.load_model = Model
 from odin_jax.porting import lpips_package
 find = lpips_package.find
 lpips_package.find = lambda net: None if net == 'vgg' else find(net)
+"""
+# Of every picture its mean colour and nothing else.
+FEATURES = """
+def levels(images):
+  assert images.dtype == 'uint8' and images.shape[1:] == (32, 32, 3)
+  return images.mean(axis=(1, 2)).repeat(5, axis=1)
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
 
@@ -108,8 +114,13 @@ def outputs(data):
       '--config.num_samples=4',
       '--config.lpips=',
     ],
-    'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
+    'given': [
+      f'--predictions={folder / "model/pairs"}',
+      '--config.lpips=',
+      f'--features={folder / "features.py"}:levels',
+    ],
   }
+  (folder / 'features.py').write_text(FEATURES)
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
@@ -287,6 +298,40 @@ def test_predictions_from_elsewhere_are_scored_alike(outputs):
   assert given['interval_95'] == model['interval_95']
   assert given['protocol']['predictor'] == 'predictions'
   assert len(given['protocol']['model']['predictions_sha256']) == 64
+
+
+def test_fid_and_kid_are_of_the_features_that_the_user_gives(outputs):
+  content = read(outputs / 'given')
+
+  def features(kind):
+    images = [
+      cv2.imread(str(outputs / 'given' / row['files'][kind]))[..., ::-1]
+      for row in content['pairs']
+    ]
+    return np.stack(images).mean(axis=(1, 2)).repeat(5, axis=1)
+
+  expected = distribution_distance.distances(
+    features('sample'), features('truth')
+  )
+  assert expected['num_features'] == 15
+  for name, value in expected.items():
+    assert content[name] == pytest.approx(value, rel=1e-9), name
+  protocol = content['protocol']
+  assert protocol['metrics']['features'] == 'features.py:levels'
+  assert len(protocol['metrics']['features_sha256']) == 64
+  # 12 pictures have 11 degrees of freedom.
+  for name in ('given', 'given_replayed'):
+    (line,) = [
+      line
+      for line in (outputs / f'{name}.stderr').read_text().splitlines()
+      if 'FID' in line
+    ]
+    assert line.startswith('warning: FID of 12 pictures and 15 features')
+  assert (
+    f'FID {content["fid"]:.2f}, KID'
+    in (outputs / 'given' / 'table.md').read_text()
+  )
+  assert 'fid' not in read(outputs / 'model')
 
 
 def test_the_mean_of_samples_and_the_best_of_them_stand_apart(outputs):
@@ -496,6 +541,7 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
     ([good, *copy, '--config.image_size_px=30'], ['31 px', '--config.lpips=']),
     ([good, *copy, '--benchmark=none'], ['benchmark']),
+    ([good, *copy, f'--features={empty}/a.py:f'], ['a.py', 'no such file']),
     ([out], ['--data']),
     ([good, *copy, '--protocol=none'], ['none', 'zeronvs_dtu']),
     ([good, *copy, '--benchmark=dtu'], ['--protocol', 'pixelnerf_dtu']),
