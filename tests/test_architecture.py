@@ -138,6 +138,7 @@ ENTRY_POINTS = [
   'odin_jax.train',
   'odin_jax.evaluate',
   'odin_jax.evaluate_meshes',
+  'odin_jax.consistency',
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',
