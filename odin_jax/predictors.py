@@ -6,7 +6,7 @@ of its results has to state.
 
 import dataclasses
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -23,6 +23,7 @@ from odin_jax.shared import camera, errors, posed_pair
 Prediction = Float32[np.ndarray, 'b s s 3']
 
 
+@runtime_checkable
 class Predictor(Protocol):
   """Anything that predicts target views.
 
