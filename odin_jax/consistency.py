@@ -27,6 +27,7 @@ if __name__ == '__main__' and not __package__:
   sys.exit(2)
 
 import dataclasses
+import functools
 import pathlib
 import re
 
@@ -34,7 +35,7 @@ from absl import flags, logging
 import numpy as np
 
 from odin_jax.benchmarks import nerfstudio
-from odin_jax.geometry import consistency, matching, view_folder
+from odin_jax.geometry import consistency, view_folder
 from odin_jax.shared import command, errors, files, progress
 
 _TOOL = 'odin_jax.consistency'
@@ -96,7 +97,8 @@ def read(folder: pathlib.Path) -> list[consistency.View]:
     return [
       consistency.View(
         name=name,
-        image=image,
+        read=functools.partial(np.asarray, image),
+        size=(views.size_px, views.size_px),
         intrinsics=views.intrinsics,
         camera2scene=pose,
       )
@@ -111,7 +113,8 @@ def read(folder: pathlib.Path) -> list[consistency.View]:
   return [
     consistency.View(
       name=view.name,
-      image=view.read(),
+      read=view.read,
+      size=view.size,
       intrinsics=view.intrinsics,
       camera2scene=view.camera2scene,
     )
@@ -212,12 +215,11 @@ def main() -> None:
     raise errors.UserError(
       f'{folder}: {len(views)} views have no pair at --stride={_STRIDE.value}'
     )
-  working = [consistency.resized(view, rule.size_px) for view in views]
-  features = [
-    matching.features(view.image)
-    for view in progress.each(working, 'view', desc='features')
+  seen = [
+    consistency.look(view, rule.size_px)
+    for view in progress.each(views, 'view', desc='features')
   ]
-  pairs = consistency.pairs(working, features, rule, _STRIDE.value)
+  pairs = consistency.pairs(seen, rule, _STRIDE.value)
   returned = consistency.returns(views)
   share = consistency.tsed(pairs)
   if share is None and not returned:
@@ -226,7 +228,7 @@ def main() -> None:
       'can be told; give a path that moves, or one that returns'
     )
   output = files.claim_output(_OUTPUT.value, _TOOL)
-  counts = [len(of_view.points) for of_view in features]
+  counts = [len(view.features.points) for view in seen]
   files.write_json(
     output / 'consistency.json',
     {

@@ -126,10 +126,19 @@ def distances(x: Features, y: Features) -> dict[str, float | int]:
   Args:
     x: features of one set, `MIN_IMAGES` rows or more.
     y: of the other.
+
+  Raises:
+    errors.UserError: features are so large that their products are infinite.
   """
   kid, kid_std = kernel_distance(x, y)
+  fid = frechet_distance(x, y)
+  if not np.isfinite([fid, kid, kid_std]).all():
+    raise errors.UserError(
+      f'--features: as large as {max(np.abs(x).max(), np.abs(y).max()):.1g}, of '
+      'which FID and KID are infinite; scale them down'
+    )
   return {
-    'fid': frechet_distance(x, y),
+    'fid': fid,
     'kid': kid,
     'kid_std': kid_std,
     'num_features': x.shape[1],

@@ -75,8 +75,9 @@ def distribution(content: Mapping[str, Any]) -> list[str]:
     return []
   features = content['protocol']['metrics']['features']
   return [
-    f'FID {content["fid"]:.2f}',
-    f'KID {content["kid"]:.4f} +- {content["kid_std"]:.4f} by {features}',
+    # Of any size: features have units of their own.
+    f'FID {content["fid"]:.4g}',
+    f'KID {content["kid"]:.3g} +- {content["kid_std"]:.1g} by {features}',
   ]
 
 

@@ -20,7 +20,7 @@ their PSNR tells that.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import cv2
 from jaxtyping import Float, UInt8
@@ -33,6 +33,10 @@ from odin_jax.shared import camera, psnr
 # those that also turn by less have one pose.
 _SAME_PLACE, _SAME_TURN_DEG = 1e-4, 0.01
 
+Image = UInt8[np.ndarray, 'h w 3']
+Matrix = Float[np.ndarray, '3 3']
+Pose = Float[np.ndarray, '3 4']
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
@@ -40,15 +44,31 @@ class View:
 
   Attributes:
     name: of its file.
-    image: sRGB.
-    intrinsics: of that image.
+    read: gives the picture, sRGB: all of a path may be more than memory holds.
+    size: its width and height.
+    intrinsics: of the picture.
     camera2scene: its pose.
   """
 
   name: str
-  image: UInt8[np.ndarray, 'h w 3']
-  intrinsics: Float[np.ndarray, '3 3']
-  camera2scene: Float[np.ndarray, '3 4']
+  read: Callable[[], Image]
+  size: tuple[int, int]
+  intrinsics: Matrix
+  camera2scene: Pose
+
+
+class Seen(NamedTuple):
+  """What is matched of a view.
+
+  Attributes:
+    features: at the size at which views are matched.
+    intrinsics: of that size.
+    camera2scene: pose of the view.
+  """
+
+  features: matching.Features
+  intrinsics: Matrix
+  camera2scene: Pose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,25 +123,28 @@ class Return(NamedTuple):
   psnr: float
 
 
-def resized(view: View, size_px: int) -> View:
-  """The view with another shorter side: area averages down, cubic up."""
-  height, width = view.image.shape[:2]
-  factor = size_px / min(height, width)
-  if factor == 1:
-    return view
+def look(view: View, size_px: int) -> Seen:
+  """The features of a view whose shorter side is made `size_px`.
+
+  By area averages where that is smaller, cubic where it is larger.
+  """
+  width, height = view.size
+  factor = size_px / min(width, height)
   size = (round(width * factor), round(height * factor))
   image = cv2.resize(
-    view.image,
+    view.read(),
     size,
     interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC,
   )
   factors = np.array([size[0] / width, size[1] / height, 1.0])
-  return dataclasses.replace(
-    view, image=image, intrinsics=view.intrinsics * factors[:, None]
+  return Seen(
+    features=matching.features(image),
+    intrinsics=view.intrinsics * factors[:, None],
+    camera2scene=view.camera2scene,
   )
 
 
-def fundamental_matrix(a: View, b: View) -> Float[np.ndarray, '3 3']:
+def fundamental_matrix(a: Seen | View, b: Seen | View) -> Matrix:
   """F with `pixel_b^T F pixel_a == 0` for pixels of one scene point."""
   essential = camera.essential_matrix(
     camera.relative(b.camera2scene, a.camera2scene)
@@ -145,7 +168,7 @@ def _from_lines(
 
 
 def symmetric_epipolar_distance(
-  matrix: Float[np.ndarray, '3 3'],
+  matrix: Matrix,
   points_a: Float[np.ndarray, 'n 2'],
   points_b: Float[np.ndarray, 'n 2'],
 ) -> Float[np.ndarray, 'n']:
@@ -162,20 +185,17 @@ def symmetric_epipolar_distance(
   return (_from_lines(points_a, lines_a) + _from_lines(points_b, lines_b)) / 2
 
 
-def _extent(views: list[View]) -> float:
+def _extent(views: Sequence[Seen | View]) -> float:
   """How far cameras reach from the first one."""
   centres = np.stack([view.camera2scene[:, 3] for view in views])
   return float(np.linalg.norm(centres - centres[0], axis=1).max())
 
 
-def pairs(
-  views: list[View], features: list[matching.Features], rule: Rule, stride: int
-) -> list[Pair]:
+def pairs(views: list[Seen], rule: Rule, stride: int) -> list[Pair]:
   """Every view and the one `stride` places later.
 
   Args:
-    views: along a path, at the size at which they were matched.
-    features: of each.
+    views: along a path.
     rule: when a pair is consistent.
     stride: 1 for neighbours.
   """
@@ -184,7 +204,7 @@ def pairs(
   for first in range(len(views) - stride):
     last = first + stride
     a, b = views[first], views[last]
-    points_a, points_b = matching.matches(features[first], features[last])
+    points_a, points_b = matching.matches(a.features, b.features)
     step = np.linalg.norm(a.camera2scene[:, 3] - b.camera2scene[:, 3])
     # Also where all cameras stand in one place.
     has_lines = bool(step > nearest)
@@ -240,16 +260,13 @@ def returns(views: list[View]) -> list[Return]:
     )
     step = np.linalg.norm(poses[:last, :, 3] - poses[last, :, 3], axis=1)
     there = np.flatnonzero((turn_deg < _SAME_TURN_DEG) & (step <= nearest))
-    alike = [
-      int(first) for first in there if _is_same_lens(views[first], views[last])
-    ]
-    if alike:
-      value = psnr.psnr_db(views[alike[0]].image, views[last].image)
-      results.append(Return((alike[0], last), value))
+    for first in there.tolist():
+      if _is_same_lens(views[first], views[last]):
+        value = psnr.psnr_db(views[first].read(), views[last].read())
+        results.append(Return((first, last), value))
+        break
   return results
 
 
 def _is_same_lens(a: View, b: View) -> bool:
-  return a.image.shape == b.image.shape and np.allclose(
-    a.intrinsics, b.intrinsics
-  )
+  return a.size == b.size and np.allclose(a.intrinsics, b.intrinsics)

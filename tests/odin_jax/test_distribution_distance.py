@@ -208,6 +208,13 @@ def test_what_is_no_network_is_named(file, name, words):
     distribution_distance.FeatureNetwork(f'{file}:{name}')(PICTURES)
 
 
+@pytest.mark.filterwarnings('ignore:overflow', 'ignore:invalid value')
+def test_features_that_overflow_are_named():
+  x = random_features(8, 3, 0)
+  with pytest.raises(errors.UserError, match='scale them down'):
+    distribution_distance.distances(1e150 * x, 1e150 * x[::-1] + 1e149)
+
+
 def test_files_and_pictures_that_do_not_do_are_named(file):
   with pytest.raises(errors.UserError, match='no such file'):
     distribution_distance.FeatureNetwork(f'{file.parent}/absent.py:mean')

@@ -328,7 +328,7 @@ def test_fid_and_kid_are_of_the_features_that_the_user_gives(outputs):
     ]
     assert line.startswith('warning: FID of 12 pictures and 15 features')
   assert (
-    f'FID {content["fid"]:.2f}, KID'
+    f'FID {content["fid"]:.4g}, KID'
     in (outputs / 'given' / 'table.md').read_text()
   )
   assert 'fid' not in read(outputs / 'model')

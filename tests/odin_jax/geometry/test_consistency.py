@@ -1,13 +1,14 @@
 """TSED and returns on views whose scene is known, and through the command."""
 
 import dataclasses
+import functools
 import json
 
 import cv2
 import numpy as np
 import pytest
 
-from odin_jax.geometry import consistency, matching, trajectory
+from odin_jax.geometry import consistency, trajectory
 from odin_jax.shared import camera, opengl
 from tests.helpers import commands
 from tests.helpers.room_views import Room
@@ -23,7 +24,8 @@ def true_views(name, count=4, step=0.08):
   return [
     consistency.View(
       name=f'{index}.png',
-      image=image,
+      read=functools.partial(np.asarray, image),
+      size=(SIZE_PX, SIZE_PX),
       intrinsics=camera.intrinsics(FOV_DEG, SIZE_PX),
       camera2scene=pose,
     )
@@ -33,14 +35,14 @@ def true_views(name, count=4, step=0.08):
 
 def with_images(views, images):
   return [
-    dataclasses.replace(view, image=image) for view, image in zip(views, images)
+    dataclasses.replace(view, read=functools.partial(np.asarray, image))
+    for view, image in zip(views, images)
   ]
 
 
 def pairs_of(views, stride=1):
-  working = [consistency.resized(view, RULE.size_px) for view in views]
-  features = [matching.features(view.image) for view in working]
-  return consistency.pairs(working, features, RULE, stride)
+  seen = [consistency.look(view, RULE.size_px) for view in views]
+  return consistency.pairs(seen, RULE, stride)
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +100,7 @@ def test_poses_that_err_by_an_angle_err_by_as_many_pixels(error_deg):
 def test_views_in_another_order_are_not_consistent():
   views = true_views('weave', count=6, step=0.12)
   assert consistency.tsed(pairs_of(views)) == 1.0
-  images = [views[index].image for index in (3, 1, 5, 0, 2, 4)]
+  images = [views[index].read() for index in (3, 1, 5, 0, 2, 4)]
   # A pair may have kept its distance by chance.
   assert consistency.tsed(pairs_of(with_images(views, images))) <= 0.2
 
@@ -106,22 +108,21 @@ def test_views_in_another_order_are_not_consistent():
 def test_copies_are_told_by_matches_that_do_not_move():
   """Where cameras do not turn, a copy lies on its own epipolar line."""
   views = true_views('forward')
-  results = pairs_of(with_images(views, [views[0].image] * 4))
+  results = pairs_of(with_images(views, [views[0].read()] * 4))
   assert consistency.tsed(results) == 1.0
   assert [pair.shift_px for pair in results] == [0.0] * 3
 
 
 def test_few_matches_are_not_consistent_whatever_they_say(orbit):
-  blank = np.full_like(orbit[0].image, 99)
+  blank = np.full((SIZE_PX, SIZE_PX, 3), 99, np.uint8)
   results = pairs_of(with_images(orbit[:2], [blank, blank]))
   assert results[0].matches == 0 and results[0].consistent is False
   assert results[0].median_px is results[0].share is None
-  working = [consistency.resized(view, RULE.size_px) for view in orbit[:2]]
-  features = [matching.features(view.image) for view in working]
+  seen = [consistency.look(view, RULE.size_px) for view in orbit[:2]]
   count = pairs_of(orbit[:2])[0].matches
   for min_matches in (count, count + 1):
     rule = dataclasses.replace(RULE, min_matches=min_matches)
-    (pair,) = consistency.pairs(working, features, rule, 1)
+    (pair,) = consistency.pairs(seen, rule, 1)
     assert pair.consistent == (count >= min_matches)
 
 
@@ -153,7 +154,7 @@ def slow_distance(a, b, point_a, point_b):
 
 def test_the_distance_is_that_of_the_slow_oracle(orbit):
   generator = np.random.default_rng(0)
-  a = consistency.resized(orbit[0], 100)
+  a = consistency.look(orbit[0], 100)
   b = dataclasses.replace(
     orbit[3], intrinsics=np.array([[90.0, 0, 40], [0, 80, 55], [0, 0, 1]])
   )
@@ -174,15 +175,15 @@ def test_at_the_epipole_every_line_will_do():
   )
 
 
-def test_a_smaller_view_keeps_its_pixels_where_they_were(orbit):
-  wide = dataclasses.replace(orbit[0], image=np.zeros((50, 80, 3), np.uint8))
-  small = consistency.resized(wide, 25)
-  assert small.image.shape == (25, 40, 3)
+def test_a_view_that_is_resized_keeps_its_pixels_where_they_were(orbit):
+  blank = np.zeros((50, 80, 3), np.uint8)
+  wide = dataclasses.replace(orbit[0], read=lambda: blank, size=(80, 50))
   ray = np.array([0.2, -0.3, 1.0])
-  for factor, view in ((1, wide), (0.5, small)):
-    pixel, _ = camera.project(ray, view.intrinsics)
-    expected, _ = camera.project(ray, wide.intrinsics)
-    np.testing.assert_allclose(pixel, expected * factor)
+  expected, _ = camera.project(ray, wide.intrinsics)
+  for size_px in (25, 100):
+    seen = consistency.look(wide, size_px)
+    pixel, _ = camera.project(ray, seen.intrinsics)
+    np.testing.assert_allclose(pixel, expected * size_px / 50)
 
 
 def test_a_path_that_returns_shows_the_same_again():
@@ -191,11 +192,8 @@ def test_a_path_that_returns_shows_the_same_again():
   assert [row.views for row in returned] == [(1, 3), (0, 4)]
   assert [row.psnr for row in returned] == pytest.approx([138.13] * 2, abs=0.01)
   # Ten levels of 255 off.
-  brighter = np.minimum(views[4].image, 245) + 10
-  views[0] = dataclasses.replace(
-    views[0], image=np.minimum(views[0].image, 245)
-  )
-  views[4] = dataclasses.replace(views[4], image=brighter.astype(np.uint8))
+  images = [np.minimum(view.read(), 245) for view in views]
+  views = with_images(views, [*images[:4], images[4] + 10])
   assert consistency.returns(views)[1].psnr == pytest.approx(
     20 * np.log10(25.5)
   )
@@ -218,7 +216,7 @@ def write(folder, views):
   folder.mkdir()
   frames = []
   for view in views:
-    cv2.imwrite(str(folder / view.name), view.image[..., ::-1])
+    cv2.imwrite(str(folder / view.name), view.read()[..., ::-1])
     pose = view.camera2scene.ravel().tolist()
     frames.append({'file': view.name, 'camera2scene': pose})
   content = {'fov_deg': FOV_DEG, 'width': SIZE_PX, 'height': SIZE_PX}
@@ -232,7 +230,7 @@ def write_nerfstudio(folder, views):
   opengl2opencv = camera.make_pose(opengl.OPENGL2OPENCV, np.zeros(3))
   frames = []
   for index, view in enumerate(views, start=8):
-    cv2.imwrite(str(folder / f'frame_{index}.png'), view.image[..., ::-1])
+    cv2.imwrite(str(folder / f'frame_{index}.png'), view.read()[..., ::-1])
     opengl2world = camera.compose(
       opengl.SCENE2WORLD, camera.compose(view.camera2scene, opengl2opencv)
     )
@@ -247,7 +245,7 @@ def write_nerfstudio(folder, views):
 def outcomes(tmp_path_factory, orbit):
   """The command's results by name: (figures or None, status, stderr)."""
   folder = tmp_path_factory.mktemp('consistency')
-  blank = np.full_like(orbit[0].image, 99)
+  blank = np.full((SIZE_PX, SIZE_PX, 3), 99, np.uint8)
   empty = folder / 'empty'
   empty.mkdir()
   copies = true_views('forward', count=3)
@@ -256,12 +254,12 @@ def outcomes(tmp_path_factory, orbit):
     'nerfstudio': (write_nerfstudio(folder / 'nerfstudio', orbit), []),
     'blank': (
       write(
-        folder / 'blank', with_images(orbit, [orbit[0].image] + [blank] * 4)
+        folder / 'blank', with_images(orbit, [orbit[0].read()] + [blank] * 4)
       ),
       [],
     ),
     'copies': (
-      write(folder / 'copies', with_images(copies, [copies[0].image] * 3)),
+      write(folder / 'copies', with_images(copies, [copies[0].read()] * 3)),
       [],
     ),
     'loop': (write(folder / 'loop', true_views('loop', count=3)), []),
