@@ -108,6 +108,10 @@ stage generate odin_jax.generate --workdir="$output/train" \
 [ -n "$video" ] || stage truth preprocessing.true_views --worlds="$videos" \
   --views="$output/generate" --evaluation="$output/evaluate/model" \
   --output="$output/truth"
+stage consistency/generate odin_jax.consistency \
+  --views="$output/generate" --output="$output/consistency/generate"
+[ -n "$video" ] || stage consistency/truth odin_jax.consistency \
+  --views="$output/truth" --output="$output/consistency/truth"
 stage reconstruct odin_jax.reconstruct --views="$output/generate" \
   --output="$output/reconstruct"
 "$python" -m odin_jax.report --run="$output" --videos="$videos"

@@ -54,7 +54,7 @@ from absl import flags, logging
 from jaxtyping import Int
 import numpy as np
 
-from odin_jax import hosts, predictors, scoring
+from odin_jax import distribution_distance, hosts, predictors, scoring
 from odin_jax.benchmarks import LAYOUTS, RECORDS, protocols, request, tables
 from odin_jax.evaluating import (
   inputs,
@@ -99,6 +99,11 @@ _PREDICTIONS = flags.DEFINE_multi_string(
   'Folder of predicted views, 000.png and so on, which are scored in place of '
   "a predictor's; or NAME=FOLDER, also several, beside the predictors.",
 )
+_FEATURES = command.define_path(
+  'features',
+  'FILE.py:FUNCTION, a function of uint8 pictures [n s s 3] that gives floats '
+  '[n d], by which FID and KID are measured.',
+)
 _WORKDIR = command.define_model()
 _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
 _SHUFFLE_POSES = flags.DEFINE_bool(
@@ -107,7 +112,7 @@ _SHUFFLE_POSES = flags.DEFINE_bool(
 _REPLAY = command.define_path(
   'replay',
   'A metrics.json: does again what it was made by; --data, --workdir, '
-  '--predictions and --truth say where things are now.',
+  '--predictions, --truth and --features say where things are now.',
 )
 _HOSTS = hosts.define()
 flags.mark_flags_as_required(['output'])
@@ -184,6 +189,7 @@ def _asked() -> dict[str, request.Request]:
       shuffle_poses=_SHUFFLE_POSES.value,
       config={**config, **changes},
       truth=_TRUTH.value,
+      features=_FEATURES.value,
     )
 
   if folder:
@@ -238,6 +244,7 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
     workdir=_WORKDIR.value or old.workdir,
     predictions=folder or old.predictions,
     truth=_TRUTH.value or old.truth,
+    features=_FEATURES.value or old.features,
   )
 
 
@@ -255,6 +262,14 @@ def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
   if protocol['config']['lpips'] and 'lpips_sha256' not in protocol['metrics']:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
+    )
+  count, num_features = len(content['pairs']), content.get('num_features', 0)
+  if count < num_features:
+    logging.warning(
+      'FID of %d pictures and %d features is biased and says mostly how many '
+      'there are; KID is not',
+      count,
+      num_features,
     )
 
 
@@ -299,12 +314,14 @@ class _Loaded(NamedTuple):
     data: the pairs.
     order: whose pose each pair gets.
     perceptual: LPIPS.
+    distribution: FID and KID; None where no features are given.
   """
 
   sources: dict[str, predictors.Predictor | scoring.Given]
   data: inputs.Data
   order: Int[np.ndarray, 'n']
   perceptual: single.Perceptual
+  distribution: single.Distribution | None
 
 
 def _load(asked: dict[str, request.Request]) -> _Loaded:
@@ -314,10 +331,17 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
   perceptual = single.Perceptual(
     *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
+  network = first.features and distribution_distance.FeatureNetwork(
+    first.features
+  )
   sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
   data = inputs.load_pairs(first)
   for of_one in asked.values():
     inputs.require_truth(of_one, data)
+  # Before predictions, which take long.
+  distribution = network and single.Distribution(
+    network, network(data.pair_set.pairs.target)
+  )
   count = len(data.pair_set.facts)
   order = inputs.pose_order(first, count)
   for name, source in sources.items():
@@ -327,7 +351,7 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
       )
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
   outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
-  return _Loaded(sources, data, order, perceptual)
+  return _Loaded(sources, data, order, perceptual, distribution or None)
 
 
 def _require_same(

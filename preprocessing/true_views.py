@@ -9,6 +9,7 @@ world: the world is built again, and its caster renders what a camera sees at
 the poses of `--views`. Real videos have no such truth. Writes
 
     frames/000.png, ...  the true views, as large as those of --views
+    poses.json           their poses, as odin_jax.generate has them
     truth.json           where and when the path starts, metres per scene unit,
                          PSNR of the first view against its truth, every view's
                          file, null from where the path runs into a surface on,
@@ -149,6 +150,17 @@ def main() -> None:
   output = files.claim_output(_OUTPUT.value, _TOOL)
   names = [pathlib.PurePath(view['file']).name for view in poses['frames']]
   frames = _write_frames(output, path.images, names)
+  files.write_json(
+    output / 'poses.json',
+    {
+      **poses,
+      'frames': [
+        {**view, 'file': frame['file']}
+        for view, frame in zip(poses['frames'], frames)
+        if frame['file']
+      ],
+    },
+  )
   files.write_json(
     output / 'truth.json',
     {

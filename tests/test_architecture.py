@@ -93,6 +93,7 @@ WINGS = {
   'odin_jax.diffusion': [],
   'odin_jax.models': ['odin_jax.shared'],
   'odin_jax.metrics': ['odin_jax.models'],
+  'odin_jax.distribution_distance': ['odin_jax.shared'],
   'odin_jax.sharding': ['odin_jax.shared'],
   'odin_jax.checkpoints': [
     'odin_jax.shared',
@@ -134,6 +135,7 @@ WINGS = {
     'odin_jax.benchmarks',
     'odin_jax.models',
     'odin_jax.metrics',
+    'odin_jax.distribution_distance',
     'odin_jax.sharding',
     'odin_jax.predictors',
     'odin_jax.scoring',
@@ -154,6 +156,7 @@ ENTRY_POINTS = [
   'odin_jax.train',
   'odin_jax.evaluate',
   'odin_jax.evaluate_meshes',
+  'odin_jax.consistency',
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',

@@ -16,7 +16,7 @@ import numpy as np
 from odin_jax.benchmarks import posed_views
 from odin_jax.shared import camera, errors, files, opengl
 
-_NAME = 'transforms.json'
+NAME = 'transforms.json'
 # Of pinhole cameras, distorted or not; no name is a pinhole camera, too.
 _MODELS = ('PINHOLE', 'SIMPLE_PINHOLE', 'SIMPLE_RADIAL', 'RADIAL', 'OPENCV')
 _COEFFICIENTS = ('k1', 'k2', 'p1', 'p2', 'k3', 'k4')
@@ -35,15 +35,15 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    path /= _NAME
-  files.require_file(path, f"a scene's {_NAME}")
+    path /= NAME
+  files.require_file(path, f"a scene's {NAME}")
   try:
     content = json.loads(path.read_text())
     frames = {frame['file_path']: frame for frame in content['frames']}
     names = sorted(frames)
   except (ValueError, KeyError, TypeError) as error:
     raise errors.UserError(
-      f'{path}: no {_NAME}: needs "frames", each with "file_path" '
+      f'{path}: no {NAME}: needs "frames", each with "file_path" '
       f'({type(error).__name__}: {error})'
     ) from error
   if not frames or len(frames) != len(content['frames']):

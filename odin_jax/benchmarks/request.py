@@ -12,7 +12,7 @@ from odin_jax.shared import errors, files
 # Characters of a value that a message shows.
 _SHOWN = 40
 # Where the inputs lie; what they hold is known by digests.
-_PLACES = ('data', 'workdir', 'predictions', 'truth')
+_PLACES = ('data', 'workdir', 'predictions', 'truth', 'features')
 # What JSON may hold of a request; the table is checked by itself.
 _KINDS = {
   'data': str,
@@ -22,6 +22,7 @@ _KINDS = {
   'shuffle_poses': bool,
   'config': dict,
   'truth': (str, type(None)),
+  'features': (str, type(None)),
 }
 # Fields of the config, and the lines of a table that may say them.
 LINES = {
@@ -33,7 +34,7 @@ LINES = {
   'seed': ('sampling', 'seed'),
 }
 # What only some are asked with; a file that has none says nothing of it.
-_OPTIONAL = ('truth',)
+_OPTIONAL = ('truth', 'features')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Request:
     shuffle_poses: give each pair another pair's pose.
     config: fields of configs/evaluate.py.
     truth: folder of the true depth of records; None where none was given.
+    features: FILE.py:FUNCTION for FID and KID; None goes without.
   """
 
   table: protocols.Protocol
@@ -60,6 +62,7 @@ class Request:
   shuffle_poses: bool
   config: dict[str, Any]
   truth: str | None = None
+  features: str | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON."""
@@ -173,11 +176,12 @@ def _figures(content: Mapping[str, Any]) -> dict[str, float | None]:
   """Every score of an evaluation, by a name."""
   rows = {'mean': content['mean']}
   rows |= {f'pair {row["index"]}': row for row in content['pairs']}
-  return {
+  figures = {
     f'{name} of {row_name}': row[name]
     for row_name, row in rows.items()
     for name in content['mean']
   }
+  return figures | {name: content.get(name) for name in ('fid', 'kid')}
 
 
 def differing_figures(

@@ -107,9 +107,23 @@ def scope(content: Mapping[str, Any]) -> str:
   )
 
 
+def distribution(content: Mapping[str, Any]) -> list[str]:
+  """FID and KID in words; none where they were not measured."""
+  if 'fid' not in content:
+    return []
+  features = content['protocol']['metrics']['features']
+  return [
+    # Of any size: features have units of their own.
+    f'FID {content["fid"]:.4g}',
+    f'KID {content["kid"]:.3g} +- {content["kid_std"]:.1g} by {features}',
+  ]
+
+
 def _caption(content: Mapping[str, Any]) -> str:
   """What the table is of, and whether it is that of its protocol."""
   text = f'{scope(content)}; 95 % intervals over scenes.'
+  if figures := distribution(content):
+    text += f' {", ".join(figures)}.'
   if 'predictors' in content:
     text += ' Differences are of the same pairs.'
   if lines := departing_lines(content):

@@ -12,7 +12,13 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from odin_jax import hosts, metrics, predictors, scoring
+from odin_jax import (
+  distribution_distance,
+  hosts,
+  metrics,
+  predictors,
+  scoring,
+)
 from odin_jax.benchmarks import RECORDS, kept, protocols, request
 from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import inputs
@@ -46,6 +52,25 @@ class Perceptual(NamedTuple):
 
   distance: lpips.Lpips | None
   net: str | None
+
+
+class Distribution(NamedTuple):
+  """FID and KID of an evaluation.
+
+  Attributes:
+    network: of the user.
+    of_truth: its features of the true views.
+  """
+
+  network: distribution_distance.FeatureNetwork
+  of_truth: distribution_distance.Features
+
+  def distances(self, samples: scoring.Images) -> dict[str, float | int]:
+    """Of predictions, as the pictures that are written."""
+    pictures = np.round(samples * 255).astype(np.uint8)
+    return distribution_distance.distances(
+      self.network(pictures), self.of_truth
+    )
 
 
 def software() -> dict[str, str | int]:
@@ -122,6 +147,7 @@ def _protocol(
   data: inputs.Data,
   source: predictors.Predictor | scoring.Given,
   perceptual: Perceptual,
+  distribution: Distribution | None,
 ) -> dict[str, Any]:
   """Everything that can move the figures."""
   rules = scoring.rules(asked.table)
@@ -143,6 +169,7 @@ def _protocol(
       **metrics.definitions(
         perceptual.distance, rules['ssim'], masked=data.masks is not None
       ),
+      **(distribution.network.protocol if distribution else {}),
       'images': 'scores are of the 8-bit images in pairs/'
       if rules['quantised']
       else 'scores are of predictions that were not rounded to 8 bits',
@@ -160,6 +187,7 @@ def evaluate(
   data: inputs.Data,
   order: Int[np.ndarray, 'n'],
   perceptual: Perceptual,
+  distribution: Distribution | None,
   *,
   group: hosts.Group = hosts.ALONE,
   store: kept.Kept | None = None,
@@ -172,6 +200,7 @@ def evaluate(
     data: the pairs.
     order: whose pose each pair gets.
     perceptual: LPIPS.
+    distribution: FID and KID; None where no features are given.
     group: the processes that predict together.
     store: of the first of them, for batches that are predicted.
 
@@ -249,8 +278,9 @@ def evaluate(
     for index in range(count)
   ]
   content = {
-    'protocol': _protocol(asked, data, source, perceptual),
+    'protocol': _protocol(asked, data, source, perceptual, distribution),
     **summarise(scores),
+    **(distribution.distances(samples) if distribution else {}),
     **{name: summarise(of_name) for name, of_name in several.items()},
     'scenes': metrics.mean_by_scene(scores, of_pair),
     **({'searched': searched} if searched else {}),

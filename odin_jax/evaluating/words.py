@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from odin_jax.benchmarks import tables
+
 
 def _step_of(protocol: dict[str, Any]) -> str:
   """Which checkpoint it was; '' for a baseline or a ported model."""
@@ -45,6 +47,7 @@ def of_one(content: dict[str, Any]) -> str:
     f'{" with shuffled poses" if protocol["shuffle_poses"] else ""}, '
     f'{len(content["pairs"])} pairs: '
     f'{_figures(content["mean"], content["interval_95"])}'
+    f'{"".join(f", {text}" for text in tables.distribution(content))}'
   )
 
 

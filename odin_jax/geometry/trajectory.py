@@ -63,7 +63,11 @@ PATHS: dict[str, Callable[[float], np.ndarray]] = {
   'orbit_left': _orbit(-1),
   'orbit_right': _orbit(1),
   'weave': _weave,
+  # Forward, and back to where it started.
+  'loop': _straight(0, 0, 1),
 }
+# Half-way they go back the way that they came.
+_RETURNING = ('loop',)
 
 
 def camera_path(name: str, num_frames: int, step: float) -> Path:
@@ -84,4 +88,7 @@ def camera_path(name: str, num_frames: int, step: float) -> Path:
       f'a path needs at least one frame and a positive step, got '
       f'{num_frames} frames of step {step}'
     )
-  return np.stack([PATHS[name](index * step) for index in range(num_frames)])
+  indices = np.arange(num_frames)
+  if name in _RETURNING:
+    indices = np.minimum(indices, indices[::-1])
+  return np.stack([PATHS[name](index * step) for index in indices])

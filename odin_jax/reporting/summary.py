@@ -63,6 +63,20 @@ def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   }
 
 
+def _consistency(run: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """`tsed` and `pairs` by which views they are of: `generate`, `truth`."""
+  figures = {}
+  for path in sorted((run / 'consistency').glob('*/consistency.json')):
+    content = read_json(path, 'tsed', 'loop_psnr', 'pairs')
+    counted = [row['consistent'] is not None for row in content['pairs']]
+    figures[path.parent.name] = {
+      'tsed': content['tsed'],
+      'loop_psnr': content['loop_psnr'],
+      'pairs': sum(counted),
+    }
+  return figures
+
+
 def _gains(
   evaluations: dict[str, dict[str, Any]], suffix: str = ''
 ) -> dict[str, Any]:
@@ -175,6 +189,7 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
       'unseen': _gains(evaluations, UNSEEN),
     },
     'path': true_path.figures(run / 'generate', run / 'truth'),
+    'consistency': _consistency(run),
     'reconstruct': read_json(
       run / 'reconstruct' / 'reconstruction.json', 'points', 'coverage'
     ),

@@ -77,6 +77,21 @@ def _on_path(path: dict[str, Any]) -> page.Finding | None:
   )
 
 
+def _on_consistency(
+  consistency: dict[str, dict[str, Any]],
+) -> page.Finding | None:
+  own = consistency.get('generate', {})
+  if own.get('tsed') is None:
+    return None
+  truth = consistency.get('truth', {}).get('tsed')
+  others = '' if truth is None else f'; of the true ones {100 * truth:.0f} %'
+  return page.Finding(
+    f'Of {own["pairs"]} pairs of neighbouring imagined views '
+    f'{100 * own["tsed"]:.0f} % are consistent by epipolar lines '
+    f'(TSED){others}.'
+  )
+
+
 def _on_points(reconstruct: dict[str, Any]) -> page.Finding:
   if not reconstruct['points']:
     return page.Finding(
@@ -117,6 +132,7 @@ def findings(summary: dict[str, Any]) -> list[page.Finding]:
     _against_baselines(train),
     _on_poses(train),
     _on_path(summary['path']),
+    _on_consistency(summary['consistency']),
     _on_points(summary['reconstruct']),
   ]
   return [finding for finding in found if finding]

@@ -174,3 +174,15 @@ def write(
       'command': f'python -m odin_jax.train --workdir=/{"long/" * 60}',
     },
   )
+
+
+def write_consistency(run: pathlib.Path, name: str, tsed: float) -> None:
+  """What `odin_jax.consistency` says of the views of `name`."""
+  folder = run / 'consistency' / name
+  folder.mkdir(parents=True)
+  pairs = [
+    {'consistent': index < tsed * (NUM_VIEWS - 1)}
+    for index in range(NUM_VIEWS - 1)
+  ]
+  content = {'tsed': tsed, 'loop_psnr': None, 'pairs': pairs}
+  (folder / 'consistency.json').write_text(json.dumps(content))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import evaluate as evaluate_config
-from odin_jax import metrics
+from odin_jax import distribution_distance, metrics
 from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
 from odin_jax.geometry import visibility
@@ -74,6 +74,12 @@ steps = 4
 guidance = 2.0
 ema = false
 seed = 3
+"""
+# Of every picture its mean colour and nothing else.
+FEATURES = """
+def levels(images):
+  assert images.dtype == 'uint8' and images.shape[1:] == (32, 32, 3)
+  return images.mean(axis=(1, 2)).repeat(5, axis=1)
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
 
@@ -143,7 +149,11 @@ def outputs(data):
       '--config.num_samples=4',
       '--config.lpips=',
     ],
-    'given': [f'--predictions={folder / "model/pairs"}', '--config.lpips='],
+    'given': [
+      f'--predictions={folder / "model/pairs"}',
+      '--config.lpips=',
+      f'--features={folder / "features.py"}:levels',
+    ],
     'known': [
       '--predictor=model',
       '--config.num_samples=2',
@@ -171,6 +181,7 @@ def outputs(data):
       '--config.lpips=',
     ],
   }
+  (folder / 'features.py').write_text(FEATURES)
   # What an earlier, larger run of the command left behind.
   claimed = files.claim_output(folder / 'again', 'odin_jax.evaluate')
   (claimed / 'pairs').mkdir()
@@ -423,6 +434,40 @@ def test_predictions_from_elsewhere_are_scored_alike(outputs):
   assert given['interval_95'] == model['interval_95']
   assert given['protocol']['predictor'] == 'predictions'
   assert len(given['protocol']['model']['predictions_sha256']) == 64
+
+
+def test_fid_and_kid_are_of_the_features_that_the_user_gives(outputs):
+  content = read(outputs / 'given')
+
+  def features(kind):
+    images = [
+      cv2.imread(str(outputs / 'given' / row['files'][kind]))[..., ::-1]
+      for row in content['pairs']
+    ]
+    return np.stack(images).mean(axis=(1, 2)).repeat(5, axis=1)
+
+  expected = distribution_distance.distances(
+    features('sample'), features('truth')
+  )
+  assert expected['num_features'] == 15
+  for name, value in expected.items():
+    assert content[name] == pytest.approx(value, rel=1e-9), name
+  protocol = content['protocol']
+  assert protocol['metrics']['features'] == 'features.py:levels'
+  assert len(protocol['metrics']['features_sha256']) == 64
+  # 12 pictures have 11 degrees of freedom.
+  for name in ('given', 'given_replayed'):
+    (line,) = [
+      line
+      for line in (outputs / f'{name}.stderr').read_text().splitlines()
+      if 'FID' in line
+    ]
+    assert line.startswith('warning: FID of 12 pictures and 15 features')
+  assert (
+    f'FID {content["fid"]:.4g}, KID'
+    in (outputs / 'given' / 'table.md').read_text()
+  )
+  assert 'fid' not in read(outputs / 'model')
 
 
 def test_the_mean_of_samples_and_the_best_of_them_stand_apart(outputs):
@@ -754,6 +799,7 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
     ([good, *copy, '--config.image_size_px=30'], ['31 px', '--config.lpips=']),
     ([good, *copy, '--benchmark=none'], ['benchmark']),
+    ([good, *copy, f'--features={empty}/a.py:f'], ['a.py', 'no such file']),
     ([out], ['--data']),
     ([good, *copy, '--protocol=none'], ['none', 'zeronvs_dtu']),
     ([good, *copy, '--benchmark=dtu'], ['--protocol', 'pixelnerf_dtu']),

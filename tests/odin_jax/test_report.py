@@ -40,6 +40,8 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
 ):
   videos = run_folder / 'worlds'
   run_folders.write_truth(run_folder, blocked_from=4)
+  for name, share in (('generate', 0.25), ('truth', 1.0)):
+    run_folders.write_consistency(run_folder, name, share)
   audit = run_folder / 'audit' / 'index.html'
   audit.write_text('<nav><!--LINKS--></nav>')
   evaluation = run_folder / 'evaluate' / 'model' / 'index.html'
@@ -119,6 +121,8 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
     'It uses the pose: with the poses of other pairs it loses 4.0 dB.',
     'Along the generated path, 3 imagined views come to 28.1 dB of the true '
     'ones; the first image in their place to 14.7 dB.',
+    'Of 4 pairs of neighbouring imagined views 25 % are consistent by epipolar '
+    'lines (TSED); of the true ones 100 %.',
     '4 points were reconstructed, from the 45 % of the pixels of the imagined '
     'views whose depth agrees.',
   ]
@@ -186,6 +190,7 @@ def test_the_verdict_follows_the_figures(held_out, unseen, says, good):
       'checkpoint': {'step': 78, 'steps': 160},
     },
     'path': {},
+    'consistency': {},
     'reconstruct': {'points': 0},
   }
   unfinished, model, poses, points = verdict.findings(summary)

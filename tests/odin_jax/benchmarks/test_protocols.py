@@ -1,15 +1,160 @@
 """The protocols of tables, against the numbers of their sources."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from odin_jax.benchmarks import LAYOUTS, protocols
 from odin_jax.shared import errors
 
-# pixelNeRF's list new_val.
+# Every number of every table, written down from its source and not from the
+# files. pixelNeRF's list new_val, and eval/calc_metrics.py, --exclude_dtu_bad.
 SCANS = [8, 21, 30, 31, 34, 38, 40, 41, 45, 55, 63, 82, 103, 110, 114]
-# pixel-nerf, eval/calc_metrics.py, --exclude_dtu_bad.
 BAD_VIEWS = [*range(3, 8), *range(16, 22), *range(36, 40)]
+DTU = {
+  'benchmark': 'dtu',
+  'scenes': [f'scan{scan}' for scan in SCANS],
+  'sampling': {},
+}
+# skimage's default window, LPIPS with VGG, a mean of means.
+USUAL = {'lpips': 'vgg', 'ssim': 'uniform7', 'mean': 'views, then scenes'}
+EXPECTED = {
+  # launch_eval_dtu.sh, configs/zero123_scene.yaml (`scale` 2.02), README.
+  'zeronvs_dtu': {
+    **DTU,
+    'views': {'sources': [[25]], 'count': 49, 'excluded': BAD_VIEWS},
+    'image': {'size_px': [400, 300], 'crop': 'none', 'filter': 'lanczos'},
+    'scale': {
+      'policy': 'fixed',
+      'divisors': [
+        2.02 * float(scale)
+        for scale in (
+          '1.2 1.4 1.5 1.4 1.4 1.3 1.2 1.3 1.4 1.2 1.5 1.5 1.5 1.3 1.3'.split()
+        )
+      ],
+    },
+    'metrics': {**USUAL, 'quantised': False},
+    'published': {'ZeroNVS': {'psnr': 13.552, 'ssim': 0.4689, 'lpips': 0.3804}},
+  },
+  # README, "DTU": -P; eval/calc_metrics.py reads PNGs.
+  'pixelnerf_dtu': {
+    **DTU,
+    'views': {
+      'sources': [
+        list(map(int, text.split()))
+        for text in (
+          '25',
+          '22 25 28',
+          '22 25 28 40 44 48',
+          '22 25 28 40 44 48 0 8 13',
+        )
+      ],
+      'count': 49,
+      'excluded': BAD_VIEWS,
+    },
+    'image': {'size_px': [400, 300], 'crop': 'none', 'filter': 'none'},
+    'scale': {'policy': 'fixed', 'divisors': [1.0] * 15},
+    'metrics': {**USUAL, 'quantised': True},
+    'published': {},
+  },
+  'regnerf_dtu': {
+    **DTU,
+    'views': {
+      'sources': [
+        list(map(int, text.split()))
+        for text in (
+          '25 22 28',
+          '25 22 28 40 44 48',
+          '25 22 28 40 44 48 0 8 13',
+        )
+      ],
+      'targets': [
+        *(1, 2, 9, 10, 11, 12, 14, 15, 23, 24, 26, 27),
+        *range(29, 36),
+        *(41, 42, 43, 45, 46, 47),
+      ],
+    },
+    'image': {'size_px': [400, 300], 'crop': 'none'},
+    'scale': {'policy': 'resolved'},
+    'metrics': {},
+    'published': {},
+  },
+  # launch_eval_mipnerf360.sh, README.
+  'zeronvs_mipnerf360': {
+    'benchmark': 'mipnerf360',
+    'scenes': 'bicycle bonsai counter garden kitchen room stump'.split(),
+    'views': {'look_at_order': [2, 0, 20, 0, 0, 0, 11]},
+    'image': {'size_px': [256, 256], 'crop': 'square'},
+    'scale': {
+      'policy': 'fixed',
+      'unit': 'focus',
+      'divisors': [1.0, 1.0, 0.9, 1.0, 0.9, 0.9, 1.1],
+    },
+    'metrics': {**USUAL, 'quantised': False},
+    'sampling': {'guidance': 9.5},
+    'published': {'ZeroNVS': {'psnr': 13.154, 'ssim': 0.2397, 'lpips': 0.6248}},
+  },
+  # docs/CLI_USAGE.md.
+  'seva_single': {
+    'benchmark': 'nerfstudio',
+    'scenes': [],
+    'views': {'split': 'train_test_split_1.json'},
+    'image': {'size_px': [576, 576], 'crop': 'square'},
+    'scale': {
+      'policy': 'searched',
+      'factors': [tenths / 10 for tenths in range(1, 21)],
+    },
+    'metrics': {},
+    'sampling': {},
+    'published': {},
+  },
+  'records': {
+    'benchmark': 'records',
+    'scenes': [],
+    'views': {},
+    'image': {'crop': 'square', 'filter': 'area'},
+    'scale': {'policy': 'fixed'},
+    'metrics': {
+      'lpips': 'alex',
+      'ssim': 'gaussian11',
+      'quantised': True,
+      'mean': 'pairs',
+    },
+    'sampling': {},
+    'published': {},
+  },
+}
+# These have a test of their own.
+ELSEWHERE = {'syncdreamer_gso': 'test_gso.py'}
+# https://github.com/kylesargent/ZeroNVS, README.md, "expected performance":
+# SSIM, PSNR, LPIPS, scene, manual_gt_to_pred_scale.
+PER_SCENE = {
+  'zeronvs_dtu': """
+    0.6094 13.2329 0.2988 8 1.2
+    0.1739 8.4278 0.5783 21 1.4
+    0.6311 14.1864 0.2332 30 1.5
+    0.2992 8.9569 0.5117 31 1.4
+    0.3862 14.049 0.3611 34 1.4
+    0.3495 12.6771 0.4659 38 1.3
+    0.4612 12.2447 0.3729 40 1.2
+    0.4657 12.5998 0.3794 41 1.3
+    0.369 11.241 0.4441 45 1.4
+    0.4456 17.0177 0.4322 55 1.2
+    0.5724 12.6056 0.2639 63 1.5
+    0.5384 12.1564 0.2725 82 1.5
+    0.5434 16.0902 0.3811 103 1.5
+    0.6353 19.5588 0.349 110 1.3
+    0.5529 18.2336 0.3613 114 1.3""",
+  'zeronvs_mipnerf360': """
+    0.1707 13.184 0.6536 bicycle 1.0
+    0.3164 13.1137 0.6122 bonsai 1.0
+    0.2473 12.2189 0.6823 counter 0.9
+    0.207 15.2817 0.5366 garden 1.0
+    0.254 13.2983 0.6245 kitchen 0.9
+    0.3431 11.8591 0.5928 room 0.9
+    0.1396 13.124 0.6717 stump 1.1""",
+}
 
 
 @pytest.mark.parametrize('name', protocols.NAMES)
@@ -21,44 +166,49 @@ def test_every_file_is_a_protocol_of_a_benchmark(name):
   assert protocols.parse(protocol.to_dict()) == protocol
 
 
-@pytest.mark.parametrize(
-  'name', ['zeronvs_dtu', 'pixelnerf_dtu', 'regnerf_dtu']
-)
-def test_scans_of_dtu(name):
-  protocol = protocols.load(name)
-  assert protocol.scenes == [f'scan{scan}' for scan in SCANS]
-  assert protocol.image['size_px'] == [400, 300]
+def test_every_file_has_its_numbers_here_or_in_a_test_of_its_own():
+  folder = pathlib.Path(__file__).parent
+  known = [name for name in ELSEWHERE if (folder / ELSEWHERE[name]).is_file()]
+  assert {*EXPECTED, *known} == set(protocols.NAMES)
 
 
-def test_zeronvs_on_dtu():
-  protocol = protocols.load('zeronvs_dtu')
-  # launch_eval_dtu.sh, and `scale` of configs/zero123_scene.yaml.
-  scales = '1.2 1.4 1.5 1.4 1.4 1.3 1.2 1.3 1.4 1.2 1.5 1.5 1.5 1.3 1.3'
-  expected = 2.02 * np.array(scales.split(), float)
-  np.testing.assert_allclose(protocol.scale['divisors'], expected)
-  assert protocol.views == {
-    'sources': [[25]],
-    'count': 49,
-    'excluded': BAD_VIEWS,
+@pytest.mark.parametrize('name', EXPECTED)
+def test_every_line_is_that_of_its_source(name):
+  protocol, expected = protocols.load(name), EXPECTED[name]
+  assert protocol.benchmark == expected['benchmark']
+  assert protocol.scenes == expected['scenes']
+  for table in ('views', 'image', 'metrics', 'sampling'):
+    assert getattr(protocol, table) == expected[table], table
+  scale = dict(protocol.scale)
+  assert scale.keys() == expected['scale'].keys()
+  for key, value in expected['scale'].items():
+    # Products in decimals.
+    is_words = isinstance(value, str)
+    assert scale[key] == (value if is_words else pytest.approx(value)), key
+  figures = {
+    system: {key: row[key] for key in row if key != 'source'}
+    for system, row in protocol.published.items()
   }
-  assert protocol.metrics['lpips'] == 'vgg'
-  assert not protocol.metrics['quantised']
-  assert protocol.published['ZeroNVS']['psnr'] == 13.552
+  assert figures == expected['published']
+  assert all('source' in row for row in protocol.published.values())
 
 
-def test_pixelnerf_on_dtu():
-  views = protocols.load('pixelnerf_dtu').views
-  assert views['excluded'] == BAD_VIEWS and views['count'] == 49
-  # README, "DTU", -P.
-  assert views['sources'] == [
-    list(map(int, text.split()))
-    for text in (
-      '25',
-      '22 25 28',
-      '22 25 28 40 44 48',
-      '22 25 28 40 44 48 0 8 13',
-    )
+@pytest.mark.parametrize('name', PER_SCENE)
+def test_published_means_are_those_of_the_table_per_scene(name):
+  protocol = protocols.load(name)
+  rows = [line.split() for line in PER_SCENE[name].split('\n') if line]
+  ssim, psnr, lpips = np.array([row[:3] for row in rows], float).mean(0)
+  figures = protocol.published['ZeroNVS']
+  assert figures['psnr'] == pytest.approx(psnr, abs=0.0005)
+  assert figures['ssim'] == pytest.approx(ssim, abs=0.00005)
+  assert figures['lpips'] == pytest.approx(lpips, abs=0.00005)
+  assert [row[3] for row in rows] == [
+    scene.removeprefix('scan') for scene in protocol.scenes
   ]
+  unit = 2.02 if name == 'zeronvs_dtu' else 1.0
+  assert protocol.scale['divisors'] == pytest.approx(
+    [unit * float(row[4]) for row in rows]
+  )
 
 
 def test_regnerf_on_dtu():
@@ -69,21 +219,6 @@ def test_regnerf_on_dtu():
   # With the bad views, all 49.
   shown = {*views['targets'], *views['sources'][-1]}
   assert sorted({*shown, *BAD_VIEWS}) == list(range(49))
-
-
-def test_zeronvs_on_mipnerf360():
-  protocol = protocols.load('zeronvs_mipnerf360')
-  # launch_eval_mipnerf360.sh.
-  names = 'bicycle bonsai counter garden kitchen room stump'
-  assert protocol.scenes == names.split()
-  assert protocol.views['look_at_order'] == [2, 0, 20, 0, 0, 0, 11]
-  assert protocol.scale['divisors'] == [1.0, 1.0, 0.9, 1.0, 0.9, 0.9, 1.1]
-  assert protocol.sampling['guidance'] == 9.5
-
-
-def test_seva_tries_twenty_scales():
-  factors = protocols.load('seva_single').scale['factors']
-  np.testing.assert_allclose(factors, np.arange(1, 21) / 10)
 
 
 TABLE = """

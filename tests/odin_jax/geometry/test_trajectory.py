@@ -68,6 +68,13 @@ def test_pans_turn_on_the_spot(name, sign):
   np.testing.assert_allclose(yaws, sign * np.rad2deg(0.2) * np.arange(4))
 
 
+@pytest.mark.parametrize('count, places', [(5, '01210'), (6, '012210')])
+def test_a_loop_comes_back_the_way_it_went(count, places):
+  path = trajectory.camera_path('loop', count, 0.1)
+  there = trajectory.camera_path('forward', count, 0.1)
+  np.testing.assert_array_equal(path, there[list(map(int, places))])
+
+
 def test_weaving_moves_sideways_as_well_as_forward():
   path = trajectory.camera_path('weave', 32, 0.05)
   assert np.all(np.diff(path[:, 2, 3]) > 0)

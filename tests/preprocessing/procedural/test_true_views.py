@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from odin_jax.geometry import view_folder
 from odin_jax.shared import camera, errors
 from preprocessing.procedural import footage, true_pairs, true_path
 from preprocessing.views import alignment
@@ -178,3 +179,7 @@ def test_the_command_starts_at_the_view_that_was_given(
   for frame, image in zip(truth['frames'], expected):
     written = cv2.imread(str(tmp_path / 'truth' / frame['file']))[..., ::-1]
     assert np.array_equal(written, image)
+  # They are posed views themselves.
+  views, _ = view_folder.read(tmp_path / 'truth')
+  np.testing.assert_array_equal(views.images, expected)
+  np.testing.assert_array_equal(views.camera2scene, poses)
