@@ -248,7 +248,10 @@ def measures_of(
   measures: dict[str, list[held_out.Measured]] = {
     'sampson_px': [
       held_out.Measured(
-        row['place'].split, (row['video_id'], row['scene_id']), error
+        row['place'].split,
+        (row['video_id'], row['scene_id']),
+        gap_s(row),
+        error,
       )
       for row, error in matches.found
     ]
@@ -263,10 +266,12 @@ def measures_of(
         component.frame_pairs | component.long_pairs,
       )
       scene = component.video_id, component.scene_id
+      gaps_s = np.round(errors['gap_s'], 1).tolist()
       for name in _ERRORS:
         measures.setdefault(name, []).extend(
-          held_out.Measured(split, scene, value)
-          for value in errors[name][np.isfinite(errors[name])].tolist()
+          held_out.Measured(split, scene, gap, value)
+          for gap, value in zip(gaps_s, errors[name].tolist())
+          if np.isfinite(value)
         )
   return measures
 

@@ -1,13 +1,17 @@
 """Are the held-out pairs as true as those that are trained on?
 
 A score on held-out pairs means what it says only where their poses are as good.
-Each measure is compared between the splits; the interval of the difference is
-from a bootstrap over scenes, since pairs of one scene tell little more than one
-of them. B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993.
+Each measure is compared between the splits: pairs of frames equally far apart
+with each other, since a held-out block of time has fewer wide ones, and errors
+depend on that; weighted as the held-out ones are. The interval of the
+difference is from a bootstrap over scenes, since pairs of one scene tell little
+more than one of them. B. Efron and R. Tibshirani, An Introduction to the
+Bootstrap, 1993.
 """
 
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
+from jaxtyping import Float, Int
 import numpy as np
 
 from odin_jax.shared import schema
@@ -19,21 +23,31 @@ _MIN_COUNT = 20
 # Shares, of values that are 0 or 1; of the others medians are compared.
 _MEANS = ('consistent_share',)
 TRAINED, HELD_OUT = schema.SPLITS
-_Scene = Mapping[str, Sequence[float]]
 
 
 class Measured(NamedTuple):
-  """One value, where it comes from.
+  """One value, and where it comes from.
 
   Attributes:
     split: `train` or `test`.
     scene: video and component.
+    gap_s: time between the frames.
     value: of a record, or of a pair of frames.
   """
 
   split: str
   scene: tuple[str, int]
+  gap_s: float
   value: float
+
+
+class _Values(NamedTuple):
+  """Values of one measure, as arrays."""
+
+  is_held_out: Int[np.ndarray, 'n']
+  scene: Int[np.ndarray, 'n']
+  gap: Int[np.ndarray, 'n']
+  value: Float[np.ndarray, 'n']
 
 
 def compare(
@@ -45,59 +59,89 @@ def compare(
     measures: values by the name of what is measured.
 
   Returns:
-    by the same names, `train` and `test`, each with `value`, `count` and
-    `scenes`; `difference`, of test from train; its `interval_95`, or None where
-    there are too few values, or one scene alone. Without what is measured in one split only.
+    by the same names, `train` and `test`, each with `value`, and the `count` of
+    values and `scenes`; `difference`, of test from train; its `interval_95`, or
+    None where there are too few values, or one scene alone. Without measures
+    that the splits have at no common time between frames.
   """
   compared = {}
   for name, measured in measures.items():
-    middle = np.mean if name in _MEANS else np.median
-    of_scene: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for split, scene, value in measured:
-      splits = of_scene.setdefault(scene, {TRAINED: [], HELD_OUT: []})
-      splits[split].append(value)
-    scenes = [of_scene[scene] for scene in sorted(of_scene)]
-    if not all(
-      any(scene[split] for scene in scenes) for split in schema.SPLITS
-    ):
+    values = _comparable(measured)
+    if not len(values.value):
       continue
-    whole = {split: _gather(scenes, split) for split in schema.SPLITS}
-    difference = middle(whole[HELD_OUT]) - middle(whole[TRAINED])
+    middle = np.mean if name in _MEANS else np.median
+    everything = np.arange(len(values.value))
+    trained, held_out = _in_either(values, everything, middle)
     compared[name] = {
-      **{
-        split: {
-          'value': float(middle(whole[split])),
-          'count': len(whole[split]),
-          'scenes': sum(bool(scene[split]) for scene in scenes),
-        }
-        for split in schema.SPLITS
-      },
-      'difference': float(difference),
-      'interval_95': _interval(scenes, middle),
+      TRAINED: _of_split(values, 0, trained),
+      HELD_OUT: _of_split(values, 1, held_out),
+      'difference': held_out - trained,
+      'interval_95': _interval(values, middle),
     }
   return compared
 
 
-def _gather(scenes: Sequence[_Scene], split: str) -> np.ndarray:
-  """All values of a split."""
-  return np.concatenate([scene[split] for scene in scenes])
+def _comparable(measured: Sequence[Measured]) -> _Values:
+  """What is measured at times between frames that both splits have."""
+  gaps = [
+    {item.gap_s for item in measured if item.split == split}
+    for split in schema.SPLITS
+  ]
+  common = sorted(gaps[0] & gaps[1])
+  kept = [item for item in measured if item.gap_s in common]
+  scenes = sorted({item.scene for item in kept})
+  return _Values(
+    np.array([item.split == HELD_OUT for item in kept], int),
+    np.array([scenes.index(item.scene) for item in kept], int),
+    np.array([common.index(item.gap_s) for item in kept], int),
+    np.array([item.value for item in kept], np.float64),
+  )
+
+
+def _of_split(values: _Values, split: int, value: float) -> dict[str, Any]:
+  inside = values.is_held_out == split
+  return {
+    'value': value,
+    'count': int(inside.sum()),
+    'scenes': len(np.unique(values.scene[inside])),
+  }
+
+
+def _in_either(
+  values: _Values,
+  chosen: Int[np.ndarray, 'm'],
+  middle: Callable[[np.ndarray], float],
+) -> tuple[float, float] | None:
+  """The middle value of train and of test, over those chosen; None of none."""
+  split, gap = values.is_held_out[chosen], values.gap[chosen]
+  value = values.value[chosen]
+  sums, total = np.zeros(2), 0
+  for index in np.unique(gap):
+    sides = [value[(gap == index) & (split == side)] for side in (0, 1)]
+    if len(sides[0]) and len(sides[1]):
+      sums += len(sides[1]) * np.array([middle(side) for side in sides])
+      total += len(sides[1])
+  if not total:
+    return None
+  trained, held_out = (sums / total).tolist()
+  return trained, held_out
 
 
 def _interval(
-  scenes: Sequence[_Scene], middle: Callable[[np.ndarray], float]
+  values: _Values, middle: Callable[[np.ndarray], float]
 ) -> list[float] | None:
-  """Percentiles of the difference over scenes drawn with replacement.
-
-  Draws that hold nothing of one split are left out.
-  """
-  counts = (len(_gather(scenes, split)) for split in schema.SPLITS)
-  if len(scenes) < 2 or min(counts) < _MIN_COUNT:
+  """Percentiles of the difference over scenes drawn with replacement."""
+  scenes = [
+    np.flatnonzero(values.scene == scene) for scene in np.unique(values.scene)
+  ]
+  counts = np.bincount(values.is_held_out, minlength=2)
+  if len(scenes) < 2 or counts.min() < _MIN_COUNT:
     return None
   rng = np.random.default_rng(_SEED)
   differences = []
   for drawn in rng.integers(len(scenes), size=(_DRAWS, len(scenes))):
-    chosen = [scenes[index] for index in drawn]
-    trained, held_out = (_gather(chosen, split) for split in schema.SPLITS)
-    if len(trained) and len(held_out):
-      differences.append(middle(held_out) - middle(trained))
+    chosen = np.concatenate([scenes[index] for index in drawn])
+    both = _in_either(values, chosen, middle)
+    if both:
+      differences.append(both[1] - both[0])
   return np.percentile(differences, [2.5, 97.5]).tolist()

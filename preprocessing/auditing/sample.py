@@ -111,6 +111,9 @@ def measured(sample: Sequence[Assessment]) -> list[held_out.Measured]:
     held_out.Measured(
       item.record['split'],
       (item.record['video_id'], item.record['scene_id']),
+      round(
+        abs(item.record['source/time_s'] - item.record['target/time_s']), 1
+      ),
       float(bool(item.consistent)),
     )
     for item in _decided(sample)

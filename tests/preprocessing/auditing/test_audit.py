@@ -204,7 +204,9 @@ def test_exact_records_are_covered_and_old_ones_state_nothing():
 def measured(rng, worse, scenes=12):
   """Errors in train and test of scenes that are unlike each other."""
   return [
-    held_out.Measured(split, ('walk', scene), rng.normal(scene + shift, 0.1))
+    held_out.Measured(
+      split, ('walk', scene), 1.0, rng.normal(scene + shift, 0.1)
+    )
     for scene in range(scenes)
     for split, shift in (('train', 0.0), ('test', worse))
     for _ in range(20)
@@ -227,6 +229,37 @@ def test_splits_are_compared_within_scenes_and_the_interval_is_over_scenes():
     np.diff(found['interval_95'])[0] for found in (same, twice['rotation_deg'])
   )
   assert double > 0.6 * width
+
+
+def test_only_pairs_as_far_apart_are_compared():
+  rng = np.random.default_rng(0)
+
+  def at(split, gap_s, count, value):
+    return [
+      held_out.Measured(
+        split, ('walk', scene), gap_s, value + rng.normal() / 99
+      )
+      for scene in range(6)
+      for _ in range(count)
+    ]
+
+  # Errors depend on the gap alone, and a held-out block has no wide one.
+  compared = held_out.compare(
+    {
+      'direction_deg': [
+        *at('train', 1.0, 5, 9.0),
+        *at('train', 2.0, 20, 3.0),
+        *at('train', 5.0, 20, 1.0),
+        *at('test', 1.0, 8, 9.0),
+        *at('test', 2.0, 4, 3.0),
+      ]
+    }
+  )['direction_deg']
+  assert compared['difference'] == pytest.approx(0.0, abs=0.02)
+  assert compared['train']['value'] == pytest.approx(7.0, abs=0.02)
+  assert compared['train']['count'] == 150
+  low, high = compared['interval_95']
+  assert -0.05 < low <= 0 <= high < 0.05
 
 
 def test_a_split_alone_is_compared_with_nothing():
@@ -334,9 +367,9 @@ def test_true_records_pass_the_audit(run):
   assert report['consistency']['max_rotation_deg'] < 1e-4
   assert report['consistency']['max_translation'] < 1e-5
   json.dumps(report, allow_nan=False)
-  splits = held_out.compare(measures)
-  assert splits.keys() == {'sampson_px', 'rotation_deg', 'direction_deg'}
-  assert splits['rotation_deg']['test']['scenes'] == 2
+  assert measures.keys() == {'sampson_px', 'rotation_deg', 'direction_deg'}
+  for measured in measures.values():
+    assert {item.split for item in measured} == {'train', 'test'}
   # Every figure has its words on the page of a run.
   by_kind, fresh = contents.pose_tables(report)
   assert by_kind[0] == ['', 'repeated texture', 'unique texture']
