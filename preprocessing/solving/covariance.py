@@ -21,14 +21,13 @@ Three things make the errors larger than those of least squares:
   residual r, not the w I of reweighted least squares: the farther off an
   observation is, the less it pulls.
 * An observation beyond `refinement.INLIER_SIGMA` standard errors is left out,
-  so poses that are off keep what agrees with them. As the poses move, those
-  next to the limit cross it, which takes sum_i (w_i |r_i| / h) q_i q_i^T from
-  H: over the observations in a band of width h inside the limit, with q_i the
-  derivative of |r_i| by the poses. This is on the safe side: where outliers
-  are independent of each other, errors are a fifth to a quarter smaller than
-  stated (`tests/preprocessing/solving/test_covariance.py`), but in pictures
-  they go together, and without it errors along corridors are 1.2 to 1.4 times
-  those stated.
+  so poses that are off keep what agrees with them. When poses move by e, those
+  next to the limit cross it, which takes C e from the gradient, with
+  C = sum_i (w_i |r_i| / h) q_i q_i^T over the observations in a band of width h
+  inside the limit, and q_i the derivative of |r_i| by the poses. Inliers are
+  chosen by poses that are off by about as much, so (I + H^-1 C) H^-1 takes the
+  place of H^-1. This is on the safe side: where outliers are independent of
+  each other, errors are smaller than stated, but in pictures they go together.
 * A detector may find a feature twice at one place, in two orientations. Points
   that coincide in some frame err together and count as one.
 """
@@ -116,10 +115,11 @@ class _Covariance:
   def __init__(self, solved: Solved):
     self._frame2scene = solved.frame2scene
     self._piece = _pieces(solved)
-    curvature, gradients = _reduced_equations(solved)
+    curvature, crossing, gradients = _reduced_equations(solved)
     free = np.flatnonzero(~_held(solved, self._piece))
     self._free = free
     self._curvature = curvature[free][:, free]
+    self._crossing = crossing[free][:, free]
     # As many unknowns as there are poses were fitted to the same points: J. G.
     # MacKinnon and H. White, Journal of Econometrics 29, 1985, HC1.
     num_points = gradients.shape[1]
@@ -161,7 +161,7 @@ class _Covariance:
   def _columns_of(
     self, frame: int
   ) -> tuple[Float[np.ndarray, 'k 6'], Float[np.ndarray, 'k 6']] | None:
-    """A frame's columns of H^-1, and of the scatter times these.
+    """A frame's columns of (I + H^-1 C) H^-1, and of the scatter times these.
 
     None where the observations do not tell its pose.
     """
@@ -172,6 +172,7 @@ class _Covariance:
     least = np.einsum('ki,ki->i', unit, inverse).min()
     if not error < _TOLERANCE or least < 0:
       return None
+    inverse = inverse + self._factors.solve(self._crossing @ inverse)
     return inverse, self._scatter @ inverse
 
 
@@ -234,11 +235,11 @@ def _derivatives(
 
 def _reduced_equations(
   solved: Solved,
-) -> tuple[sparse.csr_array, sparse.csr_array]:
+) -> tuple[sparse.csr_array, sparse.csr_array, sparse.csr_array]:
   """The equations of the poses, with the points eliminated.
 
   Returns:
-    H, [6 f, 6 f]; the gradients of points that err independently, [6 f, g].
+    H and C, [6 f, 6 f]; the gradients of points that err independently, [6 f, g].
   """
   observations = solved.observations
   residual, by_pose, by_point = bundle_adjustment.jacobians(
@@ -300,9 +301,9 @@ def _reduced_equations(
     _independent(observations, point)[point],
   )
   band, unit, lost = _crossing(solved, point)
-  crossing = by_poses(unit, band, np.arange(len(band)))
-  curvature = curvature - (crossing * lost) @ crossing.T
-  return sparse.csr_array(curvature), gradients
+  slopes = by_poses(unit, band, np.arange(len(band)))
+  crossing = sparse.csr_array((slopes * lost) @ slopes.T)
+  return sparse.csr_array(curvature), crossing, gradients
 
 
 def _crossing(
