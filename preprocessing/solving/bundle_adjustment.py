@@ -112,31 +112,6 @@ def parallax_rad(
   return 2 * widest
 
 
-def jacobians(
-  frame2scene: Float[np.ndarray, 'f 3 4'],
-  points: Float[np.ndarray, 'p 3'],
-  observations: Observations,
-) -> tuple[
-  Float[np.ndarray, 'n 3'],
-  Float[np.ndarray, 'n 3 6'],
-  Float[np.ndarray, 'n 3 3'],
-]:
-  """Residuals, and their derivatives by the poses and by the points.
-
-  A frame turns by R exp([w]_x) and moves by R dc, both in its own axes; its
-  six are (w, dc).
-  """
-  unit, distance = _predict(frame2scene, points, observations)
-  along = (np.eye(3) - unit[:, :, None] * unit[:, None, :]) / np.maximum(
-    distance, 1e-12
-  )[:, None, None]
-  by_pose = np.concatenate([camera.cross_matrix(unit), -along], axis=2)
-  by_point = np.einsum(
-    'nij,nkj->nik', along, frame2scene[observations.frame, :, :3]
-  )
-  return unit - observations.ray, by_pose, by_point
-
-
 def adjust(
   frame2scene: Float[np.ndarray, 'f 3 4'],
   points: Float[np.ndarray, 'p 3'],
@@ -216,9 +191,19 @@ def _linearise(
   observations: Observations,
   loss_scale: float,
 ) -> _System:
-  residual, by_pose, by_point = jacobians(frame2scene, points, observations)
+  unit, distance = _predict(frame2scene, points, observations)
+  residual = unit - observations.ray
   scale = loss_scale * observations.noise_rad
   weight = 1 / (scale**2 + np.sum(residual**2, axis=1))
+  # A frame turns by R exp([w]_x) and moves by R dc, both in its own axes.
+  along = (np.eye(3) - unit[:, :, None] * unit[:, None, :]) / np.maximum(
+    distance, 1e-12
+  )[:, None, None]
+  turn = camera.cross_matrix(unit)
+  by_pose = np.concatenate([turn, -along], axis=2)
+  by_point = np.einsum(
+    'nij,nkj->nik', along, frame2scene[observations.frame, :, :3]
+  )
   weighted_pose = by_pose * weight[:, None, None]
   weighted_point = by_point * weight[:, None, None]
   num_frames, num_points = len(frame2scene), len(points)

@@ -219,8 +219,8 @@ def _derivatives(
 ) -> tuple[Float[np.ndarray, '6 6'], Float[np.ndarray, '6 6']]:
   """Of rotation and direction, by the six of the source and of the target.
 
-  A frame turns by R exp([w]_x) and moves by R dc, as in `bundle_adjustment`;
-  the relative rotation turns by exp([.]_x) R.
+  Those of a frame are as in `_jacobians`; the relative rotation R turns by
+  exp([.]_x) R.
   """
   rotation, shift = target2source[:, :3], target2source[:, 3]
   length = max(float(np.linalg.norm(shift)), 1e-12)
@@ -233,6 +233,32 @@ def _derivatives(
   return by_source, by_target
 
 
+def _jacobians(
+  frame2scene: Float[np.ndarray, 'f 3 4'],
+  points: Float[np.ndarray, 'p 3'],
+  observations: bundle_adjustment.Observations,
+) -> tuple[
+  Float[np.ndarray, 'n 3'],
+  Float[np.ndarray, 'n 3 6'],
+  Float[np.ndarray, 'n 3 3'],
+]:
+  """Residuals, and their derivatives by the poses and by the points.
+
+  The six of a frame are (w, dc), both in its own axes: it turns by R exp([w]_x)
+  and moves by R dc.
+  """
+  poses = frame2scene[observations.frame]
+  offset = points[observations.point] - poses[:, :, 3]
+  local = np.einsum('nji,nj->ni', poses[:, :, :3], offset)
+  distance = np.maximum(np.linalg.norm(local, axis=1), 1e-12)
+  unit = local / distance[:, None]
+  along = np.eye(3) - unit[:, :, None] * unit[:, None, :]
+  along /= distance[:, None, None]
+  by_pose = np.concatenate([camera.cross_matrix(unit), -along], axis=2)
+  by_point = np.einsum('nij,nkj->nik', along, poses[:, :, :3])
+  return unit - observations.ray, by_pose, by_point
+
+
 def _reduced_equations(
   solved: Solved,
 ) -> tuple[sparse.csr_array, sparse.csr_array, sparse.csr_array]:
@@ -242,7 +268,7 @@ def _reduced_equations(
     H and C, [6 f, 6 f]; the gradients of points that err independently, [6 f, g].
   """
   observations = solved.observations
-  residual, by_pose, by_point = bundle_adjustment.jacobians(
+  residual, by_pose, by_point = _jacobians(
     solved.frame2scene, solved.points, observations
   )
   frame, num_frames = observations.frame, len(solved.frame2scene)
@@ -322,9 +348,7 @@ def _crossing(
   points = bundle_adjustment.triangulate(
     solved.frame2scene, observations, len(solved.points)
   )
-  residual, _, _ = bundle_adjustment.jacobians(
-    solved.frame2scene, points, observations
-  )
+  residual, _, _ = _jacobians(solved.frame2scene, points, observations)
   size = np.linalg.norm(residual, axis=1)
   noise = observations.noise_rad
   limit = refinement.INLIER_SIGMA * noise
