@@ -8,6 +8,10 @@ writes index.html, a self-contained page, and audit.json:
     verdict      what these figures say, in sentences
     pose         with --truth, by kind of world: errors against truth
     real         without: frames, frame pairs per gap, order along the path
+    calibration  what records say that their poses are off by, one sigma; with
+                 --truth the shares inside the 95 % intervals
+    held_out     the test split against the train split, with the 95 % interval
+                 of the difference, from a bootstrap over scenes
     sample       share of consistent records in a random sample, 95 % interval
     epipolar     Sampson distances of fresh matches between the two pictures
     histograms   overlap, baseline, time between the frames
@@ -33,6 +37,7 @@ from preprocessing import ids
 from preprocessing.auditing import (
   audit_page,
   figures,
+  held_out,
   ledger_summary,
   quality,
   records,
@@ -67,13 +72,18 @@ def main() -> None:
     )
   output = files.claim_output(_OUTPUT.value, TOOL)
   command.say([cores.text()])
-  report, rows = figures.compute(audited, _TRUTH.value, _MAX_MATCHED.value)
+  report, rows, measures = figures.compute(
+    audited, _TRUTH.value, _MAX_MATCHED.value
+  )
   assessments = [
     sample.assess(audited[row['place']])
     for row in sample.draw(rows, _SAMPLE.value, _SEED)
   ]
   report = {
     **report,
+    'held_out': held_out.compare(
+      {**measures, 'consistent_share': sample.measured(assessments)}
+    ),
     'sample': sample.figures(assessments),
     'rejected': ledger_summary.by_reason(audited.ledger),
   }

@@ -36,7 +36,7 @@ from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import command, cores, errors, files
+from odin_jax.shared import command, cores, errors, files, schema
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
 from preprocessing.views import alignment
@@ -205,7 +205,9 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     movers=_MOVERS.value,
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
-  fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+  # With the features: parts of which only some have one do not go together.
+  depends_on = json.dumps([sorted(schema.FEATURES), settings])
+  fingerprint = hashlib.sha256(depends_on.encode()).hexdigest()
   jobs = [
     true_pairs.PairsJob(
       output=output,

@@ -160,6 +160,14 @@ def audit_report(num_videos):
     'histograms': dict.fromkeys(('overlap', 'baseline', 'gap_s'), histogram),
     'consistency': {'max_rotation_deg': 2e-6, 'max_translation': 7e-7},
     'videos': videos,
+    'held_out': {
+      'sampson_px': {
+        'train': {'value': 0.5, 'count': 80, 'scenes': 4},
+        'test': {'value': 0.6, 'count': 20, 'scenes': 4},
+        'difference': 0.1,
+        'interval_95': [-0.2, 0.4],
+      }
+    },
     'sample': {
       **share(30, 0.5),
       'direct': share(30, 0.5),

@@ -42,6 +42,22 @@ QUANTITIES = {
   'direction_deg': Quantity('error of the direction moved, median', '°', 3),
   'scale_error': Quantity('error of the distance moved, median', '%', 2, 100.0),
   'flips': Quantity('pairs that move the wrong way'),
+  'rotation_sigma_deg': Quantity(
+    'rotation error that records state, sigma about an axis, median', '°', 3
+  ),
+  'rotation_sigma_90_deg': Quantity(
+    'the same, 90 % of the pairs below', '°', 3
+  ),
+  'rotation_coverage': _share('rotations inside the stated 95 % interval'),
+  'direction_sigma_deg': Quantity(
+    'error of the direction that records state, sigma along an axis, median',
+    '°',
+    3,
+  ),
+  'direction_sigma_90_deg': Quantity(
+    'the same, 90 % of the pairs below', '°', 3
+  ),
+  'direction_coverage': _share('directions inside the stated 95 % interval'),
   'max_rotation_deg': Quantity(
     'poses that disagree by rotation, at most', '°', 6
   ),

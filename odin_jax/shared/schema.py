@@ -73,6 +73,18 @@ FEATURES: dict[str, Feature] = {
   ),
   'confidence': Feature(kind='float', meaning="0..1, the matcher's own"),
   'hops': Feature(kind='int', meaning='1 = matched directly'),
+  'rotation_error_deg': Feature(
+    kind='float',
+    optional=True,
+    meaning='one sigma of the rotation of target2source about one axis; '
+    '0 = exact, 180 = unknown',
+  ),
+  'direction_error_deg': Feature(
+    kind='float',
+    optional=True,
+    meaning='one sigma of the direction of its translation along one axis '
+    'across it; 0 = exact, 180 = unknown',
+  ),
   'matcher': Feature(
     kind='text', meaning='name of the matcher; procedural: true poses'
   ),
@@ -90,9 +102,15 @@ FEATURES: dict[str, Feature] = {
   ),
 }
 
-_SHARES = frozenset(
-  ['overlap', 'confidence', 'source/unmasked_share', 'target/unmasked_share']
-)
+# The largest value of those that begin at 0.
+_LARGEST = {
+  'overlap': 1,
+  'confidence': 1,
+  'source/unmasked_share': 1,
+  'target/unmasked_share': 1,
+  'rotation_error_deg': 180,
+  'direction_error_deg': 180,
+}
 Record = dict[str, Any]
 
 
@@ -140,9 +158,11 @@ def validate(record: Mapping[str, Any]) -> None:
       raise SchemaError(f'{name}: {problem}')
   if record['split'] not in SPLITS:
     raise SchemaError(f'split: {record["split"]!r} is none of {SPLITS}')
-  for name in _SHARES & record.keys():
-    if not 0.0 <= record[name] <= 1.0:
-      raise SchemaError(f'{name}: {record[name]} is outside 0..1')
+  for name in _LARGEST.keys() & record.keys():
+    if not 0 <= record[name] <= _LARGEST[name]:
+      raise SchemaError(
+        f'{name}: {record[name]} is outside 0..{_LARGEST[name]}'
+      )
   if not 0.0 < record['fov_deg'] < 180.0:
     raise SchemaError(f'fov_deg: {record["fov_deg"]} is outside 0..180')
   if record['hops'] < 1 or record['median_depth'] <= 0:

@@ -6,7 +6,14 @@ from typing import Any, Sequence
 import numpy as np
 
 from odin_jax.shared import page, provenance, quantities
-from preprocessing.auditing import epipolar, figures, quality, sample, verdict
+from preprocessing.auditing import (
+  epipolar,
+  figures,
+  held_out,
+  quality,
+  sample,
+  verdict,
+)
 from preprocessing.writing import jpeg
 
 _TEMPLATE = pathlib.Path(__file__).with_name('audit_page.html')
@@ -49,6 +56,7 @@ def render(
       'verdict': report['verdict'],
       'next': verdict.next_step(report, str(records)),
       'figures': _figures(report),
+      'held_out': _held_out(report['held_out']),
       'videos': _videos(report),
       'report': {
         **report,
@@ -73,7 +81,9 @@ def _figures(report: dict[str, Any]) -> list[list[list[str]]]:
       video['video_id']: {
         key: value
         for key, value in video.items()
-        if key in ('frames', 'median_depth') or key.startswith('kept_share')
+        if key in ('frames', 'median_depth')
+        or key.startswith('kept_share')
+        or '_sigma_' in key
       }
       for video in report['videos'][:_MAX_COLUMNS]
     }
@@ -88,6 +98,29 @@ def _figures(report: dict[str, Any]) -> list[list[list[str]]]:
     {'self-check': report['consistency']},
   ]
   return [quantities.table(table) for table in tables if table]
+
+
+def _held_out(compared: dict[str, Any]) -> list[list[str]]:
+  """Rows of text, one per measure; none where only one split is there."""
+  if not compared:
+    return []
+  head = ['', 'trained', 'held out', 'difference', 'its 95 % interval']
+  rows = [head]
+  for name, row in compared.items():
+    low, high = row['interval_95'] or (None, None)
+    rows.append(
+      [
+        quantities.heading(name),
+        *(
+          f'{quantities.number(name, row[split]["value"])} '
+          f'({row[split]["count"]} in {row[split]["scenes"]} scenes)'
+          for split in (held_out.TRAINED, held_out.HELD_OUT)
+        ),
+        quantities.number(name, row['difference']),
+        f'{quantities.number(name, low)} to {quantities.number(name, high)}',
+      ]
+    )
+  return rows
 
 
 def _videos(report: dict[str, Any]) -> list[list[str]]:

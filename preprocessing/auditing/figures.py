@@ -5,12 +5,18 @@ A frame pair is two panoramas; a record is two views cut from them.
 
 import collections
 import pathlib
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from odin_jax.shared import files, progress
-from preprocessing.auditing import epipolar, quality, records
+from preprocessing.auditing import (
+  calibration,
+  epipolar,
+  held_out,
+  quality,
+  records,
+)
 from preprocessing.writing import jpeg
 
 _KEPT = ('video_id', 'scene_id', 'overlap', 'median_depth', 'hops')
@@ -18,6 +24,21 @@ _UNMASKED_SHARES = ('source/unmasked_share', 'target/unmasked_share')
 _EPIPOLAR_MAX_GAP_S = 2
 _EPIPOLAR_MIN_OVERLAP = 0.5
 _DRAWINGS = 8
+_ERRORS = ('rotation_deg', 'direction_deg')
+
+
+class Judgement(NamedTuple):
+  """What an audit finds of the records.
+
+  Attributes:
+    report: the figures of audit.json.
+    rows: the records without their pictures, with their `place`.
+    measures: values by what is measured, to compare the splits by.
+  """
+
+  report: dict[str, Any]
+  rows: list[dict[str, Any]]
+  measures: dict[str, list[held_out.Measured]]
 
 
 def read_truth(folder: str, video_id: str) -> dict[str, np.ndarray]:
@@ -124,6 +145,7 @@ def pose_figures(errors: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
 def by_kind(
   videos: Sequence[Mapping[str, Any]],
   errors: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+  stated: Mapping[str, Sequence[calibration.Stated]],
   kinds: Mapping[str, str],
 ) -> dict[str, Any]:
   """Pose errors of all videos of a kind, and their worst other figures."""
@@ -133,12 +155,16 @@ def by_kind(
     pose_errors = [
       error for video in of_kind for error in errors[video['video_id']]
     ]
+    pose_stated = [
+      item for video in of_kind for item in stated[video['video_id']]
+    ]
     shares = [video['kept_share_per_gap'] for video in of_kind]
     gaps = sorted({gap for share in shares for gap in share}, key=float)
     depths = [video['median_depth'] for video in of_kind]
     pose[kind] = {
       'videos': len(of_kind),
       **(pose_figures(pose_errors) if pose_errors else {'frame_pairs': 0}),
+      **calibration.figures(pose_stated),
       'max_components': max(video['components'] for video in of_kind),
       'max_poses_per_frame': max(video['poses_per_frame'] for video in of_kind),
       'median_depth': float(np.median([d for d in depths if d] or [0.0])),
@@ -154,10 +180,24 @@ def by_kind(
   return pose
 
 
-def epipolar_figures(
+class FreshMatches(NamedTuple):
+  """Close pairs that were matched afresh.
+
+  Attributes:
+    num_close: records of close frames and much overlap.
+    num_tried: of them, those that were matched.
+    found: those with enough matches, and their median Sampson distance.
+  """
+
+  num_close: int
+  num_tried: int
+  found: list[tuple[Mapping[str, Any], float]]
+
+
+def match_close(
   folder: records.Records, rows: Sequence[Mapping[str, Any]], limit: int
-) -> dict[str, Any]:
-  """Sampson distances of close pairs, in all, per gap and per video."""
+) -> FreshMatches:
+  """Matches at most so many close pairs, spread evenly."""
   close = [
     row
     for row in rows
@@ -165,28 +205,75 @@ def epipolar_figures(
     and row['overlap'] >= _EPIPOLAR_MIN_OVERLAP
   ]
   tried = spread(close, limit)
-  matched = []
+  found = []
   for row in progress.each(tried, 'record', desc='matching'):
     error = epipolar.median_error_px(folder[row['place']])
     if error is not None:
-      matched.append((row, error))
+      found.append((row, error))
+  return FreshMatches(len(close), len(tried), found)
+
+
+def epipolar_figures(matches: FreshMatches) -> dict[str, Any]:
+  """Sampson distances of close pairs, in all, per gap and per video."""
 
   def group(key: Any) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
-    for row, error in matched:
+    for row, error in matches.found:
       groups.setdefault(key(row), []).append(error)
     return {name: float(np.median(groups[name])) for name in sorted(groups)}
 
+  errors = [error for _, error in matches.found]
   return {
-    'close_records': len(close),
-    'tried': len(tried),
-    'matched': len(matched),
-    'sampson_px': (
-      float(np.median([error for _, error in matched])) if matched else None
-    ),
+    'close_records': matches.num_close,
+    'tried': matches.num_tried,
+    'matched': len(errors),
+    'sampson_px': float(np.median(errors)) if errors else None,
     'sampson_px_per_gap': group(lambda row: f'{gap_s(row):g}'),
     'sampson_px_per_video': group(lambda row: row['video_id']),
   }
+
+
+def measures_of(
+  rows: Sequence[Mapping[str, Any]],
+  matches: FreshMatches,
+  truths: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, list[held_out.Measured]]:
+  """What the splits are compared by: fresh matches, and errors of all pairs.
+
+  Args:
+    rows: all records.
+    matches: of some of them.
+    truths: by video; errors are of videos whose truth is known.
+  """
+  measures: dict[str, list[held_out.Measured]] = {
+    'sampson_px': [
+      held_out.Measured(
+        row['place'].split,
+        (row['video_id'], row['scene_id']),
+        gap_s(row),
+        error,
+      )
+      for row, error in matches.found
+    ]
+  }
+  for split, of_split in _by(rows, lambda row: row['place'].split).items():
+    for component in quality.gather_components(of_split):
+      if component.video_id not in truths:
+        continue
+      errors = quality.pose_errors(
+        component,
+        truths[component.video_id],
+        component.frame_pairs | component.long_pairs,
+      )
+      scene = component.video_id, component.scene_id
+      gaps_s = np.round(errors['gap_s'], 1).tolist()
+      for name in _ERRORS:
+        measures.setdefault(name, []).extend(
+          held_out.Measured(split, scene, gap, value)
+          for gap, value in zip(gaps_s, errors[name].tolist())
+          if np.isfinite(value)
+        )
+  return measures
 
 
 def spread(items: Sequence[Any], limit: int) -> list[Any]:
@@ -246,7 +333,7 @@ def scan(
     names = [
       name
       for name in record
-      if name.endswith(('time_s', 'frame2scene', 'unmasked_share'))
+      if name.endswith(('time_s', 'frame2scene', 'unmasked_share', 'error_deg'))
     ]
     row = {name: record[name] for name in (*_KEPT, *names)}
     row['place'] = place
@@ -289,19 +376,19 @@ def draw_pairs(
   return len(chosen)
 
 
-def _by_video(
-  items: Iterable[Any], video_of: Callable[[Any], str]
+def _by(
+  items: Iterable[Any], key: Callable[[Any], str]
 ) -> dict[str, list[Any]]:
   groups = collections.defaultdict(list)
   for item in items:
-    groups[video_of(item)].append(item)
+    groups[key(item)].append(item)
   return groups
 
 
 def compute(
   folder: records.Records, truth_folder: str | None, limit: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """All figures of audit.json, and the records without their pictures.
+) -> Judgement:
+  """All that is found without a sample.
 
   Args:
     folder: the records.
@@ -309,17 +396,25 @@ def compute(
     limit: most records to match afresh.
   """
   rows, consistency = scan(folder)
-  components_of = _by_video(
+  components_of = _by(
     quality.gather_components(rows), lambda component: component.video_id
   )
-  rows_of = _by_video(rows, lambda row: row['video_id'])
-  videos, errors, kinds = [], {}, {}
+  rows_of = _by(rows, lambda row: row['video_id'])
+  truths: dict[str, dict[str, np.ndarray]] = {}
+  videos, errors, stated, kinds = [], {}, {}, {}
   for summary in folder.manifest['videos']:
     name = summary['video_id']
     components = components_of[name]
     video = video_figures(summary, components, rows_of[name])
     if truth_folder:
-      truth = read_truth(truth_folder, name)
+      truths[name] = read_truth(truth_folder, name)
+    stated[name] = [
+      calibration.of_component(component, truths.get(name))
+      for component in components
+    ]
+    video.update(calibration.figures(stated[name]))
+    if truth_folder:
+      truth = truths[name]
       errors[name] = [
         quality.pose_errors(component, truth) for component in components
       ]
@@ -334,16 +429,21 @@ def compute(
       if any(len(error['gap_s']) for error in long):
         video['pose_of_long_pairs'] = pose_figures(long)
     videos.append(video)
+  matches = match_close(folder, rows, limit)
   report: dict[str, Any] = {'records': len(rows)}
   if truth_folder:
-    report['pose'] = by_kind(videos, errors, kinds)
+    report['pose'] = by_kind(videos, errors, stated, kinds)
   else:
     report['real'] = videos[0] if len(videos) == 1 else videos
-  return {
+  report = {
     **report,
-    'epipolar': epipolar_figures(folder, rows, limit),
+    'calibration': calibration.figures(
+      [item for of_video in stated.values() for item in of_video]
+    ),
+    'epipolar': epipolar_figures(matches),
     'histograms': histograms(rows),
     **unmasked_shares(rows),
     'consistency': consistency,
     'videos': videos,
-  }, rows
+  }
+  return Judgement(report, rows, measures_of(rows, matches, truths))

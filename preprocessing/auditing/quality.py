@@ -17,6 +17,8 @@ _MIN_BASELINE_M = 0.01
 # Records hold times as float32; a frame of a 30 fps video lasts seven times
 # this.
 _TIME_TOLERANCE_S = 0.005
+# What records say of their own poses.
+_STATED = ('rotation_error_deg', 'direction_error_deg')
 
 
 @dataclasses.dataclass
@@ -31,6 +33,8 @@ class Component:
       that were matched directly.
     long_pairs: the same of records whose pose is composed of several.
     poses_per_frame: largest number of different poses of one frame.
+    stated_deg: by pair of times, source first, one sigma of rotation and
+      direction of target2source; empty where records do not say.
   """
 
   video_id: str
@@ -41,6 +45,9 @@ class Component:
   frame_pairs: set[tuple[float, float]] = dataclasses.field(default_factory=set)
   long_pairs: set[tuple[float, float]] = dataclasses.field(default_factory=set)
   poses_per_frame: int = 1
+  stated_deg: dict[tuple[float, float], tuple[float, float]] = (
+    dataclasses.field(default_factory=dict)
+  )
 
 
 def gather_components(
@@ -60,6 +67,11 @@ def gather_components(
       distinct = poses_of.setdefault((*key, time_s), set())
       distinct.add(np.asarray(pose, np.float32).tobytes())
       component.poses_per_frame = max(component.poses_per_frame, len(distinct))
+    if _STATED[0] in row:
+      component.stated_deg[times[0], times[1]] = (
+        row[_STATED[0]],
+        row[_STATED[1]],
+      )
     pair = min(times), max(times)
     if row['hops'] == 1:
       component.frame_pairs.add(pair)

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from odin_jax.shared import schema
-from preprocessing.auditing import epipolar
+from preprocessing.auditing import epipolar, held_out
 from preprocessing.writing import jpeg
 
 # 1 px at 256 px.
@@ -103,6 +103,21 @@ def figures(sample: Sequence[Assessment]) -> dict[str, Any]:
     'chance_share': _with_other_poses(_decided(sample)),
     'max_error_px_at_256': MAX_ERROR_SHARE * 256,
   }
+
+
+def measured(sample: Sequence[Assessment]) -> list[held_out.Measured]:
+  """Whether the records that could be judged are consistent, 1 or 0."""
+  return [
+    held_out.Measured(
+      item.record['split'],
+      (item.record['video_id'], item.record['scene_id']),
+      round(
+        abs(item.record['source/time_s'] - item.record['target/time_s']), 1
+      ),
+      float(bool(item.consistent)),
+    )
+    for item in _decided(sample)
+  ]
 
 
 def _decided(sample: Sequence[Assessment]) -> list[Assessment]:

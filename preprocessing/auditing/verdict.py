@@ -10,6 +10,9 @@ _GOOD_DIRECTION_DEG = 2.0
 # Fresh matches between things that look alike lower the share of sound
 # records, too, so less than all is no bad news.
 _GOOD_SHARE, _BAD_SHARE = 0.8, 0.5
+# Of 95 % intervals; pairs of a video err together, so a few videos scatter.
+_GOOD_COVERAGE, _BAD_COVERAGE = (0.9, 0.98), 0.8
+_STATED = {'rotation': 'rotation', 'direction': 'the direction moved'}
 
 
 def _on_pairs(videos: list[Mapping[str, Any]], records: int) -> page.Finding:
@@ -77,6 +80,74 @@ def _on_sample(sample: Mapping[str, Any]) -> page.Finding:
   )
 
 
+def on_stated(calibration: Mapping[str, float]) -> page.Finding | None:
+  """What records say that their poses are off by, and whether it is true."""
+  if not any(calibration.get(f'{name}_sigma_deg') for name in _STATED):
+    return None
+
+  def both(key: str) -> str:
+    return ' and '.join(
+      f'{quantities.text(f"{name}_{key}", calibration.get(f"{name}_{key}"))} in '
+      f'{words}'
+      for name, words in _STATED.items()
+    )
+
+  coverages = [
+    calibration[f'{name}_coverage']
+    for name in _STATED
+    if f'{name}_coverage' in calibration
+  ]
+  if not coverages:
+    return page.Finding(
+      f'Records state that poses are off by {both("sigma_deg")} (one sigma per '
+      'axis, medians).'
+    )
+  low, high = _GOOD_COVERAGE
+  return page.Finding(
+    'Of the 95 % intervals that records state, so many hold the truth: '
+    f'{both("coverage")}.',
+    False
+    if min(coverages) < _BAD_COVERAGE
+    else True
+    if low <= min(coverages) and max(coverages) <= high
+    else None,
+  )
+
+
+def on_held_out(
+  held_out: Mapping[str, Mapping[str, Any]],
+) -> page.Finding | None:
+  """Whether the pairs that scores are from are as true as the trained ones."""
+  judged = {
+    name: row
+    for name, row in held_out.items()
+    if row['interval_95'] is not None
+  }
+  if not judged:
+    return None
+  differ = {
+    name: row
+    for name, row in judged.items()
+    if not row['interval_95'][0] <= 0 <= row['interval_95'][1]
+  }
+  if not differ:
+    measures = ', '.join(quantities.QUANTITIES[name].words for name in judged)
+    return page.Finding(
+      'Held-out pairs are as true as the trained ones: no measure differs by '
+      f'more than chance ({measures}).',
+      True,
+    )
+  told = '; '.join(
+    f'{quantities.QUANTITIES[name].words}: '
+    f'{quantities.text(name, row["test"]["value"])} held out, '
+    f'{quantities.text(name, row["train"]["value"])} trained'
+    for name, row in differ.items()
+  )
+  return page.Finding(
+    f'Held-out pairs differ from the trained ones by more than chance: {told}.'
+  )
+
+
 def _on_pieces(videos: list[Mapping[str, Any]]) -> page.Finding | None:
   broken = [video for video in videos if video['components'] > 1]
   if not broken:
@@ -108,6 +179,8 @@ def findings(report: Mapping[str, Any]) -> list[page.Finding]:
     _on_truth(report.get('pose', {})),
     _on_sample(report['sample']),
     _on_pairs(report['videos'], report['records']),
+    on_stated(report.get('calibration', {})),
+    on_held_out(report.get('held_out', {})),
     _on_pieces(report['videos']),
     _on_rejections(report['rejected']),
   ]

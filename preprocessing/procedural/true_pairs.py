@@ -315,6 +315,8 @@ def _record(
     'overlap': view_pair.overlap,
     'confidence': 1.0,
     'hops': 1,
+    'rotation_error_deg': 0.0,
+    'direction_error_deg': 0.0,
     'matcher': 'procedural',
   }
   sides = zip(('source', 'target'), ends, (view_pair.source, view_pair.target))

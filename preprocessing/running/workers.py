@@ -48,8 +48,10 @@ class Job:
 
   def fingerprint(self) -> str:
     """Digest of all that the part depends on: schema, config and file."""
+    # With the features: parts of which only some have one do not go together.
+    schema_of_part = [schema.SCHEMA_VERSION, sorted(schema.FEATURES)]
     values = self.settings.part_values()
-    text = json.dumps([schema.SCHEMA_VERSION, values], sort_keys=True)
+    text = json.dumps([schema_of_part, values], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     with open(self.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())

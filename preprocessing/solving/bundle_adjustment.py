@@ -23,6 +23,8 @@ from scipy.spatial.transform import Rotation
 from odin_jax.shared import camera
 from preprocessing.solving import levenberg_marquardt
 
+# Of the Cauchy loss, in standard errors.
+LOSS_SCALE = 2.0
 _START_DAMPING = 1e-4
 _MIN_DAMPING = 1e-9
 
@@ -66,8 +68,8 @@ def triangulate(
   poses = frame2scene[observations.frame]
   direction = np.einsum('nij,nj->ni', poses[:, :, :3], observations.ray)
   across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
-  normal = _sum_by(observations.point, across, num_points)
-  right = _sum_by(
+  normal = sum_by(observations.point, across, num_points)
+  right = sum_by(
     observations.point,
     np.einsum('nij,nj->ni', across, poses[:, :, 3]),
     num_points,
@@ -102,7 +104,7 @@ def parallax_rad(
   """
   away = points[observations.point] - frame2scene[observations.frame, :, 3]
   away = away / np.linalg.norm(away, axis=1, keepdims=True)
-  mean = _sum_by(observations.point, np.nan_to_num(away), len(points))
+  mean = sum_by(observations.point, np.nan_to_num(away), len(points))
   mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
   chord = np.linalg.norm(away - mean[observations.point], axis=1)
   widest = np.zeros(len(points))
@@ -116,7 +118,7 @@ def adjust(
   observations: Observations,
   *,
   max_iterations: int,
-  loss_scale: float = 2.0,
+  loss_scale: float = LOSS_SCALE,
   tolerance: float = 1e-5,
 ) -> tuple[Float[np.ndarray, 'f 3 4'], Float[np.ndarray, 'p 3']]:
   """Refines all poses but the first, and all points.
@@ -150,7 +152,7 @@ class _System:
   point_gradient: Float[np.ndarray, 'p 3']
 
 
-def _sum_by(
+def sum_by(
   index: Int[np.ndarray, 'n'], values: np.ndarray, count: int
 ) -> np.ndarray:
   """Sums of rows with the same index."""
@@ -216,14 +218,14 @@ def _linearise(
   columns = 3 * point[:, None, None] + np.arange(3)
   rows, columns = np.broadcast_arrays(rows, columns)
   return _System(
-    _sum_by(frame, product(weighted_pose, by_pose), num_frames),
-    _sum_by(point, product(weighted_point, by_point), num_points),
+    sum_by(frame, product(weighted_pose, by_pose), num_frames),
+    sum_by(point, product(weighted_point, by_point), num_points),
     sparse.csr_array(
       (blocks.ravel(), (rows.ravel(), columns.ravel())),
       shape=(6 * num_frames, 3 * num_points),
     ),
-    _sum_by(frame, product(weighted_pose, column)[..., 0], num_frames),
-    _sum_by(point, product(weighted_point, column)[..., 0], num_points),
+    sum_by(frame, product(weighted_pose, column)[..., 0], num_frames),
+    sum_by(point, product(weighted_point, column)[..., 0], num_points),
   )
 
 

@@ -11,7 +11,7 @@ from preprocessing.solving import bundle_adjustment, reconstruction, tracks
 
 # An observation is kept within so many standard errors; before the first
 # refinement within more.
-_INLIER_SIGMA = 4.0
+INLIER_SIGMA = 4.0
 _START_SIGMA = 10.0
 # Points seen under less parallax have no useful depth.
 _MIN_PARALLAX_DEG = 0.3
@@ -36,7 +36,7 @@ def refine(
   """
   frame2scene = frame2scene.copy()
   observations = _observations(features, point_tracks)
-  for sigma in (_START_SIGMA, _INLIER_SIGMA):
+  for sigma in (_START_SIGMA, INLIER_SIGMA):
     points = np.full((point_tracks.num_points, 3), np.nan)
     used = []
     for index in range(component.max(initial=-1) + 1):

@@ -12,7 +12,7 @@ import numpy as np
 from odin_jax.shared import camera, schema
 from preprocessing import panorama
 from preprocessing.keyframes import keyframes, static_weights
-from preprocessing.solving import scene_scale, solver, tracks
+from preprocessing.solving import covariance, scene_scale, solver, tracks
 from preprocessing.views import alignment, frame_pairs, visibility
 from preprocessing.writing import jpeg, rejections
 
@@ -189,6 +189,10 @@ class Cutter:
       progress: told of the share that is done.
     """
     units = self.units(chosen)
+    # A view is turned exactly, so its pose is as good as its panorama's.
+    pose_errors = covariance.pose_errors(
+      self._solution, ((item.source, item.target) for item in chosen)
+    )
     panorama_of = functools.lru_cache(_OPEN_PANORAMAS)(
       lambda frame: panorama.Views(self._keyframes.pictures[frame])
     )
@@ -196,6 +200,7 @@ class Cutter:
       progress('records', (index + 1) / len(chosen))
       scene_id = int(self._solution.component[item.source])
       unit = units[scene_id]
+      error = pose_errors[item.source, item.target]
       yield {
         **self._side('source', item.source, item.views.source, panorama_of),
         **self._side('target', item.target, item.views.target, panorama_of),
@@ -211,6 +216,8 @@ class Cutter:
         'overlap': item.views.overlap,
         'confidence': item.confidence,
         'hops': item.hops,
+        'rotation_error_deg': error.rotation_deg,
+        'direction_error_deg': error.direction_deg,
         'matcher': matcher,
       }
 

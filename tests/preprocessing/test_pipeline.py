@@ -315,6 +315,9 @@ def test_records_are_consistent(finished):
   for record in read_records(finished):
     schema.validate(record)
     assert record['matcher'] == 'sphere'
+    # Poses from pictures are never exact, and of these never unknown.
+    for name in ('rotation_error_deg', 'direction_error_deg'):
+      assert 0 < record[name] < 2
     gap_s = abs(record['source/time_s'] - record['target/time_s'])
     assert (record['hops'] > 1) == (gap_s > 5.5)
     target2source = camera.relative_view_pose(

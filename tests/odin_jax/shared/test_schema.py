@@ -66,6 +66,18 @@ def test_shares_of_the_scene_are_read_and_old_records_need_none():
     assert described[side]['unmasked_share'].np_dtype == np.float32
 
 
+def test_errors_of_poses_are_read_and_old_records_need_none():
+  errors = {'rotation_error_deg': 0.0, 'direction_error_deg': 180.0}
+  back = schema.decode(schema.encode(example_record(**errors)))
+  assert {name: back[name] for name in errors} == errors
+  assert (
+    not errors.keys() & schema.decode(schema.encode(example_record())).keys()
+  )
+  described = tfds_metadata.features(errors)
+  assert all(described[name].np_dtype == np.float32 for name in errors)
+  assert not errors.keys() & set(tfds_metadata.features())
+
+
 def test_the_same_record_gives_the_same_bytes_in_any_order():
   record = example_record()
   turned = dict(reversed(record.items()))
@@ -88,6 +100,12 @@ def test_the_same_record_gives_the_same_bytes_in_any_order():
     ({'target/static_weight': b''}, 'static_weight'),
     ({'source/unmasked_share': 1.5}, 'unmasked_share: 1.5 is outside 0..1'),
     ({'target/unmasked_share': -0.1}, 'unmasked_share: -0.1 is outside 0..1'),
+    (
+      {'rotation_error_deg': -0.1},
+      'rotation_error_deg: -0.1 is outside 0..180',
+    ),
+    ({'direction_error_deg': 181.0}, 'direction_error_deg: 181.0 is outside'),
+    ({'direction_error_deg': float('inf')}, 'direction_error_deg: not finite'),
     ({'extra': 1}, 'extra'),
   ],
 )

@@ -14,8 +14,10 @@ import pytest
 from odin_jax.reporting import contents
 from odin_jax.shared import camera, files
 from preprocessing.auditing import (
+  calibration,
   epipolar,
   figures,
+  held_out,
   ledger_summary,
   quality,
   records,
@@ -146,6 +148,134 @@ def test_long_pairs_are_kept_apart():
   assert component.long_pairs == {(0.0, 9.0)}
 
 
+def test_what_records_state_is_kept_for_each_direction_of_a_pair():
+  there = {'rotation_error_deg': 0.1, 'direction_error_deg': 0.2}
+  back = {'rotation_error_deg': 0.1, 'direction_error_deg': 0.3}
+  rows = [{**row(0.0, 1.0), **there}, {**row(1.0, 0.0), **back}, row(1.0, 2.0)]
+  (component,) = quality.gather_components(rows)
+  assert component.stated_deg == {
+    (0.0, 1.0): (0.1, 0.2),
+    (1.0, 0.0): (0.1, 0.3),
+  }
+
+
+def calibrated(sigma_deg, noise_deg=0.3, count=500):
+  """Figures of a walk whose frames are turned by noise about every axis."""
+  rng = np.random.default_rng(6)
+  truth = make_truth(count)
+
+  def change(_, pose):
+    axis = rng.normal(size=3) * np.deg2rad(noise_deg)
+    return camera.make_pose(pose[:, :3] @ cv2.Rodrigues(axis)[0], pose[:, 3])
+
+  component = make_component(truth, count, change=change)
+  # Two frames turn relative to each other; only the source turns a direction.
+  component.stated_deg = {
+    (float(i), float(i + 1)): (np.sqrt(2) * sigma_deg, sigma_deg)
+    for i in range(0, count - 1, 2)
+  }
+  return calibration.figures([calibration.of_component(component, truth)])
+
+
+def test_coverage_is_95_percent_where_the_stated_error_is_the_true_one():
+  found = calibrated(0.3)
+  assert found['rotation_sigma_deg'] == pytest.approx(0.3 * np.sqrt(2))
+  assert found['direction_sigma_90_deg'] == pytest.approx(0.3)
+  small, large = calibrated(0.15), calibrated(0.9)
+  for name in ('rotation_coverage', 'direction_coverage'):
+    assert 0.91 < found[name] < 0.99
+    assert small[name] < 0.75
+    assert large[name] == 1.0
+
+
+def test_exact_records_are_covered_and_old_ones_state_nothing():
+  truth = make_truth()
+  component = make_component(truth)
+  assert not calibration.figures([calibration.of_component(component, truth)])
+  component.stated_deg = {(0.0, 1.0): (0.0, 0.0), (1.0, 0.0): (0.0, 0.0)}
+  unknown = calibration.figures([calibration.of_component(component, None)])
+  assert (
+    unknown['rotation_sigma_deg'] == 0 and 'rotation_coverage' not in unknown
+  )
+  exact = calibration.figures([calibration.of_component(component, truth)])
+  assert exact['rotation_coverage'] == exact['direction_coverage'] == 1.0
+
+
+def measured(rng, worse, scenes=12):
+  """Errors in train and test of scenes that are unlike each other."""
+  return [
+    held_out.Measured(
+      split, ('walk', scene), 1.0, rng.normal(scene + shift, 0.1)
+    )
+    for scene in range(scenes)
+    for split, shift in (('train', 0.0), ('test', worse))
+    for _ in range(20)
+  ]
+
+
+def test_splits_are_compared_within_scenes_and_the_interval_is_over_scenes():
+  rng = np.random.default_rng(0)
+  compared = held_out.compare(
+    {'rotation_deg': measured(rng, 0.0), 'direction_deg': measured(rng, 3.0)}
+  )
+  same, worse = compared['rotation_deg'], compared['direction_deg']
+  assert same['train']['count'] == 240 and same['test']['scenes'] == 12
+  assert same['interval_95'][0] <= 0 <= same['interval_95'][1]
+  assert worse['difference'] == pytest.approx(3.0, abs=0.5)
+  assert worse['interval_95'][0] > 1.0
+  # Twice the values of a scene tell no more: the interval stays.
+  twice = held_out.compare({'rotation_deg': 2 * measured(rng, 0.0)})
+  width, double = (
+    np.diff(found['interval_95'])[0] for found in (same, twice['rotation_deg'])
+  )
+  assert double > 0.6 * width
+
+
+def test_only_pairs_as_far_apart_are_compared():
+  rng = np.random.default_rng(0)
+
+  def at(split, gap_s, count, value):
+    return [
+      held_out.Measured(
+        split, ('walk', scene), gap_s, value + rng.normal() / 99
+      )
+      for scene in range(6)
+      for _ in range(count)
+    ]
+
+  # Errors depend on the gap alone, and a held-out block has no wide one.
+  compared = held_out.compare(
+    {
+      'direction_deg': [
+        *at('train', 1.0, 5, 9.0),
+        *at('train', 2.0, 20, 3.0),
+        *at('train', 5.0, 20, 1.0),
+        *at('test', 1.0, 8, 9.0),
+        *at('test', 2.0, 4, 3.0),
+      ]
+    }
+  )['direction_deg']
+  assert compared['difference'] == pytest.approx(0.0, abs=0.02)
+  assert compared['train']['value'] == pytest.approx(7.0, abs=0.02)
+  assert compared['train']['count'] == 150
+  low, high = compared['interval_95']
+  assert -0.05 < low <= 0 <= high < 0.05
+
+
+def test_a_split_alone_is_compared_with_nothing():
+  rng = np.random.default_rng(0)
+  trained = [item for item in measured(rng, 0.0) if item.split == 'train']
+  assert held_out.compare({'rotation_deg': trained, 'sampson_px': []}) == {}
+  alone = held_out.compare({'rotation_deg': measured(rng, 0.0, scenes=1)})
+  assert alone['rotation_deg']['interval_95'] is None
+  assert alone['rotation_deg']['test']['scenes'] == 1
+  # Five values that happen to be alike are no proof.
+  few = [*trained, *(trained[0]._replace(split='test') for _ in range(5))]
+  assert (
+    held_out.compare({'sampson_px': few})['sampson_px']['interval_95'] is None
+  )
+
+
 def test_sampson_distance_is_zero_on_the_line_and_half_the_way_off_it():
   rng = np.random.default_rng(0)
   matrix = camera.intrinsics(90.0, 256)
@@ -214,7 +344,7 @@ def run(tmp_path_factory):
 
 
 def test_true_records_pass_the_audit(run):
-  report, rows = figures.compute(
+  report, rows, measures = figures.compute(
     records.Records(run / 'records'), str(run / 'truth'), 100
   )
   assert report['records'] == len(rows) == 20
@@ -224,6 +354,9 @@ def test_true_records_pass_the_audit(run):
     assert pose['direction_deg'] < 1e-3
     assert pose['scale_error'] < 1e-5
     assert pose['flips'] == 0
+    # True poses are said to be exact, and are.
+    assert pose['rotation_sigma_deg'] == pose['direction_sigma_90_deg'] == 0
+    assert pose['rotation_coverage'] == pose['direction_coverage'] == 1
     assert pose['max_poses_per_frame'] == pose['max_components'] == 1
     assert 0 < pose['kept_share'] <= 1
     assert pose['kept_share_per_gap'].keys() == {'1', '2'}
@@ -234,6 +367,9 @@ def test_true_records_pass_the_audit(run):
   assert report['consistency']['max_rotation_deg'] < 1e-4
   assert report['consistency']['max_translation'] < 1e-5
   json.dumps(report, allow_nan=False)
+  assert measures.keys() == {'sampson_px', 'rotation_deg', 'direction_deg'}
+  for measured in measures.values():
+    assert {item.split for item in measured} == {'train', 'test'}
   # Every figure has its words on the page of a run.
   by_kind, fresh = contents.pose_tables(report)
   assert by_kind[0] == ['', 'repeated texture', 'unique texture']
@@ -366,6 +502,8 @@ def test_the_command_writes_figures_and_drawings(run, repository, tmp_path):
   assert len(drawings) == report['drawings'] > 4
   assert cv2.imread(str(drawings[0])).shape == (192, 384, 3)
   assert report['sample']['size'] == 20
+  assert report['calibration']['direction_sigma_deg'] == 0
+  assert report['held_out'].keys() <= {'sampson_px', 'consistent_share'}
   assert report['rejected'][0]['count'] > 0
   page = (tmp_path / 'a' / 'index.html').read_text()
   assert page.count('data:image/jpeg;base64,') == 20
@@ -456,3 +594,49 @@ def test_the_verdict_follows_the_figures(
   assert ('--drop_ids' in next_step) == (False in good)
   # As it can be typed.
   assert "'--records=my records'" in next_step
+
+
+def stated(rotation, direction):
+  return {
+    'rotation_sigma_deg': 0.01,
+    'direction_sigma_deg': 0.02,
+    'rotation_coverage': rotation,
+    'direction_coverage': direction,
+  }
+
+
+@pytest.mark.parametrize(
+  'coverages, good',
+  [
+    ((0.94, 0.97), True),
+    ((0.88, 0.95), None),
+    # Errors that are stated too large.
+    ((0.95, 1.0), None),
+    ((0.6, 0.95), False),
+  ],
+)
+def test_the_verdict_tells_whether_stated_errors_hold(coverages, good):
+  found = verdict.on_stated(stated(*coverages))
+  assert found.good is good
+  assert f'{100 * coverages[0]:.1f} % in rotation' in found.text
+  known = {key: value for key, value in stated(0, 0).items() if 'sigma' in key}
+  assert '0.010° in rotation and 0.020°' in verdict.on_stated(known).text
+  assert verdict.on_stated({}) is None
+
+
+def test_the_verdict_tells_whether_held_out_pairs_are_as_true():
+  row = {
+    'train': {'value': 0.01},
+    'test': {'value': 0.05},
+    'difference': 0.04,
+    'interval_95': [-0.01, 0.09],
+  }
+  same = verdict.on_held_out({'rotation_deg': row})
+  assert same.good and 'as true as the trained ones' in same.text
+  apart = verdict.on_held_out(
+    {'rotation_deg': {**row, 'interval_95': [0.01, 0.09]}}
+  )
+  assert not apart.good and '0.050° held out, 0.010° trained' in apart.text
+  assert (
+    verdict.on_held_out({'rotation_deg': {**row, 'interval_95': None}}) is None
+  )
