@@ -1,9 +1,9 @@
 """How close a predicted image is to the truth: PSNR, SSIM, LPIPS, per image.
 
 Images are floats in [0, 1], batch first; every function gives one value per
-image and the caller takes the mean. PSNR also of kinds of pixels. numpy in float64: SSIM subtracts nearly
-equal numbers, and float32 would lose the flat regions. LPIPS is a network, in
-JAX.
+image and the caller takes the mean. PSNR is also measured of kinds of pixels.
+numpy in float64: SSIM subtracts nearly equal numbers, and float32 would lose the
+flat regions. LPIPS is a network, in JAX.
 """
 
 import collections

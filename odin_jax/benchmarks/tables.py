@@ -3,8 +3,17 @@
 import re
 from typing import Any, Iterator, Mapping, NamedTuple
 
-_DIGITS = {'psnr': 2, 'ssim': 3, 'lpips': 3}
-_HEADINGS = ('PSNR dB', 'SSIM', 'LPIPS')
+_DIGITS = {'psnr': 2, 'ssim': 3, 'lpips': 3, 'psnr_seen': 2, 'psnr_unseen': 2}
+_HEADINGS = {
+  'psnr': 'PSNR dB',
+  'ssim': 'SSIM',
+  'lpips': 'LPIPS',
+  # Where the true depth of the pairs is known.
+  'psnr_seen': 'PSNR dB, seen',
+  'psnr_unseen': 'PSNR dB, unseen',
+}
+# Those that have a column though nothing has them.
+_ALWAYS = ('psnr', 'ssim', 'lpips')
 
 
 class Row(NamedTuple):
@@ -77,9 +86,14 @@ def _cell(row: Row, score: str) -> str:
 
 def text_rows(content: Mapping[str, Any]) -> list[list[str]]:
   """The lines of the table as text, its head first."""
-  return [['', *_HEADINGS]] + [
-    [row.name, *(_cell(row, score) for score in _DIGITS)]
-    for row in rows(content)
+  lines = list(rows(content))
+  scores = [
+    score
+    for score in _HEADINGS
+    if score in _ALWAYS or any(row.mean.get(score) is not None for row in lines)
+  ]
+  return [['', *(_HEADINGS[score] for score in scores)]] + [
+    [row.name, *(_cell(row, score) for score in scores)] for row in lines
   ]
 
 
@@ -116,19 +130,18 @@ def departing_lines(content: Mapping[str, Any]) -> list[str]:
 
 def markdown(content: Mapping[str, Any]) -> str:
   """The table for a README."""
-  head, *body = (
-    f'| {" | ".join(cells).lstrip()} |' for cells in text_rows(content)
-  )
-  lines = [head, '|---|---|---|---|', *body]
+  cells = text_rows(content)
+  head, *body = (f'| {" | ".join(row).lstrip()} |' for row in cells)
+  lines = [head, '|' + '---|' * len(cells[0]), *body]
   return '\n'.join([*lines, '', _caption(content), ''])
 
 
 def latex(content: Mapping[str, Any]) -> str:
   """The table for a paper."""
-  head, *body = (
-    _escaped(' & '.join(cells)) + r' \\' for cells in text_rows(content)
-  )
-  lines = [r'\begin{tabular}{lrrr}', head + r' \hline', *body]
+  cells = text_rows(content)
+  head, *body = (_escaped(' & '.join(row)) + r' \\' for row in cells)
+  columns = 'l' + 'r' * (len(cells[0]) - 1)
+  lines = [rf'\begin{{tabular}}{{{columns}}}', head + r' \hline', *body]
   return '\n'.join([*lines, r'\end{tabular}', '% ' + _caption(content), ''])
 
 

@@ -4,11 +4,11 @@ A pixel of the target whose surface lies at depth z shows the point z ray, in
 the source's axes R z ray + t. The source shows that point where it lies in
 front of the camera, inside the picture, and at the depth that the source has
 there: between the nearest and the farthest of the four pixel centres around it,
-give or take `DEPTH_TOLERANCE`. Of a plane, however it is inclined, that holds
-exactly; an edge is decided to within a pixel.
+give or take `DEPTH_TOLERANCE`. On a plane, however it is inclined, that is
+exact; an edge is decided to within a pixel.
 
-The nearest pixel in place of four would call the half of a floor unseen, on
-which depth changes by 10 % from pixel to pixel.
+The nearest pixel alone would call much of a floor unseen, on which depth
+changes by 10 % from pixel to pixel.
 """
 
 from typing import NamedTuple, Sequence
@@ -20,7 +20,7 @@ from odin_jax.shared import camera
 
 # Depths are rounded and poses estimated.
 DEPTH_TOLERANCE = 0.02
-# A pixel centre itself has no others around it.
+# Bilinear weight from which a pixel counts: at its centre, no other one does.
 _LEAST_WEIGHT = 1e-6
 
 Depth = Float[np.ndarray, 's s']
@@ -66,7 +66,7 @@ def project(
   in_picture = np.all((pixels >= 0) & (pixels <= size), axis=-1)
   seen = has_surface & (z > 0) & in_picture
   u, v = np.moveaxis(np.where(seen[..., None], pixels, 0.5), -1, 0)
-  # Between none lies what is between pixels without a surface.
+  # Where none of the four has a surface, the source shows none.
   nearest, farthest = np.full_like(u, np.inf), np.full_like(u, -np.inf)
   for place, weight in _corners(u, v, size):
     there = source_depth[place]

@@ -16,7 +16,7 @@ from preprocessing.procedural import footage, raycaster, scenes, true_pairs
 from preprocessing.views import alignment
 
 SIDES = ('source', 'target')
-# Of half of the pairs of frames distance and turn are this near to the truth, or
+# Half of the pairs of frames have their true distance and turn up to this, or
 # poses and walk have nothing to do with each other.
 _MAX_DEVIATION = 0.1
 _MAX_TURN_DEG = 5.0

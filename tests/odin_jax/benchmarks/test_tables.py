@@ -49,3 +49,18 @@ def test_latex_has_the_same_rows():
   assert lines[5] == r'Zero\_NVS (published) & 13.55 & 0.469 & - \\'
   assert lines[6] == r'\end{tabular}' and lines[7].startswith('% 7 pairs')
   assert len(lines) == 8
+
+
+def test_what_the_source_sees_has_columns_where_it_is_known():
+  content = {
+    **CONTENT,
+    'mean': {**CONTENT['mean'], 'psnr_seen': 27.034, 'psnr_unseen': 15.4},
+    'interval_95': {**CONTENT['interval_95'], 'psnr_seen': [25.0, 28.5]},
+  }
+  head, line, row, *_ = tables.markdown(content).splitlines()
+  assert head == (
+    '| | PSNR dB | SSIM | LPIPS | PSNR dB, seen | PSNR dB, unseen |'
+  )
+  assert line == '|---|---|---|---|---|---|'
+  assert row.endswith('| - | 27.03 (25.00 to 28.50) | 15.40 |')
+  assert tables.latex(content).startswith(r'\begin{tabular}{lrrrrr}')

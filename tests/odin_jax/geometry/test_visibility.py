@@ -23,10 +23,9 @@ def plane_depth(normal, offset, camera2plane):
 def test_what_a_panel_hides_from_the_source_is_not_seen():
   """A wall 4 away, before it a panel 2 away; the target stands 1 to the right.
 
-  The wall moves by 2 pixels between the views, the panel by 4. Columns of the
-  source: the panel from 8 up to 12. So of the target from 4 up to 8, where the
-  source's columns 10 and 11 show its right half; the wall behind it ends at
-  the source's column 12, the target's 10.
+  Between the views the wall moves by 2 pixels and the panel by 4: it stands
+  before columns 8 to 11 of the source and 4 to 7 of the target. So the source
+  shows the wall from its column 12 on, which is column 10 of the target.
   """
   pose = camera.make_pose(np.eye(3), np.array([1.0, 0, 0]))
   source, target = np.full((2, SIZE, SIZE), 4.0)
