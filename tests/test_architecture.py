@@ -123,6 +123,7 @@ WINGS = {
     'odin_jax.porting',
   ],
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
+  'odin_jax.experimenting': ['odin_jax.shared'],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }
@@ -140,6 +141,7 @@ ENTRY_POINTS = [
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',
+  'odin_jax.experiments',
   'odin_jax.port_weights',
 ]
 TORCH_FILES = 'odin_jax.porting.torch_files'
