@@ -43,7 +43,7 @@ _VALUES = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds of training, each a cell.')
 _STEPS = flags.DEFINE_integer('steps', 300, 'Of training, for every cell.', 1)
-_IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', 32, 'Of views.', 16)
+_IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', 32, 'Of views.', 32)
 _NUM_WORLDS = flags.DEFINE_integer(
   'num_worlds', 4, 'Worlds to train on, but for data_scale.', 1
 )
