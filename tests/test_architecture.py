@@ -141,6 +141,7 @@ WINGS = {
     'odin_jax.scoring',
     'odin_jax.reporting',
   ],
+  'odin_jax.experimenting': ['odin_jax.shared'],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }
@@ -160,6 +161,7 @@ ENTRY_POINTS = [
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',
+  'odin_jax.experiments',
   'odin_jax.port_weights',
 ]
 TORCH_FILES = 'odin_jax.porting.torch_files'

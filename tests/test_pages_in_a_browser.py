@@ -7,6 +7,8 @@ parts that are missing.
 import numpy as np
 import pytest
 
+from odin_jax.experimenting import comparison, experiment_page
+from odin_jax.experimenting import tables as experiment_tables
 from odin_jax.reporting import (
   contents,
   evaluation_page,
@@ -241,6 +243,37 @@ def rates_page_of(folder):
   return path
 
 
+def experiment_page_of(folder):
+  folder.mkdir()
+  cells = []
+  for width in (48, 96):
+    for index, value in enumerate(('se3', 'se3+plucker', LONG_NAME)):
+      scores = {
+        'psnr': [15.0 + index, 17.0, 16.0 + width / 96],
+        'ssim': [0.5] * 3,
+        'lpips': [None] * 3,
+      }
+      evaluation = {'data_sha256': '', 'scenes': ['a', 'b', 'c'], **scores}
+      cells.append(
+        {
+          'value': value,
+          'width': width,
+          'seed': 0,
+          'parameters': 1,
+          'code_commit': '',
+          'evaluations': {
+            'held_out/sample': evaluation,
+            'unseen/one_step': evaluation,
+          },
+        }
+      )
+  experiment = experiment_tables.EXPERIMENTS['conditioning']
+  found = comparison.findings(experiment.axis, cells, len(cells))
+  path = folder / 'index.html'
+  path.write_text(experiment_page.render(experiment, cells, found))
+  return path
+
+
 def evaluation_page_of(folder, **options):
   folder.mkdir()
   content = evaluations.write(folder, **options)
@@ -269,6 +302,7 @@ def pages(tmp_path_factory):
     'audit': audit_page_of(folder / 'audit', 30),
     'audit of nothing': audit_page_of(folder / 'nothing', 0),
     'rates': rates_page_of(folder / 'rates'),
+    'experiment': experiment_page_of(folder / 'experiment'),
     'evaluation': evaluation_page_of(
       folder / 'evaluation', pairs=120, scenes=['a', LONG_NAME, 'c']
     ),
@@ -289,6 +323,7 @@ def pages(tmp_path_factory):
     'run',
     'run of one video',
     'audit',
+    'experiment',
     'audit of nothing',
     'rates',
     'evaluation',

@@ -34,6 +34,8 @@ flags.disclaim_key_flags()
 REPOSITORY = config_files.REPOSITORY
 _default_config: str | None = None
 _BAD_INPUT = 2
+# The flag that the first word is, where it is none itself.
+_first_word: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -77,6 +79,13 @@ def _with_config(argv: list[str]) -> list[str]:
   return [rest[0], f'--config={config}', *rest[1:]]
 
 
+def _with_first_word(argv: list[str]) -> list[str]:
+  """The arguments with `train` as `--action=train`, where that is defined."""
+  if _first_word is None or len(argv) < 2 or argv[1].startswith('-'):
+    return argv
+  return [argv[0], f'--{_first_word}={argv[1]}', *argv[2:]]
+
+
 def _explain_config(argv: list[str]) -> None:
   """After --help: the fields of the config."""
   is_asked = any(
@@ -90,7 +99,7 @@ def _explain_config(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    rest = flags.FLAGS(_with_config(argv))
+    rest = flags.FLAGS(_with_config(_with_first_word(argv)))
     if len(rest) > 1:
       raise flags.Error(f'unexpected arguments {rest[1:]}')
     if _default_config is not None:
@@ -369,6 +378,15 @@ def beside(path: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 
 # -- Flags that several commands have ------------------------------------------
+
+
+def define_first_word(
+  name: str, values: Iterable[str], help: str
+) -> flags.FlagHolder[str]:
+  """Defines a flag whose value may be given as the first word alone."""
+  global _first_word
+  _first_word = name
+  return flags.DEFINE_enum(name, None, list(values), help)
 
 
 class _PathParser(flags.ArgumentParser):

@@ -1,0 +1,1 @@
+"""Experiments: what is varied, how its cells are made, what they say."""

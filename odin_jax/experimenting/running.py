@@ -1,0 +1,69 @@
+"""Runs commands of this project once, with the arguments that were asked for."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from odin_jax.experimenting.tables import Stage
+from odin_jax.shared import config_files, errors, files
+
+
+def _call(command: list[str]) -> int:
+  """The exit status of a command, which ends with this one."""
+  # A group of its own: a terminal's interrupt comes once, from here.
+  process = subprocess.Popen(
+    command, cwd=config_files.REPOSITORY, start_new_session=True
+  )
+  try:
+    return process.wait()
+  except KeyboardInterrupt:
+    process.terminate()
+    process.wait()
+    raise
+
+
+def run(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
+  """Runs a stage, unless it is done already; what is noted of it.
+
+  Raises:
+    errors.UserError: it failed and has told why, or its folder was made with
+      other arguments.
+    errors.Unfinished: it was stopped.
+  """
+  note = root / 'stages' / f'{stage.folder.replace("/", "__")}.json'
+  command = [stage.module, *stage.arguments]
+  if note.is_file():
+    earlier = files.read_json(note, 'a note of a stage', ['command', 'seconds'])
+    if earlier['command'] != command:
+      changed = set(command) ^ set(earlier['command'])
+      raise errors.UserError(
+        f'{root / stage.folder}: was made with other arguments '
+        f'({", ".join(sorted(changed))}); give the same flags, or another '
+        '--output'
+      )
+    if earlier['seconds'] is not None and (root / stage.folder).is_dir():
+      return earlier
+  note.parent.mkdir(exist_ok=True)
+  # Written before the work, so that a run with other flags is told.
+  content = {'command': command, 'seconds': None}
+  files.write_json(note, content)
+  (root / stage.folder).parent.mkdir(parents=True, exist_ok=True)
+  start = time.monotonic()
+  flag = 'workdir' if stage.module == 'odin_jax.train' else 'output'
+  status = _call(
+    [sys.executable, '-m', *command, f'--{flag}={root / stage.folder}']
+  )
+  if status == os.EX_TEMPFAIL:
+    raise errors.Unfinished(
+      f'stopped in {stage.folder}; the same command goes on from there'
+    )
+  if status:
+    raise errors.UserError(
+      f'{stage.module} ended with status {status} in {stage.folder}'
+    )
+  content['seconds'] = round(time.monotonic() - start, 1)
+  files.write_json(note, content)
+  return content
