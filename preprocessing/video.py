@@ -71,26 +71,38 @@ class Result:
     )
 
 
-def process(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Posed:
+  """A video whose poses are known, and nothing else yet.
+
+  Attributes:
+    decision: how its frames are laid out.
+    keyframes: what is used of it.
+    solution: their poses.
+  """
+
+  decision: detection.Decision
+  keyframes: keyframes.Keyframes
+  solution: solver.Solution
+
+
+def pose(
   path: str | os.PathLike[str],
   settings: run_settings.Settings,
+  matcher: matchers.Matcher,
   progress: keyframes.Progress = lambda phase, share: None,
-  matcher: matchers.Matcher | None = None,
-) -> Result:
-  """Does all that is to be done with one video.
+) -> Posed:
+  """Reads a video and solves it.
 
   Args:
-    path: the video; its stem is the video id.
+    path: the video.
     settings: see there.
+    matcher: what describes and matches its keyframes.
     progress: told the phase and the share of it that is done.
-    matcher: in place of the one that the settings name.
 
   Raises:
     frames.VideoError: it is no usable 360-degree video.
   """
-  video_id = pathlib.Path(path).stem
-  if matcher is None:
-    matcher = settings.matching.make()
   decision = detection.decide(
     path,
     settings.reading.projection,
@@ -120,6 +132,31 @@ def process(
     pixel_rad=2 * np.pi / video_keyframes.width_px,
     mask=visibility.known_mask(settings.solving.mask, decision.layout),
   ).solve(lambda phase: progress(phase, 0.0))
+  return Posed(decision=decision, keyframes=video_keyframes, solution=solution)
+
+
+def process(
+  path: str | os.PathLike[str],
+  settings: run_settings.Settings,
+  progress: keyframes.Progress = lambda phase, share: None,
+  matcher: matchers.Matcher | None = None,
+) -> Result:
+  """Does all that is to be done with one video.
+
+  Args:
+    path: the video; its stem is the video id.
+    settings: see there.
+    progress: told the phase and the share of it that is done.
+    matcher: in place of the one that the settings name.
+
+  Raises:
+    frames.VideoError: it is no usable 360-degree video.
+  """
+  video_id = pathlib.Path(path).stem
+  if matcher is None:
+    matcher = settings.matching.make()
+  posed = pose(path, settings, matcher, progress)
+  video_keyframes, solution = posed.keyframes, posed.solution
   height_px, width_px = video_keyframes.pictures[0].shape[:2]
   cutter = cutting.Cutter(
     video_id,
@@ -127,7 +164,7 @@ def process(
     solution,
     settings.views,
     visibility.Sight(
-      decision.layout,
+      posed.decision.layout,
       solution.mask.resized(width_px, height_px),
       settings.views.rules,
     ),
@@ -160,7 +197,7 @@ def process(
       chosen, splits=split_of, matcher=matcher.name, progress=progress
     ),
     summary={
-      'projection': decision.to_dict(),
+      'projection': posed.decision.to_dict(),
       'colours': frames.describe_colours(path),
       **_summary(solution, chosen, selection, settings.keyframes.fps),
     },

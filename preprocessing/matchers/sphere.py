@@ -104,7 +104,7 @@ class SphereMatcher:
       size_px=size_px,
     )
     keypoints, descriptors = self._sift.detectAndCompute(
-      cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), None
+      cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), _near_own(size_px, half)
     )
     if descriptors is None:
       descriptors = np.zeros((0, 128), np.float32)
@@ -153,6 +153,14 @@ class SphereMatcher:
       & (_distance2(similarity) <= limit)
     )
     return np.stack([source_index[good], target_index[good]], axis=1)
+
+
+def _near_own(size_px: int, half: float) -> UInt8[np.ndarray, 's s']:
+  """Where a face describes points: all that it owns, and a hair more."""
+  margin = max(0, int(size_px / 2 * (1 - 1 / half)) - 2)
+  mask = np.zeros((size_px, size_px), np.uint8)
+  mask[margin : size_px - margin, margin : size_px - margin] = 255
+  return mask
 
 
 def _possible_matches(

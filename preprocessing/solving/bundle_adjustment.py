@@ -145,9 +145,12 @@ def adjust(
 
 @dataclasses.dataclass(frozen=True)
 class _System:
+  """The normal equations; the coupling is one block per observation."""
+
   poses: Float[np.ndarray, 'f 6 6']
   points: Float[np.ndarray, 'p 3 3']
-  coupling: sparse.csr_array
+  coupling: sparse.bsr_array
+  point_of_block: Int[np.ndarray, 'n']
   pose_gradient: Float[np.ndarray, 'f 6']
   point_gradient: Float[np.ndarray, 'p 3']
 
@@ -191,41 +194,57 @@ def _linearise(
   observations: Observations,
   loss_scale: float,
 ) -> _System:
-  unit, distance = _predict(frame2scene, points, observations)
-  residual = unit - observations.ray
+  """The normal equations of the weighted residuals.
+
+  All in the axes of the scene, where a frame turns by exp([w]_x) and moves by
+  dc. With v the direction to the point, at the distance d, the residual has
+  the derivatives [v]_x by w, -P / d by dc and P / d by the point, where
+  P = I - v v^T; and [v]_x^T [v]_x = P, [v]_x P = [v]_x, P P = P.
+  """
+  frame, point = observations.frame, observations.point
+  rotation = frame2scene[frame, :, :3]
+  offset = points[point] - frame2scene[frame, :, 3]
+  distance = np.maximum(np.linalg.norm(offset, axis=1), 1e-12)
+  toward = offset / distance[:, None]
+  observed = np.einsum('nij,nj->ni', rotation, observations.ray)
+  residual = toward - observed
   scale = loss_scale * observations.noise_rad
   weight = 1 / (scale**2 + np.sum(residual**2, axis=1))
-  # A frame turns by R exp([w]_x) and moves by R dc, both in its own axes.
-  along = (np.eye(3) - unit[:, :, None] * unit[:, None, :]) / np.maximum(
-    distance, 1e-12
-  )[:, None, None]
-  turn = camera.cross_matrix(unit)
-  by_pose = np.concatenate([turn, -along], axis=2)
-  by_point = np.einsum(
-    'nij,nkj->nik', along, frame2scene[observations.frame, :, :3]
-  )
-  weighted_pose = by_pose * weight[:, None, None]
-  weighted_point = by_point * weight[:, None, None]
+  near = weight / distance
+  across = np.eye(3) - toward[:, :, None] * toward[:, None, :]
+  turning = across * weight[:, None, None]
+  mixed = camera.cross_matrix(toward * near[:, None])
+  moving = across * (near / distance)[:, None, None]
+  push = near[:, None] * residual
+  push -= np.sum(push * toward, axis=1, keepdims=True) * toward
+  twist = -np.cross(toward, weight[:, None] * residual)
   num_frames, num_points = len(frame2scene), len(points)
-  frame, point = observations.frame, observations.point
-
-  def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.swapaxes(a, 1, 2) @ b
-
-  column = residual[:, :, None]
-  blocks = product(weighted_pose, by_point)
-  rows = 6 * frame[:, None, None] + np.arange(6)[:, None]
-  columns = 3 * point[:, None, None] + np.arange(3)
-  rows, columns = np.broadcast_arrays(rows, columns)
+  turned, both, moved = (
+    sum_by(frame, blocks, num_frames) for blocks in (turning, mixed, moving)
+  )
+  order = np.argsort(frame, kind='stable')
   return _System(
-    sum_by(frame, product(weighted_pose, by_pose), num_frames),
-    sum_by(point, product(weighted_point, by_point), num_points),
-    sparse.csr_array(
-      (blocks.ravel(), (rows.ravel(), columns.ravel())),
+    np.concatenate(
+      [
+        np.concatenate([turned, both], axis=2),
+        np.concatenate([np.swapaxes(both, 1, 2), moved], axis=2),
+      ],
+      axis=1,
+    ),
+    sum_by(point, moving, num_points),
+    sparse.bsr_array(
+      (
+        -np.concatenate([mixed, moving], axis=1)[order],
+        point[order],
+        np.concatenate(
+          [[0], np.cumsum(np.bincount(frame, minlength=num_frames))]
+        ),
+      ),
       shape=(6 * num_frames, 3 * num_points),
     ),
-    sum_by(frame, product(weighted_pose, column)[..., 0], num_frames),
-    sum_by(point, product(weighted_point, column)[..., 0], num_points),
+    point[order],
+    sum_by(frame, np.concatenate([twist, -push], axis=1), num_frames),
+    sum_by(point, push, num_points),
   )
 
 
@@ -236,12 +255,16 @@ def _solve(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray]:
     _damped(system.points, damping),
   )
   inverse = np.linalg.inv(points)
-  num_points = len(points)
-  eliminate = system.coupling @ sparse.bsr_array(
-    (inverse, np.arange(num_points), np.arange(num_points + 1)),
-    shape=(3 * num_points, 3 * num_points),
+  coupling = system.coupling
+  eliminate = sparse.bsr_array(
+    (
+      coupling.data @ inverse[system.point_of_block],
+      coupling.indices,
+      coupling.indptr,
+    ),
+    shape=coupling.shape,
   )
-  reduced = sparse.block_diag(poses) - eliminate @ system.coupling.T
+  reduced = sparse.block_diag(poses) - eliminate @ coupling.T
   right = -system.pose_gradient.ravel() + eliminate @ (
     system.point_gradient.ravel()
   )
@@ -250,7 +273,7 @@ def _solve(system: _System, damping: float) -> tuple[np.ndarray, np.ndarray]:
     pose_step[6:] = linalg.spsolve(
       sparse.csc_array(sparse.csr_array(reduced)[6:, 6:]), right[6:]
     )
-  carried = (system.coupling.T @ pose_step).reshape(-1, 3)
+  carried = (coupling.T @ pose_step).reshape(-1, 3)
   point_step = np.einsum(
     'pij,pj->pi', inverse, -system.point_gradient - carried
   )
@@ -269,9 +292,7 @@ def _step(
   pose_step: np.ndarray,
   point_step: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  rotation = frame2scene[:, :, :3]
-  turned = rotation @ Rotation.from_rotvec(pose_step[:, :3]).as_matrix()
-  moved = frame2scene[:, :, 3] + np.einsum(
-    'fij,fj->fi', rotation, pose_step[:, 3:]
-  )
+  turn = Rotation.from_rotvec(pose_step[:, :3]).as_matrix()
+  turned = turn @ frame2scene[:, :, :3]
+  moved = frame2scene[:, :, 3] + pose_step[:, 3:]
   return camera.make_pose(turned, moved), points + point_step

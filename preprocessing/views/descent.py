@@ -149,31 +149,30 @@ class _Batch:
   def descend(self) -> Float[np.ndarray, 'b 4']:
     import torch
 
+    # torch.optim takes a second of its own to import.
     angles = self._start.clone().requires_grad_()
-    adam = torch.optim.Adam(
-      [angles],
-      betas=(_MOMENTUM, _MEMORY),
-      eps=_SMALL_GRADIENT,
-      foreach=False,
-    )
+    mean, mean_square = torch.zeros_like(angles), torch.zeros_like(angles)
     for step in range(_STEPS):
       done = step / (_STEPS - 1)
       size, width = (
         first * (last / first) ** done for first, last in (_STEP_RAD, _WIDTH)
       )
-      adam.param_groups[0]['lr'] = size
-      adam.zero_grad()
-      self._loss(angles, width).backward()
-      adam.step()
-      self._project(angles)
+      (slope,) = torch.autograd.grad(self._loss(angles, width), angles)
+      with torch.no_grad():
+        mean.lerp_(slope, 1 - _MOMENTUM)
+        mean_square.mul_(_MEMORY).addcmul_(slope, slope, value=1 - _MEMORY)
+        # Both began at 0 and are too small at first.
+        unbiased = 1 - _MOMENTUM ** (step + 1)
+        spread = (mean_square.sqrt() / (1 - _MEMORY ** (step + 1)) ** 0.5).add_(
+          _SMALL_GRADIENT
+        )
+        angles.addcdiv_(mean, spread, value=-size / unbiased)
+        self._project(angles)
     return angles.detach().numpy()
 
   def _project(self, angles: Tensor) -> None:
     """Brings the pitches back inside their limits."""
-    import torch
-
-    with torch.no_grad():
-      angles[:, 1::2].clamp_(-self._max_pitch, self._max_pitch)
+    angles[:, 1::2].clamp_(-self._max_pitch, self._max_pitch)
 
   def _loss(self, angles: Tensor, width: float) -> Tensor:
     sine, cosine = angles.sin(), angles.cos()

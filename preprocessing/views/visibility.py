@@ -44,6 +44,7 @@ class Sight:
     self._mask = mask if mask.cells.any() else None
     self._fov_deg = rules.fov_deg
     self._max_masked_share = rules.max_masked_share
+    self._free_deg = _free_band_deg(mask)
     # The outermost rays asked about are those of the view's borders, and of
     # what interpolation reads beyond them.
     border = np.tan(np.deg2rad(rules.fov_deg) / 2) * _ASKED_PX / (_ASKED_PX - 1)
@@ -64,7 +65,7 @@ class Sight:
 
     Counted on a grid of 64 x 64 of the view's rays: good to about a hundredth.
     """
-    if self._mask is None:
+    if self._mask is None or self._is_free(angles):
       return 1.0
     directions = panorama.view_directions(
       yaw_deg=angles.yaw_deg,
@@ -73,6 +74,15 @@ class Sight:
       size_px=_COUNTED_PX,
     )
     return float(1 - self._mask.holds(directions).mean())
+
+  def _is_free(self, angles: alignment.Angles) -> bool:
+    """Whether a view lies where nothing is masked at any longitude."""
+    # Its edges are nearest to the poles in their middle.
+    top, bottom = (
+      edge - angles.pitch_deg
+      for edge in (-self._fov_deg / 2, self._fov_deg / 2)
+    )
+    return self._free_deg[0] <= top and bottom <= self._free_deg[1]
 
   def _sees(self, angles: alignment.Angles) -> bool:
     if self._layout.full_sphere:
@@ -84,3 +94,16 @@ class Sight:
       size_px=_ASKED_PX,
     )
     return bool(np.all(self._layout.sees(directions)))
+
+
+def _free_band_deg(mask: masks.Mask) -> tuple[float, float]:
+  """The latitudes around the horizon, positive down, where nothing is masked.
+
+  (0, 0) where something at the horizon is.
+  """
+  height = len(mask.cells)
+  masked = np.flatnonzero(mask.cells.any(axis=1))
+  above, below = masked[masked < height / 2], masked[masked >= height // 2]
+  first, end = above.max(initial=-1) + 1, below.min(initial=height)
+  low, high = (row / height * 180 - 90 for row in (first, end))
+  return float(min(low, 0.0)), float(max(high, 0.0))

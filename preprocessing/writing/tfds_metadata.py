@@ -1,6 +1,7 @@
 """features.json and dataset_info.json, so that TFDS opens a record folder.
 
-`tfds.builder_from_directory(DIR)` then works in any TensorFlow program.
+`tfds.builder_from_directory(DIR)` then works in any TensorFlow program. TFDS is
+imported where it is used: the processes that do the videos need none of it.
 TensorFlow is not needed to write these files: `tfds.folder_dataset.
 write_metadata` counts the records with it, but here the counts are known.
 """
@@ -11,8 +12,6 @@ from typing import Any, Collection, Mapping
 
 from google.protobuf import json_format
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from odin_jax.shared import files, schema
 
@@ -21,7 +20,13 @@ _CHANNELS = {'jpeg': 3, 'png': 1}
 _DTYPES = {'float': np.float32, 'int': np.int64}
 
 
-def _connector(feature: schema.Feature) -> tfds.features.FeatureConnector:
+# tfds.features.FeatureConnector.
+Connector = Any
+
+
+def _connector(feature: schema.Feature) -> Connector:
+  import tensorflow_datasets as tfds
+
   if feature.kind == 'bytes':
     return tfds.features.Image(
       shape=(None, None, _CHANNELS[feature.encoding]),
@@ -33,12 +38,14 @@ def _connector(feature: schema.Feature) -> tfds.features.FeatureConnector:
   return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
 
 
-def features(optional: Collection[str] = ()) -> tfds.features.FeaturesDict:
+def features(optional: Collection[str] = ()) -> Connector:
   """The schema in TFDS terms; `a/b` is feature b of the dict a, as in TFDS.
 
   Args:
     optional: names of the optional features that the records have.
   """
+  import tensorflow_datasets as tfds
+
   nested: dict[str, Any] = {}
   for name, feature in schema.FEATURES.items():
     if feature.optional and name not in optional:
@@ -63,6 +70,8 @@ def write(
     shards: name -> `split`, `records`, `bytes`, in the order of the shards.
     optional: names of the optional features that all records have.
   """
+  from tensorflow_datasets.core.proto import dataset_info_pb2
+
   # Protocol buffers give the keys in an order of the day.
   content = json.loads(json.dumps(features(optional).to_json(), sort_keys=True))
   files.write_json(output / 'features.json', content)

@@ -495,6 +495,65 @@ def test_bundle_adjustment_recovers_exact_geometry():
   )
 
 
+def test_the_normal_equations_are_those_of_numerical_derivatives():
+  rng = np.random.default_rng(10)
+  poses, points, observations = bundle_problem(rng, 1e-2)
+  # Not every point in every frame.
+  few = np.zeros(len(observations.frame), bool)
+  few[rng.permutation(len(few))[:40]] = True
+  ids, point = np.unique(observations.point[few], return_inverse=True)
+  observations = dataclasses.replace(
+    observations.subset(few), point=point, noise_rad=np.full(40, 0.02)
+  )
+  points = points[ids]
+  size = 6 * len(poses), 3 * len(points)
+
+  def residuals(step):
+    moved, shifted = bundle_adjustment._step(
+      poses,
+      points,
+      step[: size[0]].reshape(-1, 6),
+      step[size[0] :].reshape(-1, 3),
+    )
+    frame2scene = moved[observations.frame]
+    local = np.einsum(
+      'nji,nj->ni',
+      frame2scene[:, :, :3],
+      shifted[observations.point] - frame2scene[:, :, 3],
+    )
+    # In the axes of the frame; the equations do not depend on the axes.
+    return unit(local) - observations.ray
+
+  here = residuals(np.zeros(sum(size)))
+  slopes = np.stack(
+    [
+      (residuals(step) - residuals(-step)).ravel() / 2e-6
+      for step in 1e-6 * np.eye(sum(size))
+    ],
+    axis=1,
+  )
+  weight = 1 / ((2 * 0.02) ** 2 + np.sum(here**2, axis=1))
+  normal = slopes.T @ (np.repeat(weight, 3)[:, None] * slopes)
+  gradient = slopes.T @ (weight[:, None] * here).ravel()
+  system = bundle_adjustment._linearise(poses, points, observations, 2.0)
+  coupling = system.coupling.toarray()
+  for index, block in enumerate(system.poses):
+    inside = np.s_[6 * index : 6 * index + 6]
+    np.testing.assert_allclose(block, normal[inside, inside], atol=1e-3)
+  for index, block in enumerate(system.points):
+    inside = np.s_[size[0] + 3 * index : size[0] + 3 * index + 3]
+    np.testing.assert_allclose(block, normal[inside, inside], atol=1e-3)
+  np.testing.assert_allclose(coupling, normal[: size[0], size[0] :], atol=1e-3)
+  assert np.abs(coupling).max() > 10
+  np.testing.assert_allclose(
+    np.concatenate(
+      [system.pose_gradient.ravel(), system.point_gradient.ravel()]
+    ),
+    gradient,
+    atol=1e-4,
+  )
+
+
 def test_bundle_adjustment_shrugs_off_outliers():
   rng = np.random.default_rng(9)
   truth, points, observations = bundle_problem(rng, 1e-3)

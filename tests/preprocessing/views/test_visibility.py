@@ -115,3 +115,27 @@ def test_the_share_is_that_of_the_view_s_pixels(yaw_deg, pitch_deg, fov_deg):
   assert view.mean() / 255 == pytest.approx(expected, abs=0.01)
   masked = rejections.Reason.MASKED if expected > 0.2 else None
   assert seen.refuse(angles) is masked
+
+
+@pytest.mark.parametrize('rows', [(0, 20), (100, 128), (0, 10, 110, 128), ()])
+def test_views_of_what_no_mask_touches_are_free_without_a_count(rows):
+  cells = np.zeros((128, 256), bool)
+  for first, end in zip(rows[::2], rows[1::2]):
+    # One column would do.
+    cells[first:end, 40:90] = True
+  mask = masks.Mask(cells=cells)
+  seen = sight(mask, fov_deg=70.0)
+  rng = np.random.default_rng(0)
+  pitches_deg = [-90.0, 90.0, *rng.uniform(-90, 90, 60)]
+  free = 0
+  for pitch_deg in pitches_deg:
+    angles = alignment.Angles(float(rng.uniform(-180, 180)), float(pitch_deg))
+    directions = panorama.view_directions(
+      yaw_deg=angles.yaw_deg,
+      pitch_deg=angles.pitch_deg,
+      fov_deg=70.0,
+      size_px=64,
+    )
+    assert seen.unmasked_share(angles) == 1 - mask.holds(directions).mean()
+    free += seen._is_free(angles)
+  assert 10 < free < 62
