@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 
-from absl import flags
 import numpy as np
 import pytest
 
 from configs import train as train_configs
-from odin_jax import experiments
 from odin_jax.experimenting import comparison, running, tables
 from odin_jax.shared import errors
 from tests import test_readme
@@ -228,57 +226,76 @@ def test_seeds_are_averaged_and_other_pairs_or_code_are_told():
 # -- The command ---------------------------------------------------------------
 
 
+# In a process of its own: another command that a test loads has the same flags.
+SCRIPT = """
+import json, pathlib, sys
+from absl import flags
+from odin_jax import experiments
+from odin_jax.experimenting import running
+from odin_jax.shared import errors
+
+made = []
+
+
+def fake(command):
+  made.append(command)
+  folder = pathlib.Path(command[-1].partition('=')[2])
+  folder.mkdir(parents=True, exist_ok=True)
+  if command[2] == 'odin_jax.evaluate':
+    is_large = 'width_96' in str(folder)
+    scores = {'psnr': 12.0 if is_large else 11.0, 'ssim': 0.5, 'lpips': None}
+    pairs = [
+      {'video_id': name, 'scene_id': 0, **scores} for name in ('a', 'b')
+    ]
+    protocol = {'data_sha256': 'd', 'model': {'parameters': 7}}
+    (folder / 'metrics.json').write_text(
+      json.dumps({'pairs': pairs, 'protocol': protocol})
+    )
+  return 0
+
+
+running._call = fake
+counts = []
+for arguments in json.loads(sys.argv[2]):
+  flags.FLAGS.unparse_flags()
+  flags.FLAGS(['x', f'--output={sys.argv[1]}', *arguments])
+  try:
+    experiments.main()
+    counts.append(len(made))
+  except errors.UserError as error:
+    counts.append(str(error))
+print(json.dumps(counts))
+"""
+
+
 def test_a_run_writes_cells_table_and_page_and_does_nothing_twice(
-  tmp_path, calls, monkeypatch
+  repository, tmp_path
 ):
-  made, _ = calls
-
-  def fake(command):
-    made.append(command)
-    folder = pathlib.Path(command[-1].partition('=')[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    if command[2] == 'odin_jax.evaluate':
-      is_large = 'width_96' in str(folder)
-      scores = {'psnr': 12.0 if is_large else 11.0, 'ssim': 0.5, 'lpips': None}
-      pairs = [
-        {'video_id': name, 'scene_id': 0, **scores} for name in ('a', 'b')
-      ]
-      protocol = {'data_sha256': 'd', 'model': {'parameters': 7}}
-      (folder / 'metrics.json').write_text(
-        json.dumps({'pairs': pairs, 'protocol': protocol})
-      )
-    return 0
-
-  monkeypatch.setattr(running, '_call', fake)
   output = tmp_path / 'run'
-
-  def run(*arguments):
-    saved = {name: flags.FLAGS[name].value for name in ('values', 'experiment')}
-    try:
-      flags.FLAGS(['x', f'--output={output}', *arguments])
-      experiments.main()
-    finally:
-      for name, value in saved.items():
-        flags.FLAGS[name].value = value
-
-  run('--experiment=data_scale', '--values=1,2')
+  twice = ['--experiment=data_scale', '--values=1,2']
+  more = ['--experiment=data_scale', '--values=1,2,3']
+  runs = [twice, twice, more, ['--experiment=prediction', '--values=v']]
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT, str(output), json.dumps(runs)],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  first, again, with_more, other = json.loads(done.stdout.splitlines()[-1])
   # Two folders of all, one per value; three baselines, four models, six scores.
-  assert len(made) == 2 + 2 + 3 * 2 + 4 + 4 * 6
+  assert first == again == 2 + 2 + 3 * 2 + 4 + 4 * 6
+  # One value more: its folder, and a model of each size.
+  assert with_more == first + 1 + 2 * 7
+  assert 'made with other arguments' in other
   content = json.loads((output / 'experiment.json').read_text())
-  assert content['models'] == 4 and len(content['rows']) == 4 * 6 + 3 * 2
+  assert content['models'] == 6 and len(content['rows']) == 6 * 6 + 3 * 2
   assert any('96 channels against 48' in text for text in content['findings'])
-  assert len(list((output / 'cells').glob('*.json'))) == 7
+  assert len(list((output / 'cells').glob('*.json'))) == 9
   page = (output / 'index.html').read_text()
   assert '/*DATA*/' not in page and 'More worlds' in page
   assert "source's mean colour" in (output / 'table.md').read_text()
-  count = len(made)
-  run('--experiment=data_scale', '--values=1,2')
-  assert len(made) == count
-  # One value more: its folder, and a model of each size.
-  run('--experiment=data_scale', '--values=1,2,3')
-  assert len(made) == count + 1 + 2 * 7
-  with pytest.raises(errors.UserError, match='made with other arguments'):
-    run('--experiment=prediction')
 
 
 def test_the_first_word_is_the_experiment(repository, tmp_path):

@@ -112,7 +112,7 @@ EXPECTED = {
   'records': {
     'benchmark': 'records',
     'scenes': [],
-    'views': {},
+    'views': {'seed': 0},
     'image': {'crop': 'square', 'filter': 'area'},
     'scale': {'policy': 'fixed'},
     'metrics': {
@@ -121,7 +121,13 @@ EXPECTED = {
       'quantised': True,
       'mean': 'pairs',
     },
-    'sampling': {},
+    'sampling': {
+      'sampler': 'ddim',
+      'steps': 10,
+      'guidance': 1.0,
+      'ema': True,
+      'seed': 0,
+    },
     'published': {},
   },
 }
