@@ -263,7 +263,10 @@ def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
     )
-  count, num_features = len(content['pairs']), content.get('num_features', 0)
+  # Of several predictors each has its own.
+  of_each = content.get('predictors', {'': content}).values()
+  num_features = max(figures.get('num_features', 0) for figures in of_each)
+  count = len(content['pairs'])
   if count < num_features:
     logging.warning(
       'FID of %d pictures and %d features is biased and says mostly how many '
@@ -358,10 +361,13 @@ def _require_same(
   group: hosts.Group, asked: dict[str, request.Request], loaded: _Loaded
 ) -> None:
   """Refuses processes that would do different work."""
+  truth = loaded.data.pair_set.truth
   group.require_same(
     {
       'flags': {name: request.without_places(x) for name, x in asked.items()},
       'pairs': digests.of_arrays(loaded.data.pair_set.pairs),
+      # What the warp is made by.
+      'true depth': truth and digests.of_arrays(truth),
       'weights, code or devices': [
         single.decisive(asked[name], source)
         for name, source in loaded.sources.items()

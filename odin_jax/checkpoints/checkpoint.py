@@ -168,6 +168,7 @@ class Checkpoints:
 
     self._args = ocp.args
     self._folder = (workdir / FOLDER).absolute()
+    self._checksums: dict[int, dict[str, str] | None] = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -311,19 +312,28 @@ class Checkpoints:
     self, step: int, sums: Mapping[str, str], config: Config | None = None
   ) -> None:
     """Raises errors.UserError unless all is as it was saved."""
-    if not (self._folder / str(step) / CHECKSUMS).is_dir():
-      logging.warning(
-        '%s: has no checksums, for an earlier version made it: not checked',
-        self._folder / str(step),
-      )
-      return
-    kept = self._restore(step, **{CHECKSUMS: self._args.JsonRestore()})
-    names = checksums.damaged(kept[CHECKSUMS], sums, config)
+    kept = self._kept_checksums(step)
+    names = kept and checksums.damaged(kept, sums, config)
     if names:
       raise errors.UserError(
         f'{self._folder / str(step)}: {names[0]} is not as it was saved (and '
         f'{len(names) - 1} more): the disk or a copy damaged it; {_OTHERWISE}'
       )
+
+  def _kept_checksums(self, step: int) -> dict[str, str] | None:
+    """Those of a step, read once; None where it has none."""
+    if step not in self._checksums:
+      kept = None
+      if (self._folder / str(step) / CHECKSUMS).is_dir():
+        items = {CHECKSUMS: self._args.JsonRestore()}
+        kept = self._restore(step, **items)[CHECKSUMS]
+      else:
+        logging.warning(
+          '%s: has no checksums, for an earlier version made it: not checked',
+          self._folder / str(step),
+        )
+      self._checksums[step] = kept
+    return self._checksums[step]
 
   def _require_sound(self, step: int, trees: Mapping[str, Any]) -> None:
     """Raises errors.UserError unless arrays are as saved, and finite."""

@@ -4,8 +4,6 @@ import pathlib
 import shutil
 from typing import Any, Callable, Sequence
 
-import numpy as np
-
 from odin_jax import predictors, scoring
 from odin_jax.benchmarks import kept, request, tables
 from odin_jax.benchmarks.pairs import PairSet
@@ -82,7 +80,7 @@ def write(
 ) -> None:
   """Writes all but the time that it took, the pictures first."""
   content, pairs = evaluation.content, pair_set.pairs
-  images = np.round(evaluation.samples * 255).astype(np.uint8)
+  images = single.as_pictures(evaluation.samples)
   views = dict(
     zip(single.VIEWS, (pairs.source, pairs.target, images), strict=True)
   )
