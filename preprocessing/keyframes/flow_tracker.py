@@ -43,9 +43,11 @@ class FlowTracker:
     self._height, self._width = image.shape[:2]
     self._pad_px = int(self._height * _PAD_SHARE)
     self._image = self._padded_grey(image)
-    self._pixels = np.stack(
+    pixels = np.stack(
       camera.direction_to_equirect(rays, self._width, self._height), axis=-1
     )
+    # A corner with several orientations is described as often, at one place.
+    self._pixels, self._place = np.unique(pixels, axis=0, return_inverse=True)
     self._alive = self._inside()
 
   def _padded_grey(self, image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
@@ -84,4 +86,4 @@ class FlowTracker:
       self._pixels[:, 0], self._pixels[:, 1], self._width, self._height
     )
     rays[~self._alive] = np.nan
-    return rays
+    return rays[self._place]

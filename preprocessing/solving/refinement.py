@@ -27,16 +27,21 @@ def refine(
 ) -> reconstruction.Reconstruction:
   """Bundle adjustment of every component, twice, with outliers left out.
 
+  The first one only has to tell what is an outlier.
+
   Args:
     component: of each frame; -1 for none.
     frame2scene: starting poses of the frames in their component.
     features: of each frame.
     point_tracks: which of them show the same point.
-    max_iterations: of each of the two adjustments.
+    max_iterations: of the second adjustment; the first has half as many.
   """
   frame2scene = frame2scene.copy()
   observations = _observations(features, point_tracks)
-  for sigma in (_START_SIGMA, INLIER_SIGMA):
+  for sigma, iterations in (
+    (_START_SIGMA, (max_iterations + 1) // 2),
+    (INLIER_SIGMA, max_iterations),
+  ):
     points = np.full((point_tracks.num_points, 3), np.nan)
     used = []
     for index in range(component.max(initial=-1) + 1):
@@ -56,7 +61,7 @@ def refine(
         dataclasses.replace(
           inliers, frame=np.searchsorted(frames, inliers.frame), point=point
         ),
-        max_iterations=max_iterations,
+        max_iterations=iterations,
       )
       used.append(inliers)
   return reconstruction.Reconstruction(

@@ -2,13 +2,16 @@
 
 import dataclasses
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from odin_jax.shared import camera
 
 # Most pairs have far more inliers than a minimal sample needs.
 _TRIALS = (50, 1000)
+# Of the matches, so many make a fit: what comes of it starts the joint solution
+# or is compared with it to degrees, and more matches cost as much more time.
+_SAMPLE = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,8 @@ def fit_pair(
 ) -> PairFit | None:
   """LO-RANSAC on rays, then refinement over the inliers (pycolmap).
 
+  Both on an even sample of the matches; all of them are judged by the fit.
+
   Args:
     source_rays: unit directions in the source frame.
     target_rays: the matched directions in the target frame.
@@ -68,17 +73,18 @@ def fit_pair(
   options.max_error = max_error_rad
   options.min_num_trials, options.max_num_trials = _TRIALS
   options.random_seed = seed
-  rays = target_rays, source_rays
+  sample = _evenly(len(source_rays))
+  rays = target_rays[sample], source_rays[sample]
   estimate = pycolmap.estimate_relative_pose(*rays, options)
   starts = []
   if estimate is not None:
     starts.append((estimate['cam2_from_cam1'], estimate['inlier_mask']))
   if proposed is not None:
-    obey = epipolar_error_rad(proposed, source_rays, target_rays)
+    obey = epipolar_error_rad(proposed, *reversed(rays))
     starts.append((pycolmap.Rigid3d(proposed), obey < max_error_rad))
   fits = []
   for pose, inliers in starts:
-    if inliers.sum() < min_inliers:
+    if inliers.sum() * len(source_rays) < min_inliers * len(sample):
       continue
     refined = pycolmap.refine_relative_pose(pose, *rays, inliers)
     pose = (refined or {'cam2_from_cam1': pose})['cam2_from_cam1'].matrix()
@@ -97,6 +103,12 @@ def fit_pair(
     key=lambda fit: fit.inliers.sum(),
     default=None,
   )
+
+
+def _evenly(count: int) -> Int[np.ndarray, '_']:
+  """Indices of at most `_SAMPLE` of so many."""
+  size = min(count, _SAMPLE)
+  return np.arange(size) * count // size
 
 
 def _make_fit(

@@ -80,6 +80,5 @@ def _describe(
 def _sum_by(
   index: Int[np.ndarray, 'n'], rows: Float32[np.ndarray, 'n d'], count: int
 ) -> Float32[np.ndarray, 'k d']:
-  sums = np.zeros((count, rows.shape[1]), np.float32)
-  np.add.at(sums, index, rows)
-  return sums
+  belongs = index == np.arange(count)[:, None]
+  return belongs.astype(np.float32) @ rows

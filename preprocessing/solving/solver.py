@@ -185,7 +185,9 @@ class Solver:
       state = self._match_pairs(features, matcher, state)
       # 4.: everything together.
       progress('refinement')
-      state = self._refine(features, state, state.scene.component)
+      state = self._refine(
+        features, state, state.scene.component, is_last=not rounds_left
+      )
     # 6.: pairs against the result.
     state = self._verify(features, state)
     state = self._split_components(features, state)
@@ -239,7 +241,7 @@ class Solver:
       initial.frame2scene,
       features,
       point_tracks,
-      max_iterations=self._rules.max_iterations,
+      max_iterations=self._iterations(is_last=False),
     )
     return _State(
       scene=scene,
@@ -310,6 +312,8 @@ class Solver:
     features: Sequence[matchers.Features],
     state: _State,
     component: Int[np.ndarray, 'f'],
+    *,
+    is_last: bool = True,
   ) -> _State:
     """Joins the matches that agree into points, and refines everything."""
     point_tracks = _tracks(features, _agreeing_matches(state))
@@ -318,11 +322,16 @@ class Solver:
       state.scene.frame2scene,
       features,
       point_tracks,
-      max_iterations=self._rules.max_iterations,
+      max_iterations=self._iterations(is_last),
     )
     return dataclasses.replace(
       state, scene=scene, num_refused=point_tracks.num_refused
     )
+
+  def _iterations(self, is_last: bool) -> int:
+    """Of a refinement: what is only a start need not converge."""
+    most = self._rules.max_iterations
+    return most if is_last else (most + 1) // 2
 
   def _verify(
     self, features: Sequence[matchers.Features], state: _State

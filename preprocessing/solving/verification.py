@@ -38,7 +38,7 @@ class PoseRules:
     max_direction_off_deg: and in direction of translation by this.
     chain_gap: the start is made from pairs up to this many frames apart.
     rounds: matching and refinement are repeated so often.
-    max_iterations: of each refinement.
+    max_iterations: of the last refinement; those before have half as many.
     mask_below_deg: everything lower under the horizon is masked.
     mask_min_persistence: least share of a masked cell's points that stay.
   """

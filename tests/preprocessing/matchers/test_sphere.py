@@ -213,6 +213,20 @@ def test_flow_follows_a_turn_across_the_seam():
   assert np.median(error_deg[beyond & (crossed[:, 2] < 0)]) < 0.2
 
 
+def test_flow_takes_points_at_one_place_to_one_place():
+  image = paint(np.eye(3))
+  rays = make_matcher().describe(image).rays[:40]
+  singly = flow_tracker.FlowTracker(image, rays)
+  twice = flow_tracker.FlowTracker(image, np.repeat(rays, 2, axis=0)[::-1])
+  for tracker in (singly, twice):
+    tracker.step(np.roll(image, 4, axis=1))
+  followed = singly.rays()
+  assert np.isfinite(followed).any()
+  np.testing.assert_array_equal(
+    twice.rays(), np.repeat(followed, 2, axis=0)[::-1]
+  )
+
+
 def test_flow_loses_what_is_gone():
   image = paint(np.eye(3))
   features = make_matcher().describe(image)

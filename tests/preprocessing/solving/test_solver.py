@@ -366,6 +366,25 @@ def test_fit_and_depths_are_exact_without_noise(seed):
   )
 
 
+def test_a_fit_of_many_matches_judges_each_of_them():
+  pose, source, target, rng = random_pair(4, count=2000)
+  wrong = rng.uniform(size=len(source)) < 0.33
+  rays = unit(target)
+  rays[wrong] = unit(rng.normal(size=(wrong.sum(), 3)))
+  fit = relative_pose.fit_pair(
+    unit(source),
+    rays,
+    max_error_rad=1e-3,
+    min_inliers=1000,
+    min_parallax_rad=1e-3,
+    seed=0,
+  )
+  np.testing.assert_allclose(fit.target2source, pose, atol=1e-3)
+  assert len(fit.inliers) == len(fit.depths[0]) == len(source)
+  assert np.mean(fit.inliers[~wrong]) > 0.98
+  assert np.mean(fit.inliers[wrong]) < 0.05
+
+
 def test_a_mere_rotation_has_no_direction():
   _, _, target, rng = random_pair(1)
   rotation = Rotation.from_rotvec([0.1, 0.4, 0.0]).as_matrix()
