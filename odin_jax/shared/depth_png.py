@@ -16,7 +16,7 @@ import numpy as np
 
 from odin_jax.shared import png
 
-BITS = 16
+_BITS = 16
 _ONE, _STEPS_PER_OCTAVE, _LARGEST = 32768, 2048, 65535
 
 
@@ -35,13 +35,22 @@ def encode(depth: Float[np.ndarray, 'd d']) -> bytes:
   return cv2.imencode('.png', values)[1].tobytes()
 
 
+def side_px(data: bytes) -> int:
+  """Side of the map of a PNG, which is not decoded for it.
+
+  Raises:
+    ValueError: no square 16-bit grey PNG.
+  """
+  return png.check_header(data, bits=_BITS)
+
+
 def decode(data: bytes) -> Float32[np.ndarray, 'd d']:
   """The map of a PNG, scene units, 0 where not known.
 
   Raises:
     ValueError: it is damaged, or no square 16-bit grey PNG.
   """
-  png.check(data, bits=BITS)
+  png.check(data, bits=_BITS)
   values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is None:
     raise ValueError('a damaged PNG')

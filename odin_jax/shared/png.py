@@ -13,12 +13,15 @@ _SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _GREY = 0
 
 
-def check_header(data: bytes, *, bits: int) -> None:
+def check_header(data: bytes, *, bits: int) -> int:
   """Reads the first 33 bytes only, so it costs next to nothing.
 
   Args:
     data: of a file.
     bits: per pixel.
+
+  Returns:
+    side in pixels.
 
   Raises:
     ValueError: no PNG, or one that is not square, not grey, or of other bits.
@@ -33,6 +36,7 @@ def check_header(data: bytes, *, bits: int) -> None:
     raise ValueError('a PNG with colours or transparency, which is not grey')
   if found_bits != bits:
     raise ValueError(f'a PNG of {found_bits} bits, not of {bits}')
+  return width
 
 
 def check(data: bytes, *, bits: int) -> None:
