@@ -38,7 +38,7 @@ class PosedPair(NamedTuple):
 
 
 def stack(pairs: Sequence[PosedPair]) -> PosedPair:
-  """A batch of pairs, all of them with a target or none."""
+  """A batch of pairs; what one of them lacks, all of them lack."""
   return PosedPair(
     *(
       None if values[0] is None else np.stack(values)
