@@ -101,7 +101,12 @@ def _common() -> ml_collections.ConfigDict:
     prediction='',
     # The density of timesteps grows as t ** (power - 1).
     timestep_power=1.0,
+    # Of the examples, those at the last timestep, where all is noise and the
+    # best answer is the conditional mean.
+    terminal_share=0.0,
     min_snr_gamma=0.0,
+    # Squared errors of x0 weigh as those of v, up to this; 0: as they are.
+    max_v_weight=0.0,
     # What keeps the motion mask from zero: `log` or `square` times lambda;
     # `none` trains without a mask.
     mask_lambda=1.0,
@@ -279,7 +284,7 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
   config.image_encoder = dict(kind='none')
   network = dict(
     model_channels=96,
-    channel_mult=(1, 2),
+    channel_mult=(1, 1),
     num_res_blocks=1,
     attention_levels=(1,),
     transformer_depth=1,
@@ -309,9 +314,7 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
   config.diffusion.prediction = 'x0'
   config.diffusion.schedule = 'cosine'
   config.diffusion.timestep_power = 1.0
-  # Half of the examples teach the conditional mean.
   config.diffusion.terminal_share = 0.5
-  # Squared errors of x0 count as those of v, up to this.
   config.diffusion.max_v_weight = 5.0
   config.optimizer.learning_rate = 1.5e-3
   config.optimizer.b2 = 0.99

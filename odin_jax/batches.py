@@ -176,10 +176,16 @@ def _flipped(
   return None if depth is None else depth[:, ::-1]
 
 
+def _median_depth(depth: Float32[np.ndarray, 'd d'] | None) -> np.float32:
+  known = depth[depth > 0] if depth is not None else ()
+  return np.float32(np.median(known) if len(known) else 0)
+
+
 def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair with source and target exchanged.
 
-  Exact, but that a record does not have the median depth of its target view.
+  Exact, but that the median depth of the target view is not known, unless its
+  depths are.
   """
   pose = camera.inverse(pair.target2source.astype(np.float64))
   return posed_pair.PosedPair(
@@ -187,7 +193,7 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     target=pair.source,
     target2source=pose.astype(np.float32),
     fov_deg=pair.fov_deg,
-    median_depth=np.float32(0),
+    median_depth=_median_depth(pair.target_depth),
     source_depth=pair.target_depth,
     target_depth=pair.source_depth,
   )

@@ -162,10 +162,9 @@ def _summary(
     for name in fetched[0]
   }
   return {
-    'loss': means['loss'],
+    **means,
     'learning_rate': float(step.learning_rate(config)(last_step - 1)),
     'examples_per_s': len(metrics) * config['batch_size'] / seconds,
-    'mask_mean': means['mask_mean'],
   }
 
 
@@ -197,6 +196,7 @@ def main() -> None:
     'train',
     image_size_px=config['image_size_px'],
     cache=config['cache_records'],
+    depth=odin.has_spheres(config),
   )
   config['records'] = source.fingerprint()
   # The shapes of a large network take seconds: after what is quickly refused.

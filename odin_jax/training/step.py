@@ -101,7 +101,7 @@ def batch_loss(
     x0.shape[0],
     settings['num_timesteps'],
     power=settings['timestep_power'],
-    terminal_share=settings.get('terminal_share', 0.0),
+    terminal_share=settings['terminal_share'],
   )
   noise = jax.random.normal(keys[1], x0.shape)
   drop = conditioning.draw_drop(
@@ -132,7 +132,7 @@ def batch_loss(
     losses *= schedule.min_snr_weight(
       prediction, alpha_bar, settings['min_snr_gamma']
     )
-  if settings.get('max_v_weight'):
+  if settings['max_v_weight']:
     losses *= schedule.v_weight(alpha_bar, settings['max_v_weight'])
   figures = {'mask_mean': jax.nn.sigmoid(mask_logit).mean()}
   if cond.blend is not None and batch.source_depth is not None:
