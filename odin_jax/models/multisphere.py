@@ -15,11 +15,13 @@ where the source sees it, and 0 where it does not. From front to back (Max 1995)
   w_k = alpha_k prod_{j<k} (1 - alpha_j),     rest = prod_j (1 - alpha_j),
 
 where `rest` is what the source says nothing about. The denoiser is given these
-weights, corrects them, and makes up the rest: its picture is
+weights, corrects them, moves every ray's distances by up to half a step, and
+makes up the rest: its picture is
 
   x0 = sum_k w'_k colour_k + rest' colour,  (w', rest') = softmax(log w + delta),
 
-colour_k being the source swept to the sphere at full resolution, so that
+colour_k being what the source shows at distance r_k q^shift of the ray (q: the
+ratio of one distance to the one before), looked up at full resolution, so that
 textures stay as sharp as they are there. Density from one view with colours
 sampled from it is Wimbauer et al.'s (Behind the Scenes, 2301.07668); that
 distances have a head start in the network's input MVSplat's (2403.14627).
@@ -57,15 +59,30 @@ class Blend(NamedTuple):
   Attributes:
     log_weights: [b g g k + 1], log of w_k and, last, of the rest; g is the side
       of the grid.
-    colours: [b k s s 3], the source on every sphere, values in [0, 1].
-    mean: [b 3], the source's mean colour.
+    image: [b s s 3], the source, values in [0, 1].
+    target2source, fov_deg: see `posed_pair.PosedPair`.
     source_logits: [b g g k], of the distances along the source's rays.
   """
 
   log_weights: Array
-  colours: Array
-  mean: Array
+  image: Array
+  target2source: Array
+  fov_deg: Array
   source_logits: Array
+
+
+class Blended(NamedTuple):
+  """What became of it.
+
+  Attributes:
+    picture: [b s s 3], values in [0, 1] but for what is made up beyond them.
+    logits: [b g g k + 1], of the weights that it was blended by.
+    shift: [b g g], of the distances of every ray, in steps, -0.5 to 0.5.
+  """
+
+  picture: Array
+  logits: Array
+  shift: Array
 
 
 def distances(config: Config) -> tuple[float, ...]:
@@ -93,30 +110,9 @@ def channel_names(config: Config) -> tuple[str, ...]:
 
 
 def output_channels(config: Config) -> int:
-  """Of the denoiser: a colour per pixel, corrections of weights per ray."""
+  """Of the denoiser: a colour per pixel; corrections and shift per ray."""
   count = len(distances(config))
-  return encoders.latent_channels(config) + _FINER**2 * (count + 1)
-
-
-class Swept(NamedTuple):
-  """The source on every sphere.
-
-  Attributes:
-    colours: [b k s s 3], values in [0, 1].
-    mean: [b 3], the source's mean colour.
-  """
-
-  colours: Array
-  mean: Array
-
-
-def swept(config: Config, pairs: posed_pair.PosedPair) -> Swept:
-  """The source on every sphere around the target's camera."""
-  source = pairs.source / 255.0
-  colours, _ = sweep.sweep(
-    source, pairs.target2source, pairs.fov_deg, distances(config)
-  )
-  return Swept(colours, source.mean(axis=(1, 2)))
+  return encoders.latent_channels(config) + _FINER**2 * (count + 2)
 
 
 def composite(
@@ -152,24 +148,19 @@ def _rays(x: Float[Array, 'b i j d']) -> Float[Array, 'b y x c']:
 
 def target_weights(
   source_logits: Float[Array, 'b g g k'],
-  target2source: Float[Array, 'b 3 4'],
-  fov_deg: Float[Array, 'b'],
+  places: sweep.Projection,
   radii: Sequence[float],
 ) -> tuple[Float[Array, 'b k n'], Float[Array, 'b n']]:
-  """What the source's distances are to the target's rays, n = g^2.
+  """What the source's distances are to the target's rays.
 
   Args:
     source_logits: of the distances along the source's rays.
-    target2source: relative pose, scene units.
-    fov_deg: full field of view of both views.
-    radii: the distances, and the radii of the spheres around the target.
+    places: [b k n], of the target's rays on their spheres.
+    radii: the distances, and the radii of the spheres.
 
   Returns:
     weights of the spheres, and the rest, of which the source says nothing.
   """
-  places = sweep.project_spheres(
-    target2source, fov_deg, source_logits.shape[1], radii
-  )
   index = jnp.log(jnp.maximum(places.distance, 1e-6) / radii[0]) / _step(radii)
   opacity = sweep.trilinear(hazard(source_logits), places.u, places.v, index)
   opacity = jnp.where(places.visible, opacity, 0.0)
@@ -203,7 +194,7 @@ class Multisphere(nnx.Module):
   def __call__(
     self,
     source: Float[Array, 'b n n c'],
-    views: Swept,
+    image: Float[Array, 'b s s 3'],
     target2source: Float[Array, 'b 3 4'],
     fov_deg: Float[Array, 'b'],
     median_depth: Float[Array, 'b'],
@@ -212,25 +203,30 @@ class Multisphere(nnx.Module):
 
     Args:
       source: its latent.
-      views: from `swept`.
+      image: the source, values in [0, 1].
       target2source, fov_deg, median_depth: see `posed_pair.PosedPair`.
     """
     logits, features = self._look_at(source, fov_deg, median_depth)
-    weights, rest = target_weights(
-      logits, target2source, fov_deg, self.distances
+    places = sweep.project_spheres(
+      target2source, fov_deg, self.grid, jnp.asarray(self.distances)
     )
+    weights, rest = target_weights(logits, places, self.distances)
     grid, side = self.grid, source.shape[1]
-    coarse = reduce(
-      views.colours, 'b k (i y) (j x) c -> b k (i j) c', 'mean', i=grid, j=grid
+    coarse = reduce(image, 'b (i y) (j x) c -> b i j c', 'mean', i=grid, j=grid)
+    colour = jnp.einsum(
+      'bkn,bknc->bnc', weights, sweep.bilinear(coarse, places.u, places.v)
     )
-    colour = jnp.einsum('bkn,bknc->bnc', weights, coarse)
-    colour = colour + rest[..., None] * views.mean[:, None]
-    places = sweep.project_spheres(target2source, fov_deg, side, self.distances)
+    colour = colour + rest[..., None] * image.mean(axis=(1, 2))[:, None]
+    of_latents = sweep.project_spheres(
+      target2source, fov_deg, side, jnp.asarray(self.distances)
+    )
     shares = reduce(
       weights, 'b k (i y j x) -> b k (i j)', 'mean', i=side, y=_FINER, x=_FINER
     )
     features = jnp.einsum(
-      'bkn,bknc->bnc', shares, sweep.bilinear(features, places.u, places.v)
+      'bkn,bknc->bnc',
+      shares,
+      sweep.bilinear(features, of_latents.u, of_latents.v),
     )
     weights = rearrange(weights, 'b k (i j) -> b i j k', i=grid)
     rest = rearrange(rest, 'b (i j) -> b i j 1', i=grid)
@@ -247,7 +243,7 @@ class Multisphere(nnx.Module):
       ],
       axis=-1,
     )
-    return channels, Blend(log_weights, views.colours, views.mean, logits)
+    return channels, Blend(log_weights, image, target2source, fov_deg, logits)
 
   def _look_at(
     self,
@@ -282,34 +278,58 @@ class Multisphere(nnx.Module):
 
 
 def blend(
-  output: Float[Array, 'b n n d'], parts: Blend, patch_px: int
-) -> tuple[Float[Array, 'b s s 3'], Float[Array, 'b g g k1']]:
-  """The picture, values in [0, 1] but for what is made up beyond them.
+  output: Float[Array, 'b n n d'],
+  parts: Blend,
+  radii: Sequence[float],
+  patch_px: int,
+) -> Blended:
+  """Blends the picture as the denoiser says.
 
   Args:
-    output: of the denoiser: the rest's colour less the mean, then corrections.
+    output: of the denoiser: the rest's colour less the source's mean, then the
+      corrections and the shift of every ray.
     parts: of `Multisphere`.
+    radii: of the spheres.
     patch_px: side of a latent pixel.
-
-  Returns:
-    the picture, and the logits of the weights that it was blended by.
   """
-  size = parts.colours.shape[-2]
+  size = parts.image.shape[1]
   pixels = 3 * patch_px**2
-  logits = parts.log_weights + _DELTA_SCALE * _rays(output[..., pixels:])
+  of_rays = _rays(output[..., pixels:])
+  logits = parts.log_weights + _DELTA_SCALE * of_rays[..., :-1]
+  shift = jnp.tanh(of_rays[..., -1]) / 2
+  both = jnp.concatenate([logits, shift[..., None]], axis=-1)
   fine = jax.image.resize(
-    logits, (len(logits), size, size, logits.shape[-1]), 'linear'
+    both, (len(both), size, size, both.shape[-1]), 'linear'
   )
-  weights = jax.nn.softmax(fine, axis=-1)
+  weights = jax.nn.softmax(fine[..., :-1], axis=-1)
+  steps = rearrange(fine[..., -1], 'b y x -> b 1 (y x)') * _step(radii)
+  places = sweep.project_spheres(
+    parts.target2source,
+    parts.fov_deg,
+    size,
+    jnp.asarray(radii)[:, None] * jnp.exp(steps),
+  )
+  mean = parts.image.mean(axis=(1, 2))
+  # What the source does not see gets its mean colour, the best guess there is.
+  colours = jnp.where(
+    places.visible[..., None],
+    sweep.bilinear(parts.image, places.u, places.v),
+    mean[:, None, None],
+  )
   colour = rearrange(
     output[..., :pixels],
     'b i j (y x c) -> b (i y) (j x) c',
     y=patch_px,
     x=patch_px,
   )
-  colour = colour + parts.mean[:, None, None]
-  seen = jnp.einsum('byxk,bkyxc->byxc', weights[..., :-1], parts.colours)
-  return seen + weights[..., -1:] * colour, logits
+  seen = jnp.einsum(
+    'bnk,bknc->bnc',
+    rearrange(weights[..., :-1], 'b y x k -> b (y x) k'),
+    colours,
+  )
+  seen = rearrange(seen, 'b (y x) c -> b y x c', y=size)
+  rest = weights[..., -1:] * (colour + mean[:, None, None])
+  return Blended(seen + rest, logits, shift)
 
 
 # -- Learning from depth -------------------------------------------------------
@@ -322,12 +342,19 @@ def _at_rays(depth: Float[Array, 'b d d'], grid: int) -> Float[Array, 'b g g']:
   return depth[:, index][:, :, index]
 
 
+def _place(
+  distance: Float[Array, '*b'], radii: Sequence[float]
+) -> Float[Array, '*b']:
+  """Of a distance among the radii: 0 is the first, 0.5 half a step farther."""
+  place = jnp.log(jnp.maximum(distance, 1e-6) / radii[0]) / _step(radii)
+  return jnp.clip(place, 0, len(radii) - 1)
+
+
 def _two_hot(
   distance: Float[Array, '*b'], radii: Sequence[float]
 ) -> Float[Array, '*b k']:
   """Shares of the two radii around a distance, linear in its logarithm."""
-  place = jnp.log(jnp.maximum(distance, 1e-6) / radii[0]) / _step(radii)
-  place = jnp.clip(place, 0, len(radii) - 1)
+  place = _place(distance, radii)
   return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(len(radii))), 0)
 
 
@@ -341,20 +368,21 @@ def depth_losses(
   config: Config,
   pairs: posed_pair.PosedPair,
   source_logits: Float[Array, 'b g g k'],
-  blend_logits: Float[Array, 'b g g k1'],
+  blended: Blended,
 ) -> tuple[Float[Array, 'b'], Float[Array, 'b']]:
-  """Cross-entropies of the distances, where depth is known.
+  """Errors of the distances, where depth is known.
 
-  The first is of the source's rays. The second is of the weights of the
-  target: its surface is to be on its sphere if the source shows it, and in the
-  rest if not. The source shows what lies in its picture at the depth that it
-  has there, or where that is not known.
+  The first is the cross-entropy of the source's rays. The second is that of the
+  target's weights, and how far the shift is off, in steps: a surface is to be
+  on the sphere next to it, moved by the remainder, if the source shows it, and
+  in the rest if not. The source shows what lies in its picture at the depth
+  that it has there, or where that is not known.
 
   Args:
     config: a whole training config.
     pairs: with depths, 0 where they are not known.
     source_logits: of `Blend`.
-    blend_logits: from `blend`.
+    blended: from `blend`.
   """
   radii, grid = distances(config), grid_size(config)
   directions = rays.camera_rays(pairs.fov_deg, grid)
@@ -385,15 +413,14 @@ def depth_losses(
     axis=1,
   )
   shown &= (there == 0) | (jnp.abs(z - there) < _SAME_SURFACE * there)
-  shown = rearrange(shown, 'b (i j) -> b i j', i=grid).astype(jnp.float32)
-  wanted = jnp.concatenate(
-    [
-      _two_hot(target / along, radii) * shown[..., None],
-      1 - shown[..., None],
-    ],
-    axis=-1,
-  )
-  second = -(wanted * jax.nn.log_softmax(blend_logits)).sum(-1)
+  shown = rearrange(shown, 'b (i j) -> b i j', i=grid)
+  place = _place(target / along, radii)
+  nearest = jnp.round(place).astype(jnp.int32)
+  wanted = jnp.where(shown, nearest, len(radii))
+  second = -jnp.take_along_axis(
+    jax.nn.log_softmax(blended.logits), wanted[..., None], axis=-1
+  )[..., 0]
+  second += shown * jnp.abs(blended.shift - (place - nearest))
   return _mean_where(first, source > 0), _mean_where(second, target > 0)
 
 

@@ -41,12 +41,12 @@ class Denoised(NamedTuple):
   Attributes:
     output: [b n n c], what the config says that it predicts.
     mask_logit: [b n n], of the motion mask.
-    blend_logits: [b g g k + 1], of the weights of the blend; None without one.
+    blended: of what the picture was blended, where it was.
   """
 
   output: Array
   mask_logit: Array
-  blend_logits: Array | None = None
+  blended: multisphere.Blended | None = None
 
 
 def null(cond: Cond) -> Cond:
@@ -75,7 +75,7 @@ def condition(
   source = frozen.autoencoder.encode(pairs.source / 255.0)
   prepared = conditioning.prepare(frozen, config, pairs)
   if has_spheres(config):
-    prepared[_SPHERES] = multisphere.swept(config, pairs)
+    prepared[_SPHERES] = pairs.source / 255.0
   if config['model']['unscaled_source']:
     # Zero-1-to-3 gives the source's latent without the factor that it gives
     # the target's (ldm/models/diffusion/ddpm.py, get_input).
@@ -178,9 +178,11 @@ class Odin(nnx.Module):
     )
     if cond.blend is None:
       return Denoised(output, mask_logit)
-    picture, logits = multisphere.blend(output, cond.blend, self.patch_px)
-    latent = autoencoder.patches(picture * 2 - 1, self.patch_px) * self.gain
-    return Denoised(latent, mask_logit, logits)
+    blended = multisphere.blend(
+      output, cond.blend, self.spheres.distances, self.patch_px
+    )
+    patches = autoencoder.patches(blended.picture * 2 - 1, self.patch_px)
+    return Denoised(patches * self.gain, mask_logit, blended)
 
 
 def init_params(config: Config) -> Any:

@@ -47,7 +47,7 @@ def project_spheres(
   target2source: Pose,
   fov_deg: Float[Array, 'b'],
   size: int,
-  distances: Sequence[float],
+  distances: Float[Array, '*k'],
 ) -> Projection:
   """Where the source shows the points of spheres around the target's camera.
 
@@ -55,32 +55,25 @@ def project_spheres(
     target2source: relative pose, scene units.
     fov_deg: full field of view of both views.
     size: of the target's picture, whose pixels point to the spheres.
-    distances: k radii, scene units.
+    distances: k radii, scene units; or of every ray its own, [b k n].
 
   Returns:
     arrays [b k n], n = size^2 pixels row by row.
   """
   directions = rays.camera_rays(fov_deg, size)
-  radii = jnp.asarray(distances, jnp.float32)[:, None, None]
-  points = rearrange(directions[:, None] * radii, 'b k n d -> b (k n) d')
-  points = points @ target2source[..., :3].swapaxes(-1, -2)
-  points = points + target2source[:, None, :, 3]
+  directions = directions @ target2source[..., :3].swapaxes(-1, -2)
+  if distances.ndim == 1:
+    distances = distances[:, None]
+  points = directions[:, None] * distances[..., None]
+  points = points + target2source[:, None, None, :, 3]
   z = points[..., 2]
-  scale = 0.5 / jnp.tan(jnp.deg2rad(fov_deg) / 2)[:, None]
+  scale = 0.5 / jnp.tan(jnp.deg2rad(fov_deg) / 2)[:, None, None]
   in_front = jnp.maximum(z, _NEAREST)
   u = scale * points[..., 0] / in_front + 0.5
   v = scale * points[..., 1] / in_front + 0.5
   visible = (z > _NEAREST) & (u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)
-  projection = Projection(
-    jnp.clip(u, 0, 1),
-    jnp.clip(v, 0, 1),
-    visible,
-    jnp.linalg.norm(points, axis=-1),
-  )
-  count = len(distances)
-  return Projection(
-    *(rearrange(x, 'b (k n) -> b k n', k=count) for x in projection)
-  )
+  distance = jnp.linalg.norm(points, axis=-1)
+  return Projection(jnp.clip(u, 0, 1), jnp.clip(v, 0, 1), visible, distance)
 
 
 def _cell(
@@ -187,7 +180,9 @@ def sweep(
     where it does, 0 where not.
   """
   size = images.shape[1]
-  places = project_spheres(target2source, fov_deg, size, distances)
+  places = project_spheres(
+    target2source, fov_deg, size, jnp.asarray(distances, jnp.float32)
+  )
   visible = places.visible.astype(images.dtype)
   # What the source does not see gets its mean colour, the best guess there is.
   mean = images.mean(axis=(1, 2))[:, None, None]

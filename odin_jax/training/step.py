@@ -114,7 +114,7 @@ def batch_loss(
   )
   alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timesteps]
   cond = model.cond(condition, drop)
-  output, mask_logit, blend_logits = model.denoise(
+  output, mask_logit, blended = model.denoise(
     schedule.diffuse(x0, noise, alpha_bar),
     timesteps.astype(jnp.float32),
     cond,
@@ -135,9 +135,9 @@ def batch_loss(
   if settings['max_v_weight']:
     losses *= schedule.v_weight(alpha_bar, settings['max_v_weight'])
   figures = {'mask_mean': jax.nn.sigmoid(mask_logit).mean()}
-  if cond.blend is not None and batch.source_depth is not None:
+  if blended is not None and batch.source_depth is not None:
     of_depth = multisphere.depth_losses(
-      config, batch, cond.blend.source_logits, blend_logits
+      config, batch, cond.blend.source_logits, blended
     )
     figures['source_depth_loss'], figures['target_depth_loss'] = (
       values.mean() for values in of_depth

@@ -87,6 +87,21 @@ def test_trilinear_is_that_of_scipy_and_so_is_its_gradient():
 # -- Weights -------------------------------------------------------------------
 
 
+@jax.jit
+def _seen_from(pose, logits):
+  places = sweep.project_spheres(
+    pose, jnp.array([FOV_DEG]), logits.shape[1], jnp.asarray(RADII)
+  )
+  return multisphere.target_weights(logits, places, RADII)
+
+
+def seen_from(pose, logits):
+  """Weights and rest of a camera, given distances along the source's rays."""
+  return _seen_from(
+    jnp.asarray(pose[None], jnp.float32), jnp.asarray(logits, jnp.float32)
+  )
+
+
 def test_composite_is_the_loop_from_front_to_back():
   opacity = np.random.default_rng(0).random((2, 6, 5)).astype(np.float32)
   weights, rest = multisphere.composite(jnp.asarray(opacity))
@@ -101,16 +116,13 @@ def test_composite_is_the_loop_from_front_to_back():
 @hypothesis.given(strategies.integers(0, 1000))
 @hypothesis.settings(deadline=None, max_examples=10)
 def test_from_where_the_source_stands_weights_are_its_probabilities(seed):
-  logits = 2 * np.random.default_rng(seed).normal(size=(1, 6, 6, len(RADII)))
-  weights, rest = multisphere.target_weights(
-    jnp.asarray(logits, jnp.float32),
-    jnp.asarray(camera.identity_pose()[None], jnp.float32),
-    jnp.array([FOV_DEG]),
-    RADII,
+  logits = 2 * np.random.default_rng(seed).normal(
+    size=(1, GRID, GRID, len(RADII))
   )
+  weights, rest = seen_from(camera.identity_pose(), logits)
   expected = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
   np.testing.assert_allclose(
-    weights, expected.reshape(1, 36, -1).swapaxes(1, 2), atol=5e-3
+    weights, expected.reshape(1, GRID**2, -1).swapaxes(1, 2), atol=5e-3
   )
   # What passes all spheres is what opacity short of 1 lets through.
   assert float(rest.max()) < 2e-3
@@ -136,12 +148,7 @@ def test_a_wall_is_where_it_is_from_elsewhere_too():
   depth = 2.0
   along, _, _ = wall(camera.identity_pose(), depth)
   logits = 40 * multisphere._two_hot(jnp.asarray(along[None]), RADII)
-  weights, rest = multisphere.target_weights(
-    logits,
-    jnp.asarray(pose[None], jnp.float32),
-    jnp.array([FOV_DEG]),
-    RADII,
-  )
+  weights, rest = seen_from(pose, logits)
   distance, rays, turned = wall(pose, depth)
   points = turned * distance[..., None] + pose[:, 3]
   half = depth * np.tan(np.deg2rad(FOV_DEG / 2))
@@ -162,45 +169,67 @@ def test_a_wall_is_where_it_is_from_elsewhere_too():
 
 
 def parts_of(log_weights, seed=0, size=8):
+  """Of a source that sees all spheres alike, from a step to the side."""
   rng = np.random.default_rng(seed)
   batch, grid, _, count = log_weights.shape
+  pose = camera.make_pose(np.eye(3), np.array([0.05, 0.0, 0.02]))
   return multisphere.Blend(
     jnp.asarray(log_weights, jnp.float32),
-    jnp.asarray(rng.random((batch, count - 1, size, size, 3)), jnp.float32),
-    jnp.asarray(rng.random((batch, 3)), jnp.float32),
+    jnp.asarray(rng.random((batch, size, size, 3)), jnp.float32),
+    jnp.asarray(pose[None], jnp.float32),
+    jnp.full(batch, FOV_DEG),
     jnp.zeros((batch, grid, grid, count - 1)),
   )
 
 
-def test_a_picture_is_what_its_weights_say():
-  only_second = np.full((1, 4, 4, 4), -30.0)
-  only_second[..., 1] = 0
-  parts = parts_of(only_second)
-  output = jnp.zeros((1, 2, 2, 3 * 16 + 4 * 4))
-  picture, logits = multisphere.blend(output, parts, 4)
-  np.testing.assert_allclose(picture, parts.colours[:, 1], atol=1e-6)
-  np.testing.assert_array_equal(logits, only_second)
+blend = jax.jit(multisphere.blend, static_argnums=(2, 3))
+THREE = (0.5, 1.0, 2.0)
+# Of two by two latent pixels of four pixels each: colours, corrections, shift.
+OUTPUTS = 3 * 16 + 4 * 5
 
-  rest = np.full((1, 4, 4, 4), -30.0)
-  rest[..., 3] = 0
-  parts = parts_of(rest)
+
+def only(index):
+  weights = np.full((1, 4, 4, 4), -30.0)
+  weights[..., index] = 0
+  return weights
+
+
+@pytest.mark.parametrize('shift', [0.0, 0.4, -0.3])
+def test_a_picture_of_one_sphere_is_the_sweep_to_its_distance(shift):
+  parts = parts_of(only(1))
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
+  output[..., 48 + 4 :: 5] = np.arctanh(2 * shift)
+  found = blend(jnp.asarray(output), parts, THREE, 4)
+  np.testing.assert_array_equal(found.logits, only(1).astype(np.float32))
+  np.testing.assert_allclose(found.shift, shift, atol=1e-6)
+  views, _ = sweep.sweep(
+    parts.image, parts.target2source, parts.fov_deg, [2.0**shift]
+  )
+  np.testing.assert_allclose(found.picture, views[:, 0], atol=1e-5)
+
+
+def test_the_rest_is_made_up():
+  parts = parts_of(only(3))
   colour = np.random.default_rng(1).normal(size=(1, 2, 2, 48))
-  output = output.at[..., :48].set(colour)
-  picture, _ = multisphere.blend(output, parts, 4)
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
+  output[..., :48] = colour
+  picture = blend(jnp.asarray(output), parts, THREE, 4).picture
+  mean = np.asarray(parts.image).mean((1, 2))[0]
   for i, j, y, x in ((0, 0, 0, 0), (0, 1, 3, 2), (1, 0, 1, 3)):
-    expected = colour[0, i, j].reshape(4, 4, 3)[y, x] + parts.mean[0]
+    expected = colour[0, i, j].reshape(4, 4, 3)[y, x] + mean
     np.testing.assert_allclose(
       picture[0, 4 * i + y, 4 * j + x], expected, atol=1e-5
     )
 
 
 def test_corrections_are_of_their_rays():
-  parts = parts_of(np.zeros((1, 4, 4, 4)))
-  output = np.zeros((1, 2, 2, 3 * 16 + 4 * 4), np.float32)
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
   # Ray (row 1, column 0) of the latent pixel (0, 1): the grid's (1, 2).
-  output[0, 0, 1, 48 + 2 * 4 + 3] = 1.0
-  _, logits = multisphere.blend(jnp.asarray(output), parts, 4)
-  assert np.argwhere(np.asarray(logits)).tolist() == [[0, 1, 2, 3]]
+  output[0, 0, 1, 48 + 2 * 5 + 3] = 1.0
+  output[0, 0, 1, 48 + 2 * 5 + 4] = 1.0
+  found = blend(jnp.asarray(output), parts_of(np.zeros((1, 4, 4, 4))), THREE, 4)
+  assert np.argwhere(np.asarray(found.logits)).tolist() == [[0, 1, 2, 3]]
+  assert np.argwhere(np.asarray(found.shift)).tolist() == [[0, 1, 2]]
 
 
 # -- Depth ---------------------------------------------------------------------
@@ -227,7 +256,8 @@ def test_depth_is_learned_where_it_is_known():
 
   def losses(source, target, batch=batch):
     target = jnp.pad(target, ((0, 0),) * 3 + ((0, 1),))
-    values = multisphere.depth_losses(config, batch, source, target)
+    blended = multisphere.Blended(None, target, jnp.zeros(target.shape[:3]))
+    values = multisphere.depth_losses(config, batch, source, blended)
     return np.stack(values)
 
   np.testing.assert_allclose(losses(right, right), 0, atol=1e-5)
@@ -273,15 +303,16 @@ def test_it_starts_as_the_blend_of_what_is_swept(small):
   assert cond.channels.shape[-1] + encoders.latent_channels(config) == len(
     names
   )
+  radii = multisphere.distances(config)
   weights = jax.nn.softmax(
     jax.image.resize(
-      cond.blend.log_weights, (2, 32, 32, len(cond.blend.mean[0]) + 2), 'linear'
+      cond.blend.log_weights, (2, 32, 32, len(radii) + 1), 'linear'
     )
   )
-  expected = jnp.einsum(
-    'byxk,bkyxc->byxc', weights[..., :-1], cond.blend.colours
-  )
-  expected += weights[..., -1:] * cond.blend.mean[:, None, None]
+  image = batch.source / 255.0
+  colours, _ = sweep.sweep(image, batch.target2source, batch.fov_deg, radii)
+  expected = jnp.einsum('byxk,bkyxc->byxc', weights[..., :-1], colours)
+  expected += weights[..., -1:] * image.mean((1, 2), keepdims=True)
   picture = frozen.autoencoder.decode(found.output)
   np.testing.assert_allclose(picture, expected, atol=1e-4)
 
