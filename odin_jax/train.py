@@ -113,7 +113,7 @@ def _make_encoders(
         'a pretrained network; give the output of odin_jax.port_weights'
       )
     return encoders.random(config)
-  images = batches.sample_images(source, config['autoencoder']['fit_images'])
+  images = batches.sample_images(source, encoders.num_fit_images(config))
   return encoders.fit(config, images)
 
 

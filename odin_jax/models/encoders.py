@@ -99,6 +99,11 @@ def abstract(config: Config) -> Encoders:
   )
 
 
+def num_fit_images(config: Config) -> int:
+  """How many images `fit` wants; patches as they are need to see but one."""
+  return config['autoencoder'].get('fit_images', 1)
+
+
 def fit(config: Config, images: UInt8[np.ndarray, 'n s s 3']) -> Encoders:
   """Encoders that need no checkpoint, fitted to images."""
   settings = _settings(config['autoencoder'])
