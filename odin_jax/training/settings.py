@@ -98,7 +98,7 @@ def _check_spheres(config: Config) -> None:
 
 
 def _check_ranges(
-  section: Config, prefix: str, ranges: Mapping[str, tuple[float, float]]
+  section: Config, prefix: str, ranges: Mapping[str, tuple[Any, Any]]
 ) -> None:
   for name, (least, most) in ranges.items():
     value = _field(section, name)

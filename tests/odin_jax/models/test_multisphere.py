@@ -13,8 +13,10 @@ from scipy import ndimage
 
 from configs import train
 from odin_jax.checkpoints import checkpoint
+from odin_jax.diffusion import schedule
 from odin_jax.models import conditioning, encoders, multisphere, odin, sweep
-from odin_jax.shared import camera, posed_pair
+from odin_jax.shared import camera, errors, posed_pair
+from odin_jax.training import settings, step
 
 RADII = sweep.log_spaced(0.5, 8.0, 24)
 FOV_DEG = 80.0
@@ -319,8 +321,6 @@ def test_it_starts_as_the_blend_of_what_is_swept(small):
 
 def test_gradients_reach_every_parameter(small):
   config, batch, frozen, params = small
-  from odin_jax.training import step
-
   # The last layers start at zero, which keeps gradients from those before.
   keys = iter(jax.random.split(jax.random.key(0), 1000))
   params = jax.tree.map(
@@ -350,3 +350,64 @@ def test_gradients_reach_every_parameter(small):
     'spheres' in name and any(word in name for word in without)
     for name in unreached
   ), unreached
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('autoencoder', {'kind': 'pca', 'patch_px': 4}, 'kind=pixels, not pca'),
+    ('diffusion.prediction', 'v', 'prediction=x0, not v'),
+    ('model.spheres.near', 0, 'near=0: must be at least'),
+    ('model.spheres.count', 1, 'count=1: must be at least 2'),
+    ('model.spheres.far', 0.1, 'far=0.1: must be finite and more'),
+    ('diffusion.terminal_share', 1.5, 'terminal_share=1.5: must be'),
+  ],
+)
+def test_what_cannot_be_blended_is_refused(field, value, words):
+  config = config_of()
+  settings.check(config)
+  section = config
+  *parents, name = field.split('.')
+  for parent in parents:
+    section = section[parent]
+  section[name] = value
+  with pytest.raises(errors.UserError, match=words):
+    settings.check(config)
+
+
+def test_a_share_of_timesteps_is_the_last_one():
+  draw = functools.partial(
+    schedule.sample_timesteps, jax.random.key(0), 200, 1000, power=1.0
+  )
+  np.testing.assert_array_equal(
+    draw(terminal_share=0.0),
+    schedule.sample_timesteps(jax.random.key(0), 200, 1000, power=1.0),
+  )
+  timesteps = np.asarray(draw(terminal_share=0.5))
+  assert abs((timesteps == 999).mean() - 0.5) < 0.02
+  # The others are spread evenly over all.
+  others = np.sort(timesteps)[:100]
+  np.testing.assert_allclose(others, 10 * np.arange(100), atol=11)
+  assert (np.asarray(draw(terminal_share=1.0))[1:] == 999).all()
+
+
+def test_errors_of_x0_weigh_as_those_of_v():
+  alpha_bar = jnp.array([0.0, 0.3, 0.75, 0.99])
+  rng = np.random.default_rng(0)
+  x0, noise, found = jnp.asarray(rng.normal(size=(3, 4, 2, 2, 1)), jnp.float32)
+  noisy = schedule.diffuse(x0, noise, alpha_bar)
+
+  def v_of(x0):
+    a = alpha_bar[:, None, None, None]
+    return (jnp.sqrt(a) * noisy - x0) / jnp.sqrt(1 - a)
+
+  np.testing.assert_allclose(
+    v_of(x0), schedule.target('v', x0, noise, alpha_bar), atol=1e-5
+  )
+  error = jnp.square(v_of(found) - v_of(x0)).mean((1, 2, 3))
+  weight = schedule.v_weight(alpha_bar, 1e9)
+  of_x0 = np.square(found - x0).mean((1, 2, 3))
+  np.testing.assert_allclose(weight * of_x0, error, rtol=1e-4)
+  np.testing.assert_allclose(
+    schedule.v_weight(alpha_bar, 4.0), np.minimum(weight, 4), rtol=1e-6
+  )
