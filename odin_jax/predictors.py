@@ -425,6 +425,7 @@ def load_model(
       'ema': averaged or config.get('ported_average', False),
       'ported_from': config.get('ported_from'),
       'checkpoint_step': newest,
+      'started_from': config.get('init') or None,
       # A ported one tells nothing of its training.
       'training_steps': None
       if checkpoint.is_ported(config)
