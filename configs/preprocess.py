@@ -48,6 +48,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     matcher='sphere',
     # Keeps a weight per pixel, moving or static, beside every target view.
     static_weights=False,
+    # Keeps what depth the solved points give of both views, in maps of this
+    # side; 0: none.
+    depth_px=0,
     # Pictures kept of rejected frame pairs, per video and reason; for audits.
     examples_per_reason=1,
     # Where a larger share of the videos gives no records, the run ends with

@@ -1,4 +1,4 @@
-"""Training recipes: `world`, the default, and `odin`.
+"""Training recipes: `world`, the default, `multisphere` and `odin`.
 
 `world` learns a few small worlds from scratch on two CPU cores in about five
 minutes, at 32 px:
@@ -10,6 +10,14 @@ On six procedural worlds of 24 s (2870 pairs), sampled with 10 DDIM steps, the
 checkpoint of step 1500 reached 19.4 dB PSNR and 0.39 SSIM on held-out frames
 (`copy` 15.9 dB, 0.14; `mean` 17.3 dB, 0.16; poses shuffled 16.6 dB) and 17.8 dB
 on unseen worlds (`mean` 16.5 dB). The run took 485 seconds of CPU time.
+
+`multisphere` is small, too, and does what is left to do once the source has
+been moved to where the target sees it (odin_jax/models/multisphere.py), at 64
+px. It starts from the checkpoint that comes with the project, which some
+hundred worlds have taught to see how far away things are:
+
+  python -m odin_jax.train --config=configs/train.py:multisphere \
+    --init=pretrained --records=DIR --workdir=DIR
 
 `odin` is the model of the paper: the U-Net, autoencoder and image encoder of
 Stable Diffusion's size at 256 px, for accelerators, from a checkpoint that
@@ -65,7 +73,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 def _multiple_px(config: ml_collections.ConfigDict) -> int:
   """What the side of an image is divided by down to the U-Net's middle."""
   encoder = config.autoencoder
-  halvings = len(config.model.unet.channel_mult) - 1
+  networks = [config.model.unet]
+  if 'spheres' in config.model:
+    networks.append(config.model.spheres.network)
+  halvings = max(len(network.channel_mult) for network in networks) - 1
   if encoder.kind == 'kl':
     return 2 ** (halvings + len(encoder.channel_mult) - 1)
   return encoder.patch_px * 2**halvings
@@ -79,7 +90,7 @@ def _predict(config: ml_collections.ConfigDict, prediction: str) -> None:
   diffusion.zero_terminal_snr = prediction != 'eps'
   if prediction != 'eps':
     diffusion.spacing = 'trailing'
-  if config.recipe == 'world':
+  if config.recipe != 'odin':
     diffusion.schedule = 'scaled_linear' if prediction == 'eps' else 'cosine'
 
 
@@ -98,7 +109,12 @@ def _common() -> ml_collections.ConfigDict:
     prediction='',
     # The density of timesteps grows as t ** (power - 1).
     timestep_power=1.0,
+    # Of the examples, those at the last timestep, where all is noise and the
+    # best answer is the conditional mean.
+    terminal_share=0.0,
     min_snr_gamma=0.0,
+    # Squared errors of x0 weigh as those of v, up to this; 0: as they are.
+    max_v_weight=0.0,
     # What keeps the motion mask from zero: `log` or `square` times lambda;
     # `none` trains without a mask.
     mask_lambda=1.0,
@@ -261,5 +277,78 @@ def _small_odin(config: ml_collections.ConfigDict) -> None:
   config.optimizer.warmup_steps = 5
 
 
-_RECIPES: dict[str, Any] = {'world': _world, 'odin': _odin}
-_SMALL: dict[str, Any] = {'world': _small_world, 'odin': _small_odin}
+# -- multisphere ---------------------------------------------------------------
+
+
+def _multisphere(config: ml_collections.ConfigDict) -> None:
+  config.steps = 600
+  config.batch_size = 16
+  config.checkpoint_every = 200
+  config.image_size_px = 64
+  config.dtype = 'float32'
+  config.cache_records = True
+  config.augment = dict(mirror=False, swap=True)
+  config.autoencoder = dict(kind='pixels', patch_px=4, gain=2.0)
+  config.image_encoder = dict(kind='none')
+  network = dict(
+    model_channels=96,
+    channel_mult=(1, 1),
+    num_res_blocks=1,
+    attention_levels=(1,),
+    transformer_depth=1,
+    num_heads=4,
+    context_dim=96,
+    num_groups=8,
+    feedforward_factor=2,
+    remat='none',
+  )
+  config.model = dict(
+    conditioning='se3+rays',
+    unscaled_source=False,
+    fourier_bands=4,
+    sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
+    spheres=dict(
+      # Scene units; see odin_jax/models/multisphere.py.
+      near=0.15,
+      far=25.0,
+      count=32,
+      features=32,
+      # Of the depth's cross-entropies, where records have depth.
+      depth_weight=0.08,
+      network=dict(network),
+    ),
+    unet=dict(network),
+  )
+  config.diffusion.prediction = 'x0'
+  config.diffusion.schedule = 'cosine'
+  config.diffusion.timestep_power = 1.0
+  config.diffusion.terminal_share = 0.5
+  config.diffusion.max_v_weight = 5.0
+  config.optimizer.learning_rate = 1.5e-3
+  config.optimizer.b2 = 0.99
+  config.ema_decay = 0.99
+
+
+def _small_multisphere(config: ml_collections.ConfigDict) -> None:
+  config.batch_size = 8
+  config.image_size_px = 32
+  config.model.fourier_bands = 2
+  config.model.spheres.count = 4
+  config.model.spheres.features = 4
+  for network in (config.model.unet, config.model.spheres.network):
+    network.update(model_channels=16, context_dim=16, num_heads=2, num_groups=4)
+    network.channel_mult = (1,)
+    network.attention_levels = ()
+  config.optimizer.warmup_steps = 5
+
+
+_RECIPES: dict[str, Any] = {
+  'world': _world,
+  'multisphere': _multisphere,
+  'odin': _odin,
+}
+_SMALL: dict[str, Any] = {
+  'world': _small_world,
+  'multisphere': _small_multisphere,
+  'odin': _small_odin,
+}

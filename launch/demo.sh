@@ -35,9 +35,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SECONDS=0
 bash launch/setup.sh
 python=.venv/bin/python
+# Side of the views of the model, which the recipe of training has.
+size=64
 "$python" -m launch.claim "$output" "${video:-procedural videos}"
 trap 'rm -f "$output/.odin_lock.json"' EXIT
 rm -f "$output/stages.jsonl"
+# What one stage has compiled the next one need not.
+export JAX_COMPILATION_CACHE_DIR="$output/.compiled"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
 stage() {
   local status=0
   "$python" launch/stage.py "$output" "$1" -- "$python" -m "${@:2}" || status=$?
@@ -49,7 +54,7 @@ stage() {
 evaluate() {
   stage "evaluate/$1" odin_jax.evaluate --config=configs/evaluate.py \
     --benchmark=records --workdir="$output/train" \
-    --output="$output/evaluate/$1" "${@:2}"
+    --config.image_size_px=$size --output="$output/evaluate/$1" "${@:2}"
 }
 
 truth=()
@@ -64,17 +69,21 @@ fi
 # Time blocks are held out: few videos, and none to spare for testing alone.
 stage records preprocessing.run --config=configs/preprocess.py \
   --input="$videos" --output="$output/records" --config.split_by=time \
-  --config.test_fraction=0.2 --config.views_per_pair=8
+  --config.test_fraction=0.2 --config.views_per_pair=8 --config.depth_px=$size
 stage audit preprocessing.audit --records="$output/records" \
   --output="$output/audit" "${truth[@]}"
-stage train odin_jax.train --config=configs/train.py:world \
-  --records="$output/records" --workdir="$output/train"
+# From the checkpoint that comes with the project, and from nothing.
+training=(--config=configs/train.py:multisphere --records="$output/records")
+stage train odin_jax.train "${training[@]}" --init=pretrained \
+  --workdir="$output/train"
+stage train_scratch odin_jax.train "${training[@]}" \
+  --workdir="$output/train_scratch"
 
 held_out=(--data="$output/records")
 if [ -z "$video" ]; then
   # What the source sees and what it does not are scored apart.
   stage true_depth preprocessing.true_depth --records="$output/records" \
-    --worlds="$videos" --output="$output/true_depth"
+    --worlds="$videos" --image_size_px=$size --output="$output/true_depth"
   held_out+=(--truth="$output/true_depth")
 fi
 evaluate model "${held_out[@]}" --predictor=model
@@ -83,12 +92,15 @@ evaluate mean "${held_out[@]}" --predictor=mean
 evaluate shuffled "${held_out[@]}" --predictor=model --shuffle_poses
 # One step is about the mean of what a model imagines.
 evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
+evaluate scratch "${held_out[@]}" --predictor=model --config.num_steps=1 \
+  --workdir="$output/train_scratch"
 evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
     --num_worlds=8 --pairs=16 --test_fraction=1 --seconds=24 --seed=1000
   stage true_depth_unseen preprocessing.true_depth \
-    --records="$output/unseen" --output="$output/true_depth_unseen"
+    --records="$output/unseen" --image_size_px=$size \
+    --output="$output/true_depth_unseen"
   unseen=(--data="$output/unseen" --truth="$output/true_depth_unseen")
   # The ceiling of pure geometry.
   evaluate warp "${held_out[@]}" --predictor=warp
@@ -98,6 +110,8 @@ if [ -z "$video" ]; then
   evaluate mean_unseen "${unseen[@]}" --predictor=mean
   evaluate shuffled_unseen "${unseen[@]}" --predictor=model --shuffle_poses
   evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
+  evaluate scratch_unseen "${unseen[@]}" --predictor=model \
+    --config.num_steps=1 --workdir="$output/train_scratch"
   evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
 fi
 

@@ -13,11 +13,12 @@ import os
 from typing import Iterator, Protocol, runtime_checkable
 
 import cv2
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 import numpy as np
 
 from odin_jax.shared import (
   camera,
+  depth_png,
   errors,
   image_files,
   posed_pair,
@@ -33,6 +34,19 @@ def _stored_px(record: schema.Record) -> int:
   return 1 if image is None else image.shape[0]
 
 
+# Side of the maps of depth where no record has one.
+_EMPTY_DEPTH_PX = 32
+
+
+def _depth_px(records: record_folder.RecordFolder) -> int:
+  """Side of the first map of depth; a folder without any is read to its end."""
+  for record in records:
+    for name in ('source/depth', 'target/depth'):
+      if name in record:
+        return depth_png.side_px(record[name])
+  return _EMPTY_DEPTH_PX
+
+
 class PairSource:
   """Random access to the posed pairs of a record folder, at one image size.
 
@@ -40,10 +54,14 @@ class PairSource:
     path: a folder of records.
     split: `train` or `test`.
     image_size_px: side of the images.
-    cache: keep decoded pairs in memory; 6 KiB each at 32 px.
+    cache: keep decoded pairs in memory; 6 KiB each at 32 px, and 32 KiB more
+      with depth at 64 px.
+    depth: read the depth of both views; maps of zeros, which say that nothing
+      is known, where records have none. All maps have the side of the first.
 
   Raises:
-    errors.UserError: see `RecordFolder`; an image that cannot be decoded.
+    errors.UserError: see `RecordFolder`; an image or a map of depth that cannot
+      be decoded; maps of several sides.
   """
 
   def __init__(
@@ -53,10 +71,12 @@ class PairSource:
     *,
     image_size_px: int,
     cache: bool = False,
+    depth: bool = False,
   ):
     self._records = record_folder.RecordFolder(path, split)
     self._size_px = image_size_px
     self._stored_px = _stored_px(self._records[0])
+    self._depth_px = _depth_px(self._records) if depth else None
     self._cache: dict[int, posed_pair.PosedPair] | None = {} if cache else None
 
   def __len__(self) -> int:
@@ -74,6 +94,7 @@ class PairSource:
     try:
       source = self._image(record['source/image'])
       target = self._image(record['target/image'])
+      source_depth, target_depth = self._depths(record)
     except image_files.TooSmallError as error:
       raise errors.UserError(
         f'{self._records.path}: its views have {error.side_px} px, less than '
@@ -90,7 +111,35 @@ class PairSource:
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
       median_depth=np.float32(record['median_depth']),
+      source_depth=source_depth,
+      target_depth=target_depth,
     )
+
+  def _depths(
+    self, record: schema.Record
+  ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    if self._depth_px is None:
+      return None, None
+    source, target = (
+      self._depth(record, f'{side}/depth') for side in ('source', 'target')
+    )
+    return source, target
+
+  def _depth(
+    self, record: schema.Record, name: str
+  ) -> Float32[np.ndarray, 'd d']:
+    side_px = self._depth_px
+    if name not in record:
+      return np.zeros((side_px, side_px), np.float32)
+    try:
+      depth = depth_png.decode(record[name])
+    except ValueError as error:
+      raise ValueError(f'{name}: {error}') from error
+    if len(depth) != side_px:
+      raise ValueError(
+        f'{name}: {len(depth)} px, where the first map has {side_px} px'
+      )
+    return depth
 
   def _image(self, jpeg: bytes) -> np.ndarray:
     return image_files.decode_square_jpeg(
@@ -116,13 +165,27 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     target2source=np.concatenate([rotation, translation[:, None]], axis=-1),
     fov_deg=pair.fov_deg,
     median_depth=pair.median_depth,
+    source_depth=_flipped(pair.source_depth),
+    target_depth=_flipped(pair.target_depth),
   )
+
+
+def _flipped(
+  depth: Float32[np.ndarray, 'd d'] | None,
+) -> Float32[np.ndarray, 'd d'] | None:
+  return None if depth is None else depth[:, ::-1]
+
+
+def _median_depth(depth: Float32[np.ndarray, 'd d'] | None) -> np.float32:
+  known = depth[depth > 0] if depth is not None else ()
+  return np.float32(np.median(known) if len(known) else 0)
 
 
 def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair with source and target exchanged.
 
-  Exact, but that a record does not have the depth of its target view.
+  Exact, but that the median depth of the target view is not known, unless its
+  depths are.
   """
   pose = camera.inverse(pair.target2source.astype(np.float64))
   return posed_pair.PosedPair(
@@ -130,7 +193,9 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     target=pair.source,
     target2source=pose.astype(np.float32),
     fov_deg=pair.fov_deg,
-    median_depth=np.float32(0),
+    median_depth=_median_depth(pair.target_depth),
+    source_depth=pair.target_depth,
+    target_depth=pair.source_depth,
   )
 
 

@@ -204,7 +204,7 @@ def sample(
   diffusion = config['diffusion']
   condition = odin.condition(frozen, config, pairs)
   kept = jnp.zeros(len(pairs.source), bool)
-  cond = model.conditioning(condition, conditioning.Drop(kept, kept))
+  cond = model.cond(condition, conditioning.Drop(kept, kept))
   noise = jax.vmap(
     lambda seed: jax.random.normal(
       jax.random.key(seed), condition['source'].shape[1:]
@@ -214,9 +214,9 @@ def sample(
   latents = sampler.sample(
     sampling.sampler,
     sampler.guided(
-      lambda x, timestep, cond: model.denoise(x, timestep, cond)[0],
+      lambda x, timestep, cond: model.denoise(x, timestep, cond).output,
       cond,
-      conditioning.null(*cond),
+      odin.null(cond),
       guidance=sampling.guidance,
       rescale=sampling.guidance_rescale,
     ),
@@ -425,6 +425,7 @@ def load_model(
       'ema': averaged or config.get('ported_average', False),
       'ported_from': config.get('ported_from'),
       'checkpoint_step': newest,
+      'started_from': config.get('init') or None,
       # A ported one tells nothing of its training.
       'training_steps': None
       if checkpoint.is_ported(config)

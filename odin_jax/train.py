@@ -113,7 +113,7 @@ def _make_encoders(
         'a pretrained network; give the output of odin_jax.port_weights'
       )
     return encoders.random(config)
-  images = batches.sample_images(source, config['autoencoder']['fit_images'])
+  images = batches.sample_images(source, encoders.num_fit_images(config))
   return encoders.fit(config, images)
 
 
@@ -162,10 +162,9 @@ def _summary(
     for name in fetched[0]
   }
   return {
-    'loss': means['loss'],
+    **means,
     'learning_rate': float(step.learning_rate(config)(last_step - 1)),
     'examples_per_s': len(metrics) * config['batch_size'] / seconds,
-    'mask_mean': means['mask_mean'],
   }
 
 
@@ -197,6 +196,7 @@ def main() -> None:
     'train',
     image_size_px=config['image_size_px'],
     cache=config['cache_records'],
+    depth=odin.has_spheres(config),
   )
   config['records'] = source.fingerprint()
   # The shapes of a large network take seconds: after what is quickly refused.

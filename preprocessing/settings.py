@@ -36,6 +36,7 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'window_s': _POSITIVE,
   'substeps': _COUNT,
   'view_size_px': _COUNT,
+  'depth_px': (lambda value: 0 <= value <= 1024, 'must be in 0..1024'),
   'views_per_pair': _COUNT,
   'fov_deg': (lambda value: 0 < value < 180, 'must be between 0 and 180'),
   'max_panorama_width_px': (
@@ -126,7 +127,10 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
       mask=values['mask'],
     ),
     views=cutting.Settings(
-      rules=rules['views'], size_px=config.view_size_px, seed=config.seed
+      rules=rules['views'],
+      size_px=config.view_size_px,
+      depth_px=config.depth_px,
+      seed=config.seed,
     ),
     exporting=exports.Settings(
       formats=tuple(values['export_formats']), rules=rules['export']

@@ -18,7 +18,9 @@ beside it `NAME.truth.npz`:
 
 writes no videos but 16 records per world, with the true poses in the gauge of
 the schema, ready for training. --config.views.FIELD=VALUE changes how views are
-chosen (`configs/worlds.py`). World i depends on --seed and on i alone.
+chosen (`configs/worlds.py`), and --depth_px=64 adds the true depth of both
+views, in maps of that side (odin_jax/shared/depth_png.py). World i depends on
+--seed and on i alone.
 """
 
 import sys
@@ -94,6 +96,15 @@ _TEST_FRACTION = flags.DEFINE_float(
   'test_fraction', 0.1, 'With --pairs: share of the test split.', 0, 1
 )
 
+_DEPTH_PX = flags.DEFINE_integer(
+  'depth_px',
+  0,
+  'With --pairs: width = height of the maps of true depth that records have of '
+  'both views; 0: none.',
+  0,
+  1024,
+)
+
 _OF_PAIRS = (
   _VIEW_PX,
   _FOV_DEG,
@@ -101,6 +112,7 @@ _OF_PAIRS = (
   _MAX_GAP_S,
   _SPLIT_BY,
   _TEST_FRACTION,
+  _DEPTH_PX,
 )
 
 
@@ -203,6 +215,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     split_by=_SPLIT_BY.value,
     test_fraction=_TEST_FRACTION.value,
     movers=_MOVERS.value,
+    depth_px=_DEPTH_PX.value,
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   # With the features: parts of which only some have one do not go together.

@@ -143,8 +143,23 @@ def min_snr_weight(
   raise ValueError(_unknown(prediction))
 
 
+def v_weight(alpha_bar: Float[Array, 'b'], most: float) -> Float[Array, 'b']:
+  """Weight that makes squared errors of x_0 those of v, up to `most`.
+
+  v = (sqrt(alpha_bar) x_t - x_0) / sqrt(1 - alpha_bar), so that the weight is
+  SNR + 1 (Salimans and Ho 2202.00512, section 4): 1 where all is noise, and
+  more where details are what is left to be found.
+  """
+  return jnp.minimum(1 / (1 - alpha_bar), most)
+
+
 def sample_timesteps(
-  key: Array, batch: int, num_timesteps: int, *, power: float
+  key: Array,
+  batch: int,
+  num_timesteps: int,
+  *,
+  power: float,
+  terminal_share: float = 0.0,
 ) -> Int[Array, 'b']:
   """Timesteps of a batch, one in each of `batch` equally likely intervals.
 
@@ -156,7 +171,10 @@ def sample_timesteps(
     num_timesteps: T.
     power: the density grows as `t ** (power - 1)`: 1 is uniform, more favours
       high noise.
+    terminal_share: of the batch at T - 1, where the network's best answer is
+      the conditional mean; the others are drawn as said.
   """
   quantiles = (jnp.arange(batch) + jax.random.uniform(key)) / batch
-  timesteps = num_timesteps * quantiles ** (1 / power)
+  others = jnp.minimum(quantiles / max(1 - terminal_share, 1e-6), 1.0)
+  timesteps = num_timesteps * others ** (1 / power)
   return jnp.clip(timesteps.astype(jnp.int32), 0, num_timesteps - 1)

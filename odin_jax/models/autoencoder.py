@@ -1,4 +1,4 @@
-"""Image patches by principal components, as an autoencoder.
+"""Image patches as latents: their principal components, or all their pixels.
 
 The autoencoder of the `world` recipe is principal component analysis of
 image patches, fitted to the records in seconds. With mean mu, orthonormal
@@ -9,6 +9,9 @@ components U and standard deviations s of the patches x of the training images,
 for a whitening power p in [0, 1] (1: every component has unit variance, 0:
 latents keep the proportions of pixels) and the one gain g that gives the
 latents unit variance on average.
+
+Where a model works on pixels the latents are the patches themselves (JiT, Li
+and He 2511.13720): mu = 0, U = 1, and a gain that is given.
 """
 
 from typing import Any
@@ -45,20 +48,20 @@ class PatchPca:
   ) -> Float[Array, 'b n n c']:
     """Latents of sRGB images, values in [0, 1]; `key` makes no difference."""
     del key
-    patches = _patches(images * 2 - 1, self.patch_px)
-    return (patches - self.mean) @ self.encoder
+    return (patches(images * 2 - 1, self.patch_px) - self.mean) @ self.encoder
 
   def decode(self, latents: Float[Array, 'b n n c']) -> Float[Array, 'b s s 3']:
     """Images in [0, 1] of latents."""
-    patches = latents @ self.decoder + self.mean
+    decoded = latents @ self.decoder + self.mean
     p = self.patch_px
     images = rearrange(
-      patches, 'b i j (y x k) -> b (i y) (j x) k', y=p, x=p, k=3
+      decoded, 'b i j (y x k) -> b (i y) (j x) k', y=p, x=p, k=3
     )
     return jnp.clip(images / 2 + 0.5, 0, 1)
 
 
-def _patches(images: Array | np.ndarray, patch_px: int) -> Array | np.ndarray:
+def patches(images: Array | np.ndarray, patch_px: int) -> Array | np.ndarray:
+  """Patches [b i j d] of images [b s s 3], rows first, colours last."""
   return rearrange(
     images, 'b (i y) (j x) k -> b i j (y x k)', y=patch_px, x=patch_px
   )
@@ -71,6 +74,18 @@ def abstract(*, patch_px: int, channels: int) -> PatchPca:
     mean=jax.ShapeDtypeStruct((width,), jnp.float32),
     encoder=jax.ShapeDtypeStruct((width, channels), jnp.float32),
     decoder=jax.ShapeDtypeStruct((channels, width), jnp.float32),
+    patch_px=patch_px,
+  )
+
+
+def pixels(*, patch_px: int, gain: float) -> PatchPca:
+  """The autoencoder whose latents are the patches, values in [-gain, gain]."""
+  width = 3 * patch_px**2
+  identity = jnp.eye(width, dtype=jnp.float32)
+  return PatchPca(
+    mean=jnp.zeros(width, jnp.float32),
+    encoder=identity * gain,
+    decoder=identity / gain,
     patch_px=patch_px,
   )
 
@@ -90,10 +105,10 @@ def fit(
     channels: components kept.
     whitening: the power p of the module's docstring.
   """
-  patches = _patches(images.astype(np.float64) / 127.5 - 1, patch_px)
-  patches = patches.reshape(-1, patches.shape[-1])
-  mean = patches.mean(axis=0)
-  variances, components = np.linalg.eigh(np.cov(patches.T, ddof=0))
+  rows = patches(images.astype(np.float64) / 127.5 - 1, patch_px)
+  rows = rows.reshape(-1, rows.shape[-1])
+  mean = rows.mean(axis=0)
+  variances, components = np.linalg.eigh(np.cov(rows.T, ddof=0))
   # The sign of an eigenvector is arbitrary: fix it, so that equal images give
   # equal latents on every machine.
   components = components[:, ::-1][:, :channels]

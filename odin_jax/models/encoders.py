@@ -3,6 +3,7 @@
 What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
 
   pca   patches by principal components, fitted to the records (autoencoder)
+  pixels  patches as they are (autoencoder)
   kl    Stable Diffusion's autoencoder (vae), from a checkpoint
   none  no such network; a U-Net that was ported without an autoencoder can be
         exported again, but neither trained nor sampled from
@@ -18,7 +19,7 @@ import numpy as np
 from odin_jax.models import autoencoder, image_encoder, vae
 
 Config = Mapping[str, Any]
-AUTOENCODERS = ('pca', 'kl')
+AUTOENCODERS = ('pca', 'pixels', 'kl')
 IMAGE_ENCODERS = ('none', 'clip')
 
 
@@ -50,14 +51,17 @@ def are_pretrained(config: Config) -> bool:
 def latent_channels(config: Config) -> int:
   """Channels of a latent."""
   settings = config['autoencoder']
-  kind = settings['kind']
-  return settings['channels' if kind == 'pca' else 'latent_channels']
+  if settings['kind'] == 'pixels':
+    return 3 * settings['patch_px'] ** 2
+  return settings[
+    'channels' if settings['kind'] == 'pca' else 'latent_channels'
+  ]
 
 
 def latent_size(config: Config) -> int:
   """Side of the latent grid."""
   settings = config['autoencoder']
-  if settings['kind'] == 'pca':
+  if settings['kind'] in ('pca', 'pixels'):
     return config['image_size_px'] // settings['patch_px']
   return config['image_size_px'] // vae.downsampling(settings['channel_mult'])
 
@@ -71,6 +75,9 @@ def _assemble(config: Config, make_kl: Any, make_clip: Any) -> Encoders:
   make = {
     'pca': lambda patch_px, channels, **_: autoencoder.abstract(
       patch_px=patch_px, channels=channels
+    ),
+    'pixels': lambda patch_px, **_: autoencoder.abstract(
+      patch_px=patch_px, channels=3 * patch_px**2
     ),
     'kl': lambda **settings: make_kl(settings),
     'clip': lambda **settings: make_clip(settings),
@@ -92,16 +99,18 @@ def abstract(config: Config) -> Encoders:
   )
 
 
+def num_fit_images(config: Config) -> int:
+  """How many images `fit` wants; patches as they are need to see but one."""
+  return config['autoencoder'].get('fit_images', 1)
+
+
 def fit(config: Config, images: UInt8[np.ndarray, 'n s s 3']) -> Encoders:
   """Encoders that need no checkpoint, fitted to images."""
-  settings = config['autoencoder']
-  fitted = autoencoder.fit(
-    images,
-    patch_px=settings['patch_px'],
-    channels=settings['channels'],
-    whitening=settings['whitening'],
-  )
-  return Encoders(autoencoder=fitted, image=None)
+  settings = _settings(config['autoencoder'])
+  if config['autoencoder']['kind'] == 'pixels':
+    return Encoders(autoencoder=autoencoder.pixels(**settings), image=None)
+  settings.pop('fit_images')
+  return Encoders(autoencoder=autoencoder.fit(images, **settings), image=None)
 
 
 def random(config: Config) -> Encoders:

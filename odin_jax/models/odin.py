@@ -1,18 +1,63 @@
 """The assembled model: conditioning and U-Net, built from a config."""
 
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odin_jax.models import conditioning, encoders, unet
+from odin_jax.models import (
+  autoencoder,
+  conditioning,
+  encoders,
+  multisphere,
+  unet,
+)
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
-# What the U-Net is conditioned on: channels [b n n e] and a context [b m d].
-Cond = tuple[Array, Array]
+# The entry of `Condition.prepared` that models with spheres have.
+_SPHERES = 'spheres'
+
+
+class Cond(NamedTuple):
+  """What the U-Net is conditioned on.
+
+  Attributes:
+    channels: [b n n e].
+    context: [b m d].
+    blend: what its picture is blended of; None where it makes all of it up.
+  """
+
+  channels: Array
+  context: Array
+  blend: multisphere.Blend | None = None
+
+
+class Denoised(NamedTuple):
+  """What the network says.
+
+  Attributes:
+    output: [b n n c], what the config says that it predicts.
+    mask_logit: [b n n], of the motion mask.
+    blended: of what the picture was blended, where it was.
+  """
+
+  output: Array
+  mask_logit: Array
+  blended: multisphere.Blended | None = None
+
+
+def null(cond: Cond) -> Cond:
+  """The null condition of classifier-free guidance; the blend stays."""
+  channels, context = conditioning.null(cond.channels, cond.context)
+  return Cond(channels, context, cond.blend)
+
+
+def has_spheres(config: Config) -> bool:
+  """Whether the model blends its picture of the swept source."""
+  return config['model'].get('spheres') is not None
 
 
 def condition(
@@ -29,6 +74,8 @@ def condition(
   """
   source = frozen.autoencoder.encode(pairs.source / 255.0)
   prepared = conditioning.prepare(frozen, config, pairs)
+  if has_spheres(config):
+    prepared[_SPHERES] = pairs.source / 255.0
   if config['model']['unscaled_source']:
     # Zero-1-to-3 gives the source's latent without the factor that it gives
     # the target's (ldm/models/diffusion/ddpm.py, get_input).
@@ -51,6 +98,8 @@ def input_channels(config: Config) -> tuple[str, ...]:
   """
   noisy = [f'noisy.{i}' for i in range(encoders.latent_channels(config))]
   names = conditioning.channel_names(config)
+  if has_spheres(config):
+    names += tuple(f'spheres.{x}' for x in multisphere.channel_names(config))
   for name in noisy:
     if name in names:
       raise ValueError(
@@ -71,32 +120,69 @@ class Odin(nnx.Module):
 
   def __init__(self, config: Config, *, rngs: nnx.Rngs):
     self.conditioning = conditioning.Conditioning(config, rngs=rngs)
+    self.spheres = (
+      multisphere.Multisphere(config, rngs=rngs)
+      if has_spheres(config)
+      else None
+    )
+    outputs = encoders.latent_channels(config)
+    if self.spheres is not None:
+      self.patch_px = config['autoencoder']['patch_px']
+      self.gain = config['autoencoder']['gain']
+      outputs = multisphere.output_channels(config)
     self.unet = unet.UNet(
       in_channels=len(input_channels(config)),
-      out_channels=encoders.latent_channels(config),
+      out_channels=outputs,
       dtype=config['dtype'],
       rngs=rngs,
       **config['model']['unet'],
     )
+
+  def cond(
+    self, condition: conditioning.Condition, drop: conditioning.Drop
+  ) -> Cond:
+    """What `denoise` takes; it does not depend on the noise or on t.
+
+    Args:
+      condition: from `condition`.
+      drop: which examples lose what.
+    """
+    channels, context = self.conditioning(condition, drop)
+    if self.spheres is None:
+      return Cond(channels, context)
+    seen, parts = self.spheres(
+      condition['source'],
+      condition['prepared'][_SPHERES],
+      condition['target2source'],
+      condition['fov_deg'],
+      condition['median_depth'],
+    )
+    channels = jnp.concatenate([channels, seen.astype(channels.dtype)], axis=-1)
+    return Cond(channels, context, parts)
 
   def denoise(
     self,
     noisy: Float[Array, 'b n n c'],
     timestep: Float[Array, 'b'],
     cond: Cond,
-  ) -> tuple[Float[Array, 'b n n c'], Float[Array, 'b n n']]:
-    """The network's output and the logit of the motion mask.
+  ) -> Denoised:
+    """What the network predicts of a noisy latent.
 
     Args:
       noisy: x_t.
       timestep: t.
-      cond: what `conditioning` gives; it does not depend on t, so a sampler
-        computes it once.
+      cond: from `cond`.
     """
-    channels, context = cond
-    return self.unet(
-      jnp.concatenate([noisy, channels], axis=-1), timestep, context
+    output, mask_logit = self.unet(
+      jnp.concatenate([noisy, cond.channels], axis=-1), timestep, cond.context
     )
+    if cond.blend is None:
+      return Denoised(output, mask_logit)
+    blended = multisphere.blend(
+      output, cond.blend, self.spheres.distances, self.patch_px
+    )
+    patches = autoencoder.patches(blended.picture * 2 - 1, self.patch_px)
+    return Denoised(patches * self.gain, mask_logit, blended)
 
 
 def init_params(config: Config) -> Any:
@@ -135,6 +221,7 @@ def sharding_rules() -> dict[str, conditioning.Axes]:
   """By its path, the mesh axes of every parameter; for `odin_jax.sharding`."""
   networks = {
     'conditioning': conditioning.sharding_rules(),
+    'spheres': multisphere.sharding_rules(),
     'unet': unet.SHARDING,
   }
   return {

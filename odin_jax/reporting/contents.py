@@ -30,6 +30,7 @@ _PREDICTORS = {
   'mean': "source's mean colour",
   'shuffled': 'model, poses shuffled',
   'model_mean': 'model, one step: about its conditional mean',
+  'scratch': 'the same trained from nothing',
   'sweep': 'source seen at eight distances, averaged',
   'warp': 'source warped by the true depth: the ceiling of pure geometry',
 }
@@ -251,6 +252,8 @@ def _made(figures: dict[str, Any]) -> str:
     facts.append(f'model of {train["parameters"] / 1e6:.1f} M parameters')
   if train['image_size_px']:
     facts.append(f'views of {train["image_size_px"]} px')
+  if train['started_from']:
+    facts.append(f'training started from {train["started_from"]}')
   facts.append(summary.step_text(train['checkpoint']))
   return ' · '.join(facts)
 

@@ -13,10 +13,10 @@ from odin_jax.shared import files, page, quantities
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
-# About the model's conditional mean, and what pose and geometry alone give,
-# also where the true depth is known: rows of the table that no gain is measured
-# by.
-_FURTHER = ('model_mean', 'sweep', 'warp')
+# About the model's conditional mean, and that of one trained from nothing; what
+# pose and geometry alone give, also where the true depth is known: rows of the
+# table that no gain is measured by.
+_FURTHER = ('model_mean', 'scratch', 'sweep', 'warp')
 # Scores that there are where the true depth of the pairs is known.
 MASKED = ('psnr_seen', 'psnr_unseen')
 
@@ -182,6 +182,7 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
       'checkpoint': _checkpoint(protocol, rows[-1]['step']),
       'parameters': protocol.get('parameters'),
       'image_size_px': protocol.get('image_size_px'),
+      'started_from': protocol.get('started_from'),
       'loss_first': float(loss[:tenth].mean()),
       'loss_last': float(loss[-tenth:].mean()),
       'mask_mean': rows[-1]['mask_mean'],

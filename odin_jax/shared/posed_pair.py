@@ -23,6 +23,9 @@ class PosedPair(NamedTuple):
     target2source: [*b 3 4], `x_source = R @ x_target + t`, scene units.
     fov_deg: [*b], full field of view of both views.
     median_depth: [*b], of the source view, scene units; 0 where not known.
+    source_depth: [*b d d] float32, along the optical axis at pixel centres,
+      scene units, 0 where not known; None where nobody asks for it.
+    target_depth: likewise.
   """
 
   source: Array
@@ -30,10 +33,12 @@ class PosedPair(NamedTuple):
   target2source: Array
   fov_deg: Array
   median_depth: Array
+  source_depth: Array | None = None
+  target_depth: Array | None = None
 
 
 def stack(pairs: Sequence[PosedPair]) -> PosedPair:
-  """A batch of pairs, all of them with a target or none."""
+  """A batch of pairs; what one of them lacks, all of them lack."""
   return PosedPair(
     *(
       None if values[0] is None else np.stack(values)

@@ -10,7 +10,7 @@ from typing import Any, Iterable, Mapping
 
 import numpy as np
 
-from odin_jax.shared import camera, tfrecord
+from odin_jax.shared import camera, png, tfrecord
 
 SCHEMA_VERSION = 1
 DATASET_NAME = 'odin_pairs'
@@ -26,7 +26,8 @@ class Feature:
     kind: `bytes`, `text` (UTF-8 bytes), `float` (float32) or `int` (int64).
     shape: shape of the value; () for a scalar.
     meaning: what it is, with its unit.
-    encoding: of `bytes`, `jpeg` (three channels) or `png` (one).
+    encoding: of `bytes`, `jpeg` (three channels) or `png` (one, square).
+    bits: of a `png`, per pixel.
     optional: the records of a folder all have it, or none has, such as those
       of an earlier version.
   """
@@ -35,6 +36,7 @@ class Feature:
   shape: tuple[int, ...] = ()
   meaning: str
   encoding: str = 'jpeg'
+  bits: int = 8
   optional: bool = False
 
 
@@ -100,6 +102,16 @@ FEATURES: dict[str, Feature] = {
     optional=True,
     meaning='PNG, grey, square: 0 moves, 255 stands still, 128 unknown',
   ),
+  **_views(
+    'depth',
+    kind='bytes',
+    encoding='png',
+    bits=16,
+    optional=True,
+    meaning='PNG, grey, 16 bits, square, of a side of its own: depth along the '
+    'optical axis at its pixel centres, 2 ** ((value - 32768) / 2048) scene '
+    'units; 0 = not known (odin_jax.shared.depth_png)',
+  ),
 }
 
 # The largest value of those that begin at 0.
@@ -127,8 +139,7 @@ def optional_in(names: Iterable[str]) -> frozenset[str]:
 
 def _problem(feature: Feature, value: Any) -> str | None:
   if feature.kind == 'bytes':
-    good = isinstance(value, bytes) and value
-    return None if good else 'needs non-empty bytes'
+    return _bytes_problem(feature, value)
   if feature.kind == 'text':
     good = isinstance(value, str) and value
     return None if good else f'needs a non-empty str, got {value!r}'
@@ -141,6 +152,17 @@ def _problem(feature: Feature, value: Any) -> str | None:
     array[:, :3], tolerance=1e-4
   ):
     return 'its first three columns are no rotation'
+  return None
+
+
+def _bytes_problem(feature: Feature, value: Any) -> str | None:
+  if not (isinstance(value, bytes) and value):
+    return 'needs non-empty bytes'
+  if feature.encoding == 'png':
+    try:
+      png.check_header(value, bits=feature.bits)
+    except ValueError as error:
+      return str(error)
   return None
 
 

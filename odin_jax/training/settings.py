@@ -4,7 +4,7 @@ import math
 from typing import Any, Mapping
 
 from odin_jax.diffusion import loss, sampler, schedule
-from odin_jax.models import encoders
+from odin_jax.models import encoders, odin
 from odin_jax.shared import errors
 
 Config = Mapping[str, Any]
@@ -27,12 +27,22 @@ RANGES = {
   'log_every': (1, math.inf),
   'diffusion.num_timesteps': (1, math.inf),
   'diffusion.timestep_power': (1e-3, math.inf),
+  'diffusion.terminal_share': (0, 1),
+  'diffusion.max_v_weight': (0, math.inf),
   'diffusion.min_snr_gamma': (0, math.inf),
   'diffusion.mask_lambda': (0, math.inf),
   # Three times the rate of the examples lose something.
   'diffusion.condition_dropout': (0, 1 / 3),
   'optimizer.warmup_steps': (0, math.inf),
   'ema_decay': (0, 1),
+}
+
+
+_SPHERES_RANGES = {
+  'near': (1e-3, math.inf),
+  'count': (2, math.inf),
+  'features': (1, math.inf),
+  'depth_weight': (0, math.inf),
 }
 
 
@@ -54,13 +64,9 @@ def check(config: Config) -> None:
       raise errors.UserError(
         f'config.{name}={value}: must be one of {", ".join(allowed)}'
       )
-  for name, (least, most) in RANGES.items():
-    value = _field(config, name)
-    if not least <= value <= most:
-      raise errors.UserError(
-        f'config.{name}={value}: must be at least {least:g}'
-        + (f' and at most {most:.3g}' if most < math.inf else '')
-      )
+  _check_ranges(config, '', RANGES)
+  if odin.has_spheres(config):
+    _check_spheres(config)
   diffusion = config['diffusion']
   try:
     schedule.check(
@@ -68,3 +74,36 @@ def check(config: Config) -> None:
     )
   except ValueError as error:
     raise errors.UserError(f'config.diffusion: {error}') from error
+
+
+def _check_spheres(config: Config) -> None:
+  """Raises errors.UserError unless a picture can be blended of spheres."""
+  kind, prediction = (
+    config['autoencoder']['kind'],
+    config['diffusion']['prediction'],
+  )
+  if kind != 'pixels' or prediction != 'x0':
+    raise errors.UserError(
+      f'config.model.spheres: blends pixels, so that it needs '
+      f'config.autoencoder.kind=pixels, not {kind}, and '
+      f'config.diffusion.prediction=x0, not {prediction}'
+    )
+  spheres = config['model']['spheres']
+  _check_ranges(spheres, 'model.spheres.', _SPHERES_RANGES)
+  if not spheres['near'] < spheres['far'] < math.inf:
+    raise errors.UserError(
+      f'config.model.spheres.far={spheres["far"]}: must be finite and more than '
+      f'near={spheres["near"]}'
+    )
+
+
+def _check_ranges(
+  section: Config, prefix: str, ranges: Mapping[str, tuple[Any, Any]]
+) -> None:
+  for name, (least, most) in ranges.items():
+    value = _field(section, name)
+    if not least <= value <= most:
+      raise errors.UserError(
+        f'config.{prefix}{name}={value}: must be at least {least:g}'
+        + (f' and at most {most:.3g}' if most < math.inf else '')
+      )

@@ -10,7 +10,7 @@ import optax
 
 from odin_jax.diffusion import loss as diffusion_loss
 from odin_jax.diffusion import schedule
-from odin_jax.models import conditioning, encoders, odin
+from odin_jax.models import conditioning, encoders, multisphere, odin
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -89,8 +89,8 @@ def batch_loss(
   frozen: encoders.Encoders,
   batch: posed_pair.PosedPair,
   key: Array,
-) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Mean loss of a batch, and the mean of its motion mask."""
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """Mean loss of a batch, and figures of it: see `train_step`."""
   settings = config['diffusion']
   prediction = settings['prediction']
   keys = jax.random.split(key, 4)
@@ -101,6 +101,7 @@ def batch_loss(
     x0.shape[0],
     settings['num_timesteps'],
     power=settings['timestep_power'],
+    terminal_share=settings['terminal_share'],
   )
   noise = jax.random.normal(keys[1], x0.shape)
   drop = conditioning.draw_drop(
@@ -112,10 +113,11 @@ def batch_loss(
     zero_terminal_snr=settings['zero_terminal_snr'],
   )
   alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timesteps]
-  output, mask_logit = model.denoise(
+  cond = model.cond(condition, drop)
+  output, mask_logit, blended = model.denoise(
     schedule.diffuse(x0, noise, alpha_bar),
     timesteps.astype(jnp.float32),
-    model.conditioning(condition, drop),
+    cond,
   )
   error = diffusion_loss.squared_error(
     output, schedule.target(prediction, x0, noise, alpha_bar)
@@ -130,7 +132,18 @@ def batch_loss(
     losses *= schedule.min_snr_weight(
       prediction, alpha_bar, settings['min_snr_gamma']
     )
-  return losses.mean(), jax.nn.sigmoid(mask_logit).mean()
+  if settings['max_v_weight']:
+    losses *= schedule.v_weight(alpha_bar, settings['max_v_weight'])
+  figures = {'mask_mean': jax.nn.sigmoid(mask_logit).mean()}
+  if blended is not None and batch.source_depth is not None:
+    of_depth = multisphere.depth_losses(
+      config, batch, cond.blend.source_logits, blended
+    )
+    figures['source_depth_loss'], figures['target_depth_loss'] = (
+      values.mean() for values in of_depth
+    )
+    losses += config['model']['spheres']['depth_weight'] * sum(of_depth)
+  return losses.mean(), figures
 
 
 def train_step(
@@ -143,6 +156,9 @@ def train_step(
 ) -> tuple[State, dict[str, Array]]:
   """The next state, and `loss` and `mask_mean` of the batch.
 
+  With depths also `source_depth_loss` and `target_depth_loss`, which are parts
+  of the loss: see `multisphere.depth_losses`.
+
   Args:
     state: from `init` or an earlier step.
     batch: of pairs.
@@ -153,11 +169,11 @@ def train_step(
   step = state['step']
   key = jax.random.fold_in(jax.random.key(config['seed']), step)
 
-  def loss_of(params: Any) -> tuple[Array, Array]:
+  def loss_of(params: Any) -> tuple[Array, dict[str, Array]]:
     model = nnx.merge(graphdef, params)
     return batch_loss(model, config, frozen, batch, key)
 
-  (loss, mask_mean), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+  (loss, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(
     state['params']
   )
   updates, opt_state = optimizer(config).update(
@@ -174,4 +190,4 @@ def train_step(
     'optimizer': opt_state,
     'step': step + 1,
   }
-  return state, {'loss': loss, 'mask_mean': mask_mean}
+  return state, {'loss': loss, **figures}

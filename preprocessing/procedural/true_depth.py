@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import distance
 
 from odin_jax.shared import camera, depth_files, image_files, psnr, schema
-from preprocessing.procedural import footage, raycaster, scenes, true_pairs
+from preprocessing.procedural import footage, raycaster, rendering, scenes
 from preprocessing.views import alignment
 
 SIDES = ('source', 'target')
@@ -62,7 +62,7 @@ def view(
   size_px: int,
 ) -> View:
   """What the view at these angles of the panorama at a time shows."""
-  rays = true_pairs.unit_rays(angles, fov_deg, size_px)
+  rays = rendering.unit_rays(angles, fov_deg, size_px)
   frame2world = world.walk.frame2world(time_s)
   turned = raycaster.rotate(frame2world[:, :3], rays.astype(np.float32))
   hits = world.scene.cast(frame2world[:, 3], turned, time_s)
@@ -165,7 +165,7 @@ def _likeness_db(
     picture = image_files.decode_square_jpeg(
       record[f'{side}/image'], error.side_px
     )
-  truth = true_pairs.render_view(
+  truth = rendering.render_view(
     world,
     _moment_s(record, side),
     _angles(record, side),

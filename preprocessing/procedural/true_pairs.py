@@ -9,12 +9,17 @@ import dataclasses
 import pathlib
 from typing import Any, Iterator, Sequence
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from odin_jax.shared import camera, errors, files, schema
-from preprocessing import panorama
-from preprocessing.procedural import footage, raycaster, scenes
+from odin_jax.shared import camera, depth_png, errors, files, schema
+from preprocessing.procedural import (
+  footage,
+  raycaster,
+  rendering,
+  scenes,
+  true_depth,
+)
 from preprocessing.running import pool
 from preprocessing.views import alignment
 from preprocessing.writing import jpeg, parts, rejections, splits
@@ -23,8 +28,6 @@ _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
 # A point is seen by another frame if it lies at the distance seen there.
 _SAME_DISTANCE = 0.05
 _MAX_ROUNDS = 20
-# Small views are sampled finer and averaged, lest edges be ragged.
-_SUPERSAMPLED_BELOW_PX = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class PairRules:
     split_by: see `splits.Settings`.
     test_fraction: see `splits.Settings`.
     movers: see `scenes.build_world`.
+    depth_px: side of the maps of true depth; 0: records have none.
   """
 
   num_records: int
@@ -50,11 +54,7 @@ class PairRules:
   split_by: str
   test_fraction: float
   movers: int | None = None
-
-
-def supersampling(size_px: int) -> int:
-  """Rays per pixel and axis of a view."""
-  return 2 if size_px < _SUPERSAMPLED_BELOW_PX else 1
+  depth_px: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,57 +135,6 @@ def gauge_m(frames: Sequence[FrameGeometry]) -> float:
   return float(median)
 
 
-def render_view(
-  world: scenes.World,
-  time_s: float,
-  angles: alignment.Angles,
-  *,
-  fov_deg: float,
-  size_px: int,
-) -> UInt8[np.ndarray, 's s 3']:
-  """The view that is cut at these angles from the panorama at a time."""
-  rays = unit_rays(angles, fov_deg, size_px * supersampling(size_px))
-  frame2world = world.walk.frame2world(time_s)
-  return render_rays(
-    world, time_s, frame2world, rays, fov_deg=fov_deg, size_px=size_px
-  )
-
-
-def unit_rays(
-  angles: alignment.Angles, fov_deg: float, size_px: int
-) -> Float[np.ndarray, 's s 3']:
-  """Through the pixel centres of a view, in the axes of its panorama."""
-  rays = panorama.view_directions(
-    yaw_deg=angles.yaw_deg,
-    pitch_deg=angles.pitch_deg,
-    fov_deg=fov_deg,
-    size_px=size_px,
-  )
-  return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
-
-
-def render_rays(
-  world: scenes.World,
-  time_s: float,
-  camera2world: Float[np.ndarray, '3 4'],
-  rays: Float[np.ndarray, 'r r 3'],
-  *,
-  fov_deg: float,
-  size_px: int,
-) -> UInt8[np.ndarray, 's s 3']:
-  """What a camera sees along its unit rays, averaged to `size_px`."""
-  factor = supersampling(size_px)
-  rays = raycaster.rotate(camera2world[:, :3], rays.astype(np.float32))
-  origin = camera2world[:, 3]
-  hits = world.scene.cast(origin, rays, time_s)
-  pixel_rad = 1 / camera.intrinsics(fov_deg, size_px * factor)[0, 0]
-  image = world.scene.paint(origin, rays, hits, time_s, pixel_rad=pixel_rad)
-  if factor == 1:
-    return image
-  blocks = image.reshape(size_px, factor, size_px, factor, 3)
-  return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
-
-
 def _frame_pairs(
   split_of: Sequence[str], max_gap_s: int
 ) -> tuple[Int[np.ndarray, 'n 2'], dict[str, int], int]:
@@ -245,7 +194,10 @@ def make_records(
       )
       first, second = sorted((source, target))
       gaps[first, second] = str(second - first)
-  _set_units(records)
+  unit_m /= _set_units(records)
+  if rules.depth_px:
+    for record in records:
+      record.update(_depth(world, record, unit_m, rules.depth_px))
   kept = collections.Counter(gaps.values())
   summary = {
     'frames': len(frames),
@@ -321,7 +273,7 @@ def _record(
   }
   sides = zip(('source', 'target'), ends, (view_pair.source, view_pair.target))
   for side, frame, angles in sides:
-    image = render_view(
+    image = rendering.render_view(
       world,
       frame.time_s,
       angles,
@@ -337,13 +289,30 @@ def _record(
   return record
 
 
-def _set_units(records: list[schema.Record]) -> None:
-  """Makes the median depth of the source views one, as `cutting` does."""
-  units = 1 / np.median([record['median_depth'] for record in records] or [1.0])
+def _set_units(records: list[schema.Record]) -> float:
+  """Makes the median depth of the source views one, as `cutting` does.
+
+  Returns:
+    scene units per unit before.
+  """
+  depths = [record['median_depth'] for record in records]
+  units = float(1 / np.median(depths or [1.0]))
   for record in records:
     record['median_depth'] *= units
     for name in ('target2source', 'source/frame2scene', 'target/frame2scene'):
-      record[name] = camera.rescale(record[name], float(units))
+      record[name] = camera.rescale(record[name], units)
+  return units
+
+
+def _depth(
+  world: scenes.World, record: schema.Record, unit_m: float, size_px: int
+) -> dict[str, bytes]:
+  """True depth of both views of a record; not known where there is none."""
+  depths = true_depth.depths(world, record, unit_m, size_px)
+  return {
+    'source/depth': depth_png.encode(depths.source_depth),
+    'target/depth': depth_png.encode(depths.target_depth),
+  }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -374,7 +343,7 @@ class PairsJob:
 
   def build_world(self) -> scenes.World:
     """The world, the same whenever it is built."""
-    size_px = self.rules.size_px * supersampling(self.rules.size_px)
+    size_px = self.rules.size_px * rendering.supersampling(self.rules.size_px)
     focal_px = camera.intrinsics(self.rules.views.fov_deg, size_px)[0, 0]
     return footage.make_world(
       self.kinds,

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing.procedural import raycaster, scenes, true_pairs
+from preprocessing.procedural import raycaster, rendering, scenes
 from preprocessing.views import alignment
 
 _AHEAD = alignment.Angles(yaw_deg=0.0, pitch_deg=0.0)
@@ -78,8 +78,8 @@ def render(
   Raises:
     ValueError: the first view shows nothing that stands still.
   """
-  rays = true_pairs.unit_rays(
-    _AHEAD, fov_deg, size_px * true_pairs.supersampling(size_px)
+  rays = rendering.unit_rays(
+    _AHEAD, fov_deg, size_px * rendering.supersampling(size_px)
   )
   hits = _cast(world, time_s, first2world, rays)
   scene = world.scene
@@ -95,7 +95,7 @@ def render(
       world, time_s, first2world, camera2first[:, 3]
     )
     images.append(
-      true_pairs.render_rays(
+      rendering.render_rays(
         world,
         time_s,
         camera.compose(first2world, camera2first),

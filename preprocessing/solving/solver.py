@@ -94,6 +94,17 @@ class Solution:
     both = np.concatenate([self._point_ids[source], self._point_ids[target]])
     return self.points[np.unique(both)]
 
+  def points_in_both(
+    self, source: int, target: int, *, min_frames: int
+  ) -> Float[np.ndarray, 'n 3']:
+    """The points that both frames of a pair see, and so many in all."""
+    both = np.intersect1d(self._point_ids[source], self._point_ids[target])
+    return self.points[both[self._num_frames_of_point[both] >= min_frames]]
+
+  @functools.cached_property
+  def _num_frames_of_point(self) -> Int[np.ndarray, 'p']:
+    return np.bincount(self.observations.point, minlength=len(self.points))
+
   @functools.cached_property
   def _point_ids(self) -> list[Int[np.ndarray, 'n']]:
     """The points that each frame sees."""

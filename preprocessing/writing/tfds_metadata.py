@@ -18,6 +18,7 @@ from odin_jax.shared import files, schema
 _FILE_PATTERN = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _CHANNELS = {'jpeg': 3, 'png': 1}
 _DTYPES = {'float': np.float32, 'int': np.int64}
+_PIXELS = {8: np.uint8, 16: np.uint16}
 
 
 # tfds.features.FeatureConnector.
@@ -30,6 +31,7 @@ def _connector(feature: schema.Feature) -> Connector:
   if feature.kind == 'bytes':
     return tfds.features.Image(
       shape=(None, None, _CHANNELS[feature.encoding]),
+      dtype=_PIXELS[feature.bits],
       encoding_format=feature.encoding,
     )
   if feature.kind == 'text':

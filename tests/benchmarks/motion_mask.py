@@ -174,14 +174,14 @@ def make_probe(config: Figures) -> Callable:
     model = nnx.merge(graph, params)
     condition = odin.condition(frozen, config, pairs)
     kept = jnp.zeros(len(pairs.target), bool)
-    cond = model.conditioning(condition, conditioning.Drop(kept, kept))
+    cond = model.cond(condition, conditioning.Drop(kept, kept))
     x0 = frozen.autoencoder.encode(pairs.target / 255.0)
     alpha_bar = jnp.asarray(alpha_bars, jnp.float32)[timestep]
     alpha_bar = jnp.full(len(x0), alpha_bar)
 
     def draw(key):
       noise = jax.random.normal(key, x0.shape)
-      output, logit = model.denoise(
+      output, logit, _ = model.denoise(
         schedule.diffuse(x0, noise, alpha_bar),
         jnp.full(len(x0), timestep, jnp.float32),
         cond,

@@ -26,7 +26,7 @@ import numpy as np
 
 from odin_jax.benchmarks import pairs
 from odin_jax.shared import camera, command
-from preprocessing.procedural import footage, raycaster, scenes, true_pairs
+from preprocessing.procedural import footage, raycaster, rendering, scenes
 from preprocessing.views import alignment
 
 KINDS = ('seen', 'unseen', 'uncovered', 'mover')
@@ -63,7 +63,7 @@ def make_records(folder: pathlib.Path) -> None:
 @functools.cache
 def _world(index: int) -> scenes.World:
   """A world of the records."""
-  view_px = _VIEW_PX * true_pairs.supersampling(_VIEW_PX)
+  view_px = _VIEW_PX * rendering.supersampling(_VIEW_PX)
   return footage.make_world(
     [_KIND],
     index,
@@ -136,7 +136,7 @@ def _check_view(
   facts: Mapping[str, Any],
   target: UInt8[np.ndarray, 's s 3'],
 ) -> None:
-  shown = true_pairs.render_view(
+  shown = rendering.render_view(
     world,
     facts['target_time_s'],
     alignment.Angles(facts['target_yaw_deg'], facts['target_pitch_deg']),

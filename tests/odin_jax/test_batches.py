@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from odin_jax import batches
-from odin_jax.shared import camera, errors, posed_pair, schema, tfrecord
+from odin_jax.shared import (
+  camera,
+  depth_png,
+  errors,
+  posed_pair,
+  schema,
+  tfrecord,
+)
 from tests.helpers.posed_records import make_record, write_records
 
 
@@ -143,3 +150,95 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path):
   )
   with pytest.raises(errors.UserError, match='record 1'):
     source(tmp_path)[1]
+
+
+_DEPTH_PX = 8
+
+
+def depth_maps(index):
+  """Of the source and of the target of record `index`; not known in places."""
+  depth = np.exp2(np.random.default_rng(index).uniform(-2, 3, (2, 8, 8)))
+  depth[:, 2:4, 5:] = 0
+  return depth
+
+
+def write_depths(folder, maps_of_records):
+  """Records with maps of depth; None: a record without."""
+  records = []
+  for index, maps in enumerate(maps_of_records):
+    record = make_record(np.random.default_rng(index), 'a', 'train')
+    for side, depth in zip(('source', 'target'), () if maps is None else maps):
+      is_encoded = isinstance(depth, bytes)
+      record[f'{side}/depth'] = depth if is_encoded else depth_png.encode(depth)
+    records.append(record)
+  tfrecord.write_file(
+    folder / schema.shard_name('train', 0, 1), map(schema.encode, records)
+  )
+  return folder
+
+
+@pytest.fixture(scope='module')
+def with_depth(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('depth')
+  return write_depths(folder, [depth_maps(index) for index in range(4)])
+
+
+def test_depth_is_that_of_the_records(with_depth):
+  pairs = [source(with_depth, depth=True)[index] for index in range(4)]
+  for index, pair in enumerate(pairs):
+    maps = depth_maps(index)
+    assert pair.source_depth.dtype == pair.target_depth.dtype == np.float32
+    np.testing.assert_allclose(pair.source_depth, maps[0], rtol=2e-4)
+    np.testing.assert_allclose(pair.target_depth, maps[1], rtol=2e-4)
+  batch = posed_pair.stack(pairs)
+  assert batch.target_depth.shape == (4, _DEPTH_PX, _DEPTH_PX)
+  assert_same(
+    posed_pair.select(batch, slice(2, 3)), posed_pair.stack(pairs[2:3])
+  )
+
+
+def test_depth_is_turned_with_the_views(with_depth):
+  pair = source(with_depth, depth=True)[1]
+  mirrored, swapped = batches.mirrored(pair), batches.swapped(pair)
+  np.testing.assert_array_equal(
+    mirrored.source_depth, pair.source_depth[:, ::-1]
+  )
+  np.testing.assert_array_equal(
+    mirrored.target_depth, pair.target_depth[:, ::-1]
+  )
+  assert_same(batches.mirrored(mirrored), pair)
+  np.testing.assert_array_equal(swapped.source_depth, pair.target_depth)
+  np.testing.assert_array_equal(swapped.target_depth, pair.source_depth)
+  assert swapped.median_depth == 0
+
+
+def test_depth_that_nobody_asks_for_is_not_read(folder, tmp_path):
+  whole = depth_png.encode(depth_maps(0)[0])
+  damaged = whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]
+  write_depths(tmp_path, [(whole, whole), (whole, damaged)])
+  pair = source(tmp_path)[1]
+  assert pair.source_depth is None and pair.target_depth is None
+  for augment in (batches.mirrored, batches.swapped):
+    assert augment(pair).source_depth is None
+  assert posed_pair.stack([pair, pair]).target_depth is None
+  with pytest.raises(
+    errors.UserError, match='record 1 of a: target/depth: a damaged PNG'
+  ):
+    source(tmp_path, depth=True)[1]
+
+
+def test_what_has_no_depth_gives_maps_of_zeros(folder, tmp_path):
+  pair = source(folder, depth=True)[0]
+  assert pair.source_depth.shape == pair.target_depth.shape == (32, 32)
+  assert not pair.source_depth.any() and not pair.target_depth.any()
+  # As large as those of the records that have some, wherever these are.
+  write_depths(tmp_path, [None, depth_maps(1), (np.ones((4, 4)),) * 2])
+  mixed = source(tmp_path, depth=True)
+  batch = posed_pair.stack([mixed[0], mixed[1]])
+  assert batch.source_depth.shape == (2, _DEPTH_PX, _DEPTH_PX)
+  assert batch.source_depth.dtype == np.float32
+  assert not batch.source_depth[0].any() and batch.source_depth[1].any()
+  with pytest.raises(
+    errors.UserError, match='source/depth: 4 px, where the first map has 8 px'
+  ):
+    mixed[2]

@@ -126,7 +126,9 @@ def denoise(config, frozen, params, context):
       condition, conditioning.Drop(kept, kept)
     )
     noisy = jax.random.normal(jax.random.key(0), condition['source'].shape)
-    cond = on_grid(channels), own_context if context is None else context
+    cond = odin.Cond(
+      on_grid(channels), own_context if context is None else context
+    )
     output = model.denoise(on_grid(noisy), jnp.full(BATCH, 500.0), cond)
     return output, channels, own_context
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from odin_jax.shared import camera, cores, record_folder, schema
+from odin_jax.shared import camera, cores, depth_png, record_folder, schema
 from preprocessing import panorama
-from preprocessing.procedural import footage
+from preprocessing.procedural import footage, true_depth
 from tests.helpers import layouts
 
 _SECONDS = 7.0
@@ -200,13 +200,17 @@ def errors_against_truth(records, truth):
   return np.array(rotation_deg), np.array(direction_deg), np.array(ratio)
 
 
-@pytest.fixture(scope='module')
-def with_everything(repository, tmp_path_factory):
-  """A cubemap video with a mask; weights and both exports asked for."""
-  folder = tmp_path_factory.mktemp('cubemap')
-  world = footage.make_world(
+def world_of_cubemap():
+  return footage.make_world(
     _KINDS, 0, seed=11, seconds=4.0, px_per_rad=384 / np.pi
   )
+
+
+@pytest.fixture(scope='module')
+def with_everything(repository, tmp_path_factory):
+  """A cubemap video with a mask; weights, depth, both exports asked for."""
+  folder = tmp_path_factory.mktemp('cubemap')
+  world = world_of_cubemap()
   times_s = footage.picture_times_s(4.0)
   layouts.write_video(
     folder / 'cube.mp4',
@@ -229,6 +233,7 @@ def with_everything(repository, tmp_path_factory):
     output,
     *_ARGUMENTS,
     '--config.static_weights=True',
+    '--config.depth_px=64',
     f'--mask={folder / "mask.png"}',
     '--export=nerfstudio,colmap',
   )
@@ -258,6 +263,28 @@ def test_weights_lie_beside_the_pairs(with_everything):
     assert weight.shape == (64, 64) and weight.dtype == np.uint8
   features = json.loads((with_everything[0] / 'features.json').read_text())
   assert 'static_weight' in json.dumps(features)
+
+
+def test_depth_of_solved_points_lies_beside_the_pairs(with_everything):
+  records = read_records(with_everything[0])
+  world, poses = world_of_cubemap(), {}
+  for record in records:
+    poses.update(true_depth.poses(record))
+  unit_m = true_depth.metres_per_unit(world, poses)
+  counts, errors = [], []
+  for record in records:
+    truth = true_depth.depths(world, record, unit_m, 64)
+    for side, true in zip(('source', 'target'), truth[:2], strict=True):
+      depth = depth_png.decode(record[f'{side}/depth'])
+      known = depth > 0
+      counts.append(known.sum())
+      errors.append(np.abs(depth[known] / true[known] - 1))
+  assert np.median(counts) >= 50 and np.min(counts) >= 12
+  # Of each view, so that none is in other units or turned.
+  assert max(np.median(of_view) for of_view in errors) < 0.03
+  assert np.median(np.concatenate(errors)) < 0.02
+  features = json.loads((with_everything[0] / 'features.json').read_text())
+  assert json.dumps(features).count('uint16') == 2
 
 
 def test_the_camera_path_leaves_for_other_tools(with_everything):

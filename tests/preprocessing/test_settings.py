@@ -25,9 +25,19 @@ def test_wings_get_what_the_config_says():
   rules = checked.views.rules
   assert (rules.num_views, rules.fov_deg, rules.min_points) == (6, 80.0, 7)
   assert checked.matching.options == config.sphere.to_dict()
-  config.static_weights = True
+  assert checked.views.depth_px == 0
+  config.static_weights, config.depth_px = True, 64
+  assert settings.checked(config).views.depth_px == 64
   motion = settings.checked(config).keyframes.motion
   assert dataclasses.asdict(motion) == config.motion.to_dict()
+
+
+@pytest.mark.parametrize('depth_px', [-1, 1025])
+def test_maps_of_depth_have_a_side_that_can_be(depth_px):
+  config = preprocess.get_config()
+  config.depth_px = depth_px
+  with pytest.raises(errors.UserError, match=f'config.depth_px={depth_px}'):
+    settings.checked(config)
 
 
 def test_settings_reach_other_processes_as_they_are():

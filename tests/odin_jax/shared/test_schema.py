@@ -3,12 +3,20 @@
 import json
 import struct
 
+import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from odin_jax.shared import camera, errors, record_folder, schema, tfrecord
+from odin_jax.shared import (
+  camera,
+  depth_png,
+  errors,
+  record_folder,
+  schema,
+  tfrecord,
+)
 from preprocessing.keyframes import static_weights
 from preprocessing.writing import tfds_metadata
 
@@ -21,6 +29,10 @@ def example_record(**changes) -> schema.Record:
     if not feature.optional
   }
   return {**record, 'matcher': 'sphere', **changes}
+
+
+def png(values) -> bytes:
+  return cv2.imencode('.png', values)[1].tobytes()
 
 
 def test_a_record_survives_encoding():
@@ -36,8 +48,9 @@ def test_an_optional_feature_survives_where_it_is_and_stays_out_elsewhere():
   without = schema.decode(schema.encode(example_record()))
   assert name not in without
   assert not schema.optional_in(without)
-  back = schema.decode(schema.encode(example_record(**{name: b'png'})))
-  assert back[name] == b'png'
+  weight = static_weights.encode_png(np.zeros((8, 8), np.uint8))
+  back = schema.decode(schema.encode(example_record(**{name: weight})))
+  assert back[name] == weight
   assert schema.optional_in(back) == {name}
 
 
@@ -52,6 +65,30 @@ def test_metadata_lists_an_optional_feature_only_where_records_have_it():
   view = np.arange(64, dtype=np.uint8).reshape(8, 8)
   png = connector.decode_example_np(static_weights.encode_png(view))
   np.testing.assert_array_equal(png[..., 0], view)
+
+
+def test_depth_is_read_and_old_records_need_none():
+  depth = np.array([[0.5, 0.0], [1.0, 4.0]])
+  pngs = {
+    f'{side}/depth': depth_png.encode(depth * scale)
+    for side, scale in (('source', 1), ('target', 2))
+  }
+  back = schema.decode(schema.encode(example_record(**pngs)))
+  assert {name: back[name] for name in pngs} == pngs
+  assert schema.optional_in(back) == pngs.keys()
+  assert not pngs.keys() & schema.decode(schema.encode(example_record())).keys()
+  described = tfds_metadata.features(pngs)
+  assert 'depth' not in tfds_metadata.features()['source']
+  for side, scale in (('source', 1), ('target', 2)):
+    connector = described[side]['depth']
+    assert connector.shape == (None, None, 1)
+    # TFDS itself reads all 16 bits.
+    values = connector.decode_example_np(pngs[f'{side}/depth'])[..., 0]
+    known = values > 0
+    np.testing.assert_array_equal(known, depth > 0)
+    np.testing.assert_allclose(
+      2.0 ** ((values[known] - 32768.0) / 2048), depth[known] * scale, rtol=2e-4
+    )
 
 
 def test_shares_of_the_scene_are_read_and_old_records_need_none():
@@ -98,6 +135,28 @@ def test_the_same_record_gives_the_same_bytes_in_any_order():
     ({'source/image': b''}, 'source/image'),
     ({'video_id': ''}, 'video_id'),
     ({'target/static_weight': b''}, 'static_weight'),
+    (
+      {'target/static_weight': depth_png.encode(np.ones((8, 8)))},
+      'target/static_weight: a PNG of 16 bits, not of 8',
+    ),
+    ({'source/depth': b''}, 'source/depth: needs non-empty bytes'),
+    ({'source/depth': b'jpeg'}, 'source/depth: no PNG'),
+    (
+      {'source/depth': depth_png.encode(np.ones((8, 8)))[:32]},
+      'source/depth: a PNG that is cut off',
+    ),
+    (
+      {'source/depth': static_weights.encode_png(np.zeros((8, 8), np.uint8))},
+      'source/depth: a PNG of 8 bits, not of 16',
+    ),
+    (
+      {'target/depth': png(np.ones((8, 9), np.uint16))},
+      'target/depth: a PNG of 9 x 8 px, which is not square',
+    ),
+    (
+      {'target/depth': png(np.ones((8, 8, 3), np.uint16))},
+      'target/depth: a PNG with colours',
+    ),
     ({'source/unmasked_share': 1.5}, 'unmasked_share: 1.5 is outside 0..1'),
     ({'target/unmasked_share': -0.1}, 'unmasked_share: -0.1 is outside 0..1'),
     (
@@ -135,6 +194,8 @@ def encode_unchecked(changes):
     ({'video_id': [b'\xff']}, 'video_id: no text'),
     ({'hops': [b'1x']}, 'hops: no int'),
     ({'source/image': [1]}, 'source/image'),
+    ({'source/depth': [b'png']}, 'source/depth: no PNG'),
+    ({'source/depth': [1.0]}, 'source/depth: needs non-empty bytes'),
   ],
 )
 def test_what_is_read_follows_the_schema_too(changes, message):

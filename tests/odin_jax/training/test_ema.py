@@ -45,7 +45,7 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
   monkeypatch.setattr(
     step,
     'batch_loss',
-    lambda model, *_: (jnp.sum(model.slope[...] ** 2), jnp.zeros(())),
+    lambda model, *_: (jnp.sum(model.slope[...] ** 2), {}),
   )
   monkeypatch.setattr(step, 'optimizer', lambda config: optax.sgd(0.3))
   graphdef, params = nnx.split(Line())

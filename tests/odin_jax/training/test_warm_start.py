@@ -334,13 +334,13 @@ def _check_guidance(workdir):
   def by_hand(params, frozen, pair):
     model = nnx.merge(graph, params)
     kept = conditioning.Drop(jnp.zeros(1, bool), jnp.zeros(1, bool))
-    cond = model.conditioning(odin.condition(frozen, config, pair), kept)
+    cond = model.cond(odin.condition(frozen, config, pair), kept)
     uncond = jax.tree.map(jnp.zeros_like, cond)
     x = jax.random.normal(jax.random.key(5), (1, 16, 16, 4))
     for now, then in ((501, 1), (1, 0)):
       t = jnp.full(1, float(now))
       eps_cond, eps_uncond = (
-        model.denoise(x, t, inputs)[0] for inputs in (cond, uncond)
+        model.denoise(x, t, inputs).output for inputs in (cond, uncond)
       )
       eps = eps_uncond + 3 * (eps_cond - eps_uncond)
       a, b = alpha_bar[now], alpha_bar[then]

@@ -18,7 +18,7 @@ from odin_jax.shared import (
   schema,
   tfrecord,
 )
-from preprocessing.procedural import footage, true_depth, true_pairs
+from preprocessing.procedural import footage, rendering, true_depth, true_pairs
 from preprocessing.views import alignment
 from tests.helpers import commands, default_rules
 
@@ -186,7 +186,7 @@ def test_a_warp_by_true_depth_gives_what_the_source_sees(world, records):
     depths = true_depth.depths(world, record, _UNIT_M, _SIZE_PX)
     assert depths.source_depth.dtype == np.float32
     pictures = [
-      true_pairs.render_view(
+      rendering.render_view(
         world,
         record[f'{side}/time_s'],
         alignment.Angles(

@@ -11,7 +11,7 @@ import pytest
 
 from odin_jax.geometry import view_folder
 from odin_jax.shared import camera, errors
-from preprocessing.procedural import footage, true_pairs, true_path
+from preprocessing.procedural import footage, rendering, true_path
 from preprocessing.views import alignment
 
 _SIZE = {'fov_deg': 90.0, 'size_px': 32}
@@ -64,7 +64,7 @@ def test_a_path_through_the_walk_shows_its_views(world):
   ]
   path = render(world, *poses)
   for time_s, image in zip(times_s, path.images):
-    view = true_pairs.render_view(world, time_s, _ANGLES, **_SIZE)
+    view = rendering.render_view(world, time_s, _ANGLES, **_SIZE)
     assert np.abs(image.astype(int) - view).mean() < 0.2
   # And no others.
   other = np.abs(path.images[0].astype(int) - path.images[2]).mean()
@@ -72,7 +72,7 @@ def test_a_path_through_the_walk_shows_its_views(world):
 
 
 def test_the_unit_is_the_median_distance(world):
-  rays = true_pairs.unit_rays(_ANGLES, 90.0, 64)
+  rays = rendering.unit_rays(_ANGLES, 90.0, 64)
   frame2world = world.walk.frame2world(1.0)
   turned = (rays @ frame2world[:, :3].T).astype(np.float32)
   hits = world.scene.cast(frame2world[:, 3], turned, 1.0)
@@ -152,7 +152,7 @@ def test_the_command_starts_at_the_view_that_was_given(
     for step in range(3)
   ]
   names = [f'frames/{index:03d}.png' for index in range(3)]
-  view = true_pairs.render_view(world, 1.0, _ANGLES, **_SIZE)
+  view = rendering.render_view(world, 1.0, _ANGLES, **_SIZE)
   cv2.imwrite(str(tmp_path / 'views' / names[0]), view[..., ::-1])
   (tmp_path / 'views' / 'poses.json').write_text(
     json.dumps(

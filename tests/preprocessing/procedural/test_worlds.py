@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from configs import preprocess, worlds
-from odin_jax.shared import camera, errors, record_folder
+from odin_jax.shared import camera, depth_png, errors, record_folder
 from preprocessing import panorama
 from preprocessing.auditing import quality
 from preprocessing.procedural import (
   footage,
   raycaster,
+  rendering,
   scenes,
   textures,
   true_depth,
@@ -287,7 +288,7 @@ def test_a_cut_view_equals_a_view_that_is_cast(angles):
   cut = panorama.cut_view(
     image, yaw_deg=angles[0], pitch_deg=angles[1], fov_deg=80.0, size_px=96
   )
-  cast = true_pairs.render_view(
+  cast = rendering.render_view(
     place, 1.0, alignment.Angles(*angles), fov_deg=80.0, size_px=96
   )
   assert psnr(cut, cast) > 29
@@ -523,23 +524,34 @@ def test_pairs_have_the_movers(command):
   folder, done = command(
     'crowded_pairs',
     *(*_CROWDED, '--seconds=4', '--pairs=1'),
-    *('--view_px=48', '--test_fraction=1'),
+    *('--view_px=48', '--test_fraction=1', '--depth_px=48'),
   )
   assert done.returncode == 0, done.stderr
   record = record_folder.RecordFolder(folder, 'test')[0]
   jpeg = np.frombuffer(record['target/image'], np.uint8)
   shown = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]
+  of_target = {
+    'time_s': record['target/time_s'],
+    'angles': alignment.Angles(
+      record['target/yaw_deg'], record['target/pitch_deg']
+    ),
+    'fov_deg': 90.0,
+    'size_px': 48,
+  }
   few, true = (
-    true_pairs.render_view(
-      crowded('unique_room', movers, seconds=4.0, px_per_rad=48.0),
-      record['target/time_s'],
-      alignment.Angles(record['target/yaw_deg'], record['target/pitch_deg']),
-      fov_deg=90.0,
-      size_px=48,
-    )
+    crowded('unique_room', movers, seconds=4.0, px_per_rad=48.0)
     for movers in (None, 20)
   )
-  assert psnr(shown, true) > 28 > psnr(shown, few)
+  assert psnr(shown, rendering.render_view(true, **of_target)) > 28
+  assert psnr(shown, rendering.render_view(few, **of_target)) < 28
+  # Depth has them too, where they are at that time.
+  depth = depth_png.decode(record['target/depth'])
+  few_m, true_m = (
+    true_depth.view(place, **of_target).depth_m for place in (few, true)
+  )
+  unit_m = np.median(true_m / depth)
+  np.testing.assert_allclose(true_m, depth * unit_m, rtol=_DEPTH_STEP)
+  assert np.mean(np.abs(few_m / (depth * unit_m) - 1) > 0.1) > 0.02
 
 
 def test_movers_in_a_corridor_are_refused(command):
@@ -558,6 +570,9 @@ def test_a_stranger_folder_is_refused(command, tmp_path):
 
 
 _PAIRS = ('--pairs=6', '--view_px=48', '--seconds=8', '--seed=2')
+_PAIRS += ('--depth_px=24',)
+# Between two values that a map of depth in a record can have.
+_DEPTH_STEP = 2 ** (1 / 2048) - 1
 
 
 @pytest.fixture(scope='module')
@@ -599,14 +614,30 @@ def test_pairs_are_records_with_true_poses(pairs):
   assert np.allclose(units_per_m, units_per_m[0], rtol=1e-4)
 
 
+def check_depth_in_records(place, records):
+  """It is what `preprocessing.true_depth` renders, in the units of the poses."""
+  poses = {}
+  for record in records:
+    poses.update(true_depth.poses(record))
+  unit_m = true_depth.metres_per_unit(place, poses)
+  for record in records:
+    source, target = (
+      depth_png.decode(record[f'{side}/depth']) for side in ('source', 'target')
+    )
+    truth = true_depth.depths(place, record, unit_m, 24)
+    np.testing.assert_allclose(source, truth.source_depth, rtol=_DEPTH_STEP)
+    np.testing.assert_allclose(target, truth.target_depth, rtol=_DEPTH_STEP)
+
+
 def test_worlds_of_pairs_are_built_again(pairs):
-  first = {}
+  of_world = {}
   for record in record_folder.RecordFolder(pairs, 'test'):
-    first.setdefault(record['video_id'], record)
-  assert len(first) == 4
-  for video_id, record in first.items():
+    of_world.setdefault(record['video_id'], []).append(record)
+  assert len(of_world) == 4
+  for video_id, records in of_world.items():
     again = true_pairs.rebuild_world(pairs, video_id)
-    assert true_depth.likeness_db(again, record) > 30
+    assert true_depth.likeness_db(again, records[0]) > 30
+    check_depth_in_records(again, records)
   for video_id in ('3_00000_unique_room', '2_00001_unique_room', 'walk'):
     with pytest.raises(errors.UserError, match=video_id):
       true_pairs.rebuild_world(pairs, video_id)

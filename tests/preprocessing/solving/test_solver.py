@@ -98,6 +98,28 @@ def test_points_are_where_they_are(unique, solved):
   assert 1.5 < np.median(np.linalg.norm(away, axis=1)) / np.median(ratio) < 4
 
 
+def test_points_in_both_frames_are_those_that_both_observe(solved):
+  frames_of = {}
+  for frame, point in zip(
+    solved.observations.frame.tolist(), solved.observations.point.tolist()
+  ):
+    frames_of.setdefault(point, set()).add(frame)
+  for pair in ((0, 1), (1, 3), (4, 2)):
+    for min_frames in (2, 3):
+      expected = [
+        point
+        for point, frames in sorted(frames_of.items())
+        if frames.issuperset(pair) and len(frames) >= min_frames
+      ]
+      assert len(expected) > 5
+      np.testing.assert_array_equal(
+        solved.points_in_both(*pair, min_frames=min_frames),
+        solved.points[expected],
+      )
+  either = solved.points_of_pair(0, 1)
+  assert len(solved.points_in_both(0, 1, min_frames=2)) < len(either)
+
+
 def test_solution_is_deterministic(unique, solved):
   again = solve(unique)
   np.testing.assert_array_equal(solved.frame2scene, again.frame2scene)

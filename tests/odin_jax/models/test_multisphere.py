@@ -1,0 +1,413 @@
+"""The multisphere image against exact scenes and slow oracles."""
+
+import functools
+
+from flax import nnx
+import hypothesis
+from hypothesis import strategies
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from configs import train
+from odin_jax.checkpoints import checkpoint
+from odin_jax.diffusion import schedule
+from odin_jax.models import conditioning, encoders, multisphere, odin, sweep
+from odin_jax.shared import camera, errors, posed_pair
+from odin_jax.training import settings, step
+
+RADII = sweep.log_spaced(0.5, 8.0, 24)
+FOV_DEG = 80.0
+GRID = 12
+
+
+def config_of(**changes):
+  config = train.get_config('multisphere,runlocal=True')
+  config.update(changes)
+  return checkpoint.plain(config.to_dict())
+
+
+def make_batch(size=32, count=2, seed=0, depth_px=16):
+  rng = np.random.default_rng(seed)
+  pose = camera.make_pose(
+    camera.view2frame_rotation(12.0, -5.0), np.array([0.2, -0.1, 0.3])
+  )
+  return posed_pair.PosedPair(
+    source=rng.integers(0, 256, (count, size, size, 3), np.uint8),
+    target=rng.integers(0, 256, (count, size, size, 3), np.uint8),
+    target2source=np.stack([pose] * count).astype(np.float32),
+    fov_deg=np.full(count, FOV_DEG, np.float32),
+    median_depth=np.ones(count, np.float32),
+    source_depth=rng.uniform(0.6, 5, (count, depth_px, depth_px)),
+    target_depth=rng.uniform(0.6, 5, (count, depth_px, depth_px)),
+  )
+
+
+# -- Look-ups ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [1, 2, 7])
+def test_bilinear_is_that_of_scipy(size):
+  rng = np.random.default_rng(size)
+  image = rng.random((2, size, size, 3), np.float32)
+  u, v = rng.random((2, 2, 40), np.float32)
+  found = sweep.bilinear(jnp.asarray(image), jnp.asarray(u), jnp.asarray(v))
+  for row in range(2):
+    places = np.stack([v[row], u[row]]) * size - 0.5
+    for colour in range(3):
+      expected = ndimage.map_coordinates(
+        image[row, ..., colour], places, order=1, mode='nearest'
+      )
+      np.testing.assert_allclose(found[row, :, colour], expected, atol=1e-5)
+
+
+def test_trilinear_is_that_of_scipy_and_so_is_its_gradient():
+  rng = np.random.default_rng(0)
+  volume = rng.random((2, 5, 5, 4), np.float32)
+  u, v = rng.random((2, 2, 30), np.float32)
+  w = rng.uniform(-1, 5, (2, 30)).astype(np.float32)
+
+  def total(volume):
+    return sweep.trilinear(volume, *map(jnp.asarray, (u, v, w)))
+
+  found = total(jnp.asarray(volume))
+  for row in range(2):
+    places = np.stack([v[row] * 5 - 0.5, u[row] * 5 - 0.5, w[row]])
+    expected = ndimage.map_coordinates(
+      volume[row], places, order=1, mode='nearest'
+    )
+    np.testing.assert_allclose(found[row], expected, atol=1e-5)
+  # Linear in the volume: the gradient's product with it is the value.
+  gradient = jax.grad(lambda volume: total(volume).sum())(jnp.asarray(volume))
+  assert float((gradient * volume).sum()) == pytest.approx(
+    float(found.sum()), rel=1e-5
+  )
+
+
+# -- Weights -------------------------------------------------------------------
+
+
+@jax.jit
+def _seen_from(pose, logits):
+  places = sweep.project_spheres(
+    pose, jnp.array([FOV_DEG]), logits.shape[1], jnp.asarray(RADII)
+  )
+  return multisphere.target_weights(logits, places, RADII)
+
+
+def seen_from(pose, logits):
+  """Weights and rest of a camera, given distances along the source's rays."""
+  return _seen_from(
+    jnp.asarray(pose[None], jnp.float32), jnp.asarray(logits, jnp.float32)
+  )
+
+
+def test_composite_is_the_loop_from_front_to_back():
+  opacity = np.random.default_rng(0).random((2, 6, 5)).astype(np.float32)
+  weights, rest = multisphere.composite(jnp.asarray(opacity))
+  passed = np.ones((2, 5))
+  for k in range(6):
+    np.testing.assert_allclose(weights[:, k], passed * opacity[:, k], atol=1e-6)
+    passed = passed * (1 - opacity[:, k])
+  np.testing.assert_allclose(rest, passed, atol=1e-6)
+  np.testing.assert_allclose(weights.sum(1) + rest, 1, atol=1e-6)
+
+
+@hypothesis.given(strategies.integers(0, 1000))
+@hypothesis.settings(deadline=None, max_examples=10)
+def test_from_where_the_source_stands_weights_are_its_probabilities(seed):
+  logits = 2 * np.random.default_rng(seed).normal(
+    size=(1, GRID, GRID, len(RADII))
+  )
+  weights, rest = seen_from(camera.identity_pose(), logits)
+  expected = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+  np.testing.assert_allclose(
+    weights, expected.reshape(1, GRID**2, -1).swapaxes(1, 2), atol=5e-3
+  )
+  # What passes all spheres is what opacity short of 1 lets through.
+  assert float(rest.max()) < 2e-3
+
+
+def wall(pose, depth):
+  """Distances along rays to a wall at z = depth of the source's camera.
+
+  Args:
+    pose: target2source; the identity for the source's own rays.
+    depth: of the wall.
+  """
+  rays = camera.view_rays(FOV_DEG, GRID)
+  rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+  turned = rays @ pose[:, :3].T
+  return (depth - pose[2, 3]) / turned[..., 2], rays, turned
+
+
+def test_a_wall_is_where_it_is_from_elsewhere_too():
+  pose = camera.make_pose(
+    camera.view2frame_rotation(8.0, 4.0), np.array([0.3, 0.1, 0.4])
+  )
+  depth = 2.0
+  along, _, _ = wall(camera.identity_pose(), depth)
+  logits = 40 * multisphere._two_hot(jnp.asarray(along[None]), RADII)
+  weights, rest = seen_from(pose, logits)
+  distance, rays, turned = wall(pose, depth)
+  points = turned * distance[..., None] + pose[:, 3]
+  half = depth * np.tan(np.deg2rad(FOV_DEG / 2))
+  inside = np.all(np.abs(points[..., :2]) < 0.85 * half, axis=-1).ravel()
+  outside = np.any(np.abs(points[..., :2]) > 1.1 * half, axis=-1).ravel()
+  assert inside.sum() > 40 and outside.sum() > 5
+  weights, rest = np.asarray(weights[0]), np.asarray(rest[0])
+  mean = np.exp(
+    (weights * np.log(RADII)[:, None]).sum(0) / np.maximum(weights.sum(0), 1e-6)
+  )
+  error = np.abs(np.log(mean / distance.ravel()))[inside]
+  step = np.log(RADII[1] / RADII[0])
+  assert np.median(error) < 0.5 * step and error.max() < 1.5 * step
+  assert rest[inside].max() < 0.3 and rest[outside].min() > 0.9
+
+
+# -- Blend ---------------------------------------------------------------------
+
+
+def parts_of(log_weights, seed=0, size=8):
+  """Of a source that sees all spheres alike, from a step to the side."""
+  rng = np.random.default_rng(seed)
+  batch, grid, _, count = log_weights.shape
+  pose = camera.make_pose(np.eye(3), np.array([0.05, 0.0, 0.02]))
+  return multisphere.Blend(
+    jnp.asarray(log_weights, jnp.float32),
+    jnp.asarray(rng.random((batch, size, size, 3)), jnp.float32),
+    jnp.asarray(pose[None], jnp.float32),
+    jnp.full(batch, FOV_DEG),
+    jnp.zeros((batch, grid, grid, count - 1)),
+  )
+
+
+blend = jax.jit(multisphere.blend, static_argnums=(2, 3))
+THREE = (0.5, 1.0, 2.0)
+# Of two by two latent pixels of four pixels each: colours, corrections, shift.
+OUTPUTS = 3 * 16 + 4 * 5
+
+
+def only(index):
+  weights = np.full((1, 4, 4, 4), -30.0)
+  weights[..., index] = 0
+  return weights
+
+
+@pytest.mark.parametrize('shift', [0.0, 0.4, -0.3])
+def test_a_picture_of_one_sphere_is_the_sweep_to_its_distance(shift):
+  parts = parts_of(only(1))
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
+  output[..., 48 + 4 :: 5] = np.arctanh(2 * shift)
+  found = blend(jnp.asarray(output), parts, THREE, 4)
+  np.testing.assert_array_equal(found.logits, only(1).astype(np.float32))
+  np.testing.assert_allclose(found.shift, shift, atol=1e-6)
+  views, _ = sweep.sweep(
+    parts.image, parts.target2source, parts.fov_deg, [2.0**shift]
+  )
+  np.testing.assert_allclose(found.picture, views[:, 0], atol=1e-5)
+
+
+def test_the_rest_is_made_up():
+  parts = parts_of(only(3))
+  colour = np.random.default_rng(1).normal(size=(1, 2, 2, 48))
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
+  output[..., :48] = colour
+  picture = blend(jnp.asarray(output), parts, THREE, 4).picture
+  mean = np.asarray(parts.image).mean((1, 2))[0]
+  for i, j, y, x in ((0, 0, 0, 0), (0, 1, 3, 2), (1, 0, 1, 3)):
+    expected = colour[0, i, j].reshape(4, 4, 3)[y, x] + mean
+    np.testing.assert_allclose(
+      picture[0, 4 * i + y, 4 * j + x], expected, atol=1e-5
+    )
+
+
+def test_corrections_are_of_their_rays():
+  output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
+  # Ray (row 1, column 0) of the latent pixel (0, 1): the grid's (1, 2).
+  output[0, 0, 1, 48 + 2 * 5 + 3] = 1.0
+  output[0, 0, 1, 48 + 2 * 5 + 4] = 1.0
+  found = blend(jnp.asarray(output), parts_of(np.zeros((1, 4, 4, 4))), THREE, 4)
+  assert np.argwhere(np.asarray(found.logits)).tolist() == [[0, 1, 2, 3]]
+  assert np.argwhere(np.asarray(found.shift)).tolist() == [[0, 1, 2]]
+
+
+# -- Depth ---------------------------------------------------------------------
+
+
+def test_depth_is_learned_where_it_is_known():
+  config = config_of()
+  radii, grid = multisphere.distances(config), multisphere.grid_size(config)
+  pose = np.stack([camera.identity_pose()] * 2).astype(np.float32)
+  # Powers of the spheres' ratio, straight ahead: one of them is right.
+  depth = np.full((2, grid, grid), radii[1], np.float32)
+  directions = camera.view_rays(FOV_DEG, grid)
+  along = np.linalg.norm(directions, axis=-1)
+  depth = depth / along
+  depth[1] = 0
+  batch = jax.tree.map(
+    jnp.asarray,
+    make_batch()._replace(
+      target2source=pose, source_depth=depth, target_depth=depth
+    ),
+  )
+  right = jnp.zeros((2, grid, grid, len(radii))).at[..., 1].set(30)
+  wrong = jnp.zeros((2, grid, grid, len(radii))).at[..., 2].set(30)
+
+  def losses(source, target, batch=batch):
+    target = jnp.pad(target, ((0, 0),) * 3 + ((0, 1),))
+    blended = multisphere.Blended(None, target, jnp.zeros(target.shape[:3]))
+    values = multisphere.depth_losses(config, batch, source, blended)
+    return np.stack(values)
+
+  np.testing.assert_allclose(losses(right, right), 0, atol=1e-5)
+  found = losses(wrong, wrong)
+  np.testing.assert_allclose(found[:, 0], 30, atol=1e-3)
+  np.testing.assert_array_equal(found[:, 1], 0)
+  # Something nearer hides it from the source: then it belongs to the rest.
+  hidden = batch._replace(source_depth=batch.source_depth / 2)
+  np.testing.assert_allclose(losses(right, right, hidden)[1, 0], 30, atol=1e-3)
+
+
+# -- The model -----------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def small():
+  config = config_of()
+  batch = jax.tree.map(jnp.asarray, make_batch())
+  frozen = encoders.fit(config, np.asarray(batch.source))
+  return (
+    config,
+    batch,
+    frozen,
+    jax.jit(functools.partial(odin.init_params, config))(),
+  )
+
+
+def test_it_starts_as_the_blend_of_what_is_swept(small):
+  """Before training: the sweep, near things in front, the mean where unseen."""
+  config, batch, frozen, params = small
+  model = nnx.merge(odin.graph(config), params)
+
+  @jax.jit
+  def denoise(batch):
+    condition = odin.condition(frozen, config, batch)
+    kept = jnp.zeros(2, bool)
+    cond = model.cond(condition, conditioning.Drop(kept, kept))
+    noisy = jnp.ones_like(condition['source'])
+    return cond, model.denoise(noisy, jnp.full(2, 999.0), cond)
+
+  cond, found = denoise(batch)
+  names = odin.input_channels(config)
+  assert cond.channels.shape[-1] + encoders.latent_channels(config) == len(
+    names
+  )
+  radii = multisphere.distances(config)
+  weights = jax.nn.softmax(
+    jax.image.resize(
+      cond.blend.log_weights, (2, 32, 32, len(radii) + 1), 'linear'
+    )
+  )
+  image = batch.source / 255.0
+  colours, _ = sweep.sweep(image, batch.target2source, batch.fov_deg, radii)
+  expected = jnp.einsum('byxk,bkyxc->byxc', weights[..., :-1], colours)
+  expected += weights[..., -1:] * image.mean((1, 2), keepdims=True)
+  picture = frozen.autoencoder.decode(found.output)
+  np.testing.assert_allclose(picture, expected, atol=1e-4)
+
+
+def test_gradients_reach_every_parameter(small):
+  config, batch, frozen, params = small
+  # The last layers start at zero, which keeps gradients from those before.
+  keys = iter(jax.random.split(jax.random.key(0), 1000))
+  params = jax.tree.map(
+    lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params
+  )
+  graph = odin.graph(config)
+
+  @jax.jit
+  def gradients(params):
+    def loss(params):
+      model = nnx.merge(graph, params)
+      return step.batch_loss(model, config, frozen, batch, jax.random.key(0))
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  (loss, figures), found = gradients(params)
+  assert np.isfinite(loss)
+  assert {'source_depth_loss', 'target_depth_loss'} <= figures.keys()
+  unreached = [
+    jax.tree_util.keystr(path)
+    for path, value in jax.tree_util.tree_leaves_with_path(found)
+    if not np.abs(value).max() > 0
+  ]
+  # The network that looks at the source has no context.
+  without = ('cross_attention', 'norm2')
+  assert all(
+    'spheres' in name and any(word in name for word in without)
+    for name in unreached
+  ), unreached
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('autoencoder', {'kind': 'pca', 'patch_px': 4}, 'kind=pixels, not pca'),
+    ('diffusion.prediction', 'v', 'prediction=x0, not v'),
+    ('model.spheres.near', 0, 'near=0: must be at least'),
+    ('model.spheres.count', 1, 'count=1: must be at least 2'),
+    ('model.spheres.far', 0.1, 'far=0.1: must be finite and more'),
+    ('diffusion.terminal_share', 1.5, 'terminal_share=1.5: must be'),
+  ],
+)
+def test_what_cannot_be_blended_is_refused(field, value, words):
+  config = config_of()
+  settings.check(config)
+  section = config
+  *parents, name = field.split('.')
+  for parent in parents:
+    section = section[parent]
+  section[name] = value
+  with pytest.raises(errors.UserError, match=words):
+    settings.check(config)
+
+
+def test_a_share_of_timesteps_is_the_last_one():
+  draw = functools.partial(
+    schedule.sample_timesteps, jax.random.key(0), 200, 1000, power=1.0
+  )
+  np.testing.assert_array_equal(
+    draw(terminal_share=0.0),
+    schedule.sample_timesteps(jax.random.key(0), 200, 1000, power=1.0),
+  )
+  timesteps = np.asarray(draw(terminal_share=0.5))
+  assert abs((timesteps == 999).mean() - 0.5) < 0.02
+  # The others are spread evenly over all.
+  others = np.sort(timesteps)[:100]
+  np.testing.assert_allclose(others, 10 * np.arange(100), atol=11)
+  assert (np.asarray(draw(terminal_share=1.0))[1:] == 999).all()
+
+
+def test_errors_of_x0_weigh_as_those_of_v():
+  alpha_bar = jnp.array([0.0, 0.3, 0.75, 0.99])
+  rng = np.random.default_rng(0)
+  x0, noise, found = jnp.asarray(rng.normal(size=(3, 4, 2, 2, 1)), jnp.float32)
+  noisy = schedule.diffuse(x0, noise, alpha_bar)
+
+  def v_of(x0):
+    a = alpha_bar[:, None, None, None]
+    return (jnp.sqrt(a) * noisy - x0) / jnp.sqrt(1 - a)
+
+  np.testing.assert_allclose(
+    v_of(x0), schedule.target('v', x0, noise, alpha_bar), atol=1e-5
+  )
+  error = jnp.square(v_of(found) - v_of(x0)).mean((1, 2, 3))
+  weight = schedule.v_weight(alpha_bar, 1e9)
+  of_x0 = np.square(found - x0).mean((1, 2, 3))
+  np.testing.assert_allclose(weight * of_x0, error, rtol=1e-4)
+  np.testing.assert_allclose(
+    schedule.v_weight(alpha_bar, 4.0), np.minimum(weight, 4), rtol=1e-6
+  )
