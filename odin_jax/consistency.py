@@ -67,6 +67,7 @@ _SIZE_PX = flags.DEFINE_integer(
   _RULE.size_px,
   'Shorter side of the views when they are matched.',
   lower_bound=32,
+  upper_bound=4096,
 )
 flags.mark_flags_as_required(['views', 'output'])
 # Rows that are shown; the file has all.

@@ -265,6 +265,9 @@ def outcomes(tmp_path_factory, orbit):
     'loop': (write(folder / 'loop', true_views('loop', count=3)), []),
     'pan': (write(folder / 'pan', true_views('pan_left', count=3)), []),
     'stride': (folder / 'orbit', ['--stride=5']),
+    'nan': (folder / 'orbit', ['--threshold_px=nan']),
+    'inf': (folder / 'orbit', ['--threshold_px=inf']),
+    'huge': (folder / 'orbit', ['--size_px=100000']),
     'empty': (empty, []),
     'absent': (folder / 'absent', []),
   }
@@ -340,6 +343,9 @@ def test_views_that_tell_nothing_are_refused(outcomes):
   expected = {
     'pan': ['pan', 'one place'],
     'stride': ['5 views', '--stride=5'],
+    'nan': ['--threshold_px=nan', 'finite'],
+    'inf': ['--threshold_px=inf', 'finite'],
+    'huge': ['--size_px=100000'],
     'empty': ['neither poses.json', 'transforms.json'],
     'absent': ['absent'],
   }
