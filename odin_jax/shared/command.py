@@ -40,6 +40,7 @@ _first_word: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
+  errno.EFBIG,
   errno.EROFS,
   errno.EACCES,
   errno.EPERM,
