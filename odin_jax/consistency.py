@@ -216,6 +216,11 @@ def main() -> None:
     raise errors.UserError(
       f'{folder}: {len(views)} views have no pair at --stride={_STRIDE.value}'
     )
+  if stray := consistency.stray(views):
+    raise errors.UserError(
+      f'{folder}: the camera of {stray.name} is so far off that all others '
+      'stand in one place beside it; mend its pose, or leave it out'
+    )
   seen = [
     consistency.look(view, rule.size_px)
     for view in progress.each(views, 'view', desc='features')

@@ -358,7 +358,14 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
         asked[name].predictions, data.pair_set.pairs
       )
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
-  outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
+  read += [(_WORKDIR.name, x.workdir) for x in asked.values()]
+  read += [
+    (_REPLAY.name, _REPLAY.value),
+    (_DATA.name, first.data),
+    (_TRUTH.name, first.truth),
+    (_FEATURES.name, first.features),
+  ]
+  outputs.check_apart(_OUTPUT.value, read)
   return _Loaded(sources, data, order, perceptual, distribution or None)
 
 

@@ -774,12 +774,19 @@ def wrong_replays(outputs, folder, out):
 def wrong_predictions(outputs, folder, common):
   """Pictures of other pairs, of nobody knows which, or without a colour."""
   common = [*common, '--config.num_pairs=12', '--config.lpips=']
+  shutil.copy(outputs / 'features.py', outputs / 'model')
   cases = [
     (
       [f'--data={outputs / "records"}', '--config.lpips=']
       + [f'--predictions={outputs / "model/pairs"}']
       + [f'--output={outputs / "model"}', '--config.num_pairs=12'],
       ['--predictions', 'removed'],
+    ),
+    (
+      [f'--data={outputs / "records"}', '--config.lpips=', '--predictor=copy']
+      + [f'--features={outputs / "model/features.py"}:levels']
+      + [f'--output={outputs / "model"}', '--config.num_pairs=12'],
+      ['--features', 'removed'],
     ),
     # Those of the same pairs in another order, as it were.
     (
