@@ -360,12 +360,10 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
   read += [(_WORKDIR.name, x.workdir) for x in asked.values()]
   read += [
-    (_REPLAY.name, _REPLAY.value),
-    (_DATA.name, first.data),
-    (_TRUTH.name, first.truth),
-    (_FEATURES.name, first.features),
+    (flag.name, getattr(first, flag.name))
+    for flag in (_DATA, _TRUTH, _FEATURES)
   ]
-  outputs.check_apart(_OUTPUT.value, read)
+  outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
   return _Loaded(sources, data, order, perceptual, distribution or None)
 
 
