@@ -67,6 +67,7 @@ _SIZE_PX = flags.DEFINE_integer(
   _RULE.size_px,
   'Shorter side of the views when they are matched.',
   lower_bound=32,
+  upper_bound=4096,
 )
 flags.mark_flags_as_required(['views', 'output'])
 # Rows that are shown; the file has all.
@@ -214,6 +215,11 @@ def main() -> None:
   if len(views) <= _STRIDE.value:
     raise errors.UserError(
       f'{folder}: {len(views)} views have no pair at --stride={_STRIDE.value}'
+    )
+  if stray := consistency.stray(views):
+    raise errors.UserError(
+      f'{folder}: the camera of {stray.name} is so far off that all others '
+      'stand in one place beside it; mend its pose, or leave it out'
     )
   seen = [
     consistency.look(view, rule.size_px)

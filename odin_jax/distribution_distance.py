@@ -130,8 +130,10 @@ def distances(x: Features, y: Features) -> dict[str, float | int]:
   Raises:
     errors.UserError: features are so large that their products are infinite.
   """
-  kid, kid_std = kernel_distance(x, y)
-  fid = frechet_distance(x, y)
+  # What is infinite is told below.
+  with np.errstate(over='ignore', invalid='ignore'):
+    kid, kid_std = kernel_distance(x, y)
+    fid = frechet_distance(x, y)
   if not np.isfinite([fid, kid, kid_std]).all():
     raise errors.UserError(
       f'--features: as large as {max(np.abs(x).max(), np.abs(y).max()):.1g}, of '
@@ -181,7 +183,7 @@ class FeatureNetwork:
     Raises:
       errors.UserError: fewer than `MIN_IMAGES` pictures; the function fails,
         or what it gives is not one row of finite numbers for each picture, all
-        of one length.
+        of one length, or the same for all pictures.
     """
     if len(images) < MIN_IMAGES:
       raise errors.UserError(
@@ -198,13 +200,20 @@ class FeatureNetwork:
         f'--features={self.name}: gives {rows[0].shape[1]} features of a '
         f'picture, then {rows[-1].shape[1]}'
       )
-    return np.concatenate(rows)
+    features = np.concatenate(rows)
+    if not np.ptp(features, axis=0).any() and np.ptp(images, axis=0).any():
+      raise errors.UserError(
+        f'--features={self.name}: gives the same features for {len(images)} '
+        'different pictures; it does not look at them'
+      )
+    return features
 
   def _call(self, batch: Images) -> Any:
     try:
-      return np.asarray(self._function(batch))
-    # It is the user's, and may fail in any way.
-    except Exception as error:  # noqa: BLE001
+      # A copy: networks normalise in place, and pictures are still needed.
+      return np.array(self._function(batch.copy()))
+    # It is the user's, and may fail or end in any way.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
       raise errors.UserError(
         f'--features={self.name}: fails on pictures {batch.shape} of uint8 '
         f'({type(error).__name__}: {error})'
@@ -237,8 +246,8 @@ def _load(
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-  # It is the user's, and may fail in any way.
-  except Exception as error:  # noqa: BLE001
+  # It is the user's, and may fail or end in any way.
+  except (Exception, SystemExit) as error:  # noqa: BLE001
     raise errors.UserError(
       f'{path}: does not load ({type(error).__name__}: {error})'
     ) from error

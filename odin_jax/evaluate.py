@@ -238,6 +238,11 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
       f'--predictions={next(iter(named))}=...: --replay repeats one predictor; '
       'give the folder alone'
     )
+  for flag in (_WORKDIR, _TRUTH, _FEATURES, _PREDICTIONS):
+    if flag.value and getattr(old, flag.name) is None:
+      raise errors.UserError(
+        f'--{flag.name}: {_REPLAY.value} was made without; leave it out'
+      )
   return dataclasses.replace(
     old,
     data=_DATA.value or old.data,
@@ -350,9 +355,14 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
   for name, source in sources.items():
     if source is None:
       sources[name] = scoring.Given(
-        asked[name].predictions, count, config['image_size_px']
+        asked[name].predictions, data.pair_set.pairs
       )
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
+  read += [(_WORKDIR.name, x.workdir) for x in asked.values()]
+  read += [
+    (flag.name, getattr(first, flag.name))
+    for flag in (_DATA, _TRUTH, _FEATURES)
+  ]
   outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
   return _Loaded(sources, data, order, perceptual, distribution or None)
 

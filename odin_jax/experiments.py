@@ -88,6 +88,28 @@ def _seeds() -> list[int]:
   return sorted({int(text) for text in _SEEDS.value})
 
 
+def _metrics(folder: pathlib.Path) -> dict[str, Any]:
+  """What an evaluation that is done has written."""
+  try:
+    return files.read_json(
+      folder / 'metrics.json', 'an evaluation', ['protocol', 'pairs']
+    )
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'{error}: remove {folder}, and the same command makes it again'
+    ) from error
+
+
+def _check_experiment(output: pathlib.Path, name: str) -> None:
+  """Refuses the folder of another experiment, whose cells would be mixed."""
+  earlier = running.earlier_run(output / 'experiment.json', ['experiment'])
+  if earlier and earlier['experiment'] != name:
+    raise errors.UserError(
+      f'{output}: holds the experiment {earlier["experiment"]}; give another '
+      '--output'
+    )
+
+
 def _scores(
   experiment: tables.Experiment,
   size: tables.Size,
@@ -99,9 +121,7 @@ def _scores(
   evaluations, parameters = {}, None
   for key, stage in stages.items():
     running.run(stage, output)
-    metrics = files.read_json(
-      output / stage.folder / 'metrics.json', 'an evaluation', ['pairs']
-    )
+    metrics = _metrics(output / stage.folder)
     parameters = metrics['protocol']['model'].get('parameters')
     evaluations[key] = {
       'data_sha256': metrics['protocol']['data_sha256'],
@@ -149,8 +169,7 @@ def _written(
 ) -> dict[str, Any]:
   """Writes a cell's file, unless the same figures are there already."""
   path = output / 'cells' / f'{name}.json'
-  if path.is_file():
-    earlier = files.read_json(path, 'a cell', ['code_commit'])
+  if earlier := running.earlier_run(path, ['code_commit']):
     if {**earlier, 'code_commit': None} == {**cell, 'code_commit': None}:
       return earlier
   cell = {**cell, 'code_commit': provenance.commit()}
@@ -192,6 +211,7 @@ def main() -> None:
   size, seeds = _size(name), _seeds()
   values = tables.values_of(experiment, _VALUES.value)
   output = files.claim_output(_OUTPUT.value, _TOOL).resolve()
+  _check_experiment(output, name)
   (output / 'cells').mkdir(exist_ok=True)
   for stage in tables.data_stages(experiment, size, values, str(output)):
     running.run(stage, output)

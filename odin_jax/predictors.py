@@ -300,7 +300,11 @@ class Model:
   def predict(
     self, pairs: posed_pair.PosedPair, seeds: Int[np.ndarray, 'b']
   ) -> Prediction:
-    """See `Predictor`; sources are `image_size_px` square."""
+    """See `Predictor`; sources are `image_size_px` square.
+
+    Raises:
+      errors.UserError: a view has values that are no numbers.
+    """
     count = len(pairs.source)
     pairs = posed_pair.PosedPair(
       source=pairs.source,
@@ -320,7 +324,13 @@ class Model:
       batch, of_rows = jax.device_put((batch, seeds[rows]), self._placed)
       sampled = self._sample(*self._arrays, batch, of_rows)
       images.append(np.asarray(sampled))
-    return np.concatenate(images)[:count]
+    views = np.concatenate(images)[:count]
+    if not np.isfinite(views).all():
+      raise errors.UserError(
+        'the model gives views with values that are no numbers (NaN or '
+        'infinite); train it again, or sample with other settings'
+      )
+    return views
 
 
 def _check(where: str, sampling: Sampling, config: Any) -> None:

@@ -167,24 +167,42 @@ def _opaque(path: pathlib.Path) -> UInt8[np.ndarray, 'h w 3']:
   return user_images.composite(stored, user_images.WHITE)
 
 
+def _check_pairs(folder: pathlib.Path, pairs: posed_pair.PosedPair) -> None:
+  """Refuses predictions of other pairs, by the views that lie beside them.
+
+  Evaluate writes `000_source.png`, `000_truth.png`, ...; others need not.
+  """
+  views = {'source': pairs.source, 'truth': pairs.target}
+  digits = name_digits(len(pairs.source))
+  for kind, of_kind in views.items():
+    for index, view in enumerate(of_kind):
+      path = folder / f'{index:0{digits}d}_{kind}.png'
+      if path.is_file() and not np.array_equal(_opaque(path), view):
+        raise errors.UserError(
+          f'{path}: is not the {kind} of pair {index}, so what is predicted '
+          'there is of other pairs; give the same --data and seeds, or predict '
+          'the pairs of this evaluation'
+        )
+
+
 class Given:
   """Predictions that come from elsewhere, one picture per pair.
 
   Args:
     folder: with `000.png`, `001.png`, ..., or `000_sample.png`, ... as
       evaluate itself writes them.
-    count: of the pairs.
-    size_px: side of the views.
+    pairs: that were predicted.
 
   Raises:
     errors.UserError: no such folder, or a picture is missing, there twice,
-      damaged, transparent or of another size, or is of no pair.
+      damaged, transparent or of another size, or is of no pair or of others.
   """
 
   name = 'predictions'
 
-  def __init__(self, folder: str, count: int, size_px: int):
+  def __init__(self, folder: str, pairs: posed_pair.PosedPair):
     place = files.require_folder(folder, 'predicted views')
+    count, size_px = pairs.source.shape[:2]
     images = []
     for path in _given_files(place, count):
       image = _opaque(path)
@@ -194,6 +212,7 @@ class Given:
           f'not {size_px}x{size_px}'
         )
       images.append(image)
+    _check_pairs(place, pairs)
     stacked = np.stack(images)
     self.images: Images = stacked.astype(np.float32) / 255
     self.protocol = {
@@ -239,6 +258,11 @@ def load_lpips(
   return perceptual, net
 
 
+def as_pictures(samples: Images) -> UInt8[np.ndarray, 'n s s 3']:
+  """Predictions as they are written."""
+  return np.round(samples * 255).astype(np.uint8)
+
+
 def score(
   table: protocols.Protocol,
   samples: Images,
@@ -253,7 +277,8 @@ def score(
     rows = slice(start, start + _BATCH)
     predicted = samples[rows].astype(np.float64)
     if of_table['quantised']:
-      predicted = np.round(predicted * 255) / 255
+      # To the bit those that are written: rounded once, in float32.
+      predicted = as_pictures(samples[rows]) / 255
     of_rows = masks and {kind: mask[rows] for kind, mask in masks.items()}
     scores += metrics.score(
       predicted, truth[rows] / 255, perceptual, of_table['ssim'], of_rows

@@ -286,6 +286,9 @@ def joint_page_of(folder, **options):
   folder.mkdir()
   names = ['model', 'model_mean', 'copy', 'mean', 'sweep', LONG_NAME]
   content = evaluations.write_joint(folder, names, **options)
+  for name in names:
+    # So that there are links.
+    (folder / name / 'index.html').touch()
   path = folder / 'index.html'
   path.write_text(joint_page.render(folder, content))
   return path

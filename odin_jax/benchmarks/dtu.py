@@ -40,6 +40,9 @@ _PICTURES = ('.png', '.jpg', '.jpeg')
 # Of Rectified/: number from 1, and the light.
 _RECTIFIED = re.compile(r'rect_(\d+)_3_r5000\.png')
 _DEPTH_MAP_FACTOR = 4
+# Of the picture's size, how far from the centre a principal point may lie: those
+# of the data set do by 0.02, and cameras say no size of their own.
+_OFF_CENTRE = 0.05
 
 
 def read(folder: str | os.PathLike[str]) -> posed_views.PosedViews:
@@ -58,11 +61,10 @@ def read(folder: str | os.PathLike[str]) -> posed_views.PosedViews:
     return _read_npz(folder, npz[0])
   if (folder / 'images').is_dir() and (folder / 'cams').is_dir():
     return _read_mvsnet(_numbered(folder / 'images'), folder / 'cams')
-  rectified = {
-    int(match[1]) - 1: path
-    for path in folder.iterdir()
-    if (match := _RECTIFIED.fullmatch(path.name))
-  }
+  rectified: dict[int, pathlib.Path] = {}
+  for path in folder.iterdir():
+    if match := _RECTIFIED.fullmatch(path.name):
+      _add(rectified, int(match[1]) - 1, path)
   if rectified:
     cameras = folder.parent.parent / 'Cameras'
     if folder.name.endswith('_train'):
@@ -77,6 +79,22 @@ def read(folder: str | os.PathLike[str]) -> posed_views.PosedViews:
   )
 
 
+def _add(
+  pictures: dict[int, pathlib.Path], number: int, path: pathlib.Path
+) -> None:
+  """Adds a picture.
+
+  Raises:
+    errors.UserError: another one has its number.
+  """
+  if number in pictures:
+    both = ' and '.join(sorted((path.name, pictures[number].name)))
+    raise errors.UserError(
+      f'{path.parent}: {both} have the same number; leave one of them'
+    )
+  pictures[number] = path
+
+
 def _numbered(folder: pathlib.Path) -> dict[int, pathlib.Path]:
   """The pictures of a folder by the number that is their name."""
   pictures = {}
@@ -87,7 +105,7 @@ def _numbered(folder: pathlib.Path) -> dict[int, pathlib.Path]:
           f'{path}: pictures of DTU are named by their number, such as '
           '000025.png; rename or remove it'
         )
-      pictures[int(path.stem)] = path
+      _add(pictures, int(path.stem), path)
   if not pictures:
     raise errors.UserError(f'{folder}: holds no pictures')
   return pictures
@@ -151,7 +169,7 @@ def _read_npz(
         'same release'
       )
     intrinsics, camera2scene = _decomposed(matrices[name], where)
-    if posed_views.off_centre(intrinsics, size) > posed_views.OFF_CENTRE:
+    if posed_views.off_centre(intrinsics, size) > _OFF_CENTRE:
       raise posed_views.misfit(where, size)
     if sphere2world is not None:
       scale, centre = sphere2world[0, 0], sphere2world[:3, 3]
@@ -228,7 +246,7 @@ def _read_mvsnet(
     extrinsic, intrinsics = _read_cam(path)
     for factor in (1, _DEPTH_MAP_FACTOR):
       scaled = intrinsics * [[factor], [factor], [1]]
-      if posed_views.off_centre(scaled, size) <= posed_views.OFF_CENTRE:
+      if posed_views.off_centre(scaled, size) <= _OFF_CENTRE:
         return scaled, camera.inverse(extrinsic)
     raise posed_views.misfit(str(path), size)
 

@@ -52,17 +52,22 @@ def read(
   name = 'images' if factor == 1 else f'images_{factor}'
   images = files.require_folder(folder / name, 'the pictures of the scene')
   model = _read_model(folder / 'sparse' / '0')
-  posed = {
-    image.name: image for image in model.images.values() if image.has_pose
-  }
+  of_pose = [image for image in model.images.values() if image.has_pose]
+  posed = {image.name: image for image in of_pose}
   if not posed:
     raise errors.UserError(f'{folder / "sparse/0"}: no image there has a pose')
+  if len(posed) < len(of_pose):
+    raise errors.UserError(
+      f'{folder / "sparse/0"}: two images there have one name; solve again'
+    )
   views = []
   for number, image_name in enumerate(sorted(posed)):
     image = posed[image_name]
     path = _picture(images, image_name)
     size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
-    scene2camera = np.array(image.cam_from_world().matrix(), np.float64)
+    scene2camera = posed_views.rigid(
+      image.cam_from_world().matrix(), f'{folder / "sparse/0"}: {image_name}'
+    )
     views.append(
       posed_views.PosedView(
         name=image_name,
@@ -97,7 +102,13 @@ def _read_model(path: pathlib.Path) -> Any:
       f'{path}: no model of COLMAP: cameras, images and points3D as .bin or .txt'
     )
   try:
-    return pycolmap.Reconstruction(path)
+    model = pycolmap.Reconstruction(path)
+    # What images see has to be there, which COLMAP does not check of text.
+    for image in model.images.values():
+      for point in image.points2D:
+        if point.has_point3D():
+          model.point3D(point.point3D_id)
+    return model
   # Whatever COLMAP checks, and what runs out of bytes.
   except Exception as error:  # noqa: BLE001
     reason = ' '.join(str(error).split())

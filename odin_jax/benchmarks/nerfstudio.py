@@ -14,6 +14,7 @@ from jaxtyping import Float
 import numpy as np
 
 from odin_jax.benchmarks import posed_views
+from odin_jax.geometry import ply_files
 from odin_jax.shared import camera, errors, files, opengl
 
 NAME = 'transforms.json'
@@ -52,6 +53,8 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
     _view(path, number, {**content, **frames[name]})
     for number, name in enumerate(names)
   ]
+  if len({view.path.resolve() for view in views}) < len(views):
+    raise errors.UserError(f'{path}: two frames have one picture')
   if content.get('ply_file_path'):
     points = _points(path.parent / str(content['ply_file_path']))
     views = [
@@ -69,11 +72,14 @@ def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
   import trimesh
 
   files.require_file(path, 'the points of ply_file_path')
+  ply_files.check_whole(path)
   try:
     points = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
   # trimesh raises whatever a damaged file makes it trip over.
   except Exception as error:  # noqa: BLE001
     raise errors.UserError(f'{path}: no points in PLY: {error}') from error
+  if not np.isfinite(points).all():
+    raise errors.UserError(f'{path}: has points that are no numbers')
   return camera.transform(camera.inverse(opengl.SCENE2WORLD), points)
 
 

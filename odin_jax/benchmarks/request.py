@@ -172,16 +172,21 @@ def differing_lines(
   ]
 
 
-def _figures(content: Mapping[str, Any]) -> dict[str, float | None]:
-  """Every score of an evaluation, by a name."""
+def _figures(content: Mapping[str, Any]) -> dict[str, Any]:
+  """All that an evaluation says besides its protocol, by a name."""
+  # These two come first, and none goes without them.
   rows = {'mean': content['mean']}
-  rows |= {f'pair {row["index"]}': row for row in content['pairs']}
-  figures = {
-    f'{name} of {row_name}': row[name]
-    for row_name, row in rows.items()
-    for name in content['mean']
+  rows |= {f'pair {i}': row for i, row in enumerate(content['pairs'])}
+  rows |= {
+    name: value
+    for name, value in content.items()
+    if name not in ('protocol', 'pairs')
   }
-  return figures | {name: content.get(name) for name in ('fid', 'kid')}
+  figures = {}
+  for line, value in _flat(rows):
+    of, _, name = line.rpartition('.')
+    figures[f'{name} of {of}' if of else name] = value
+  return figures
 
 
 def differing_figures(

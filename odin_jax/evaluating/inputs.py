@@ -39,6 +39,9 @@ def check(config: dict[str, Any]) -> None:
   counts = ('num_pairs', 'num_samples', 'batch_size')
   if min(config[name] for name in counts) < 1:
     raise errors.UserError(f'{", ".join(counts)} must be at least 1')
+  seeds = ('seed', 'pairs_seed')
+  if min(config[name] for name in seeds) < 0:
+    raise errors.UserError(f'{", ".join(seeds)} must not be below 0')
   if config['image_size_px'] < metrics.SSIM_WINDOW_PX:
     raise errors.UserError(
       f'image_size_px={config["image_size_px"]}: SSIM needs at least '

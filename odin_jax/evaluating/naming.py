@@ -5,6 +5,7 @@ import re
 from typing import Sequence
 
 from odin_jax import predictors
+from odin_jax.evaluating import outputs
 from odin_jax.shared import errors, files
 
 # The model with one step, whatever the config says.
@@ -12,7 +13,7 @@ ONE_STEP = 'model_mean'
 PREDICTORS = (predictors.Model.name, ONE_STEP, *predictors.BASELINES)
 # What the folder of a system may be called, and what else lies beside it.
 _NAME = r'[A-Za-z0-9][\w.+-]*'
-_TAKEN = (*PREDICTORS, 'pairs', 'unfinished')
+_TAKEN = (*PREDICTORS, 'pairs', 'unfinished', *outputs.FILES)
 
 
 def predictors_of(names: Sequence[str]) -> Sequence[str]:

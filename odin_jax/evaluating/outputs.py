@@ -12,7 +12,14 @@ from odin_jax.reporting import evaluation_page, joint_page
 from odin_jax.shared import errors, files, image_files
 
 TOOL = 'odin_jax.evaluate'
-_FILES = ('metrics.json', 'table.md', 'table.tex', 'index.html')
+# What lies beside the folders of several predictors.
+FILES = (
+  'metrics.json',
+  'table.md',
+  'table.tex',
+  'index.html',
+  'evaluate.json',
+)
 
 
 def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
@@ -71,7 +78,7 @@ def begin_joint(output: str | pathlib.Path) -> pathlib.Path:
 
 
 def _remove_files(folder: pathlib.Path) -> None:
-  for name in _FILES:
+  for name in FILES:
     (folder / name).unlink(missing_ok=True)
 
 
@@ -80,7 +87,7 @@ def write(
 ) -> None:
   """Writes all but the time that it took, the pictures first."""
   content, pairs = evaluation.content, pair_set.pairs
-  images = single.as_pictures(evaluation.samples)
+  images = scoring.as_pictures(evaluation.samples)
   views = dict(
     zip(single.VIEWS, (pairs.source, pairs.target, images), strict=True)
   )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import flax
 import jax
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 import numpy as np
 
 from odin_jax import (
@@ -54,11 +54,6 @@ class Perceptual(NamedTuple):
   net: str | None
 
 
-def as_pictures(samples: scoring.Images) -> UInt8[np.ndarray, 'n s s 3']:
-  """Predictions as they are written."""
-  return np.round(samples * 255).astype(np.uint8)
-
-
 class Distribution(NamedTuple):
   """FID and KID of an evaluation.
 
@@ -73,7 +68,7 @@ class Distribution(NamedTuple):
   def distances(self, samples: scoring.Images) -> dict[str, float | int]:
     """Of predictions, as the pictures that are written."""
     return distribution_distance.distances(
-      self.network(as_pictures(samples)), self.of_truth
+      self.network(scoring.as_pictures(samples)), self.of_truth
     )
 
 

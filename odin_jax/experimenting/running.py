@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from absl import logging
+
 from odin_jax.experimenting.tables import Stage
 from odin_jax.shared import config_files, errors, files
 
@@ -25,6 +27,22 @@ def _call(command: list[str]) -> int:
     raise
 
 
+def earlier_run(path: pathlib.Path, keys: list[str]) -> dict[str, Any] | None:
+  """What an earlier run wrote there for itself; None where nothing is whole.
+
+  Args:
+    path: of JSON that is written again, so that damage costs work alone.
+    keys: that it has.
+  """
+  if not path.is_file():
+    return None
+  try:
+    return files.read_json(path, 'what an earlier run wrote', keys)
+  except errors.UserError:
+    logging.warning('%s: is damaged; what it is of is done again', path)
+    return None
+
+
 def run(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   """Runs a stage, unless it is done already; what is noted of it.
 
@@ -35,8 +53,7 @@ def run(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   """
   note = root / 'stages' / f'{stage.folder.replace("/", "__")}.json'
   command = [stage.module, *stage.arguments]
-  if note.is_file():
-    earlier = files.read_json(note, 'a note of a stage', ['command', 'seconds'])
+  if earlier := earlier_run(note, ['command', 'seconds']):
     if earlier['command'] != command:
       changed = set(command) ^ set(earlier['command'])
       raise errors.UserError(

@@ -191,6 +191,20 @@ def _extent(views: Sequence[Seen | View]) -> float:
   return float(np.linalg.norm(centres - centres[0], axis=1).max())
 
 
+def stray(views: Sequence[View]) -> View | None:
+  """A view so far from the others that these stand in one place beside it.
+
+  A pose that was solved wrongly; None where there is none.
+  """
+  centres = np.stack([view.camera2scene[:, 3] for view in views])
+  # A stray one may be as far as floats go.
+  with np.errstate(over='ignore'):
+    away = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+  farthest = int(np.argmax(away))
+  is_stray = 0 < np.median(away) <= _SAME_PLACE * away[farthest]
+  return views[farthest] if is_stray else None
+
+
 def pairs(views: list[Seen], rule: Rule, stride: int) -> list[Pair]:
   """Every view and the one `stride` places later.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from odin_jax.geometry import obj_files
+from odin_jax.geometry import obj_files, ply_files
 from odin_jax.shared import errors, files
 
 _INSTALL = (
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str]) -> Mesh:
   if path.suffix.lower() == '.obj':
     content = obj_files.read(path)
     return checked(Mesh(content.vertices, content.faces), path)
-  _check_whole(path)
+  ply_files.check_whole(path)
   try:
     loaded = trimesh.load(path, file_type='ply', process=False)
     # Of a cloud of points there are no faces.
@@ -98,29 +98,6 @@ def read(path: str | os.PathLike[str]) -> Mesh:
   return checked(mesh, path)
 
 
-def _check_whole(path: pathlib.Path) -> None:
-  """Raises where a .ply of text has fewer lines than its header says.
-
-  trimesh takes those that there are; of binary ones it checks the length.
-  """
-  header, _, body = path.read_bytes().partition(b'end_header')
-  words = [line.split() for line in header.splitlines()]
-  if [b'format', b'ascii', b'1.0'] not in words:
-    return
-  counts = [
-    int(line[2])
-    for line in words
-    if line[:1] == [b'element'] and len(line) == 3 and line[2].isdigit()
-  ]
-  # The first is the end of the line of end_header.
-  lines = [line for line in body.splitlines()[1:] if line.strip()]
-  if len(lines) != sum(counts):
-    raise errors.UserError(
-      f'{path}: says that it has {sum(counts)} lines, and has {len(lines)}: it '
-      'is cut; copy it again'
-    )
-
-
 def in_unit_box(mesh: Mesh) -> Mesh:
   """The mesh with the longest side of its box 1 and the box's centre 0."""
   low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
@@ -131,16 +108,19 @@ def in_unit_box(mesh: Mesh) -> Mesh:
 def is_closed(mesh: Mesh) -> bool:
   """Whether every edge has an even number of faces, so there is an inside.
 
-  Vertices at the same place are one: files split them where textures meet.
+  Vertices at the same place are one: files split them where textures meet. Two
+  faces on the same vertices are none: a ray that crosses both is where it was.
+  Nor is a face that is a line.
   """
-  _, places = np.unique(mesh.vertices, axis=0, return_inverse=True)
-  corners = places.reshape(-1)[mesh.faces]
+  # The sum makes 0 of -0, which are of one place.
+  _, places = np.unique(mesh.vertices + 0.0, axis=0, return_inverse=True)
+  corners = np.sort(places.reshape(-1)[mesh.faces], axis=1)
+  corners, counts = np.unique(corners, axis=0, return_counts=True)
+  is_line = (np.diff(corners, axis=1) == 0).any(axis=1)
+  corners = corners[(counts % 2 == 1) & ~is_line]
   edges = np.concatenate(
-    [corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]]
+    [corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [0, 2]]]
   )
-  edges.sort(axis=1)
-  # Faces that are a line have an edge that leads nowhere.
-  edges = edges[edges[:, 0] != edges[:, 1]]
   _, counts = np.unique(edges, axis=0, return_counts=True)
   return bool(len(counts) and np.all(counts % 2 == 0))
 

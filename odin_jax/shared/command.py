@@ -11,6 +11,7 @@ scheduler starts it again. Anything else is a bug and keeps its traceback.
 
 import errno
 import logging as python_logging
+import math
 import os
 import pathlib
 import resource
@@ -39,6 +40,7 @@ _first_word: str | None = None
 _DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
+  errno.EFBIG,
   errno.EROFS,
   errno.EACCES,
   errno.EPERM,
@@ -105,6 +107,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if _default_config is not None:
       # A file that cannot be loaded is reported on the first use only.
       flags.FLAGS['config'].value.keys()
+    _check_finite()
     return rest
   except SystemExit:
     _explain_config(argv)
@@ -122,6 +125,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     OSError,
   ) as error:
     _stop(f'{_message(error)}; see --help')
+
+
+def _check_finite() -> None:
+  """Refuses NaN and infinity, which every bound of a flag lets through."""
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value
+    if isinstance(value, float) and not math.isfinite(value):
+      raise errors.UserError(f'--{name}={value}: give a finite number')
 
 
 def _message(error: BaseException) -> str:

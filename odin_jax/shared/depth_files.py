@@ -14,7 +14,7 @@ from typing import NamedTuple, Sequence
 from jaxtyping import Bool, Float
 import numpy as np
 
-from odin_jax.shared import errors, files, record_folder
+from odin_jax.shared import errors, files, record_folder, tfrecord
 
 # Rounds by up to 0.05 %, and takes a third of the space of float32.
 _STORED = np.float16
@@ -68,7 +68,7 @@ def write(
 def is_written(folder: pathlib.Path, shard: pathlib.Path, size_px: int) -> bool:
   """Whether depths of these very records are there, and whole."""
   try:
-    _read(path(folder, shard, size_px), shard)
+    _read(path(folder, shard, size_px), shard, size_px)
   except errors.UserError:
     return False
   return True
@@ -101,7 +101,7 @@ def read(
   for position in positions:
     shard, row = records.place(position)
     if shard not in of_shard:
-      of_shard[shard] = _read(path(folder, shard, size_px), shard)
+      of_shard[shard] = _read(path(folder, shard, size_px), shard, size_px)
     rows.append(Depths(*(values[row] for values in of_shard[shard])))
   source, target, moving = map(np.stack, zip(*rows, strict=True))
   return Depths(
@@ -109,10 +109,10 @@ def read(
   )
 
 
-def _read(place: pathlib.Path, shard: pathlib.Path) -> Depths:
+def _read(place: pathlib.Path, shard: pathlib.Path, size_px: int) -> Depths:
   remedy = (
     f'python -m preprocessing.true_depth --records={shard.parent} '
-    f'--image_size_px={place.name.split(".")[-2].removesuffix("px")}'
+    f'--image_size_px={size_px}'
   )
   files.require_file(place, f'what {remedy} writes')
   try:
@@ -129,4 +129,16 @@ def _read(place: pathlib.Path, shard: pathlib.Path) -> Depths:
       f'{place}: is not of {shard}, but of other records; give the folder that '
       f'was made of these: {remedy}'
     )
+  if fault := _fault(depths, size_px, len(tfrecord.RecordFile(shard))):
+    raise errors.UserError(f'{place}: {fault}; write it again: {remedy}')
   return depths
+
+
+def _fault(depths: Depths, size_px: int, count: int) -> str | None:
+  """What is wrong with maps that could be read."""
+  if any(maps.shape != (count, size_px, size_px) for maps in depths):
+    return f'is not of {count} records and {size_px} px'
+  # Also of NaN.
+  if not all(np.all(maps > 0) for maps in depths[:2]):
+    return 'has depths that are no distances'
+  return None

@@ -198,12 +198,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   The temporary name ends like the final one, so that writers which look at
   the extension work, and is always the same, so that a rerun after a kill
   leaves no orphan.
+
+  Raises:
+    OSError: it cannot be written; names the path.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(TEMPORARY + path.name)
   try:
     yield temporary
     os.replace(temporary, path)
+  except OSError as error:
+    # A write knows none where the disk is full, and nobody the temporary one.
+    if error.filename is None or str(error.filename) == str(temporary):
+      error.filename = str(path)
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 

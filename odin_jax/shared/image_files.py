@@ -77,6 +77,7 @@ def write(path: pathlib.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
   Raises:
     OSError: it cannot be written; names the path.
   """
+  # cv2.imwrite says yes where the disk is full.
+  _, data = cv2.imencode(path.suffix, image[..., ::-1])
   with files.atomic_path(path) as temporary:
-    if not cv2.imwrite(str(temporary), image[..., ::-1]):
-      raise OSError(None, 'cannot be written', str(path))
+    temporary.write_bytes(data)

@@ -86,7 +86,7 @@ class _Link:
     self._unread = b''
 
   def read(self) -> list[dict[str, Any]] | None:
-    """Messages that have come; None where the other side is gone."""
+    """Messages that have come; None where the other side is gone, or is none."""
     try:
       if isinstance(self.stream, socket.socket):
         content = self.stream.recv(1 << 16)
@@ -97,7 +97,11 @@ class _Link:
     if not content:
       return None
     *lines, self._unread = (self._unread + content).split(b'\n')
-    return [json.loads(line) for line in lines]
+    try:
+      messages = [json.loads(line) for line in lines]
+    except ValueError:
+      return None
+    return messages if all(isinstance(x, dict) for x in messages) else None
 
   def read_one(self, until: float) -> dict[str, Any] | None:
     """The first message; None where none comes in time."""
@@ -190,7 +194,11 @@ def _gather(place: Place, links: dict[int, _Link]) -> None:
         _tell(links, _End(_USER_ERROR, fault))
         raise errors.UserError(fault) from None
       link = _Link(stream)
-      hello = link.read_one(until) or {}
+      hello = link.read_one(min(until, time.monotonic() + _CLEAN_UP_S))
+      if hello is None:
+        # A stranger: what looks for open ports, or whether this one is.
+        stream.close()
+        continue
       if fault := _fault(place, links, hello):
         _tell({**links, place.of: link}, _End(_USER_ERROR, fault))
         stream.close()

@@ -49,6 +49,7 @@ QUANTITIES = {
     'the same, 90 % of the pairs below', '°', 3
   ),
   'rotation_coverage': _share('rotations inside the stated 95 % interval'),
+  'unstated_share': _share('pairs of frames whose records state no error'),
   'direction_sigma_deg': Quantity(
     'error of the direction that records state, sigma along an axis, median',
     '°',

@@ -28,10 +28,12 @@ class Stated(NamedTuple):
     sigma_deg: of rotation and direction.
     inside: 1 where the true angle is inside the stated 95 % interval, 0 where
       it is not; NaN where that is not known.
+    unstated: how many further pairs there are, of whose poses nothing is said.
   """
 
   sigma_deg: Float[np.ndarray, 'n 2']
   inside: Float[np.ndarray, 'n 2']
+  unstated: int
 
 
 def of_component(
@@ -44,16 +46,17 @@ def of_component(
     truth: the contents of a `NAME.truth.npz`, or None.
   """
   pairs = sorted(component.stated_deg)
+  unstated = len(component.unstated.difference(pairs))
   sigma_deg = np.array(
     [component.stated_deg[pair] for pair in pairs], np.float64
   ).reshape(-1, 2)
   if truth is None:
-    return Stated(sigma_deg, np.full(sigma_deg.shape, np.nan))
+    return Stated(sigma_deg, np.full(sigma_deg.shape, np.nan), unstated)
   errors = quality.pose_errors(component, truth, pairs)
   off_deg = np.stack([errors['rotation_deg'], errors['direction_deg']], axis=1)
   bound_deg = np.where(sigma_deg > 0, _BOUNDS * sigma_deg, _EXACT_DEG)
   inside = np.where(np.isnan(off_deg), np.nan, off_deg <= bound_deg)
-  return Stated(sigma_deg, inside)
+  return Stated(sigma_deg, inside, unstated)
 
 
 def figures(stated: Sequence[Stated]) -> dict[str, Any]:
@@ -61,8 +64,9 @@ def figures(stated: Sequence[Stated]) -> dict[str, Any]:
 
   Returns:
     medians and 90th percentiles of sigmas, over ordered pairs of frames; where
-    the truth is known, shares inside the 95 % intervals. Nothing where the
-    records state no errors, as those of earlier versions.
+    the truth is known, shares inside the 95 % intervals; where some records
+    state no errors, as those of earlier versions, `unstated_share`. Nothing
+    where none does.
   """
   sigmas = np.concatenate(
     [np.zeros((0, 2)), *(item.sigma_deg for item in stated)]
@@ -78,4 +82,7 @@ def figures(stated: Sequence[Stated]) -> dict[str, Any]:
     known = inside[np.isfinite(inside[:, axis]), axis]
     if len(known):
       found[f'{name}_coverage'] = float(known.mean())
+  unstated = sum(item.unstated for item in stated)
+  if found and unstated:
+    found['unstated_share'] = unstated / (unstated + len(sigmas))
   return found

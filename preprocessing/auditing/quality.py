@@ -35,6 +35,7 @@ class Component:
     poses_per_frame: largest number of different poses of one frame.
     stated_deg: by pair of times, source first, one sigma of rotation and
       direction of target2source; empty where records do not say.
+    unstated: such pairs of times whose records do not say both.
   """
 
   video_id: str
@@ -48,6 +49,7 @@ class Component:
   stated_deg: dict[tuple[float, float], tuple[float, float]] = (
     dataclasses.field(default_factory=dict)
   )
+  unstated: set[tuple[float, float]] = dataclasses.field(default_factory=set)
 
 
 def gather_components(
@@ -67,11 +69,11 @@ def gather_components(
       distinct = poses_of.setdefault((*key, time_s), set())
       distinct.add(np.asarray(pose, np.float32).tobytes())
       component.poses_per_frame = max(component.poses_per_frame, len(distinct))
-    if _STATED[0] in row:
-      component.stated_deg[times[0], times[1]] = (
-        row[_STATED[0]],
-        row[_STATED[1]],
-      )
+    ordered = times[0], times[1]
+    if all(name in row for name in _STATED):
+      component.stated_deg[ordered] = row[_STATED[0]], row[_STATED[1]]
+    else:
+      component.unstated.add(ordered)
     pair = min(times), max(times)
     if row['hops'] == 1:
       component.frame_pairs.add(pair)

@@ -92,6 +92,12 @@ def on_stated(calibration: Mapping[str, float]) -> page.Finding | None:
       for name, words in _STATED.items()
     )
 
+  rest = ''
+  if share := calibration.get('unstated_share'):
+    rest = (
+      f' {quantities.text("unstated_share", share)} of the pairs of frames state '
+      'nothing, and are not counted.'
+    )
   coverages = [
     calibration[f'{name}_coverage']
     for name in _STATED
@@ -100,12 +106,12 @@ def on_stated(calibration: Mapping[str, float]) -> page.Finding | None:
   if not coverages:
     return page.Finding(
       f'Records state that poses are off by {both("sigma_deg")} (one sigma per '
-      'axis, medians).'
+      f'axis, medians).{rest}'
     )
   low, high = _GOOD_COVERAGE
   return page.Finding(
     'Of the 95 % intervals that records state, so many hold the truth: '
-    f'{both("coverage")}.',
+    f'{both("coverage")}.{rest}',
     False
     if min(coverages) < _BAD_COVERAGE
     else True

@@ -166,6 +166,17 @@ def breaks(images):
 def uneven(images):
   return np.ones((len(images), len(images)))
 
+def same(images):
+  return np.ones((len(images), 3))
+
+def ends(images):
+  raise SystemExit(0)
+
+def spoils(images):
+  features = images.mean(axis=(1, 2))
+  images[:] = 0
+  return features
+
 number = 3
 """
 PICTURES = np.random.default_rng(0).integers(0, 256, (70, 4, 4, 3), np.uint8)
@@ -188,6 +199,12 @@ def test_features_are_those_of_the_function_in_batches(file):
   assert again.protocol['features_sha256'] != first
 
 
+def test_a_function_cannot_change_the_pictures(file):
+  pictures = PICTURES.copy()
+  distribution_distance.FeatureNetwork(f'{file}:spoils')(pictures)
+  np.testing.assert_array_equal(pictures, PICTURES)
+
+
 @pytest.mark.parametrize(
   'name, words',
   [
@@ -197,6 +214,8 @@ def test_features_are_those_of_the_function_in_batches(file):
     ('text', 'gives <U1'),
     ('nan', 'no numbers'),
     ('breaks', 'RuntimeError: mat1 and mat2'),
+    ('same', 'same features for 70 different pictures'),
+    ('ends', 'SystemExit: 0'),
     ('uneven', '64 features of a picture, then 6'),
     ('number', 'no function number'),
     ('absent', 'no function absent'),
@@ -208,7 +227,6 @@ def test_what_is_no_network_is_named(file, name, words):
     distribution_distance.FeatureNetwork(f'{file}:{name}')(PICTURES)
 
 
-@pytest.mark.filterwarnings('ignore:overflow', 'ignore:invalid value')
 def test_features_that_overflow_are_named():
   x = random_features(8, 3, 0)
   with pytest.raises(errors.UserError, match='scale them down'):
@@ -223,6 +241,10 @@ def test_files_and_pictures_that_do_not_do_are_named(file):
   network = distribution_distance.FeatureNetwork(f'{file}:mean')
   with pytest.raises(errors.UserError, match='3 pictures; .* 4 or more'):
     network(PICTURES[:3])
-  file.write_text('import nothing_of_that_name')
-  with pytest.raises(errors.UserError, match='does not load .ModuleNotFound'):
-    distribution_distance.FeatureNetwork(f'{file}:mean')
+  for text, words in (
+    ('import nothing_of_that_name', 'ModuleNotFound'),
+    ('raise SystemExit', 'SystemExit'),
+  ):
+    file.write_text(text)
+    with pytest.raises(errors.UserError, match=f'does not load .{words}'):
+      distribution_distance.FeatureNetwork(f'{file}:mean')

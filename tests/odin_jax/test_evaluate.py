@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import evaluate as evaluate_config
-from odin_jax import distribution_distance, metrics
+from odin_jax import distribution_distance, metrics, scoring
 from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
 from odin_jax.geometry import visibility
@@ -271,6 +271,24 @@ def test_scores_follow_from_the_images_that_are_saved(outputs):
     if name == 'mean':
       colour = views['source'].mean(axis=(1, 2), keepdims=True)
       assert np.abs(views['sample'] - colour).max() <= 0.5 / 255 + 1e-9
+
+
+def test_scores_are_of_the_very_pictures_that_are_written():
+  """Also where float32 and float64 round to other sides."""
+  levels = (np.arange(255, dtype=np.float32) + 0.5) / 255
+  near = np.concatenate(
+    [levels, *(np.nextafter(levels, np.float32(x)) for x in (0, 1))]
+  )
+  samples = np.tile(near, 5)[: 2 * 16 * 16 * 3].reshape(2, 16, 16, 3)
+  pictures = scoring.as_pictures(samples)
+  wide = np.round(samples.astype(np.float64) * 255).astype(np.uint8)
+  assert (pictures != wide).any()
+  truth = np.zeros(samples.shape, np.uint8)
+  table = protocols.load('records')
+  written = pictures.astype(np.float32) / 255
+  assert scoring.score(table, samples, truth, None) == scoring.score(
+    table, written, truth, None
+  )
 
 
 def test_without_weights_lpips_is_null_and_one_line_says_so(outputs):
@@ -701,6 +719,9 @@ def other_replays(outputs, folder):
   changed = read(metrics_file.parent)
   changed['pairs'][3]['psnr'] += 1e-9
   (folder / 'changed.json').write_text(json.dumps(changed))
+  interval = read(metrics_file.parent)
+  interval['interval_95']['psnr'][0] += 1e-9
+  (folder / 'interval.json').write_text(json.dumps(interval))
   return [
     (
       [
@@ -713,6 +734,10 @@ def other_replays(outputs, folder):
     (
       [f'--replay={folder / "changed.json"}', f'--output={folder / "again"}'],
       ['1 figures', 'psnr of pair 3', 'the protocol differs in no line'],
+    ),
+    (
+      [f'--replay={folder / "interval.json"}', f'--output={folder / "again"}'],
+      ['1 figures', 'psnr of interval_95', 'the protocol differs in no line'],
     ),
   ]
 
@@ -749,13 +774,26 @@ def wrong_replays(outputs, folder, out):
 def wrong_predictions(outputs, folder, common):
   """Pictures of other pairs, of nobody knows which, or without a colour."""
   common = [*common, '--config.num_pairs=12', '--config.lpips=']
+  shutil.copy(outputs / 'features.py', outputs / 'model')
   cases = [
     (
       [f'--data={outputs / "records"}', '--config.lpips=']
       + [f'--predictions={outputs / "model/pairs"}']
       + [f'--output={outputs / "model"}', '--config.num_pairs=12'],
       ['--predictions', 'removed'],
-    )
+    ),
+    (
+      [f'--data={outputs / "records"}', '--config.lpips=', '--predictor=copy']
+      + [f'--features={outputs / "model/features.py"}:levels']
+      + [f'--output={outputs / "model"}', '--config.num_pairs=12'],
+      ['--features', 'removed'],
+    ),
+    # Those of the same pairs in another order, as it were.
+    (
+      [*common, '--config.pairs_seed=1']
+      + [f'--predictions={outputs / "model/pairs"}'],
+      ['_source.png', 'is not the source of pair', 'of other pairs'],
+    ),
   ]
   for name, image, words in (
     ('012.png', np.zeros((32, 32, 3), np.uint8), ['012.png', 'no pair']),
@@ -795,6 +833,11 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([good, *copy, '--config.image_size_px=64'], ['48', '64']),
     ([good, *copy, '--config.image_size_px=8'], ['11']),
     ([good, *copy, '--config.num_pairs=0'], ['num_pairs']),
+    ([good, *copy, '--config.pairs_seed=-1'], ['pairs_seed', 'below 0']),
+    (
+      [good, out, f'--workdir={outputs}', '--config.guidance_rescale=nan'],
+      ['--config.guidance_rescale=nan', 'finite'],
+    ),
     ([good, *copy, '--config.no_such=1'], ['no_such']),
     ([good, *copy, '--config.lpips=absent.st'], ['absent.st', 'port_weights']),
     ([good, *copy, '--config.image_size_px=30'], ['31 px', '--config.lpips=']),
@@ -816,6 +859,14 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
       ['--config.seed', '--replay'],
     ),
     ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
+    (
+      [
+        f'--replay={outputs / "model/metrics.json"}',
+        out,
+        f'--predictions={outputs / "model/pairs"}',
+      ],
+      ['--predictions', 'was made without'],
+    ),
     ([good, out, f'--predictions={empty}'], ['000_sample.png', '000.png']),
     ([good, *copy, f'--predictions={empty}'], ['--predictor']),
     ([good, *copy, '--num_processes=2'], ['--coordinator, --process_id']),
@@ -831,6 +882,10 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
     ([good, out, '--predictor=copy,copy'], ['once']),
     ([good, *copy, f'--predictions=mean={empty}'], ['mean is taken']),
     ([good, *copy, f'--predictions=o={empty},o={empty}'], ['o is taken']),
+    (
+      [good, *copy, f'--predictions=metrics.json={empty}'],
+      ['metrics.json is taken'],
+    ),
     ([good, out, f'--predictions={empty}', '--predictions=b'], ['NAME=']),
     ([good, *copy, f'--predictions=o={empty}'], ['000_sample.png']),
     (

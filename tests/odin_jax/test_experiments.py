@@ -257,6 +257,8 @@ def fake(command):
 running._call = fake
 counts = []
 for arguments in json.loads(sys.argv[2]):
+  while not arguments[0].startswith('--'):
+    (pathlib.Path(sys.argv[1]) / arguments.pop(0)).write_text('{"cut')
   flags.FLAGS.unparse_flags()
   flags.FLAGS(['x', f'--output={sys.argv[1]}', *arguments])
   try:
@@ -274,7 +276,15 @@ def test_a_run_writes_cells_table_and_page_and_does_nothing_twice(
   output = tmp_path / 'run'
   twice = ['--experiment=data_scale', '--values=1,2']
   more = ['--experiment=data_scale', '--values=1,2,3']
-  runs = [twice, twice, more, ['--experiment=prediction', '--values=v']]
+  runs = [
+    twice,
+    twice,
+    more,
+    ['--experiment=prediction', '--values=v'],
+    # With damage to what the command itself wrote, and to what others did.
+    ['cells/copy.json', 'stages/data__unseen.json', *more],
+    ['evaluation/copy/unseen_copy/metrics.json', *more],
+  ]
   done = subprocess.run(
     [sys.executable, '-c', SCRIPT, str(output), json.dumps(runs)],
     cwd=repository,
@@ -283,12 +293,17 @@ def test_a_run_writes_cells_table_and_page_and_does_nothing_twice(
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  first, again, with_more, other = json.loads(done.stdout.splitlines()[-1])
+  *counts, other, mended, damaged = json.loads(done.stdout.splitlines()[-1])
+  first, again, with_more = counts
   # Two folders of all, one per value; three baselines, four models, six scores.
   assert first == again == 2 + 2 + 3 * 2 + 4 + 4 * 6
   # One value more: its folder, and a model of each size.
   assert with_more == first + 1 + 2 * 7
-  assert 'made with other arguments' in other
+  assert f'{output}: holds the experiment data_scale;' in other
+  # The folder of that note alone.
+  assert mended == with_more + 1
+  folder = output / 'evaluation/copy/unseen_copy'
+  assert f'remove {folder}, and the same command makes it again' in damaged
   content = json.loads((output / 'experiment.json').read_text())
   assert content['models'] == 6 and len(content['rows']) == 6 * 6 + 3 * 2
   assert any('96 channels against 48' in text for text in content['findings'])

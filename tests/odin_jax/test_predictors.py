@@ -181,3 +181,23 @@ def test_a_sweep_is_the_mean_over_distances_of_the_moved_source():
         )
       expected[column] += colour / len(predictors.Sweep.distances)
   np.testing.assert_allclose(prediction[0, 8], expected, atol=1e-4)
+
+
+def test_a_model_that_gives_no_numbers_is_told_and_not_scored():
+  model = object.__new__(predictors.Model)
+  model._arrays, model._placed = (), jax.devices()[0]
+  model._devices, model._batch_size = 1, 2
+  values = np.zeros((2, 4, 4, 3), np.float32)
+  values[1, 2] = np.nan
+  model._sample = lambda pairs, seeds: values
+  pairs = posed_pair.PosedPair(
+    source=np.zeros((2, 4, 4, 3), np.uint8),
+    target=None,
+    target2source=np.zeros((2, 3, 4)),
+    fov_deg=np.full(2, 90.0),
+    median_depth=np.ones(2),
+  )
+  with pytest.raises(errors.UserError, match='no numbers'):
+    model.predict(pairs, np.arange(2))
+  values[:] = 0.5
+  assert model.predict(pairs, np.arange(2)).shape == values.shape

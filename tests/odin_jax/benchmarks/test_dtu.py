@@ -150,6 +150,11 @@ def test_points_in_the_layouts_of_mvsnet(tmp_path):
       {'world_mat_3': np.diag([4, 4, 1, 1]) @ world_mat(3)},
       'world_mat_3: its principal point .* 40x30 pixels',
     ),
+    # A tenth larger than the pictures.
+    (
+      {'world_mat_3': np.diag([1.1, 1.1, 1, 1]) @ world_mat(3)},
+      'world_mat_3: its principal point .* 40x30 pixels',
+    ),
     ({'scale_mat_3': 2 * SPHERE2WORLD}, 'scale_mat_25: not a 4x4 .* share'),
     ({'scale_mat_25': None}, 'scale_mat_25: not a 4x4 .* share'),
   ],
@@ -172,6 +177,9 @@ def test_malformed_folders_are_named(scan, tmp_path):
     dtu.read(scan)
   (scan / 'image' / 'view.png').rename(scan / 'image' / '000003.png')
   with pytest.raises(errors.UserError, match='000003.png: is no picture'):
+    dtu.read(scan)
+  (scan / 'image' / '3.jpg').touch()
+  with pytest.raises(errors.UserError, match='000003.png and 3.jpg have the'):
     dtu.read(scan)
 
   cams = tmp_path / 'other' / 'cams'

@@ -182,6 +182,15 @@ def test_what_is_missing_or_malformed_is_named(tmp_path):
     shutil.copy(scene / 'images' / name, fisheye / 'images')
   refused('a.png: its camera is OPENCV_FISHEYE.*image_undistorter', fisheye)
 
+  text = write_scene(tmp_path / 'text', text=True)
+  listed = text / 'sparse' / '0' / 'images.txt'
+  whole = listed.read_text()
+  listed.write_text(whole.replace('b.png', 'a.png'))
+  refused('sparse/0: two images there have one name', text)
+  listed.write_text(whole.replace('1 1 -1', '1 1 7'))
+  assert '1 1 7' in listed.read_text()
+  refused('sparse/0: COLMAP cannot read .* 7 does not exist', text)
+
   image = cv2.imread(str(scene / 'images' / 'b.png'))
   cv2.imwrite(str(scene / 'images' / 'b.png'), cv2.rotate(image, 0))
   refused('b.png: has 72x96 pixels, its camera 96x72: it was cropped or turned')

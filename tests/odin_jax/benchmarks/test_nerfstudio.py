@@ -165,6 +165,7 @@ def test_cameras_are_of_the_pixels_as_they_are_stored(scene):
     ),
     ({}, {'transform_matrix': 'none'}, 'b.png: ValueError in its camera'),
     ({}, {'mask_path': 'masks/b.png'}, 'masks/b.png: no such file'),
+    ({}, {'file_path': './images/a.png'}, 'two frames have one picture'),
   ],
 )
 def test_what_is_missing_or_malformed_is_named(scene, changes, of_frame, words):
@@ -180,6 +181,19 @@ def test_missing_files_are_named(scene, tmp_path):
   (folder / 'images' / 'b.png').unlink()
   with pytest.raises(errors.UserError, match='images/b.png: no such file'):
     nerfstudio.read(folder)
+  header = (
+    'ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty '
+    'float y\nproperty float z\nend_header\n'
+  )
+  folder = scene({'ply_file_path': 'points.ply'})
+  for points, words in (
+    ('0 1 1\n', 'points.ply: says that it has 2 lines, and has 1'),
+    ('0 1 1\n0 2\n', 'points.ply: has a line of 2 words'),
+    ('0 1 1\nnan 0 0\n', 'points.ply: has points that are no numbers'),
+  ):
+    (folder / 'points.ply').write_text(header + points)
+    with pytest.raises(errors.UserError, match=words):
+      nerfstudio.read(folder)
   (folder / 'transforms.json').write_text('{"frames": [')
   with pytest.raises(errors.UserError, match='no transforms.json: needs'):
     nerfstudio.read(folder)

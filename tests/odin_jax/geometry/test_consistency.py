@@ -249,6 +249,13 @@ def outcomes(tmp_path_factory, orbit):
   empty = folder / 'empty'
   empty.mkdir()
   copies = true_views('forward', count=3)
+  lost = orbit[2].camera2scene.copy()
+  lost[0, 3] = 1e9
+  far = [
+    *orbit[:2],
+    dataclasses.replace(orbit[2], camera2scene=lost),
+    *orbit[3:],
+  ]
   cases = {
     'orbit': (write(folder / 'orbit', orbit), []),
     'nerfstudio': (write_nerfstudio(folder / 'nerfstudio', orbit), []),
@@ -265,6 +272,10 @@ def outcomes(tmp_path_factory, orbit):
     'loop': (write(folder / 'loop', true_views('loop', count=3)), []),
     'pan': (write(folder / 'pan', true_views('pan_left', count=3)), []),
     'stride': (folder / 'orbit', ['--stride=5']),
+    'stray': (write(folder / 'stray', far), []),
+    'nan': (folder / 'orbit', ['--threshold_px=nan']),
+    'inf': (folder / 'orbit', ['--threshold_px=inf']),
+    'huge': (folder / 'orbit', ['--size_px=100000']),
     'empty': (empty, []),
     'absent': (folder / 'absent', []),
   }
@@ -340,6 +351,10 @@ def test_views_that_tell_nothing_are_refused(outcomes):
   expected = {
     'pan': ['pan', 'one place'],
     'stride': ['5 views', '--stride=5'],
+    'stray': ['the camera of 2.png is so far off'],
+    'nan': ['--threshold_px=nan', 'finite'],
+    'inf': ['--threshold_px=inf', 'finite'],
+    'huge': ['--size_px=100000'],
     'empty': ['neither poses.json', 'transforms.json'],
     'absent': ['absent'],
   }

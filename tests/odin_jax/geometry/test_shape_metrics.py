@@ -136,8 +136,10 @@ def test_f_score_is_the_harmonic_mean_of_both_shares():
 
 def test_open_meshes_are_told_from_closed_ones(tmp_path):
   box = scanned_objects.box()
-  assert meshes.is_closed(box)
-  assert not meshes.is_closed(box._replace(faces=box.faces[1:]))
+  ball = trimesh.creation.icosphere(1)
+  for mesh in (box, meshes.Mesh(np.array(ball.vertices), np.array(ball.faces))):
+    assert meshes.is_closed(mesh)
+    assert not meshes.is_closed(mesh._replace(faces=mesh.faces[1:]))
   # Corners that a file has three times, and a face that is a line.
   split = meshes.Mesh(
     box.vertices[box.faces].reshape(-1, 3), np.arange(36).reshape(-1, 3)
@@ -145,6 +147,13 @@ def test_open_meshes_are_told_from_closed_ones(tmp_path):
   assert meshes.is_closed(split)
   line = np.append(box.faces, [[0, 0, 1]], axis=0)
   assert meshes.is_closed(box._replace(faces=line))
+  # Of walls with two sides, and of what is flat, nothing is inside.
+  twice = box._replace(faces=np.concatenate([box.faces, box.faces[:, ::-1]]))
+  flat = box._replace(vertices=box.vertices * [1, 1, 0])
+  for mesh in (twice, flat):
+    assert (
+      not meshes.is_closed(mesh) and not shape_metrics.inside(mesh, 8).any()
+    )
 
 
 def test_meshes_are_read_as_they_are_written(tmp_path):
@@ -182,8 +191,9 @@ def test_meshes_that_are_cut_are_refused(tmp_path):
     data = data if isinstance(data, bytes) else data.encode()
     path.write_bytes(data)
     assert len(meshes.read(path).faces) == 12
-    for share in (0.3, 0.6, 0.9):
-      path.write_bytes(data[: int(share * len(data))])
+    # The last: in the last line.
+    for length in (*(int(x * len(data)) for x in (0.3, 0.6, 0.9)), -2):
+      path.write_bytes(data[:length])
       with pytest.raises(errors.UserError, match='is cut|cannot|can be read'):
         meshes.read(path)
 

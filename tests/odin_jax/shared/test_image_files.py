@@ -1,10 +1,14 @@
 """Views in files: decoded reduced or whole, refused, written."""
 
+import errno
+import os
+import resource
+
 import cv2
 import numpy as np
 import pytest
 
-from odin_jax.shared import image_files
+from odin_jax.shared import command, image_files
 from tests.helpers.posed_records import jpeg
 
 
@@ -39,3 +43,20 @@ def test_an_image_is_written_in_rgb_or_the_path_is_named(tmp_path):
   with pytest.raises(OSError, match='no_folder/image.png'):
     image_files.write(tmp_path / 'no_folder' / 'image.png', image)
   assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_no_part_of_an_image(tmp_path):
+  """OpenCV's own writer says that all is well."""
+  image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    with pytest.raises(OSError) as raised:
+      image_files.write(tmp_path / 'image.png', image)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert list(tmp_path.iterdir()) == []
+  assert command.ending(raised.value) == (
+    2,
+    f'{tmp_path / "image.png"}: {os.strerror(errno.EFBIG)}',
+  )

@@ -5,11 +5,15 @@ All processes of all cases are forks of one driver and run at the same time.
 
 import json
 import pathlib
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from odin_jax.shared import meeting
 
 DRIVER = """
 import json, os, pathlib, signal, socket, sys, tempfile, time
@@ -223,3 +227,27 @@ def test_no_work_outlives_its_guard(results, works):
   while any(map(is_alive, pids)) and time.monotonic() < end:
     time.sleep(0.05)
   assert not any(map(is_alive, pids))
+
+
+def test_strangers_at_the_port_are_passed_over():
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+  place = meeting.Place('localhost', port, 0, 2)
+  links, theirs = {}, {}
+  gathering = threading.Thread(target=meeting._gather, args=(place, links))
+  gathering.start()
+  for said in (b'', b'GET / HTTP/1.1\r\n\r\n', b'[1]\n', b'{"process": 1\n'):
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+      try:
+        stranger = socket.create_connection(('localhost', port))
+        break
+      except OSError:
+        time.sleep(0.01)
+    with stranger:
+      stranger.sendall(said)
+  meeting._reach(place._replace(process=1), theirs)
+  gathering.join(10)
+  assert links.keys() == {1}
+  for link in (*links.values(), *theirs.values()):
+    link.stream.close()

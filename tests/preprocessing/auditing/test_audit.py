@@ -152,11 +152,19 @@ def test_what_records_state_is_kept_for_each_direction_of_a_pair():
   there = {'rotation_error_deg': 0.1, 'direction_error_deg': 0.2}
   back = {'rotation_error_deg': 0.1, 'direction_error_deg': 0.3}
   rows = [{**row(0.0, 1.0), **there}, {**row(1.0, 0.0), **back}, row(1.0, 2.0)]
+  rows.append({**row(2.0, 1.0), 'rotation_error_deg': 0.1})
   (component,) = quality.gather_components(rows)
   assert component.stated_deg == {
     (0.0, 1.0): (0.1, 0.2),
     (1.0, 0.0): (0.1, 0.3),
   }
+  assert component.unstated == {(1.0, 2.0), (2.0, 1.0)}
+  found = calibration.figures([calibration.of_component(component, None)])
+  assert found['unstated_share'] == 0.5
+  text = verdict.on_stated(found).text
+  assert text.endswith(
+    '50.0 % of the pairs of frames state nothing, and are not counted.'
+  )
 
 
 def calibrated(sigma_deg, noise_deg=0.3, count=500):

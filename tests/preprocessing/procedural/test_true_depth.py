@@ -338,16 +338,16 @@ def test_maps_are_of_the_very_records(tmp_path, records):
   other = write(tmp_path / 'other', records[1:3], records[:2])
   output = files.claim_output(tmp_path / 'depth', 'test')
   for index in range(2):
-    maps = [np.full((2, 2), 2.0 * index + row) for row in range(2)]
+    maps = [np.full((2, 2), 1.0 + 2 * index + row) for row in range(2)]
     depth_files.write(
       output,
       folder / schema.shard_name('test', index, 2),
-      [depth_files.Depths(x, 10 * x, x > 2) for x in maps],
+      [depth_files.Depths(x, 10 * x, x > 3) for x in maps],
     )
   read = record_folder.RecordFolder
   found = depth_files.read(output, read(folder, 'test'), [3, 0, 2], 2)
-  assert found.source_depth[:, 0, 0].tolist() == [3, 0, 2]
-  assert found.target_depth[:, 1, 1].tolist() == [30, 0, 20]
+  assert found.source_depth[:, 0, 0].tolist() == [4, 1, 3]
+  assert found.target_depth[:, 1, 1].tolist() == [40, 10, 30]
   assert found.target_moving[:, 1, 0].tolist() == [True, False, False]
   for place, size_px, words in (
     (other, 2, 'but of other records'),
@@ -357,3 +357,14 @@ def test_maps_are_of_the_very_records(tmp_path, records):
       depth_files.read(output, read(place, 'test'), [0], size_px)
   with pytest.raises(errors.UserError, match='no such folder'):
     depth_files.read(tmp_path / 'none', read(folder, 'test'), [0], 2)
+  shard, one = folder / schema.shard_name('test', 0, 2), np.ones((2, 2))
+  for depth, count, words in (
+    (one, 1, 'is not of 2 records and 2 px'),
+    (one * np.nan, 2, 'depths that are no distances'),
+    (-one, 2, 'depths that are no distances'),
+  ):
+    maps = depth_files.Depths(one, depth, one > 2)
+    depth_files.write(output, shard, [maps] * count)
+    with pytest.raises(errors.UserError, match=words):
+      depth_files.read(output, read(folder, 'test'), [0], 2)
+    assert not depth_files.is_written(output, shard, 2)
