@@ -1,9 +1,8 @@
 """What the cells of an experiment say: means, and differences with intervals.
 
 The cells see the same pairs, so that their differences are of pairs. Intervals
-are 95 % by bootstrap over scenes, each drawn with all its pairs; they say how
-far other scenes would move a figure, not how far another seed of training
-would.
+(`odin_jax.shared.bootstrap`) say how far other scenes would move a figure, not
+how far another seed of training would.
 """
 
 from typing import Any, NamedTuple, Sequence
@@ -11,9 +10,8 @@ from typing import Any, NamedTuple, Sequence
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.shared import errors, page
+from odin_jax.shared import bootstrap, errors, page
 
-_DRAWS = 10_000
 SCORES = ('psnr', 'ssim', 'lpips')
 
 
@@ -21,7 +19,7 @@ class Estimate(NamedTuple):
   """A mean over pairs and its interval; None: of one scene there is none."""
 
   mean: float
-  interval: tuple[float, float] | None
+  interval: list[float] | None
 
 
 def estimate(values: Float[np.ndarray, 'n'], scenes: Sequence[str]) -> Estimate:
@@ -31,17 +29,7 @@ def estimate(values: Float[np.ndarray, 'n'], scenes: Sequence[str]) -> Estimate:
     values: one per pair.
     scenes: whose pair each is.
   """
-  names, index = np.unique(np.asarray(scenes), return_inverse=True)
-  if len(names) < 2:
-    return Estimate(float(values.mean()), None)
-  sums = np.bincount(index, weights=values)
-  counts = np.bincount(index)
-  drawn = np.random.default_rng(0).integers(
-    len(names), size=(_DRAWS, len(names))
-  )
-  means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-  low, high = np.percentile(means, [2.5, 97.5])
-  return Estimate(float(values.mean()), (float(low), float(high)))
+  return Estimate(float(values.mean()), bootstrap.interval(values, scenes))
 
 
 def mean_of_seeds(
