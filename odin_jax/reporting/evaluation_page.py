@@ -190,6 +190,12 @@ def sources(content: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def caption(content: Mapping[str, Any], text: str) -> str:
+  """What stands below the scores, with the features of FID and KID."""
+  features = tables.features(content)
+  return f'{text} {features}.'.lstrip() if features else text
+
+
 def made(protocol: Mapping[str, Any], model: Mapping[str, Any]) -> str:
   """By which code, on what, with what model the figures came about.
 
@@ -237,9 +243,12 @@ def gather(folder: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     'verdict': page.verdict(_findings(folder, content)),
     'next': _next(protocol),
     'scores': tables.text_rows(content),
-    'caption': 'In brackets 95 % intervals over scenes.'
-    if any(content['interval_95'].values())
-    else '',
+    'caption': caption(
+      content,
+      'In brackets 95 % intervals over scenes.'
+      if any(content['interval_95'].values())
+      else '',
+    ),
     'sources': sources(content),
     'scenes': _scenes(content),
     'departures': departures(content),

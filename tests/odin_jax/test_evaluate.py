@@ -463,10 +463,9 @@ def test_fid_and_kid_are_of_the_features_that_the_user_gives(outputs):
       if 'FID' in line
     ]
     assert line.startswith('warning: FID of 12 pictures and 15 features')
-  assert (
-    f'FID {content["fid"]:.4g}, KID'
-    in (outputs / 'given' / 'table.md').read_text()
-  )
+  table = (outputs / 'given' / 'table.md').read_text()
+  assert f' {content["fid"]:.4g} | {content["kid"]:.3g} |' in table
+  assert 'FID and KID by features.py:levels.' in table
   assert 'fid' not in read(outputs / 'model')
 
 
