@@ -27,6 +27,9 @@ from odin_jax.shared import errors, meeting
 
 # Where the environment does not say: jobs of one cluster differ.
 _PORTS = range(20_000, 30_000)
+# How long those that are done wait for the first, which scores. Whether it is
+# still there is for `odin_jax.shared.meeting` to see.
+_DONE_S = 30 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,8 @@ def _join(place: meeting.Place, port: int) -> None:
     num_processes=place.of,
     process_id=place.process,
     initialization_timeout=int(meeting.MEET_S),
+    # By default five minutes, after which all would end as if one were lost.
+    shutdown_timeout_seconds=_DONE_S,
   )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from odin_jax import hosts
-from odin_jax.shared import errors
+from odin_jax.shared import errors, meeting
 from tests.helpers import commands
 from tests.helpers.posed_records import write_records
 from tests.odin_jax import test_evaluate
@@ -74,6 +74,18 @@ def test_those_that_would_do_different_work_are_refused():
   with pytest.raises(errors.UserError, match='process 2 has other flags'):
     others.require_same({'flags': {'seed': 1}})
   hosts.ALONE.require_same({'flags': 1})
+
+
+def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
+  monkeypatch,
+):
+  given = {}
+  monkeypatch.setattr(
+    'jax.distributed.initialize', lambda *_, **options: given.update(options)
+  )
+  monkeypatch.setattr('jax.config.update', lambda *_: None)
+  hosts._join(meeting.Place('::1', 1, 1, 2), 4321)
+  assert given['shutdown_timeout_seconds'] > 24 * 3600
 
 
 def free_port():
