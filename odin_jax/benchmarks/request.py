@@ -172,16 +172,16 @@ def differing_lines(
   ]
 
 
-def _figures(content: Mapping[str, Any]) -> dict[str, float | None]:
-  """Every score of an evaluation, by a name."""
-  rows = {'mean': content['mean']}
-  rows |= {f'pair {row["index"]}': row for row in content['pairs']}
+def _figures(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Every figure of an evaluation, by a name."""
   figures = {
-    f'{name} of {row_name}': row[name]
-    for row_name, row in rows.items()
+    f'{name} of pair {row["index"]}': row[name]
+    for row in content['pairs']
     for name in content['mean']
   }
-  return figures | {name: content.get(name) for name in ('fid', 'kid')}
+  apart = ('protocol', 'pairs')
+  rest = {key: x for key, x in content.items() if key not in apart}
+  return figures | dict(_flat(rest))
 
 
 def differing_figures(
