@@ -317,7 +317,8 @@ class _Loaded(NamedTuple):
     data: the pairs.
     order: whose pose each pair gets.
     perceptual: LPIPS.
-    distribution: FID and KID; None where no features are given.
+    distribution: FID and KID, in the first process; None where no features are
+      given.
   """
 
   sources: dict[str, predictors.Predictor | scoring.Given]
@@ -327,24 +328,29 @@ class _Loaded(NamedTuple):
   distribution: single.Distribution | None
 
 
-def _load(asked: dict[str, request.Request]) -> _Loaded:
+def _distribution(
+  text: str | None, data: inputs.Data
+) -> single.Distribution | None:
+  """FID and KID by what --features names, before predictions, which take long."""
+  if text is None:
+    return None
+  network = distribution_distance.FeatureNetwork(text)
+  return single.Distribution(network, network(data.pair_set.pairs.target))
+
+
+def _load(asked: dict[str, request.Request], group: hosts.Group) -> _Loaded:
   first = next(iter(asked.values()))
   config = first.config
   inputs.check(config)
   perceptual = single.Perceptual(
     *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
-  network = first.features and distribution_distance.FeatureNetwork(
-    first.features
-  )
   sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
   data = inputs.load_pairs(first)
   for of_one in asked.values():
     inputs.require_truth(of_one, data)
-  # Before predictions, which take long.
-  distribution = network and single.Distribution(
-    network, network(data.pair_set.pairs.target)
-  )
+  # The first process scores; of the others none sees these features.
+  distribution = _distribution(first.features, data) if group.is_first else None
   count = len(data.pair_set.facts)
   order = inputs.pose_order(first, count)
   for name, source in sources.items():
@@ -354,7 +360,7 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
       )
   read = [(_PREDICTIONS.name, x.predictions) for x in asked.values()]
   outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
-  return _Loaded(sources, data, order, perceptual, distribution or None)
+  return _Loaded(sources, data, order, perceptual, distribution)
 
 
 def _require_same(
@@ -390,7 +396,7 @@ def _evaluate(group: hosts.Group) -> None:
       scoring.Given.name,
     )
   )
-  loaded = _load(asked)
+  loaded = _load(asked, group)
   _require_same(group, asked, loaded)
   if not group.is_first:
     for name, source in loaded.sources.items():
@@ -398,12 +404,14 @@ def _evaluate(group: hosts.Group) -> None:
     return
 
   # -- Each predictor, in a folder of its own where there are several ----------
-  begin = outputs.begin_joint if is_joint else outputs.begin
-  output = begin(_OUTPUT.value)
+  output = pathlib.Path(_OUTPUT.value)
+  if is_joint:
+    folders = outputs.begin_joint(output, asked)
+  else:
+    folders = {name: outputs.begin(output) for name in asked}
   stores, evaluations = [], {}
   for name, source in loaded.sources.items():
-    of_one = command.Stopwatch()
-    folder = outputs.begin(output / name) if is_joint else output
+    of_one, folder = command.Stopwatch(), folders[name]
     store = outputs.store(folder, asked[name], source)
     stores += [store] if store else []
     evaluations[name] = single.evaluate(
@@ -428,7 +436,7 @@ def _evaluate(group: hosts.Group) -> None:
     look_at='index.html',
     then=_next_step(
       asked[first],
-      output / first if is_joint else output,
+      folders[first],
       evaluations[first].content,
     ),
   )

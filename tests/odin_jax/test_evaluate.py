@@ -13,10 +13,18 @@ from configs import evaluate as evaluate_config
 from odin_jax import distribution_distance, metrics
 from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.evaluating import outputs as outputs_module
 from odin_jax.geometry import visibility
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import depth_files, digests, files, provenance, schema
+from odin_jax.shared import (
+  depth_files,
+  digests,
+  files,
+  locks,
+  provenance,
+  schema,
+)
 from tests.helpers import commands, posed_scenes
 from tests.helpers.posed_records import write_records
 
@@ -227,6 +235,20 @@ def outputs(data):
     f'--output={folder / "several"}',
   ]
   lines |= {'several_stopped': several, 'several': several}
+  # Others side by side were there before, and one is evaluated there later.
+  lines['earlier'] = [
+    *common,
+    '--predictor=copy,sweep',
+    '--config.lpips=',
+    f'--features={folder / "features.py"}:levels',
+    f'--output={folder / "later"}',
+  ]
+  lines['later'] = [
+    *common,
+    '--predictor=copy,mean',
+    '--config.lpips=',
+    f'--output={folder / "later"}',
+  ]
   lines['of_several'] = [
     f'--replay={folder / "several/model_mean/metrics.json"}',
     f'--output={folder / "of_several"}',
@@ -605,6 +627,34 @@ def test_several_stand_side_by_side_and_each_as_if_alone(outputs):
   assert not (outputs / 'several' / 'pairs').exists()
 
 
+def test_what_is_not_asked_for_any_more_leaves_no_folder(outputs):
+  content = read(outputs / 'later')
+  assert list(content['predictors']) == ['copy', 'mean']
+  there = {path.name for path in (outputs / 'later').iterdir() if path.is_dir()}
+  assert there == {'copy', 'mean'}
+  said = (outputs / 'later.stderr').read_text()
+  assert f'{outputs / "later/sweep"}: of an earlier evaluation here' in said
+
+
+def test_an_evaluation_begins_without_what_others_left(tmp_path):
+  folders = outputs_module.begin_joint(tmp_path / 'run', ['copy', 'mean'])
+  for folder in folders.values():
+    (folder / 'metrics.json').write_text('{}')
+    (folder / 'pairs' / '000_sample.png').write_bytes(b'old')
+  # No evaluation of several has made it: it is the user's.
+  (tmp_path / 'run' / 'notes').mkdir()
+  # Before any of them is predicted.
+  outputs_module.begin_joint(tmp_path / 'run', ['mean', 'sweep'])
+  assert not (tmp_path / 'run/copy').exists()
+  for name in ('mean', 'sweep'):
+    left = {path.name for path in (tmp_path / 'run' / name).iterdir()}
+    assert left == {'pairs', files.MARKER, locks.NAME}
+    assert not list((tmp_path / 'run' / name / 'pairs').iterdir())
+  outputs_module.begin(tmp_path / 'run')
+  left = {p.name for p in (tmp_path / 'run').iterdir() if p.is_dir()}
+  assert left == {'pairs', 'notes'}
+
+
 def test_differences_are_of_the_same_pairs(outputs):
   content = read(outputs / 'several')
   rows = {
@@ -700,6 +750,10 @@ def other_replays(outputs, folder):
   changed = read(metrics_file.parent)
   changed['pairs'][3]['psnr'] += 1e-9
   (folder / 'changed.json').write_text(json.dumps(changed))
+  # Of several samples, too.
+  several = read(outputs / 'four')
+  several['best_of_4']['mean']['ssim'] += 1e-9
+  (folder / 'several.json').write_text(json.dumps(several))
   return [
     (
       [
@@ -712,6 +766,10 @@ def other_replays(outputs, folder):
     (
       [f'--replay={folder / "changed.json"}', f'--output={folder / "again"}'],
       ['1 figures', 'psnr of pair 3', 'the protocol differs in no line'],
+    ),
+    (
+      [f'--replay={folder / "several.json"}', f'--output={folder / "many"}'],
+      ['1 figures', 'best_of_4.mean.ssim', 'the protocol differs in no line'],
     ),
   ]
 

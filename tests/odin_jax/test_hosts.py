@@ -21,6 +21,13 @@ SLURM = {
   'SLURM_JOB_ID': '77',
   'SLURM_STEP_ID': '0',
 }
+# The first process scores, so no other one needs them.
+FEATURES = """
+import sys
+def levels(images):
+  assert '--process_id=1' not in sys.argv
+  return images.mean(axis=(1, 2))
+"""
 TPU = {'TPU_WORKER_HOSTNAMES': '10.0.0.2,10.0.0.3', 'TPU_WORKER_ID': '1'}
 
 
@@ -100,6 +107,8 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
   commands go on. Batches are of 3 of 10 pairs, so one process has less to do.
   """
   data, workdir = tmp_path / 'records', tmp_path / 'model'
+  features = tmp_path / 'features.py'
+  features.write_text(FEATURES)
   write_records(data, 'test', {'a': 6, 'b': 4})
   for name in ('model', 'other'):
     (tmp_path / name).mkdir()
@@ -109,6 +118,7 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
     '--predictor=model,sweep',
     '--config.batch_size=3',
     '--config.lpips=',
+    f'--features={features}:levels',
   ]
 
   def both():
@@ -155,3 +165,4 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
     assert software[0] == software[1]
     text = json.dumps(one).replace(str(tmp_path / 'other'), str(workdir))
     assert text == json.dumps(two)
+  assert 'FID' in (tmp_path / 'two' / 'table.md').read_text()
