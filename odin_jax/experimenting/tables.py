@@ -1,8 +1,7 @@
 """The experiments of the paper, as data.
 
 Arguments are templates: `{value}` is the value that a cell tries, `{first}` the
-first of all, `{values}` all of them, `{root}` the output folder; the others are
-fields of `Size`.
+first of all, `{root}` the output folder; the others are fields of `Size`.
 """
 
 import dataclasses
@@ -184,19 +183,20 @@ EXPERIMENTS = {
         _WORLDS,
         ('--num_worlds={num_worlds}', '--seconds=24', '--seed=0'),
       ),
-      Stage(
-        'data/fps',
-        'preprocessing.fps_experiment',
-        (
-          '--input={root}/data/videos',
-          '--truth={root}/data/videos',
-          '--fps={values}',
-          '--override=test_fraction=0.0',
-        ),
-      ),
       _unseen(),
     ),
-    records='data/fps/fps_{value}/records',
+    # One of each value, so that more of them can be added.
+    data_of_value=Stage(
+      'data/fps_{value}',
+      'preprocessing.fps_experiment',
+      (
+        '--input={root}/data/videos',
+        '--truth={root}/data/videos',
+        '--fps={value}',
+        '--override=test_fraction=0.0',
+      ),
+    ),
+    records='data/fps_{value}/fps_{value}/records',
     # A rate moves the blocks of time that are held out, so that no pair of
     # these worlds is held out at all rates.
     sets=('unseen',),
@@ -287,7 +287,6 @@ def data_stages(
   words = {
     **dataclasses.asdict(size),
     'root': root,
-    'values': ','.join(values),
     'first': values[0],
   }
   stages = [_filled(stage, words) for stage in experiment.data]

@@ -57,6 +57,17 @@ def test_stages_have_flags_and_configs_that_there_are(repository, name):
         assert config.recipe == 'world'
 
 
+@pytest.mark.parametrize('name', tables.EXPERIMENTS)
+def test_more_values_leave_what_was_made_as_it_is(name):
+  experiment = tables.EXPERIMENTS[name]
+  values = tables.values_of(experiment, [])
+  few, all_of_them = (
+    set(tables.data_stages(experiment, SIZE, some, '/root'))
+    for some in (values[:1], values)
+  )
+  assert few <= all_of_them
+
+
 def test_training_gets_what_its_cell_tries():
   def arguments(name, value):
     stage = tables.training_stage(
@@ -66,7 +77,7 @@ def test_training_gets_what_its_cell_tries():
 
   assert '--records=/r/data/worlds_16' in arguments('data_scale', '16')
   assert '--config.model.unet.model_channels=48' in arguments('data_scale', '4')
-  assert '--records=/r/data/fps/fps_0.5/records' in arguments('fps', '0.5')
+  assert '--records=/r/data/fps_0.5/fps_0.5/records' in arguments('fps', '0.5')
   assert '--config.diffusion.mask_lambda=0.5' in arguments('lambda', '0.5')
   assert arguments('lambda', 'none')[-1] == (
     '--config.diffusion.mask_auxiliary=none'
