@@ -173,15 +173,20 @@ def differing_lines(
 
 
 def _figures(content: Mapping[str, Any]) -> dict[str, Any]:
-  """Every figure of an evaluation, by a name."""
-  figures = {
-    f'{name} of pair {row["index"]}': row[name]
-    for row in content['pairs']
-    for name in content['mean']
+  """All that an evaluation says besides its protocol, by a name."""
+  # These two come first, and none goes without them.
+  rows = {'mean': content['mean']}
+  rows |= {f'pair {i}': row for i, row in enumerate(content['pairs'])}
+  rows |= {
+    name: value
+    for name, value in content.items()
+    if name not in ('protocol', 'pairs')
   }
-  apart = ('protocol', 'pairs')
-  rest = {key: x for key, x in content.items() if key not in apart}
-  return figures | dict(_flat(rest))
+  figures = {}
+  for line, value in _flat(rows):
+    of, _, name = line.rpartition('.')
+    figures[f'{name} of {of}' if of else name] = value
+  return figures
 
 
 def differing_figures(

@@ -16,7 +16,14 @@ from odin_jax.shared import errors, files, image_files
 TOOL = 'odin_jax.evaluate'
 # Which predictors have folders beside it, since each begins.
 _PREDICTORS = '.odin_predictors.json'
-_FILES = ('metrics.json', 'table.md', 'table.tex', 'index.html')
+# What lies beside the folders of several predictors.
+FILES = (
+  'metrics.json',
+  'table.md',
+  'table.tex',
+  'index.html',
+  'evaluate.json',
+)
 
 
 def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
@@ -44,6 +51,7 @@ def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
 def begin(output: str | pathlib.Path) -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
   folder = _cleared(output, ())
+  (folder / _PREDICTORS).unlink(missing_ok=True)
   (folder / 'pairs').mkdir(exist_ok=True)
   for image in (folder / 'pairs').glob('*.png'):
     image.unlink()
@@ -70,14 +78,12 @@ def _cleared(
 ) -> pathlib.Path:
   """A folder without figures, and without predictors but those named."""
   folder = files.claim_output(output, TOOL)
-  for name in _FILES:
-    (folder / name).unlink(missing_ok=True)
+  _remove_files(folder)
   note = folder / _PREDICTORS
   if note.is_file():
     earlier = files.read_json(note, 'names of predictors', ['names'])
     for name in sorted(set(earlier['names']) - set(names)):
       _remove(folder / name)
-    note.unlink()
   return folder
 
 
@@ -100,6 +106,11 @@ def store(
     kept.discard(unfinished)
     return None
   return kept.Kept(unfinished, single.decisive(asked, source))
+
+
+def _remove_files(folder: pathlib.Path) -> None:
+  for name in FILES:
+    (folder / name).unlink(missing_ok=True)
 
 
 def write(

@@ -769,7 +769,11 @@ def other_replays(outputs, folder):
     ),
     (
       [f'--replay={folder / "several.json"}', f'--output={folder / "many"}'],
-      ['1 figures', 'best_of_4.mean.ssim', 'the protocol differs in no line'],
+      [
+        '1 figures',
+        'ssim of best_of_4.mean',
+        'the protocol differs in no line',
+      ],
     ),
   ]
 
