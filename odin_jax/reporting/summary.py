@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from odin_jax.reporting import true_path, verdict
-from odin_jax.shared import files, page, quantities
+from odin_jax.shared import errors, files, page, quantities
 
 # Folders under `evaluate` as launch/demo.sh names them: the model, what it has
 # to beat, and the model with poses shuffled.
@@ -47,20 +47,24 @@ SCORES = ('psnr', 'ssim', 'lpips')
 
 
 def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ..."""
-  contents = {
-    path.parent.name: read_json(path, 'mean', 'pairs')
-    for path in sorted((run / 'evaluate').glob('*/metrics.json'))
-  }
-  return {
-    name: {
-      **content['mean'],
-      # Of an older version there is none.
-      'interval_95': content.get('interval_95', {}),
-      'pairs': len(content['pairs']),
-    }
-    for name, content in contents.items()
-  }
+  """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ...
+
+  Whatever else was evaluated there is left alone.
+  """
+  found = {}
+  for suffix in ('', UNSEEN):
+    for name in (*_EVALUATIONS, *_FURTHER):
+      path = run / 'evaluate' / (name + suffix) / 'metrics.json'
+      if path.is_file():
+        content = read_json(path, 'mean', 'pairs', 'protocol')
+        found[name + suffix] = {
+          **content['mean'],
+          # Of an older version there is none.
+          'interval_95': content.get('interval_95', {}),
+          'pairs': len(content['pairs']),
+          'data_sha256': content['protocol'].get('data_sha256'),
+        }
+  return found
 
 
 def _consistency(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -85,6 +89,9 @@ def _gains(
   Args:
     evaluations: mean metrics by name.
     suffix: of the names, such as `_unseen`.
+
+  Raises:
+    errors.UserError: they are of different pairs.
   """
   rows = {
     name: evaluations[name + suffix]
@@ -93,6 +100,12 @@ def _gains(
   }
   if not rows.keys() >= set(_EVALUATIONS):
     return {}
+  for name, row in rows.items():
+    if row['data_sha256'] != rows[MODEL]['data_sha256']:
+      raise errors.UserError(
+        f'evaluate/{name}{suffix}: is of other pairs than '
+        f'evaluate/{MODEL}{suffix}; evaluate both again on the same --data'
+      )
   scores = {
     score: {name: row[score] for name, row in rows.items()} for score in SCORES
   }
