@@ -27,9 +27,6 @@ from odin_jax.shared import errors, meeting
 
 # Where the environment does not say: jobs of one cluster differ.
 _PORTS = range(20_000, 30_000)
-# How long those that are done wait for the first, which scores. Whether it is
-# still there is for `odin_jax.shared.meeting` to see.
-_DONE_S = 30 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +103,11 @@ class Flags:
 
     def join_and_work(port: int) -> None:
       _join(place, port)
-      work(Group(process=place.process, of=place.of))
-      # Waits for the others.
+      group = Group(process=place.process, of=place.of)
+      work(group)
+      # Waits for the others, of which one may score for long: that jax waits at
+      # its end for five minutes, and then ends as if one were lost.
+      group.gather(np.zeros(1))
       jax.distributed.shutdown()
 
     meeting.together(place, join_and_work)
@@ -165,8 +165,6 @@ def _join(place: meeting.Place, port: int) -> None:
     num_processes=place.of,
     process_id=place.process,
     initialization_timeout=int(meeting.MEET_S),
-    # By default five minutes, after which all would end as if one were lost.
-    shutdown_timeout_seconds=_DONE_S,
   )
 
 

@@ -44,21 +44,22 @@ def test_srun_says_who_is_who_and_a_batch_script_does_not():
     assert hosts._slurm({**SLURM, name: ''}) is None
 
 
+def flags_of(values):
+  """Flags with these values."""
+  holders = {}
+  for name, value in values.items():
+    holders[name] = mock.Mock(spec=flags.FlagHolder)
+    holders[name].name, holders[name].value = name, value
+  return hosts.Flags(**holders)
+
+
 def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):
   for name, value in SLURM.items():
     monkeypatch.setenv(name, value)
 
-  def holder(name, value):
-    made = mock.Mock(spec=flags.FlagHolder)
-    made.name, made.value = name, value
-    return made
-
   groups = []
-  hosts.Flags(
-    coordinator=holder('coordinator', None),
-    num_processes=holder('num_processes', 1),
-    process_id=holder('process_id', None),
-  ).run(groups.append)
+  told = {'coordinator': None, 'num_processes': 1, 'process_id': None}
+  flags_of(told).run(groups.append)
   assert groups == [hosts.ALONE]
 
 
@@ -86,13 +87,19 @@ def test_those_that_would_do_different_work_are_refused():
 def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
   monkeypatch,
 ):
-  given = {}
-  monkeypatch.setattr(
-    'jax.distributed.initialize', lambda *_, **options: given.update(options)
-  )
-  monkeypatch.setattr('jax.config.update', lambda *_: None)
-  hosts._join(meeting.Place('::1', 1, 1, 2), 4321)
-  assert given['shutdown_timeout_seconds'] > 24 * 3600
+  """By a gathering: the shutdown of jax gives up after five minutes."""
+  order = []
+
+  def note(name):
+    return lambda *_: order.append(name)
+
+  monkeypatch.setattr(hosts, '_join', note('join'))
+  monkeypatch.setattr(hosts.Group, 'gather', note('gather'))
+  monkeypatch.setattr('jax.distributed.shutdown', note('shutdown'))
+  monkeypatch.setattr(meeting, 'together', lambda place, work: work(4321))
+  given = {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 1}
+  flags_of(given).run(note('work'))
+  assert order == ['join', 'work', 'gather', 'shutdown']
 
 
 def free_port():
