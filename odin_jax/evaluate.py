@@ -13,7 +13,7 @@
 Every pair gets one prediction, never the best of several (those stand apart).
 `--predictor=copy`, `mean` and `sweep` need no `--workdir`: they are what a
 model has to beat. `model_mean` is the model with one step, about its
-conditional mean. `--truth` is what `preprocessing.true_depth` wrote of the
+conditional mean (not of one that predicts eps). `--truth` is what `preprocessing.true_depth` wrote of the
 records: then PSNR is also measured on what the source sees and on what it does
 not, on what stands still and on what moves; and `--predictor=warp` is what pure
 geometry gives. `--predictions=DIR` scores the pictures of another system:
@@ -48,7 +48,7 @@ if __name__ == '__main__' and not __package__:
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from absl import flags, logging
 from jaxtyping import Int
@@ -251,7 +251,18 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
 # -- What came of it -----------------------------------------------------------
 
 
-def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
+def _warn(
+  table: protocols.Protocol,
+  content: dict[str, Any],
+  of_each: Mapping[str, dict[str, Any]],
+) -> None:
+  """Says what the figures alone do not.
+
+  Args:
+    table: whose protocol it is.
+    content: of the `metrics.json` of all.
+    of_each: of that of each predictor, by name.
+  """
   protocol = content['protocol']
   if protocol['departures']:
     logging.info(
@@ -263,9 +274,14 @@ def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
     )
-  # Of several predictors each has its own.
-  of_each = content.get('predictors', {'': content}).values()
-  num_features = max(figures.get('num_features', 0) for figures in of_each)
+  for name, of_one in of_each.items():
+    model = of_one['protocol']['model']
+    if model.get('num_steps') == 1 and model.get('prediction') == 'eps':
+      logging.warning(
+        '%s: one step of a model that predicts eps is not its conditional mean',
+        name,
+      )
+  num_features = max(x.get('num_features', 0) for x in of_each.values())
   count = len(content['pairs'])
   if count < num_features:
     logging.warning(
@@ -429,7 +445,7 @@ def _evaluate(group: hosts.Group) -> None:
   files.write_json(output / 'evaluate.json', watch.figures())
   for store in stores:
     store.forget()
-  _warn(table, content)
+  _warn(table, content, {name: x.content for name, x in evaluations.items()})
   command.finish(
     _OUTPUT.value,
     words.of_several(content) if is_joint else words.of_one(content),

@@ -93,9 +93,12 @@ def _scores(
   size: tables.Size,
   name: str,
   output: pathlib.Path,
+  value: str | None = None,
 ) -> dict[str, Any]:
   """The evaluations of a model or a baseline, and its number of parameters."""
-  stages = tables.evaluation_stages(experiment, size, name, str(output))
+  stages = tables.evaluation_stages(
+    experiment, size, name, str(output), value=value
+  )
   evaluations, parameters = {}, None
   for key, stage in stages.items():
     running.run(stage, output)
@@ -139,7 +142,7 @@ def _cell(
       'width': width,
       'seed': seed,
       'training': note,
-      **_scores(experiment, size, name, output),
+      **_scores(experiment, size, name, output, value),
     },
   )
 

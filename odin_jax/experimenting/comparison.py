@@ -147,6 +147,8 @@ def findings(
         continue
       where = f'{_SETS[part]}, {_WHAT[what]}{of_width}'
       for value in values[1:]:
+        if not all(_has(groups[width, x], key) for x in (value, values[0])):
+          continue
         found.append(
           _sentence(
             f'{axis} {value}',
@@ -169,6 +171,11 @@ def findings(
       )
     )
   return found
+
+
+def _has(cells: list[dict[str, Any]], key: str) -> bool:
+  """Whether it was evaluated: not all models give a conditional mean."""
+  return all(key in cell['evaluations'] for cell in cells)
 
 
 def _of_widths(

@@ -61,6 +61,7 @@ class Experiment(NamedTuple):
     training: flags of training.
     training_of: those of values that are words, in place of `training`.
     widths: channels of the model's first level; the recipe has 96.
+    without_mean: values whose models give no conditional mean in one step.
   """
 
   title: str
@@ -76,6 +77,7 @@ class Experiment(NamedTuple):
   training: tuple[str, ...] = ()
   training_of: Mapping[str, tuple[str, ...]] = {}
   widths: tuple[int, ...] = (96,)
+  without_mean: tuple[str, ...] = ()
 
 
 # -- Values --------------------------------------------------------------------
@@ -243,6 +245,8 @@ EXPERIMENTS = {
     data=_same_worlds(),
     records='data/worlds',
     recipe=',prediction={value}',
+    # Some signal is left at the noisiest step of its schedule.
+    without_mean=('eps',),
   ),
 }
 
@@ -328,14 +332,29 @@ def training_stage(
 
 
 def evaluation_stages(
-  experiment: Experiment, size: Size, name: str, root: str
+  experiment: Experiment,
+  size: Size,
+  name: str,
+  root: str,
+  *,
+  value: str | None = None,
 ) -> dict[str, Stage]:
-  """What scores a cell's model, or a baseline, by `SET/WHAT`."""
+  """What scores a cell's model, or a baseline, by `SET/WHAT`.
+
+  Args:
+    experiment: that it is of.
+    size: of the experiment.
+    name: of the cell, or the baseline.
+    root: the output folder.
+    value: what the cell tries; None of a baseline.
+  """
   if name in BASELINES:
     kinds = {name: (f'--predictor={name}',)}
   else:
     model = ('--predictor=model', f'--workdir={root}/training/{name}')
     kinds = {what: (*model, *more) for what, more in OF_MODELS.items()}
+    if value in experiment.without_mean:
+      del kinds['one_step']
   return {
     f'{part}/{what}': Stage(
       f'evaluation/{name}/{part}_{what}',

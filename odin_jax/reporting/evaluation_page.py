@@ -219,7 +219,7 @@ def _next(protocol: Mapping[str, Any]) -> str:
   if protocol['predictor'] == 'model':
     return (
       'score what it has to beat: python -m odin_jax.evaluate with the same '
-      '--data and --predictor=copy, mean, sweep.'
+      '--data and --predictor=model,copy,mean,sweep.'
     )
   return (
     'score a model beside it: python -m odin_jax.evaluate with the same --data, '

@@ -43,7 +43,8 @@ class Model:
   def __init__(self, workdir, sampling, batch_size, ema):
     self.stop, self.calls = pathlib.Path(workdir) / 'stop', 0
     self.protocol = {
-      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
+      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema,
+      'prediction': 'eps',
     }
   def predict(self, pairs, seeds):
     self.calls += 1
@@ -370,6 +371,7 @@ def test_the_protocol_says_everything(outputs, data):
   assert protocol['code_commit'] == provenance.commit()
   assert protocol['model'] == {
     'checkpoint_step': 7,
+    'prediction': 'eps',
     'sampler': 'ddim',
     'num_steps': 10,
     'guidance': 1.0,
@@ -388,8 +390,9 @@ def test_the_protocol_says_everything(outputs, data):
 def test_how_samples_are_drawn_is_as_the_table_says(outputs):
   followed = read(outputs / 'followed')['protocol']
   assert followed['departures'] == []
-  assert followed['model'] | {'checkpoint_step': 7} == {
+  assert followed['model'] == {
     'checkpoint_step': 7,
+    'prediction': 'eps',
     'sampler': 'euler',
     'num_steps': 4,
     'guidance': 2.0,
@@ -653,6 +656,13 @@ def test_an_evaluation_begins_without_what_others_left(tmp_path):
   outputs_module.begin(tmp_path / 'run')
   left = {p.name for p in (tmp_path / 'run').iterdir() if p.is_dir()}
   assert left == {'pairs', 'notes'}
+
+
+def test_one_step_of_eps_is_not_called_a_mean_without_a_word(outputs):
+  for name, times in (('several', 1), ('model', 0)):
+    said = (outputs / f'{name}.stderr').read_text()
+    assert said.count('predicts eps is not its conditional mean') == times
+  assert 'model_mean: one step' in (outputs / 'several.stderr').read_text()
 
 
 def test_differences_are_of_the_same_pairs(outputs):

@@ -199,6 +199,26 @@ def test_only_what_exceeds_its_interval_is_called_a_difference():
   assert 'One seed each' in found[-1]
 
 
+def test_one_step_is_compared_where_it_is_the_conditional_mean():
+  experiment, key = tables.EXPERIMENTS['prediction'], 'unseen/one_step'
+  stages = {
+    value: tables.evaluation_stages(experiment, SIZE, 'x', '/r', value=value)
+    for value in experiment.values
+  }
+  assert {value for value, made in stages.items() if key in made} == {'v', 'x0'}
+  cells = [cell(value, [10.0] * 6) for value in ('v', 'eps', 'x0')]
+  for of_one in (cells[0], cells[2]):
+    evaluations = of_one['evaluations']
+    evaluations[key] = evaluations['unseen/sample']
+  texts = [found.text for found in comparison.findings('p', cells, 3)]
+  assert [text.partition(': +')[0] for text in texts[:-1]] == [
+    'unseen worlds, one sample: p eps against v',
+    'unseen worlds, one sample: p x0 against v',
+    'unseen worlds, conditional mean: p x0 against v',
+  ]
+  assert len(comparison.rows(cells)) == 5
+
+
 def test_seeds_are_averaged_and_other_pairs_or_code_are_told():
   cells = [cell('v', [10.0] * 6), cell('v', [12.0] * 6, seed=1)]
   (row,) = comparison.rows(cells)
