@@ -13,9 +13,9 @@ from odin_jax.evaluating import inputs, single
 from odin_jax.reporting import evaluation_page, joint_page
 from odin_jax.shared import errors, files, image_files
 
-TOOL = 'odin_jax.evaluate'
-# Which predictors have folders beside it, since each begins.
+# Of several predictors: which have a folder beside it.
 _PREDICTORS = '.odin_predictors.json'
+TOOL = 'odin_jax.evaluate'
 # What lies beside the folders of several predictors.
 FILES = (
   'metrics.json',
