@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from odin_jax.experimenting import comparison, experiment_page, running, tables
-from odin_jax.shared import command, errors, files, provenance
+from odin_jax.shared import command, errors, files, provenance, quantities
 
 _TOOL = 'odin_jax.experiments'
 
@@ -113,7 +113,7 @@ def _scores(
       ],
       **{
         score: [pair[score] for pair in metrics['pairs']]
-        for score in comparison.SCORES
+        for score in quantities.SCORES
       },
     }
   return {'parameters': parameters, 'evaluations': evaluations}

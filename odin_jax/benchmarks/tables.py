@@ -3,6 +3,8 @@
 import re
 from typing import Any, Iterator, Mapping, NamedTuple
 
+from odin_jax.shared import quantities
+
 _FORMATS = {
   'psnr': '.2f',
   'ssim': '.3f',
@@ -26,8 +28,6 @@ _HEADINGS = {
 }
 # Scores of all pictures as one set, which are no means over pairs.
 _OF_SETS = ('fid', 'kid')
-# Those that have a column though nothing has them.
-_ALWAYS = ('psnr', 'ssim', 'lpips')
 
 
 class Row(NamedTuple):
@@ -105,7 +105,9 @@ def text_rows(content: Mapping[str, Any]) -> list[list[str]]:
   scores = [
     score
     for score in _HEADINGS
-    if score in _ALWAYS or any(row.mean.get(score) is not None for row in lines)
+    # Some have a column though nothing has them.
+    if score in quantities.SCORES
+    or any(row.mean.get(score) is not None for row in lines)
   ]
   return [['', *(_HEADINGS[score] for score in scores)]] + [
     [row.name, *(_cell(row, score) for score in scores)] for row in lines

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, Sequence
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.shared import bootstrap, errors, page
-
-SCORES = ('psnr', 'ssim', 'lpips')
+from odin_jax.shared import bootstrap, errors, page, quantities
 
 
 class Estimate(NamedTuple):
@@ -40,7 +38,7 @@ def mean_of_seeds(
   Args:
     cells: of one value and width, one per seed.
     key: of an evaluation, `SET/WHAT`.
-    score: one of `SCORES`.
+    score: one of `quantities.SCORES`.
 
   Returns:
     None where the score was not taken.
@@ -75,7 +73,7 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       row = {'value': value, 'width': width, 'set': part, 'what': what}
       row['seeds'] = len(members)
       row['parameters'] = members[0]['parameters']
-      for score in SCORES:
+      for score in quantities.SCORES:
         taken = mean_of_seeds(members, key, score)
         row[score] = estimate(*taken)._asdict() if taken else None
       table.append(row)
@@ -210,7 +208,8 @@ def table(axis: str, table_rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     low, high = found['interval']
     return f'{shown} ({low:.{digits}f} to {high:.{digits}f})'
 
-  head = [axis, 'channels', 'on', 'of', 'PSNR, dB', 'SSIM', 'LPIPS', 'seeds']
+  scores = map(quantities.heading, quantities.SCORES)
+  head = [axis, 'channels', 'on', 'of', *scores, 'seeds']
   return [
     head,
     *(

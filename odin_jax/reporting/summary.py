@@ -42,10 +42,6 @@ def read_rows(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
   return files.read_json_lines(path, _STAGE, keys)
 
 
-# Scores of an evaluation.
-SCORES = ('psnr', 'ssim', 'lpips')
-
-
 def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ...
 
@@ -107,7 +103,8 @@ def _gains(
         f'evaluate/{MODEL}{suffix}; evaluate both again on the same --data'
       )
   scores = {
-    score: {name: row[score] for name, row in rows.items()} for score in SCORES
+    score: {name: row[score] for name, row in rows.items()}
+    for score in quantities.SCORES
   }
   masked = {
     score: {name: row.get(score) for name, row in rows.items()}
@@ -121,7 +118,7 @@ def _gains(
     **masked,
     'interval_95': {
       score: {name: row['interval_95'].get(score) for name, row in rows.items()}
-      for score in SCORES
+      for score in quantities.SCORES
     },
     'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
     'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
@@ -159,7 +156,7 @@ def score_texts(gains: dict[str, Any], name: str) -> list[str]:
     quantities.with_interval(
       score, gains[score][name], gains['interval_95'][score][name]
     )
-    for score in SCORES
+    for score in quantities.SCORES
   ]
 
 
