@@ -361,7 +361,7 @@ def _load(asked: dict[str, request.Request], group: hosts.Group) -> _Loaded:
   perceptual = single.Perceptual(
     *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
-  sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
+  sources = inputs.load_predictors(asked)
   data = inputs.load_pairs(first)
   for of_one in asked.values():
     inputs.require_truth(of_one, data)

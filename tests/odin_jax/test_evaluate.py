@@ -46,6 +46,8 @@ class Model:
       'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema,
       'prediction': 'eps',
     }
+  def resampled(self, sampling):
+    return Model(self.stop.parent, sampling, 1, self.protocol['ema'])
   def predict(self, pairs, seeds):
     self.calls += 1
     # Once, before the second batch.
@@ -618,6 +620,8 @@ def test_several_stand_side_by_side_and_each_as_if_alone(outputs):
     'config.num_samples',
     'samples_per_pair',
   ]
+  # The model is read once, though it is sampled in two ways.
+  assert said.count('devices: ') == 1
   # Only what draws samples has several.
   assert 'best_of_2' in content['predictors']['model']
   assert 'best_of_2' not in content['predictors']['copy']
