@@ -1,6 +1,7 @@
 """Several processes: who they are, what they share, and one evaluation."""
 
 import json
+import os
 import socket
 from unittest import mock
 
@@ -100,6 +101,17 @@ def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
   given = {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 1}
   flags_of(given).run(note('work'))
   assert order == ['join', 'work', 'gather', 'shutdown']
+
+
+def test_cpus_wait_for_days_and_flags_that_are_given_stay(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_given=1')
+  monkeypatch.setattr('jax.distributed.initialize', lambda *_, **__: None)
+  monkeypatch.setattr('jax.config.update', lambda *_: None)
+  hosts._join(meeting.Place('a', 1, 1, 2), 4321)
+  flag, given = os.environ['XLA_FLAGS'].split()
+  name, _, seconds = flag.partition('=')
+  assert name == '--xla_cpu_collective_timeout_seconds'
+  assert int(seconds) > 24 * 3600 and given == '--xla_given=1'
 
 
 def free_port():
