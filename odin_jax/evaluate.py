@@ -13,7 +13,7 @@
 Every pair gets one prediction, never the best of several (those stand apart).
 `--predictor=copy`, `mean` and `sweep` need no `--workdir`: they are what a
 model has to beat. `model_mean` is the model with one step, about its
-conditional mean. `--truth` is what `preprocessing.true_depth` wrote of the
+conditional mean (not of one that predicts eps). `--truth` is what `preprocessing.true_depth` wrote of the
 records: then PSNR is also measured on what the source sees and on what it does
 not, on what stands still and on what moves; and `--predictor=warp` is what pure
 geometry gives. `--predictions=DIR` scores the pictures of another system:
@@ -48,7 +48,7 @@ if __name__ == '__main__' and not __package__:
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from absl import flags, logging
 from jaxtyping import Int
@@ -256,7 +256,18 @@ def _asked_again(content: dict[str, Any]) -> request.Request:
 # -- What came of it -----------------------------------------------------------
 
 
-def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
+def _warn(
+  table: protocols.Protocol,
+  content: dict[str, Any],
+  of_each: Mapping[str, dict[str, Any]],
+) -> None:
+  """Says what the figures alone do not.
+
+  Args:
+    table: whose protocol it is.
+    content: of the `metrics.json` of all.
+    of_each: of that of each predictor, by name.
+  """
   protocol = content['protocol']
   if protocol['departures']:
     logging.info(
@@ -268,9 +279,14 @@ def _warn(table: protocols.Protocol, content: dict[str, Any]) -> None:
     logging.warning(
       'LPIPS is null: its weights are not here; %s', lpips_package.INSTALL
     )
-  # Of several predictors each has its own.
-  of_each = content.get('predictors', {'': content}).values()
-  num_features = max(figures.get('num_features', 0) for figures in of_each)
+  for name, of_one in of_each.items():
+    model = of_one['protocol']['model']
+    if model.get('num_steps') == 1 and model.get('prediction') == 'eps':
+      logging.warning(
+        '%s: one step of a model that predicts eps is not its conditional mean',
+        name,
+      )
+  num_features = max(x.get('num_features', 0) for x in of_each.values())
   count = len(content['pairs'])
   if count < num_features:
     logging.warning(
@@ -322,7 +338,8 @@ class _Loaded(NamedTuple):
     data: the pairs.
     order: whose pose each pair gets.
     perceptual: LPIPS.
-    distribution: FID and KID; None where no features are given.
+    distribution: FID and KID, in the first process; None where no features are
+      given.
   """
 
   sources: dict[str, predictors.Predictor | scoring.Given]
@@ -332,24 +349,29 @@ class _Loaded(NamedTuple):
   distribution: single.Distribution | None
 
 
-def _load(asked: dict[str, request.Request]) -> _Loaded:
+def _distribution(
+  text: str | None, data: inputs.Data
+) -> single.Distribution | None:
+  """FID and KID by what --features names, before predictions, which take long."""
+  if text is None:
+    return None
+  network = distribution_distance.FeatureNetwork(text)
+  return single.Distribution(network, network(data.pair_set.pairs.target))
+
+
+def _load(asked: dict[str, request.Request], group: hosts.Group) -> _Loaded:
   first = next(iter(asked.values()))
   config = first.config
   inputs.check(config)
   perceptual = single.Perceptual(
     *scoring.load_lpips(config['lpips'], first.table, config['image_size_px'])
   )
-  network = first.features and distribution_distance.FeatureNetwork(
-    first.features
-  )
-  sources = {name: inputs.load_predictor(x) for name, x in asked.items()}
+  sources = inputs.load_predictors(asked)
   data = inputs.load_pairs(first)
   for of_one in asked.values():
     inputs.require_truth(of_one, data)
-  # Before predictions, which take long.
-  distribution = network and single.Distribution(
-    network, network(data.pair_set.pairs.target)
-  )
+  # The first process scores; of the others none sees these features.
+  distribution = _distribution(first.features, data) if group.is_first else None
   count = len(data.pair_set.facts)
   order = inputs.pose_order(first, count)
   for name, source in sources.items():
@@ -364,7 +386,7 @@ def _load(asked: dict[str, request.Request]) -> _Loaded:
     for flag in (_DATA, _TRUTH, _FEATURES)
   ]
   outputs.check_apart(_OUTPUT.value, [(_REPLAY.name, _REPLAY.value), *read])
-  return _Loaded(sources, data, order, perceptual, distribution or None)
+  return _Loaded(sources, data, order, perceptual, distribution)
 
 
 def _require_same(
@@ -400,7 +422,7 @@ def _evaluate(group: hosts.Group) -> None:
       scoring.Given.name,
     )
   )
-  loaded = _load(asked)
+  loaded = _load(asked, group)
   _require_same(group, asked, loaded)
   if not group.is_first:
     for name, source in loaded.sources.items():
@@ -408,12 +430,14 @@ def _evaluate(group: hosts.Group) -> None:
     return
 
   # -- Each predictor, in a folder of its own where there are several ----------
-  begin = outputs.begin_joint if is_joint else outputs.begin
-  output = begin(_OUTPUT.value)
+  output = pathlib.Path(_OUTPUT.value)
+  if is_joint:
+    folders = outputs.begin_joint(output, asked)
+  else:
+    folders = {name: outputs.begin(output) for name in asked}
   stores, evaluations = [], {}
   for name, source in loaded.sources.items():
-    of_one = command.Stopwatch()
-    folder = outputs.begin(output / name) if is_joint else output
+    of_one, folder = command.Stopwatch(), folders[name]
     store = outputs.store(folder, asked[name], source)
     stores += [store] if store else []
     evaluations[name] = single.evaluate(
@@ -431,14 +455,14 @@ def _evaluate(group: hosts.Group) -> None:
   files.write_json(output / 'evaluate.json', watch.figures())
   for store in stores:
     store.forget()
-  _warn(table, content)
+  _warn(table, content, {name: x.content for name, x in evaluations.items()})
   command.finish(
     _OUTPUT.value,
     words.of_several(content) if is_joint else words.of_one(content),
     look_at='index.html',
     then=_next_step(
       asked[first],
-      output / first if is_joint else output,
+      folders[first],
       evaluations[first].content,
     ),
   )

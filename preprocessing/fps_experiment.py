@@ -20,12 +20,11 @@ if __name__ == '__main__' and not __package__:
 import json
 import math
 import pathlib
-import subprocess
 from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import command, errors, files, page
+from odin_jax.shared import command, errors, files, page, subcommand
 from preprocessing.auditing import rates_page
 
 _TOOL = 'preprocessing.fps_experiment'
@@ -55,23 +54,6 @@ def _rates() -> list[float]:
   return rates
 
 
-def _call(name: str, *arguments: str) -> None:
-  """Runs a command of this package.
-
-  Raises:
-    errors.UserError: it failed; it has told why.
-  """
-  done = subprocess.run(
-    [sys.executable, '-m', f'preprocessing.{name}', *arguments],
-    cwd=command.REPOSITORY,
-    check=False,
-  )
-  if done.returncode:
-    raise errors.UserError(
-      f'preprocessing.{name} ended with status {done.returncode}'
-    )
-
-
 def _path_flag(flag: flags.FlagHolder[str | None]) -> list[str]:
   """The flag for a command that is started in another folder, if it is set."""
   if not flag.value:
@@ -84,22 +66,24 @@ def measure(rate: float, output: pathlib.Path) -> dict[str, Any]:
   folder = output / f'fps_{rate:g}'
   records, audit = folder / 'records', folder / 'audit'
   excluded = _path_flag(_EXCLUDE_IDS)
-  _call(
-    'run',
+  subcommand.run(
+    'preprocessing.run',
     f'--input={pathlib.Path(_INPUT.value).resolve()}',
     f'--output={records.resolve()}',
     f'--config.fps={rate!r}',
     f'--config.substeps={max(1, round(_SUBSTEPS_PER_S / rate))}',
     *(f'--config.{override}' for override in _OVERRIDE.value),
     *excluded,
+    makes=str(records),
   )
-  _call(
-    'audit',
+  subcommand.run(
+    'preprocessing.audit',
     f'--records={records.resolve()}',
     f'--output={audit.resolve()}',
     f'--sample={_SAMPLE.value}',
     *_path_flag(_TRUTH),
     *excluded,
+    makes=str(audit),
   )
   return row(
     rate,

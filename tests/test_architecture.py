@@ -92,7 +92,7 @@ WINGS = {
   'odin_jax.benchmarks': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.diffusion': [],
   'odin_jax.models': ['odin_jax.shared'],
-  'odin_jax.metrics': ['odin_jax.models'],
+  'odin_jax.metrics': ['odin_jax.shared', 'odin_jax.models'],
   'odin_jax.distribution_distance': ['odin_jax.shared'],
   'odin_jax.sharding': ['odin_jax.shared'],
   'odin_jax.checkpoints': [

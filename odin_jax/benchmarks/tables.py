@@ -3,7 +3,18 @@
 import re
 from typing import Any, Iterator, Mapping, NamedTuple
 
-_DIGITS = {'psnr': 2, 'ssim': 3, 'lpips': 3, 'psnr_seen': 2, 'psnr_unseen': 2}
+from odin_jax.shared import quantities
+
+_FORMATS = {
+  'psnr': '.2f',
+  'ssim': '.3f',
+  'lpips': '.3f',
+  'psnr_seen': '.2f',
+  'psnr_unseen': '.2f',
+  # Of any size: features have units of their own.
+  'fid': '.4g',
+  'kid': '.3g',
+}
 _HEADINGS = {
   'psnr': 'PSNR dB',
   'ssim': 'SSIM',
@@ -11,9 +22,12 @@ _HEADINGS = {
   # Where the true depth of the pairs is known.
   'psnr_seen': 'PSNR dB, seen',
   'psnr_unseen': 'PSNR dB, unseen',
+  # Where features are given.
+  'fid': 'FID',
+  'kid': 'KID',
 }
-# Those that have a column though nothing has them.
-_ALWAYS = ('psnr', 'ssim', 'lpips')
+# Scores of all pictures as one set, which are no means over pairs.
+_OF_SETS = ('fid', 'kid')
 
 
 class Row(NamedTuple):
@@ -21,7 +35,7 @@ class Row(NamedTuple):
 
   Attributes:
     name: what was scored.
-    mean: scores by name; None where there is none.
+    mean: scores by name, those of sets among them; None where there is none.
     interval_95: their bounds; None where there are none.
     is_difference: whether they are differences, which have signs.
   """
@@ -34,7 +48,8 @@ class Row(NamedTuple):
 
 def _rows_of(name: str, figures: Mapping[str, Any]) -> Iterator[Row]:
   """The lines of one predictor."""
-  yield Row(name, figures['mean'], figures['interval_95'])
+  of_sets = {score: figures[score] for score in _OF_SETS if score in figures}
+  yield Row(name, {**figures['mean'], **of_sets}, figures['interval_95'])
   for key, of_several in figures.items():
     if re.fullmatch(r'(mean|best)_of_\d+', key):
       label = f'{name}, {key.replace("_", " ")}'
@@ -73,13 +88,13 @@ def rows(content: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _cell(row: Row, score: str) -> str:
-  value, digits = row.mean.get(score), _DIGITS[score]
+  value, form = row.mean.get(score), _FORMATS[score]
   if value is None:
     return '-'
   sign = '+' if row.is_difference else ''
-  text = f'{value:{sign}.{digits}f}'
+  text = f'{value:{sign}{form}}'
   if bounds := row.interval_95.get(score):
-    low, high = (f'{bound:{sign}.{digits}f}' for bound in bounds)
+    low, high = (f'{bound:{sign}{form}}' for bound in bounds)
     text += f' ({low} to {high})'
   return text
 
@@ -90,7 +105,9 @@ def text_rows(content: Mapping[str, Any]) -> list[list[str]]:
   scores = [
     score
     for score in _HEADINGS
-    if score in _ALWAYS or any(row.mean.get(score) is not None for row in lines)
+    # Some have a column though nothing has them.
+    if score in quantities.SCORES
+    or any(row.mean.get(score) is not None for row in lines)
   ]
   return [['', *(_HEADINGS[score] for score in scores)]] + [
     [row.name, *(_cell(row, score) for score in scores)] for row in lines
@@ -107,23 +124,27 @@ def scope(content: Mapping[str, Any]) -> str:
   )
 
 
-def distribution(content: Mapping[str, Any]) -> list[str]:
-  """FID and KID in words; none where they were not measured."""
-  if 'fid' not in content:
-    return []
-  features = content['protocol']['metrics']['features']
-  return [
-    # Of any size: features have units of their own.
-    f'FID {content["fid"]:.4g}',
-    f'KID {content["kid"]:.3g} +- {content["kid_std"]:.1g} by {features}',
-  ]
+def distribution(figures: Mapping[str, Any]) -> str:
+  """FID and KID of a predictor in words; '' where they were not measured."""
+  if 'fid' not in figures:
+    return ''
+  fid, kid = (f'{figures[name]:{_FORMATS[name]}}' for name in _OF_SETS)
+  return f'FID {fid}, KID {kid} +- {figures["kid_std"]:.1g}'
+
+
+def features(content: Mapping[str, Any]) -> str:
+  """By which features FID and KID are; '' where they were not measured."""
+  definitions = content['protocol'].get('metrics', {})
+  if 'features' not in definitions:
+    return ''
+  return f'FID and KID by {definitions["features"]}'
 
 
 def _caption(content: Mapping[str, Any]) -> str:
   """What the table is of, and whether it is that of its protocol."""
   text = f'{scope(content)}; 95 % intervals over scenes.'
-  if figures := distribution(content):
-    text += f' {", ".join(figures)}.'
+  if words := features(content):
+    text += f' {words}.'
   if 'predictors' in content:
     text += ' Differences are of the same pairs.'
   if lines := departing_lines(content):

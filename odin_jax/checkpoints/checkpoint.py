@@ -148,6 +148,15 @@ def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
   sys.unraisablehook = before
 
 
+@functools.cache
+def _warn_of_no_checksums(checkpoint: pathlib.Path) -> None:
+  """Says so once, however often a command opens it."""
+  logging.warning(
+    '%s: has no checksums, for an earlier version made it: not checked',
+    checkpoint,
+  )
+
+
 def is_ported(config: Config) -> bool:
   """Whether a checkpoint's config says that it comes from another project."""
   return 'ported_from' in config
@@ -328,10 +337,7 @@ class Checkpoints:
         items = {CHECKSUMS: self._args.JsonRestore()}
         kept = self._restore(step, **items)[CHECKSUMS]
       else:
-        logging.warning(
-          '%s: has no checksums, for an earlier version made it: not checked',
-          self._folder / str(step),
-        )
+        _warn_of_no_checksums(self._folder / str(step))
       self._checksums[step] = kept
     return self._checksums[step]
 

@@ -1,7 +1,7 @@
 """What an evaluation reads: the pairs of a benchmark, and what predicts them."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from absl import logging
 from jaxtyping import Int
@@ -119,18 +119,46 @@ def is_guided(workdir: str | None) -> bool:
   )
 
 
-def load_predictor(
-  asked: request.Request,
-) -> predictors.Predictor | None:
-  """What predicts; None where predictions are given.
+def load_predictors(
+  asked: Mapping[str, request.Request],
+) -> dict[str, predictors.Predictor | None]:
+  """What predicts, by name; None where predictions are given.
+
+  A model is read once, in however many ways it is sampled: a training that goes
+  on beside leaves another one there.
+
+  Args:
+    asked: by the name of each predictor; all models among them are of one
+      folder.
 
   Raises:
     errors.UserError: there is no such model, or it is of another size.
   """
-  if asked.predictions:
-    return None
-  if asked.predictor != MODEL:
-    return predictors.BASELINES[asked.predictor]()
+  sources: dict[str, predictors.Predictor | None] = {}
+  model = None
+  for name, of_one in asked.items():
+    if of_one.predictions:
+      sources[name] = None
+    elif of_one.predictor != MODEL:
+      sources[name] = predictors.BASELINES[of_one.predictor]()
+    elif model is None:
+      sources[name] = model = _load_model(of_one)
+    else:
+      sources[name] = model.resampled(_sampling(of_one.config))
+  return sources
+
+
+def _sampling(config: dict[str, Any]) -> predictors.Sampling:
+  return predictors.Sampling(
+    sampler=config['sampler'],
+    num_steps=config['num_steps'],
+    guidance=config['guidance'],
+    guidance_rescale=config['guidance_rescale'],
+    spacing=config['spacing'],
+  )
+
+
+def _load_model(asked: request.Request) -> predictors.Predictor:
   if not asked.workdir:
     raise errors.UserError(
       '--workdir: not given; --predictor=model needs the training run'
@@ -138,13 +166,7 @@ def load_predictor(
   config = asked.config
   predictor = predictors.load_model(
     files.require_folder(asked.workdir, 'a training run'),
-    sampling=predictors.Sampling(
-      sampler=config['sampler'],
-      num_steps=config['num_steps'],
-      guidance=config['guidance'],
-      guidance_rescale=config['guidance_rescale'],
-      spacing=config['spacing'],
-    ),
+    sampling=_sampling(config),
     batch_size=config['batch_size'],
     ema=config['ema'],
   )

@@ -2,7 +2,9 @@
 
 import pathlib
 import shutil
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Collection, Sequence
+
+from absl import logging
 
 from odin_jax import predictors, scoring
 from odin_jax.benchmarks import kept, request, tables
@@ -11,6 +13,8 @@ from odin_jax.evaluating import inputs, single
 from odin_jax.reporting import evaluation_page, joint_page
 from odin_jax.shared import errors, files, image_files
 
+# Of several predictors: which have a folder beside it.
+_PREDICTORS = '.odin_predictors.json'
 TOOL = 'odin_jax.evaluate'
 # What lies beside the folders of several predictors.
 FILES = (
@@ -46,12 +50,49 @@ def check_apart(output: str, read: Sequence[tuple[str, str | None]]) -> None:
 
 def begin(output: str | pathlib.Path) -> pathlib.Path:
   """The output folder without the results of an earlier run of this tool."""
-  folder = files.claim_output(output, TOOL)
-  _remove_files(folder)
+  folder = _cleared(output, ())
+  (folder / _PREDICTORS).unlink(missing_ok=True)
   (folder / 'pairs').mkdir(exist_ok=True)
   for image in (folder / 'pairs').glob('*.png'):
     image.unlink()
   return folder
+
+
+def begin_joint(
+  output: str | pathlib.Path, names: Collection[str]
+) -> dict[str, pathlib.Path]:
+  """The same for several predictors: the folder of each, in that of all.
+
+  What predictors have left here that are not among them is removed.
+  """
+  folder = _cleared(output, names)
+  # Of one predictor that was evaluated here before.
+  shutil.rmtree(folder / 'pairs', ignore_errors=True)
+  kept.discard(folder / 'unfinished')
+  files.write_json(folder / _PREDICTORS, {'names': list(names)})
+  return {name: begin(folder / name) for name in names}
+
+
+def _cleared(
+  output: str | pathlib.Path, names: Collection[str]
+) -> pathlib.Path:
+  """A folder without figures, and without predictors but those named."""
+  folder = files.claim_output(output, TOOL)
+  _remove_files(folder)
+  note = folder / _PREDICTORS
+  if note.is_file():
+    earlier = files.read_json(note, 'names of predictors', ['names'])
+    for name in sorted(set(earlier['names']) - set(names)):
+      _remove(folder / name)
+  return folder
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """Removes what a predictor left that is not evaluated any more."""
+  if (folder / files.MARKER).is_file():
+    # Not what another process, or another command, writes there.
+    shutil.rmtree(files.claim_output(folder, TOOL))
+    logging.info('%s: of an earlier evaluation here; removed', folder)
 
 
 def store(
@@ -65,16 +106,6 @@ def store(
     kept.discard(unfinished)
     return None
   return kept.Kept(unfinished, single.decisive(asked, source))
-
-
-def begin_joint(output: str | pathlib.Path) -> pathlib.Path:
-  """The same for several predictors, each of which has a folder in it."""
-  folder = files.claim_output(output, TOOL)
-  _remove_files(folder)
-  # Of one predictor that was evaluated here before.
-  shutil.rmtree(folder / 'pairs', ignore_errors=True)
-  kept.discard(folder / 'unfinished')
-  return folder
 
 
 def _remove_files(folder: pathlib.Path) -> None:

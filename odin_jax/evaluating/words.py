@@ -14,15 +14,22 @@ def _step_of(protocol: dict[str, Any]) -> str:
   )
 
 
-def _figures(mean: dict[str, Any], bounds: dict[str, Any]) -> str:
+def _figures(figures: dict[str, Any]) -> str:
+  mean, bounds = figures['mean'], figures['interval_95']
   distance = 'none' if mean['lpips'] is None else f'{mean["lpips"]:.3f}'
   interval = ''
   if bounds['psnr'] is not None:
     interval = ' ({:.2f} to {:.2f})'.format(*bounds['psnr'])
   return (
     f'PSNR {mean["psnr"]:.2f} dB{interval}, SSIM {mean["ssim"]:.3f}, '
-    f'LPIPS {distance}{_of_kinds(mean)}'
+    f'LPIPS {distance}{_of_kinds(mean)}{_of_sets(figures)}'
   )
+
+
+def _of_sets(figures: dict[str, Any]) -> str:
+  """FID and KID; '' where they were not measured."""
+  words = tables.distribution(figures)
+  return f', {words}' if words else ''
 
 
 def _of_kinds(mean: dict[str, float | None]) -> str:
@@ -39,6 +46,11 @@ def _of_kinds(mean: dict[str, float | None]) -> str:
   )
 
 
+def _by_features(content: dict[str, Any]) -> str:
+  words = tables.features(content)
+  return f'; {words}' if words else ''
+
+
 def of_one(content: dict[str, Any]) -> str:
   """What was scored, and the figures, of what `metrics.json` holds."""
   protocol = content['protocol']
@@ -46,15 +58,15 @@ def of_one(content: dict[str, Any]) -> str:
     f'{protocol["predictor"]}{_step_of(protocol["model"])}'
     f'{" with shuffled poses" if protocol["shuffle_poses"] else ""}, '
     f'{len(content["pairs"])} pairs: '
-    f'{_figures(content["mean"], content["interval_95"])}'
-    f'{"".join(f", {text}" for text in tables.distribution(content))}'
+    f'{_figures(content)}{_by_features(content)}'
   )
 
 
 def of_several(content: dict[str, Any]) -> str:
   """How many pairs were scored, and the figures of each predictor."""
   rows = [
-    f'{name}: {_figures(figures["mean"], figures["interval_95"])}'
+    f'{name}: {_figures(figures)}'
     for name, figures in content['predictors'].items()
   ]
-  return '\n  '.join([f'{len(content["pairs"])} pairs', *rows])
+  head = f'{len(content["pairs"])} pairs{_by_features(content)}'
+  return '\n  '.join([head, *rows])

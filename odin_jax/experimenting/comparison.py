@@ -1,9 +1,8 @@
 """What the cells of an experiment say: means, and differences with intervals.
 
 The cells see the same pairs, so that their differences are of pairs. Intervals
-are 95 % by bootstrap over scenes, each drawn with all its pairs; they say how
-far other scenes would move a figure, not how far another seed of training
-would.
+(`odin_jax.shared.bootstrap`) say how far other scenes would move a figure, not
+how far another seed of training would.
 """
 
 from typing import Any, NamedTuple, Sequence
@@ -11,17 +10,14 @@ from typing import Any, NamedTuple, Sequence
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.shared import errors, page
-
-_DRAWS = 10_000
-SCORES = ('psnr', 'ssim', 'lpips')
+from odin_jax.shared import bootstrap, errors, page, quantities
 
 
 class Estimate(NamedTuple):
   """A mean over pairs and its interval; None: of one scene there is none."""
 
   mean: float
-  interval: tuple[float, float] | None
+  interval: list[float] | None
 
 
 def estimate(values: Float[np.ndarray, 'n'], scenes: Sequence[str]) -> Estimate:
@@ -31,17 +27,7 @@ def estimate(values: Float[np.ndarray, 'n'], scenes: Sequence[str]) -> Estimate:
     values: one per pair.
     scenes: whose pair each is.
   """
-  names, index = np.unique(np.asarray(scenes), return_inverse=True)
-  if len(names) < 2:
-    return Estimate(float(values.mean()), None)
-  sums = np.bincount(index, weights=values)
-  counts = np.bincount(index)
-  drawn = np.random.default_rng(0).integers(
-    len(names), size=(_DRAWS, len(names))
-  )
-  means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-  low, high = np.percentile(means, [2.5, 97.5])
-  return Estimate(float(values.mean()), (float(low), float(high)))
+  return Estimate(float(values.mean()), bootstrap.interval(values, scenes))
 
 
 def mean_of_seeds(
@@ -52,7 +38,7 @@ def mean_of_seeds(
   Args:
     cells: of one value and width, one per seed.
     key: of an evaluation, `SET/WHAT`.
-    score: one of `SCORES`.
+    score: one of `quantities.SCORES`.
 
   Returns:
     None where the score was not taken.
@@ -87,7 +73,7 @@ def rows(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       row = {'value': value, 'width': width, 'set': part, 'what': what}
       row['seeds'] = len(members)
       row['parameters'] = members[0]['parameters']
-      for score in SCORES:
+      for score in quantities.SCORES:
         taken = mean_of_seeds(members, key, score)
         row[score] = estimate(*taken)._asdict() if taken else None
       table.append(row)
@@ -159,6 +145,8 @@ def findings(
         continue
       where = f'{_SETS[part]}, {_WHAT[what]}{of_width}'
       for value in values[1:]:
+        if not all(_has(groups[width, x], key) for x in (value, values[0])):
+          continue
         found.append(
           _sentence(
             f'{axis} {value}',
@@ -181,6 +169,11 @@ def findings(
       )
     )
   return found
+
+
+def _has(cells: list[dict[str, Any]], key: str) -> bool:
+  """Whether it was evaluated: not all models give a conditional mean."""
+  return all(key in cell['evaluations'] for cell in cells)
 
 
 def _of_widths(
@@ -215,7 +208,8 @@ def table(axis: str, table_rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     low, high = found['interval']
     return f'{shown} ({low:.{digits}f} to {high:.{digits}f})'
 
-  head = [axis, 'channels', 'on', 'of', 'PSNR, dB', 'SSIM', 'LPIPS', 'seeds']
+  scores = map(quantities.heading, quantities.SCORES)
+  head = [axis, 'channels', 'on', 'of', *scores, 'seeds']
   return [
     head,
     *(

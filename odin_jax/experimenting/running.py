@@ -1,30 +1,13 @@
 """Runs commands of this project once, with the arguments that were asked for."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import time
 from typing import Any
 
 from absl import logging
 
 from odin_jax.experimenting.tables import Stage
-from odin_jax.shared import config_files, errors, files
-
-
-def _call(command: list[str]) -> int:
-  """The exit status of a command, which ends with this one."""
-  # A group of its own: a terminal's interrupt comes once, from here.
-  process = subprocess.Popen(
-    command, cwd=config_files.REPOSITORY, start_new_session=True
-  )
-  try:
-    return process.wait()
-  except KeyboardInterrupt:
-    process.terminate()
-    process.wait()
-    raise
+from odin_jax.shared import errors, files, subcommand
 
 
 def earlier_run(path: pathlib.Path, keys: list[str]) -> dict[str, Any] | None:
@@ -70,17 +53,9 @@ def run(stage: Stage, root: pathlib.Path) -> dict[str, Any]:
   (root / stage.folder).parent.mkdir(parents=True, exist_ok=True)
   start = time.monotonic()
   flag = 'workdir' if stage.module == 'odin_jax.train' else 'output'
-  status = _call(
-    [sys.executable, '-m', *command, f'--{flag}={root / stage.folder}']
+  subcommand.run(
+    *command, f'--{flag}={root / stage.folder}', makes=stage.folder
   )
-  if status == os.EX_TEMPFAIL:
-    raise errors.Unfinished(
-      f'stopped in {stage.folder}; the same command goes on from there'
-    )
-  if status:
-    raise errors.UserError(
-      f'{stage.module} ended with status {status} in {stage.folder}'
-    )
   content['seconds'] = round(time.monotonic() - start, 1)
   files.write_json(note, content)
   return content

@@ -179,7 +179,7 @@ def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
 def _scores(train: dict[str, Any]) -> list[list[str]]:
   """Rows of text: every predictor on every set of pairs."""
   known = [key for key in summary.MASKED if key in train]
-  keys = (*summary.SCORES, *known, 'pairs')
+  keys = (*quantities.SCORES, *known, 'pairs')
   rows = [['', *(quantities.heading(key) for key in keys)]]
   for words, figures in (
     ('held-out frames', train),

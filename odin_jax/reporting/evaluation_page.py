@@ -13,7 +13,6 @@ from odin_jax.reporting import pair_cells
 from odin_jax.shared import page, provenance, quantities
 
 TEMPLATE = pathlib.Path(__file__).with_name('evaluation_page.html')
-SCORES = ('psnr', 'ssim', 'lpips')
 _LESS_IS_BETTER = ('lpips',)
 _KINDS = ('source', 'truth', 'sample')
 _SHOWN_AS = ('given', 'true', 'predicted', 'error')
@@ -36,7 +35,7 @@ def _cell(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
   others = ', '.join(
     f'{quantities.QUANTITIES[score].words} '
     f'{quantities.number(score, row[score])}'
-    for score in SCORES[1:]
+    for score in quantities.SCORES[1:]
   )
   return {
     'pictures': {words: pair_cells.uri(view) for words, view in shown},
@@ -48,7 +47,7 @@ def _cell(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
 def _orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """How pairs can be sorted."""
   found = []
-  for score in SCORES:
+  for score in quantities.SCORES:
     sign = -1 if score in _LESS_IS_BETTER else 1
     words = quantities.QUANTITIES[score].words
     found += pair_cells.orders(
@@ -100,7 +99,7 @@ def _findings(
   figures = ', '.join(
     f'{quantities.QUANTITIES[score].words} '
     f'{quantities.text(score, content["mean"][score])}'
-    for score in SCORES
+    for score in quantities.SCORES
     if content['mean'][score] is not None
   )
   found = [page.Finding(f'{name}: {figures}; {tables.scope(content)}.')]
@@ -174,8 +173,13 @@ def _scenes(content: Mapping[str, Any]) -> list[list[str]]:
   """Rows of text: the figures of every scene, where there are several."""
   if len(content['scenes']) < 2:
     return []
-  return [['scene', *map(quantities.heading, SCORES)]] + [
-    [name, *(quantities.number(score, figures[score]) for score in SCORES)]
+  return [['scene', *map(quantities.heading, quantities.SCORES)]] + [
+    [
+      name,
+      *(
+        quantities.number(score, figures[score]) for score in quantities.SCORES
+      ),
+    ]
     for name, figures in content['scenes'].items()
   ]
 
@@ -188,6 +192,12 @@ def sources(content: Mapping[str, Any]) -> list[str]:
     for system, figures in published.items()
     if 'source' in figures
   ]
+
+
+def caption(content: Mapping[str, Any], text: str) -> str:
+  """What stands below the scores, with the features of FID and KID."""
+  features = tables.features(content)
+  return f'{text} {features}.'.lstrip() if features else text
 
 
 def made(protocol: Mapping[str, Any], model: Mapping[str, Any]) -> str:
@@ -213,7 +223,7 @@ def _next(protocol: Mapping[str, Any]) -> str:
   if protocol['predictor'] == 'model':
     return (
       'score what it has to beat: python -m odin_jax.evaluate with the same '
-      '--data and --predictor=copy, mean, sweep.'
+      '--data and --predictor=model,copy,mean,sweep.'
     )
   return (
     'score a model beside it: python -m odin_jax.evaluate with the same --data, '
@@ -237,9 +247,12 @@ def gather(folder: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     'verdict': page.verdict(_findings(folder, content)),
     'next': _next(protocol),
     'scores': tables.text_rows(content),
-    'caption': 'In brackets 95 % intervals over scenes.'
-    if any(content['interval_95'].values())
-    else '',
+    'caption': caption(
+      content,
+      'In brackets 95 % intervals over scenes.'
+      if any(content['interval_95'].values())
+      else '',
+    ),
     'sources': sources(content),
     'scenes': _scenes(content),
     'departures': departures(content),

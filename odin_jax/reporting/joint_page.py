@@ -115,8 +115,11 @@ def gather(folder: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     'verdict': page.verdict(_findings(content)),
     'next': 'look at the errors of one predictor: the page in its folder.',
     'scores': tables.text_rows(content),
-    'caption': 'In brackets 95 % intervals over scenes; differences are of the '
-    'same pairs.',
+    'caption': evaluation_page.caption(
+      content,
+      'In brackets 95 % intervals over scenes; differences are of the same '
+      'pairs.',
+    ),
     'sources': evaluation_page.sources(content),
     'scenes': _scenes(content),
     'departures': evaluation_page.departures(content),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from odin_jax.reporting import true_path, verdict
-from odin_jax.shared import files, page, quantities
+from odin_jax.shared import errors, files, page, quantities
 
 # Folders under `evaluate` as launch/demo.sh names them: the model, what it has
 # to beat, and the model with poses shuffled.
@@ -42,25 +42,25 @@ def read_rows(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
   return files.read_json_lines(path, _STAGE, keys)
 
 
-# Scores of an evaluation.
-SCORES = ('psnr', 'ssim', 'lpips')
-
-
 def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ..."""
-  contents = {
-    path.parent.name: read_json(path, 'mean', 'pairs')
-    for path in sorted((run / 'evaluate').glob('*/metrics.json'))
-  }
-  return {
-    name: {
-      **content['mean'],
-      # Of an older version there is none.
-      'interval_95': content.get('interval_95', {}),
-      'pairs': len(content['pairs']),
-    }
-    for name, content in contents.items()
-  }
+  """Mean metrics by evaluation: `model`, `copy`, `mean`, `shuffled`, ...
+
+  Whatever else was evaluated there is left alone.
+  """
+  found = {}
+  for suffix in ('', UNSEEN):
+    for name in (*_EVALUATIONS, *_FURTHER):
+      path = run / 'evaluate' / (name + suffix) / 'metrics.json'
+      if path.is_file():
+        content = read_json(path, 'mean', 'pairs', 'protocol')
+        found[name + suffix] = {
+          **content['mean'],
+          # Of an older version there is none.
+          'interval_95': content.get('interval_95', {}),
+          'pairs': len(content['pairs']),
+          'data_sha256': content['protocol'].get('data_sha256'),
+        }
+  return found
 
 
 def _consistency(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -85,6 +85,9 @@ def _gains(
   Args:
     evaluations: mean metrics by name.
     suffix: of the names, such as `_unseen`.
+
+  Raises:
+    errors.UserError: they are of different pairs.
   """
   rows = {
     name: evaluations[name + suffix]
@@ -93,8 +96,15 @@ def _gains(
   }
   if not rows.keys() >= set(_EVALUATIONS):
     return {}
+  for name, row in rows.items():
+    if row['data_sha256'] != rows[MODEL]['data_sha256']:
+      raise errors.UserError(
+        f'evaluate/{name}{suffix}: is of other pairs than '
+        f'evaluate/{MODEL}{suffix}; evaluate both again on the same --data'
+      )
   scores = {
-    score: {name: row[score] for name, row in rows.items()} for score in SCORES
+    score: {name: row[score] for name, row in rows.items()}
+    for score in quantities.SCORES
   }
   masked = {
     score: {name: row.get(score) for name, row in rows.items()}
@@ -108,7 +118,7 @@ def _gains(
     **masked,
     'interval_95': {
       score: {name: row['interval_95'].get(score) for name, row in rows.items()}
-      for score in SCORES
+      for score in quantities.SCORES
     },
     'gain_db': psnr[MODEL] - max(psnr[name] for name in BASELINES),
     'ssim_gain': ssim[MODEL] - max(ssim[name] for name in BASELINES),
@@ -146,7 +156,7 @@ def score_texts(gains: dict[str, Any], name: str) -> list[str]:
     quantities.with_interval(
       score, gains[score][name], gains['interval_95'][score][name]
     )
-    for score in SCORES
+    for score in quantities.SCORES
   ]
 
 

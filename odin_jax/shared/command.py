@@ -34,7 +34,6 @@ flags.disclaim_key_flags()
 
 REPOSITORY = config_files.REPOSITORY
 _default_config: str | None = None
-_BAD_INPUT = 2
 # The flag that the first word is, where it is none itself.
 _first_word: str | None = None
 _DISK_ERRORS = (
@@ -54,7 +53,7 @@ _RAISE_AGAIN_S = 0.01
 
 def _stop(message: object) -> NoReturn:
   print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
-  sys.exit(_BAD_INPUT)
+  sys.exit(errors.UserError.exit_status)
 
 
 def _given_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -161,7 +160,8 @@ def run(main: Callable[[], None]) -> NoReturn:
       if end is None:
         raise
       status, line = end
-      (_stop if status == _BAD_INPUT else _leave_unfinished)(line)
+      is_stopped = status == errors.Unfinished.exit_status
+      (_leave_unfinished if is_stopped else _stop)(line)
     finally:
       # Nothing is left to do for which a signal should wait.
       signal.setitimer(signal.ITIMER_REAL, 0)
@@ -176,18 +176,19 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 def ending(error: BaseException) -> tuple[int, str] | None:
   """Exit status and line that an exception deserves; None: it is a bug."""
-  if isinstance(error, errors.UserError):
-    return _BAD_INPUT, str(error)
-  if isinstance(error, errors.Unfinished):
-    return os.EX_TEMPFAIL, str(error)
+  if isinstance(error, (errors.UserError, errors.Unfinished)):
+    return error.exit_status, str(error)
   if isinstance(error, KeyboardInterrupt):
     name = str(error) or signal.SIGINT.name
     return (
-      os.EX_TEMPFAIL,
+      errors.Unfinished.exit_status,
       f'stopped by {name}: what is whole stays; the same command goes on',
     )
   if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-    return _BAD_INPUT, f'{error.filename or "output"}: {error.strerror}'
+    return (
+      errors.UserError.exit_status,
+      f'{error.filename or "output"}: {error.strerror}',
+    )
   return None
 
 
@@ -219,7 +220,7 @@ def _leave_unfinished(message: object) -> NoReturn:
   # Python would remember it and end by SIGINT; unless another text runs well.
   exec('')
   print(' '.join(str(message).split()), file=sys.stderr)
-  sys.exit(os.EX_TEMPFAIL)
+  sys.exit(errors.Unfinished.exit_status)
 
 
 def stop_on_signals() -> None:

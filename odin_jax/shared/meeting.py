@@ -39,7 +39,6 @@ _RETRY_S = 0.2
 # such looks, and how many: one that lost its power is gone after half a minute.
 _KEEP_ALIVE = (15, 5, 3)
 _BUG = 1
-_USER_ERROR = 2
 
 
 class Place(NamedTuple):
@@ -191,7 +190,7 @@ def _gather(place: Place, links: dict[int, _Link]) -> None:
           f'--coordinator={place.address}: {len(links) + 1} of {place.of} '
           f'processes came within {MEET_S:.0f} s; start all of them'
         )
-        _tell(links, _End(_USER_ERROR, fault))
+        _tell(links, _End(errors.UserError.exit_status, fault))
         raise errors.UserError(fault) from None
       link = _Link(stream)
       hello = link.read_one(min(until, time.monotonic() + _CLEAN_UP_S))
@@ -200,7 +199,9 @@ def _gather(place: Place, links: dict[int, _Link]) -> None:
         stream.close()
         continue
       if fault := _fault(place, links, hello):
-        _tell({**links, place.of: link}, _End(_USER_ERROR, fault))
+        _tell(
+          {**links, place.of: link}, _End(errors.UserError.exit_status, fault)
+        )
         stream.close()
         raise errors.UserError(fault)
       links[hello['process']] = link
@@ -334,7 +335,7 @@ def _end_with_guard(reader: int) -> NoReturn:
   """Ends the work when nobody guards it any more."""
   os.read(reader, 1)
   locks.release_all()
-  os._exit(os.EX_TEMPFAIL)
+  os._exit(errors.Unfinished.exit_status)
 
 
 def _quiet_libraries() -> None:
@@ -392,7 +393,7 @@ def _guard(place: Place, links: dict[int, _Link], report: _Link) -> None:
           # Of this process the end may have been read already.
           if process not in waiting:
             continue
-          end = _End(os.EX_TEMPFAIL, _gone(place, process))
+          end = _End(errors.Unfinished.exit_status, _gone(place, process))
         elif messages:
           end = _End(**messages[-1])
         else:
@@ -430,9 +431,8 @@ def _tell(links: dict[int, _Link], end: _End) -> None:
 
 
 def _raise(end: _End) -> NoReturn:
-  if end.status == _USER_ERROR:
-    raise errors.UserError(end.line)
-  if end.status == os.EX_TEMPFAIL:
-    raise errors.Unfinished(end.line)
+  for kind in (errors.UserError, errors.Unfinished):
+    if end.status == kind.exit_status:
+      raise kind(end.line)
   sys.stderr.write(f'error: {end.line}\n')
   sys.exit(end.status)

@@ -9,6 +9,8 @@ from typing import Any, Mapping
 
 Value = int | float | None
 MISSING = '–'
+# Of a predicted picture, the keys of what every evaluation measures.
+SCORES = ('psnr', 'ssim', 'lpips')
 # Between thousands; narrow, and no line is broken at it.
 _THOUSANDS = '\u202f'
 

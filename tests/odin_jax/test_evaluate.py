@@ -13,10 +13,18 @@ from configs import evaluate as evaluate_config
 from odin_jax import distribution_distance, metrics, scoring
 from odin_jax.benchmarks import protocols, request
 from odin_jax.benchmarks import records as records_benchmark
+from odin_jax.evaluating import outputs as outputs_module
 from odin_jax.geometry import visibility
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
-from odin_jax.shared import depth_files, digests, files, provenance, schema
+from odin_jax.shared import (
+  depth_files,
+  digests,
+  files,
+  locks,
+  provenance,
+  schema,
+)
 from tests.helpers import commands, posed_scenes
 from tests.helpers.posed_records import write_records
 
@@ -35,8 +43,11 @@ class Model:
   def __init__(self, workdir, sampling, batch_size, ema):
     self.stop, self.calls = pathlib.Path(workdir) / 'stop', 0
     self.protocol = {
-      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema
+      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema,
+      'prediction': 'eps',
     }
+  def resampled(self, sampling):
+    return Model(self.stop.parent, sampling, 1, self.protocol['ema'])
   def predict(self, pairs, seeds):
     self.calls += 1
     # Once, before the second batch.
@@ -227,6 +238,20 @@ def outputs(data):
     f'--output={folder / "several"}',
   ]
   lines |= {'several_stopped': several, 'several': several}
+  # Others side by side were there before, and one is evaluated there later.
+  lines['earlier'] = [
+    *common,
+    '--predictor=copy,sweep',
+    '--config.lpips=',
+    f'--features={folder / "features.py"}:levels',
+    f'--output={folder / "later"}',
+  ]
+  lines['later'] = [
+    *common,
+    '--predictor=copy,mean',
+    '--config.lpips=',
+    f'--output={folder / "later"}',
+  ]
   lines['of_several'] = [
     f'--replay={folder / "several/model_mean/metrics.json"}',
     f'--output={folder / "of_several"}',
@@ -366,6 +391,7 @@ def test_the_protocol_says_everything(outputs, data):
   assert protocol['code_commit'] == provenance.commit()
   assert protocol['model'] == {
     'checkpoint_step': 7,
+    'prediction': 'eps',
     'sampler': 'ddim',
     'num_steps': 10,
     'guidance': 1.0,
@@ -384,8 +410,9 @@ def test_the_protocol_says_everything(outputs, data):
 def test_how_samples_are_drawn_is_as_the_table_says(outputs):
   followed = read(outputs / 'followed')['protocol']
   assert followed['departures'] == []
-  assert followed['model'] | {'checkpoint_step': 7} == {
+  assert followed['model'] == {
     'checkpoint_step': 7,
+    'prediction': 'eps',
     'sampler': 'euler',
     'num_steps': 4,
     'guidance': 2.0,
@@ -481,10 +508,9 @@ def test_fid_and_kid_are_of_the_features_that_the_user_gives(outputs):
       if 'FID' in line
     ]
     assert line.startswith('warning: FID of 12 pictures and 15 features')
-  assert (
-    f'FID {content["fid"]:.4g}, KID'
-    in (outputs / 'given' / 'table.md').read_text()
-  )
+  table = (outputs / 'given' / 'table.md').read_text()
+  assert f' {content["fid"]:.4g} | {content["kid"]:.3g} |' in table
+  assert 'FID and KID by features.py:levels.' in table
   assert 'fid' not in read(outputs / 'model')
 
 
@@ -612,6 +638,8 @@ def test_several_stand_side_by_side_and_each_as_if_alone(outputs):
     'config.num_samples',
     'samples_per_pair',
   ]
+  # The model is read once, though it is sampled in two ways.
+  assert said.count('devices: ') == 1
   # Only what draws samples has several.
   assert 'best_of_2' in content['predictors']['model']
   assert 'best_of_2' not in content['predictors']['copy']
@@ -622,6 +650,41 @@ def test_several_stand_side_by_side_and_each_as_if_alone(outputs):
     assert not (outputs / 'several' / name / 'unfinished').exists()
     assert (outputs / 'several' / name / 'index.html').exists()
   assert not (outputs / 'several' / 'pairs').exists()
+
+
+def test_what_is_not_asked_for_any_more_leaves_no_folder(outputs):
+  content = read(outputs / 'later')
+  assert list(content['predictors']) == ['copy', 'mean']
+  there = {path.name for path in (outputs / 'later').iterdir() if path.is_dir()}
+  assert there == {'copy', 'mean'}
+  said = (outputs / 'later.stderr').read_text()
+  assert f'{outputs / "later/sweep"}: of an earlier evaluation here' in said
+
+
+def test_an_evaluation_begins_without_what_others_left(tmp_path):
+  folders = outputs_module.begin_joint(tmp_path / 'run', ['copy', 'mean'])
+  for folder in folders.values():
+    (folder / 'metrics.json').write_text('{}')
+    (folder / 'pairs' / '000_sample.png').write_bytes(b'old')
+  # No evaluation of several has made it: it is the user's.
+  (tmp_path / 'run' / 'notes').mkdir()
+  # Before any of them is predicted.
+  outputs_module.begin_joint(tmp_path / 'run', ['mean', 'sweep'])
+  assert not (tmp_path / 'run/copy').exists()
+  for name in ('mean', 'sweep'):
+    left = {path.name for path in (tmp_path / 'run' / name).iterdir()}
+    assert left == {'pairs', files.MARKER, locks.NAME}
+    assert not list((tmp_path / 'run' / name / 'pairs').iterdir())
+  outputs_module.begin(tmp_path / 'run')
+  left = {p.name for p in (tmp_path / 'run').iterdir() if p.is_dir()}
+  assert left == {'pairs', 'notes'}
+
+
+def test_one_step_of_eps_is_not_called_a_mean_without_a_word(outputs):
+  for name, times in (('several', 1), ('model', 0)):
+    said = (outputs / f'{name}.stderr').read_text()
+    assert said.count('predicts eps is not its conditional mean') == times
+  assert 'model_mean: one step' in (outputs / 'several.stderr').read_text()
 
 
 def test_differences_are_of_the_same_pairs(outputs):

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import pytest
 
 from configs import train as train_configs
 from odin_jax.experimenting import comparison, running, tables
-from odin_jax.shared import errors
+from odin_jax.shared import errors, subcommand
 from tests import test_readme
 
 SIZE = tables.Size(
@@ -58,6 +57,17 @@ def test_stages_have_flags_and_configs_that_there_are(repository, name):
         assert config.recipe == 'world'
 
 
+@pytest.mark.parametrize('name', tables.EXPERIMENTS)
+def test_more_values_leave_what_was_made_as_it_is(name):
+  experiment = tables.EXPERIMENTS[name]
+  values = tables.values_of(experiment, [])
+  few, all_of_them = (
+    set(tables.data_stages(experiment, SIZE, some, '/root'))
+    for some in (values[:1], values)
+  )
+  assert few <= all_of_them
+
+
 def test_training_gets_what_its_cell_tries():
   def arguments(name, value):
     stage = tables.training_stage(
@@ -67,7 +77,7 @@ def test_training_gets_what_its_cell_tries():
 
   assert '--records=/r/data/worlds_16' in arguments('data_scale', '16')
   assert '--config.model.unet.model_channels=48' in arguments('data_scale', '4')
-  assert '--records=/r/data/fps/fps_0.5/records' in arguments('fps', '0.5')
+  assert '--records=/r/data/fps_0.5/fps_0.5/records' in arguments('fps', '0.5')
   assert '--config.diffusion.mask_lambda=0.5' in arguments('lambda', '0.5')
   assert arguments('lambda', 'none')[-1] == (
     '--config.diffusion.mask_auxiliary=none'
@@ -115,7 +125,7 @@ def calls(monkeypatch):
     return made_status[0]
 
   made_status = [0]
-  monkeypatch.setattr(running, '_call', call)
+  monkeypatch.setattr(subcommand, '_status', call)
   return made, made_status
 
 
@@ -126,7 +136,9 @@ def test_a_stage_is_done_once_and_only_with_its_arguments(tmp_path, calls):
   with pytest.raises(errors.Unfinished, match='goes on'):
     running.run(stage, tmp_path)
   status[0] = 2
-  with pytest.raises(errors.UserError, match='status 2 in data/a'):
+  with pytest.raises(
+    errors.UserError, match='data/a: odin_jax.evaluate ended with status 2'
+  ):
     running.run(stage, tmp_path)
   status[0] = 0
   assert running.run(stage, tmp_path)['seconds'] is not None
@@ -141,30 +153,6 @@ def test_a_stage_is_done_once_and_only_with_its_arguments(tmp_path, calls):
   (tmp_path / 'data/a').rmdir()
   running.run(stage, tmp_path)
   assert len(made) == 4
-
-
-def test_a_stage_ends_with_the_experiment(tmp_path, monkeypatch):
-  ended = tmp_path / 'ended'
-  child = (
-    'import os, pathlib, signal, sys, time\n'
-    'def end(*_):\n'
-    f'  pathlib.Path({str(ended)!r}).touch()\n'
-    '  sys.exit(75)\n'
-    'signal.signal(signal.SIGTERM, end)\n'
-    'os.kill(os.getppid(), signal.SIGUSR1)\n'
-    'time.sleep(60)\n'
-  )
-
-  def interrupt(*_):
-    raise KeyboardInterrupt('SIGTERM')
-
-  before = signal.signal(signal.SIGUSR1, interrupt)
-  try:
-    with pytest.raises(KeyboardInterrupt):
-      running._call([sys.executable, '-S', '-c', child])
-  finally:
-    signal.signal(signal.SIGUSR1, before)
-  assert ended.exists()
 
 
 # -- What the cells say --------------------------------------------------------
@@ -186,9 +174,8 @@ def cell(value, psnr, width=48, seed=0, **more):
 def test_intervals_are_over_scenes():
   found = comparison.estimate(np.array([1.0, 1, 2, 2, 3, 3]), SCENES)
   assert found.mean == 2
-  low, high = found.interval
   # All three draws are the lowest scene once in 27 times: more than 2.5 %.
-  assert (low, high) == (1, 3)
+  assert found.interval == [1, 3]
   assert comparison.estimate(np.array([1.0, 3]), ['a', 'a']) == (2, None)
 
 
@@ -212,6 +199,26 @@ def test_only_what_exceeds_its_interval_is_called_a_difference():
   assert 'One seed each' in found[-1]
 
 
+def test_one_step_is_compared_where_it_is_the_conditional_mean():
+  experiment, key = tables.EXPERIMENTS['prediction'], 'unseen/one_step'
+  stages = {
+    value: tables.evaluation_stages(experiment, SIZE, 'x', '/r', value=value)
+    for value in experiment.values
+  }
+  assert {value for value, made in stages.items() if key in made} == {'v', 'x0'}
+  cells = [cell(value, [10.0] * 6) for value in ('v', 'eps', 'x0')]
+  for of_one in (cells[0], cells[2]):
+    evaluations = of_one['evaluations']
+    evaluations[key] = evaluations['unseen/sample']
+  texts = [found.text for found in comparison.findings('p', cells, 3)]
+  assert [text.partition(': +')[0] for text in texts[:-1]] == [
+    'unseen worlds, one sample: p eps against v',
+    'unseen worlds, one sample: p x0 against v',
+    'unseen worlds, conditional mean: p x0 against v',
+  ]
+  assert len(comparison.rows(cells)) == 5
+
+
 def test_seeds_are_averaged_and_other_pairs_or_code_are_told():
   cells = [cell('v', [10.0] * 6), cell('v', [12.0] * 6, seed=1)]
   (row,) = comparison.rows(cells)
@@ -231,8 +238,7 @@ SCRIPT = """
 import json, pathlib, sys
 from absl import flags
 from odin_jax import experiments
-from odin_jax.experimenting import running
-from odin_jax.shared import errors
+from odin_jax.shared import errors, subcommand
 
 made = []
 
@@ -254,7 +260,7 @@ def fake(command):
   return 0
 
 
-running._call = fake
+subcommand._status = fake
 counts = []
 for arguments in json.loads(sys.argv[2]):
   while not arguments[0].startswith('--'):

@@ -1,6 +1,7 @@
 """Several processes: who they are, what they share, and one evaluation."""
 
 import json
+import os
 import socket
 from unittest import mock
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from odin_jax import hosts
-from odin_jax.shared import errors
+from odin_jax.shared import errors, meeting
 from tests.helpers import commands
 from tests.helpers.posed_records import write_records
 from tests.odin_jax import test_evaluate
@@ -21,6 +22,13 @@ SLURM = {
   'SLURM_JOB_ID': '77',
   'SLURM_STEP_ID': '0',
 }
+# The first process scores, so no other one needs them.
+FEATURES = """
+import sys
+def levels(images):
+  assert '--process_id=1' not in sys.argv
+  return images.mean(axis=(1, 2))
+"""
 TPU = {'TPU_WORKER_HOSTNAMES': '10.0.0.2,10.0.0.3', 'TPU_WORKER_ID': '1'}
 
 
@@ -37,21 +45,22 @@ def test_srun_says_who_is_who_and_a_batch_script_does_not():
     assert hosts._slurm({**SLURM, name: ''}) is None
 
 
+def flags_of(values):
+  """Flags with these values."""
+  holders = {}
+  for name, value in values.items():
+    holders[name] = mock.Mock(spec=flags.FlagHolder)
+    holders[name].name, holders[name].value = name, value
+  return hosts.Flags(**holders)
+
+
 def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):
   for name, value in SLURM.items():
     monkeypatch.setenv(name, value)
 
-  def holder(name, value):
-    made = mock.Mock(spec=flags.FlagHolder)
-    made.name, made.value = name, value
-    return made
-
   groups = []
-  hosts.Flags(
-    coordinator=holder('coordinator', None),
-    num_processes=holder('num_processes', 1),
-    process_id=holder('process_id', None),
-  ).run(groups.append)
+  told = {'coordinator': None, 'num_processes': 1, 'process_id': None}
+  flags_of(told).run(groups.append)
   assert groups == [hosts.ALONE]
 
 
@@ -76,6 +85,35 @@ def test_those_that_would_do_different_work_are_refused():
   hosts.ALONE.require_same({'flags': 1})
 
 
+def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
+  monkeypatch,
+):
+  """By a gathering: the shutdown of jax gives up after five minutes."""
+  order = []
+
+  def note(name):
+    return lambda *_: order.append(name)
+
+  monkeypatch.setattr(hosts, '_join', note('join'))
+  monkeypatch.setattr(hosts.Group, 'gather', note('gather'))
+  monkeypatch.setattr('jax.distributed.shutdown', note('shutdown'))
+  monkeypatch.setattr(meeting, 'together', lambda place, work: work(4321))
+  given = {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 1}
+  flags_of(given).run(note('work'))
+  assert order == ['join', 'work', 'gather', 'shutdown']
+
+
+def test_cpus_wait_for_days_and_flags_that_are_given_stay(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_given=1')
+  monkeypatch.setattr('jax.distributed.initialize', lambda *_, **__: None)
+  monkeypatch.setattr('jax.config.update', lambda *_: None)
+  hosts._join(meeting.Place('a', 1, 1, 2), 4321)
+  flag, given = os.environ['XLA_FLAGS'].split()
+  name, _, seconds = flag.partition('=')
+  assert name == '--xla_cpu_collective_timeout_seconds'
+  assert int(seconds) > 24 * 3600 and given == '--xla_given=1'
+
+
 def free_port():
   with socket.create_server(('', 0)) as server:
     return server.getsockname()[1]
@@ -88,6 +126,8 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
   commands go on. Batches are of 3 of 10 pairs, so one process has less to do.
   """
   data, workdir = tmp_path / 'records', tmp_path / 'model'
+  features = tmp_path / 'features.py'
+  features.write_text(FEATURES)
   write_records(data, 'test', {'a': 6, 'b': 4})
   for name in ('model', 'other'):
     (tmp_path / name).mkdir()
@@ -97,6 +137,7 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
     '--predictor=model,sweep',
     '--config.batch_size=3',
     '--config.lpips=',
+    f'--features={features}:levels',
   ]
 
   def both():
@@ -143,3 +184,4 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
     assert software[0] == software[1]
     text = json.dumps(one).replace(str(tmp_path / 'other'), str(workdir))
     assert text == json.dumps(two)
+  assert 'FID' in (tmp_path / 'two' / 'table.md').read_text()

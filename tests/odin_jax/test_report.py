@@ -153,6 +153,24 @@ def test_where_the_true_depth_is_known_the_table_has_what_is_seen(tmp_path):
   assert table['held-out frames: copy of the source'] == ['17.00', '–']
 
 
+def test_gains_are_of_the_same_pairs_and_of_no_other_evaluation(tmp_path):
+  run_folders.write(tmp_path)
+  before = summary.summarise(tmp_path)['train']
+  evaluations = tmp_path / 'evaluate'
+  # Several predictors side by side, say.
+  (evaluations / 'all').mkdir()
+  (evaluations / 'all' / 'metrics.json').write_text('{"predictors": {}}')
+  assert summary.summarise(tmp_path)['train'] == before
+  path = evaluations / 'copy' / 'metrics.json'
+  content = json.loads(path.read_text())
+  content['protocol']['data_sha256'] = 'another'
+  path.write_text(json.dumps(content))
+  with pytest.raises(
+    errors.UserError, match='evaluate/copy: is of other pairs'
+  ):
+    summary.summarise(tmp_path)
+
+
 def gains(gain_db, copy=12.0, mean=14.0):
   return {'psnr': {'copy': copy, 'mean': mean}, 'gain_db': gain_db}
 

@@ -383,6 +383,14 @@ def test_model_predicts_with_the_seed_alone(finished, records):
   assert np.abs(reseeded - alone).max() > 1e-3
 
 
+def test_a_model_is_sampled_otherwise_as_if_it_had_been_loaded_so(finished):
+  model, single = (load_model(finished, num_steps=n) for n in (3, 1))
+  again = model.resampled(default_sampling.sampling(num_steps=1))
+  assert again.protocol == single.protocol
+  with pytest.raises(errors.UserError, match='num_steps=0'):
+    model.resampled(default_sampling.sampling(num_steps=0))
+
+
 def test_averaged_and_last_parameters_differ(finished):
   pair = posed_pair.PosedPair(
     source=np.zeros((1, 32, 32, 3), np.uint8),

@@ -14,7 +14,7 @@ import pathlib
 import tomllib
 from typing import Any, Callable, Mapping, Sequence
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, quantities
 
 _FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob('*.toml')))
@@ -72,7 +72,7 @@ def _is_name(value: Any) -> bool:
 def _are_published(value: Any) -> bool:
   return isinstance(value, Mapping) and all(
     isinstance(figures, Mapping)
-    and figures.keys() <= {*_SCORES, _SOURCE}
+    and figures.keys() <= {*quantities.SCORES, _SOURCE}
     and all(_is_figure(figures[key]) for key in figures if key != _SOURCE)
     and isinstance(figures.get(_SOURCE, ''), str)
     for figures in value.values()
@@ -81,7 +81,6 @@ def _are_published(value: Any) -> bool:
 
 # What a key may be: one of some words, or in words and as a test.
 _Kind = tuple[str, ...] | tuple[str, Callable[[Any], bool]]
-_SCORES = ('psnr', 'ssim', 'lpips')
 # Of published figures, where they stand.
 _SOURCE = 'source'
 _NUMBERS = ('list of different numbers from 0', _are_numbers)
@@ -279,7 +278,7 @@ def parse(content: Mapping[str, Any]) -> Protocol:
   published = tables.pop('published', {})
   if not _are_published(published):
     raise ValueError(
-      f'published: needs tables of numbers, of {", ".join(_SCORES)}, and '
+      f'published: needs tables of numbers, of {", ".join(quantities.SCORES)}, and '
       f'{_SOURCE}, a text'
     )
   for table, values in tables.items():

@@ -64,3 +64,32 @@ def test_what_the_source_sees_has_columns_where_it_is_known():
   assert line == '|---|---|---|---|---|---|'
   assert row.endswith('| - | 27.03 (25.00 to 28.50) | 15.40 |')
   assert tables.latex(content).startswith(r'\begin{tabular}{lrrrrr}')
+
+
+def test_scores_of_sets_have_columns_in_the_tables_of_one_and_of_several():
+  measured = {'fid': 123.456, 'kid': 0.012345, 'kid_std': 0.00123}
+  metrics = {'metrics': {'features': 'inception.py:features'}}
+  protocol = {**CONTENT['protocol'], **metrics}
+  one = {**CONTENT, **measured, 'protocol': protocol}
+  several = {
+    'protocol': protocol,
+    'predictors': {
+      'model': one,
+      'copy': {**one, 'fid': 7.0, 'difference_to_first': CONTENT},
+    },
+    'scenes': CONTENT['scenes'],
+    'pairs': CONTENT['pairs'],
+  }
+  head, *rows = tables.text_rows(several)
+  assert head[-2:] == ['FID', 'KID']
+  ends = {row[0]: row[-2:] for row in rows}
+  assert ends['model, poses shuffled'] == ['123.5', '0.0123']
+  assert ends['copy, poses shuffled'] == ['7', '0.0123']
+  # Neither is a mean over pairs, of which there are differences.
+  assert ends['copy minus model'] == ends['Zero_NVS (published)'] == ['-', '-']
+  assert tables.text_rows(one)[1][-2:] == ['123.5', '0.0123']
+  for content in (one, several):
+    text = tables.markdown(content)
+    assert 'FID and KID by inception.py:features.' in text
+  assert tables.distribution(one) == 'FID 123.5, KID 0.0123 +- 0.001'
+  assert tables.distribution(CONTENT) == tables.features(CONTENT) == ''

@@ -3,6 +3,7 @@
 import pathlib
 import random
 import shutil
+from unittest import mock
 
 import hypothesis
 from hypothesis import strategies
@@ -155,3 +156,17 @@ def test_what_is_missing_is_one_line(saved, tmp_path, what):
   with pytest.raises(errors.UserError) as caught:
     restored(copy)
   assert '\n' not in str(caught.value) and str(copy) in str(caught.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_warned_of_once(saved, tmp_path):
+  workdir, *_ = saved
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  shutil.rmtree(copy / checkpoint.FOLDER / '3' / checkpoint.CHECKSUMS)
+  with mock.patch.object(checkpoint.logging, 'warning') as warning:
+    # As for a table's guidance, a model, and the same with one step.
+    for _ in range(3):
+      checkpoints, *_ = checkpoint.open_latest(copy)
+      checkpoints.close()
+  said = [call.args[0] for call in warning.call_args_list]
+  assert sum('has no checksums' in text for text in said) == 1
