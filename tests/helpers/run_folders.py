@@ -32,6 +32,8 @@ def write_records(folder: pathlib.Path, video_id: str) -> None:
     record = {
       name: camera.identity_pose() if feature.shape else by_kind[feature.kind]
       for name, feature in schema.FEATURES.items()
+      # What is optional is checked more closely than these would stand.
+      if feature.encoding != 'png'
     }
     for side, shift in (('source', 0), ('target', 1)):
       record[f'{side}/time_s'] = float(time + shift)

@@ -58,13 +58,12 @@ def test_samples_are_those_of_diffusers_with_its_defaults(
     odin, 'condition', lambda *_: {'source': np.zeros((2, *SHAPE))}
   )
   model = types.SimpleNamespace(
-    conditioning=lambda condition, drop: (
-      jnp.zeros((2, *SHAPE)),
-      jnp.zeros((2, 1, 1)),
+    cond=lambda condition, drop: odin.Cond(
+      jnp.zeros((2, *SHAPE)), jnp.zeros((2, 1, 1))
     ),
-    denoise=lambda x, t, cond: (
+    denoise=lambda x, t, cond: odin.Denoised(
       jnp.tanh(x @ weights) * (1 + t[:, None, None, None] / 1000),
-      None,
+      jnp.zeros(x.shape[:3]),
     ),
   )
   decode = types.SimpleNamespace(decode=lambda latents: latents)
