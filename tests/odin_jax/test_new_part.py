@@ -167,7 +167,7 @@ def test_it_starts_from_a_model_without_it_trains_and_samples(
   assert (channels[..., 6] == 1).all()
   np.testing.assert_array_equal(new_context[:, 0], context[:, 0])
   assert new_context.shape[1] == context.shape[1] + 1
-  for new, old in zip(output, old_output, strict=True):
+  for new, old in zip(output[:2], old_output[:2], strict=True):
     assert old.std() > 0.01
     np.testing.assert_array_equal(new, old)
 

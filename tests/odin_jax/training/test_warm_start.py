@@ -399,8 +399,8 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   def denoise(params):
     model = nnx.merge(graph, params)
     noisy, source = jnp.split(jnp.asarray(x), 2, axis=-1)
-    cond = source, jnp.asarray(context)
-    return model.denoise(noisy, jnp.asarray(timestep), cond)[0]
+    cond = odin.Cond(source, jnp.asarray(context))
+    return model.denoise(noisy, jnp.asarray(timestep), cond).output
 
   with torch.no_grad():
     expected = reference(
