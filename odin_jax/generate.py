@@ -271,7 +271,7 @@ def main() -> None:
     background=user_images.parse_colour(_BACKGROUND.value),
   )
   predictor = predictors.load_model(
-    files.require_folder(_WORKDIR.value, 'a training run'),
+    _WORKDIR.value,
     sampling=predictors.Sampling(
       sampler=_SAMPLER.value,
       num_steps=_NUM_STEPS.value,

@@ -11,7 +11,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.geometry import visibility
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors
 
 MODEL = predictors.Model.name
 
@@ -111,9 +111,7 @@ def is_guided(workdir: str | None) -> bool:
   Raises:
     errors.UserError: no training run there.
   """
-  return workdir is not None and predictors.takes_guidance(
-    files.require_folder(workdir, 'a training run')
-  )
+  return workdir is not None and predictors.takes_guidance(workdir)
 
 
 def load_predictor(
@@ -134,7 +132,7 @@ def load_predictor(
     )
   config = asked.config
   predictor = predictors.load_model(
-    files.require_folder(asked.workdir, 'a training run'),
+    asked.workdir,
     sampling=predictors.Sampling(
       sampler=config['sampler'],
       num_steps=config['num_steps'],

@@ -7,7 +7,7 @@ Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
 of another kind starts fresh. Anything else must be the same.
 """
 
-import pathlib
+import os
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
@@ -163,7 +163,9 @@ def _lost_channels(config: Config, saved_config: Config) -> list[str]:
   return [x for x in odin.input_channels(saved_config) if x not in channels]
 
 
-def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
+def _check(
+  where: str | os.PathLike[str], config: Config, saved_config: Config
+) -> None:
   """Raises errors.UserError where the configs name other networks."""
   if saved_config['autoencoder']['kind'] == 'none':
     raise errors.UserError(
@@ -199,12 +201,14 @@ def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
     )
 
 
-def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
+def load(
+  where: str | os.PathLike[str], config: Config, mesh: jax.sharding.Mesh
+) -> Start:
   """The newest checkpoint of a workdir, as a start.
 
   Args:
     where: workdir of training (its moving averages are taken) or of
-      port_weights.
+      port_weights, or the word for the checkpoint that comes with the project.
     config: of the run to start.
     mesh: its mesh.
 
