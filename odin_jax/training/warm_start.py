@@ -7,7 +7,7 @@ Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
 of another kind starts fresh. Anything else must be the same.
 """
 
-import os
+import pathlib
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
@@ -163,9 +163,7 @@ def _lost_channels(config: Config, saved_config: Config) -> list[str]:
   return [x for x in odin.input_channels(saved_config) if x not in channels]
 
 
-def _check(
-  where: str | os.PathLike[str], config: Config, saved_config: Config
-) -> None:
+def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
   """Raises errors.UserError where the configs name other networks."""
   if saved_config['autoencoder']['kind'] == 'none':
     raise errors.UserError(
@@ -201,9 +199,7 @@ def _check(
     )
 
 
-def load(
-  where: str | os.PathLike[str], config: Config, mesh: jax.sharding.Mesh
-) -> Start:
+def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
   """The newest checkpoint of a workdir, as a start.
 
   Args:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 import shlex
 
@@ -19,7 +20,7 @@ from configs import worlds as world_rules
 from odin_jax import batches, port_weights, sharding
 from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.models import encoders, odin
-from odin_jax.shared import errors, posed_pair, schema
+from odin_jax.shared import errors, posed_pair, schema, workdirs
 from odin_jax.training import warm_start
 from preprocessing.procedural import scenes, true_pairs
 from preprocessing.views import alignment
@@ -27,6 +28,7 @@ from tests.helpers import default_sampling, posed_records
 
 SEED = 5000
 STEP = 7
+PRETRAINED = pathlib.Path('pretrained')
 VIDEOS = {f'{SEED}_00000_unique_room': 3, f'{SEED}_00001_unique_outdoor': 2}
 
 
@@ -53,7 +55,7 @@ def random_params(config):
 
 
 def rules():
-  views = world_rules.get_config().views.to_dict()
+  views = world_rules.get_config().views.to_dict() | {'num_tries': 9}
   return true_pairs.PairRules(
     num_records=3,
     seconds=24.0,
@@ -98,7 +100,7 @@ def save(workdir, config, params):
 def export(source, output, **given):
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(['test', '--source=x', '--output=x'])
-  given = {'export': pretrained.NAME, **given}
+  given = {'export': 'pretrained', **given}
   given = {name: str(value) for name, value in given.items()}
   with flagsaver.flagsaver(source=[str(source)], output=str(output), **given):
     port_weights.main()
@@ -206,6 +208,7 @@ def test_the_note_says_what_it_has_seen(trained):
     '--test_fraction=0.0',
     f'--seed={SEED}',
     '--kinds=a,b',
+    '--config.views.num_tries=9',
     '--views_per_pair=2',
     '--fov_deg=90.0',
   }
@@ -219,7 +222,7 @@ def test_the_note_says_what_it_has_seen(trained):
 
 def test_training_starts_from_it(trained, shipped):
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  start = warm_start.load('pretrained', trained.config, mesh)
+  start = warm_start.load(PRETRAINED, trained.config, mesh)
   assert start.notes == []
   name = 'unet/conv_in/kernel'
   expected = flat(trained.params)[name].astype(ml_dtypes.bfloat16)
@@ -232,11 +235,11 @@ def test_training_starts_from_it(trained, shipped):
     for section, values in change.items():
       config[section].update(values)
     with pytest.raises(errors.UserError, match=words):
-      warm_start.load('pretrained', config, mesh)
+      warm_start.load(PRETRAINED, config, mesh)
   config = checkpoint.plain(trained.config)
   config['model']['spheres']['features'] = 5
   with pytest.raises(errors.UserError, match='pretrained: .* do not fit this'):
-    warm_start.load('pretrained', config, mesh)
+    warm_start.load(PRETRAINED, config, mesh)
 
 
 # -- Refused -------------------------------------------------------------------
@@ -294,11 +297,16 @@ def test_weights_of_another_version_are_refused(shipped, monkeypatch):
 
 
 def test_a_folder_of_that_name_is_another(shipped, tmp_path):
-  assert pretrained.is_meant('pretrained')
-  assert not pretrained.is_meant('./pretrained')
-  assert not pretrained.is_meant(tmp_path / 'pretrained')
+  word, folder = 'pretrained', './pretrained'
+  assert workdirs.is_pretrained(workdirs.require(word, 'it'))
+  with pytest.raises(errors.UserError, match='no such folder; it is needed'):
+    workdirs.require(folder, 'it')
   (tmp_path / 'pretrained').mkdir()
-  assert not pretrained.is_meant('./pretrained')
+  for given in (folder, tmp_path / word):
+    path = workdirs.require(given, 'it')
+    assert path == tmp_path / word and not workdirs.is_pretrained(path)
+  with pytest.raises(errors.UserError, match=r'write \./pretrained'):
+    workdirs.require(word, 'it')
   with pytest.raises(errors.UserError, match=r'write \./pretrained'):
     checkpoint.open_latest('pretrained')
 
@@ -394,6 +402,6 @@ def test_the_one_that_is_here_is_sound(repository, monkeypatch, tmp_path):
   found, step, config = checkpoint.open_latest('pretrained')
   recipe = recipes.get_config('multisphere').to_dict()
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  start = warm_start.load('pretrained', checkpoint.plain(recipe), mesh)
+  start = warm_start.load(PRETRAINED, checkpoint.plain(recipe), mesh)
   assert start.notes == []
   found.restore_encoders(step, config, sharding.replicated(mesh))
