@@ -53,6 +53,7 @@ from odin_jax.shared import (
   posed_pair,
   progress,
   user_images,
+  workdirs,
 )
 
 _TOOL = 'odin_jax.generate'
@@ -271,7 +272,7 @@ def main() -> None:
     background=user_images.parse_colour(_BACKGROUND.value),
   )
   predictor = predictors.load_model(
-    files.require_folder(_WORKDIR.value, 'a training run'),
+    workdirs.require(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
       sampler=_SAMPLER.value,
       num_steps=_NUM_STEPS.value,

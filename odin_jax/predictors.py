@@ -423,7 +423,8 @@ def load_model(
   """The model of the newest checkpoint of a training run, or a ported one.
 
   Args:
-    workdir: of `odin_jax.train`, or output of `odin_jax.port_weights`.
+    workdir: of `odin_jax.train`, output of `odin_jax.port_weights`, or the
+      word for the checkpoint that comes with the project.
     sampling: how samples are drawn.
     batch_size: examples of one call of the network.
     ema: use the moving average of the parameters; a ported checkpoint has one

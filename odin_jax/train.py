@@ -9,7 +9,8 @@ parameters, bit for bit, as one that was not. SIGTERM and Ctrl-C save and exit
 75 (EX_TEMPFAIL), which tells a scheduler to start again; a second one ends at
 once.
 `--init` starts from the parameters of another workdir, such as the output of
-`odin_jax.port_weights`.
+`odin_jax.port_weights`, or with `--init=pretrained` from those of the checkpoint
+that comes with the project (odin_jax/pretrained).
 
 The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
 steps), `tensorboard/` and, when all steps are done, `final.json`.
@@ -36,7 +37,7 @@ import numpy as np
 from odin_jax import batches, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
-from odin_jax.shared import command, errors, files, progress
+from odin_jax.shared import command, errors, files, progress, workdirs
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
@@ -49,10 +50,14 @@ _WORKDIR = command.define_path(
 _INIT = command.define_path(
   'init',
   'Workdir to take the first parameters and the encoders from: the output of '
-  'odin_jax.port_weights, or another run, whose moving averages are taken.',
+  'odin_jax.port_weights, or another run, whose moving averages are taken; or '
+  'the word pretrained: the checkpoint that comes with the project '
+  '(./pretrained is a folder of that name; where there is one, the word alone '
+  'is refused).',
 )
 flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
+_INIT_NEEDS = 'another run, or a ported one,'
 
 
 class Interrupt:
@@ -84,8 +89,15 @@ class Interrupt:
 def _check(config: checkpoint.Config) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
+  if _WORKDIR.value == workdirs.PRETRAINED:
+    raise errors.UserError(
+      f'--workdir={workdirs.PRETRAINED}: is the checkpoint that comes with the '
+      f'project, which nothing is written into; --init={workdirs.PRETRAINED} starts '
+      f'from it; give a new folder, or write ./{workdirs.PRETRAINED} for one of that '
+      'name'
+    )
   if config['init']:
-    files.require_folder(config['init'], 'another run, or a ported one,')
+    workdirs.require(config['init'], _INIT_NEEDS)
 
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
@@ -129,7 +141,8 @@ def _start(
     # First what may be refused: a large state takes minutes to make.
     frozen = _make_encoders(source, config)
     return jax.jit(init, out_shardings=state_shardings)(), frozen
-  start = warm_start.load(pathlib.Path(config['init']), config, mesh)
+  where = workdirs.require(config['init'], _INIT_NEEDS)
+  start = warm_start.load(where, config, mesh)
   for note in start.notes:
     logging.info('%s: %s', config['init'], note)
 

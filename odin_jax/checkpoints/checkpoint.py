@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checksums
+from odin_jax.checkpoints import checksums, pretrained
 from odin_jax.models import conditioning, encoders
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, workdirs
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
@@ -63,6 +63,16 @@ def _leaves(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield from _leaves(config[key], f'{prefix}.{key}' if prefix else key)
   else:
     yield prefix, config
+
+
+def changed_fields(usual: Config, given: Config) -> Config:
+  """Fields of a config, at any depth, that another has not or not so."""
+  before = dict(_leaves(usual))
+  return {
+    key: value
+    for key, value in _leaves(given)
+    if key not in before or before[key] != value
+  }
 
 
 def differences(saved: Config, given: Config) -> list[str]:
@@ -370,18 +380,25 @@ class Checkpoints:
 
 def open_latest(
   workdir: str | os.PathLike[str],
-) -> tuple[Checkpoints, int, Config]:
+) -> tuple[Checkpoints | pretrained.Pretrained, int, Config]:
   """The checkpoints of a workdir, the newest step and its config.
+
+  Args:
+    workdir: of `odin_jax.train` or `odin_jax.port_weights`, or the word for
+      the checkpoint that comes with the project (`workdirs`).
 
   Raises:
     errors.UserError: no checkpoint there, or one of a model with a part of the
       conditioning that is not here.
   """
-  path = files.require_folder(
-    workdir, 'the --workdir of odin_jax.train or output of port_weights'
-  )
-  files.require_folder(path / FOLDER, 'a training run with a checkpoint')
-  checkpoints = Checkpoints(path, read_only=True)
+  if workdirs.is_pretrained(workdir):
+    checkpoints = pretrained.Pretrained()
+  else:
+    path = files.require_folder(
+      workdir, 'the --workdir of odin_jax.train or output of port_weights'
+    )
+    files.require_folder(path / FOLDER, 'a training run with a checkpoint')
+    checkpoints = Checkpoints(path, read_only=True)
   newest = checkpoints.latest()
   if newest is None:
     raise errors.UserError(f'{workdir}: no checkpoint here yet; train first')

@@ -94,7 +94,7 @@ def sealed(
   config: Mapping[str, Any], sums: Mapping[str, str]
 ) -> dict[str, str]:
   """What is kept beside the arrays: their checksums and the config's digest."""
-  return {CONFIG: _config_sha256(config), **sums}
+  return {CONFIG: config_sha256(config), **sums}
 
 
 def damaged(
@@ -103,11 +103,12 @@ def damaged(
   """Names of what is not as `sealed` had it."""
   found = dict(sums)
   if config is not None:
-    found[CONFIG] = _config_sha256(config)
+    found[CONFIG] = config_sha256(config)
   return sorted(name for name in found if found[name] != kept.get(name))
 
 
-def _config_sha256(config: Mapping[str, Any]) -> str:
+def config_sha256(config: Mapping[str, Any]) -> str:
+  """Digest of a config, whatever the order of its fields."""
   text = json.dumps(config, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.geometry import visibility
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, workdirs
 
 MODEL = predictors.Model.name
 
@@ -115,7 +115,7 @@ def is_guided(workdir: str | None) -> bool:
     errors.UserError: no training run there.
   """
   return workdir is not None and predictors.takes_guidance(
-    files.require_folder(workdir, 'a training run')
+    workdirs.require(workdir, 'a training run')
   )
 
 
@@ -165,7 +165,7 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
     )
   config = asked.config
   predictor = predictors.load_model(
-    files.require_folder(asked.workdir, 'a training run'),
+    workdirs.require(asked.workdir, 'a training run'),
     sampling=_sampling(config),
     batch_size=config['batch_size'],
     ema=config['ema'],

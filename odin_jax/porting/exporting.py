@@ -71,6 +71,13 @@ def write(
   Raises:
     errors.UserError: the layout has no such network.
   """
+  # Parts that these layouts have no place for would be lost without a word.
+  strangers = sorted(set(model.params) - {'unet', 'conditioning'})
+  if strangers:
+    raise errors.UserError(
+      f'--export={kind}: has no place for {", ".join(strangers)} of this model; '
+      'a whole model is its workdir, or --export=pretrained'
+    )
   try:
     return _WRITERS[kind](model, claim, dtype)
   except ValueError as error:

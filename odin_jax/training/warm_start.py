@@ -204,7 +204,7 @@ def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
 
   Args:
     where: workdir of training (its moving averages are taken) or of
-      port_weights.
+      port_weights, or the word for the checkpoint that comes with the project.
     config: of the run to start.
     mesh: its mesh.
 

@@ -267,12 +267,24 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         f'--records={tmp_path / "records"}',
         f'--workdir={tmp_path / "other"}',
       ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        '--workdir=pretrained',
+      ],
     ],
   )
   # Before the one line of the error is that of the devices.
   results = [(status, errors.splitlines()[-1]) for status, errors in results]
   commands.assert_refused(
-    results, [['--init'], ['clip'], ['eps', 'SNR'], ["'sweep_distances'"]]
+    results,
+    [
+      ['--init'],
+      ['clip'],
+      ['eps', 'SNR'],
+      ["'sweep_distances'"],
+      ['--init=pretrained', './pretrained'],
+    ],
   )
 
 

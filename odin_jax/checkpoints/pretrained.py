@@ -1,0 +1,239 @@
+"""The checkpoint that comes with the project, in `odin_jax/pretrained`.
+
+`multisphere.safetensors` holds the moving averages of the parameters in
+bfloat16 and the arrays of the encoders in float32, under their slash-separated
+paths: `params/unet/conv_in/kernel`, `encoders/autoencoder/mean`. What is known
+of them is in `multisphere.json`:
+
+  step           of training
+  config         of training, all of it
+  training       the command
+  data           the worlds that it has seen: command, seed, number, settings
+  figures        what it reached; written by hand
+  licence        of the weights
+  sha256         of the file of weights, checked when they are read
+  config_sha256  of the config, checked likewise
+
+The word `pretrained` in the place of a workdir means it
+(`odin_jax.shared.workdirs`).
+"""
+
+import functools
+import hashlib
+import pathlib
+from typing import Any, Mapping
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from odin_jax import sharding
+from odin_jax.checkpoints import checksums
+from odin_jax.models import encoders
+from odin_jax.shared import errors, files
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'pretrained'
+WEIGHTS = 'multisphere.safetensors'
+NOTE = 'multisphere.json'
+LICENCE = (
+  "Apache-2.0, as the project; all training data are the project's own "
+  'procedural worlds'
+)
+_WHAT = 'the checkpoint that comes with the project'
+_AGAIN = 'get the project again, or make the file with odin_jax.port_weights'
+_KEYS = ('step', 'config', 'data', 'sha256', 'config_sha256')
+_DTYPES = {'BF16': ml_dtypes.bfloat16, 'F32': np.float32}
+_PARAMS, _ENCODERS = 'params', 'encoders'
+
+
+# -- Reading -------------------------------------------------------------------
+
+
+def read_note() -> dict[str, Any]:
+  """What is known of the checkpoint, see above; the weights are not read.
+
+  Raises:
+    errors.UserError: it is not there, or damaged.
+  """
+  path = FOLDER / NOTE
+  note = files.read_json(path, _WHAT, _KEYS)
+  if checksums.config_sha256(note['config']) != note['config_sha256']:
+    raise errors.UserError(
+      f'{path}: its config is not as it was written; {_AGAIN}'
+    )
+  return note
+
+
+class Pretrained:
+  """The checkpoint, read as `checkpoint.Checkpoints` are.
+
+  Raises:
+    errors.UserError: it is not there, or damaged.
+  """
+
+  def __init__(self) -> None:
+    self._note = read_note()
+
+  def latest(self) -> int:
+    """The step that it is of."""
+    return self._note['step']
+
+  def config(self, step: int) -> dict[str, Any]:
+    """The config that it was trained by."""
+    del step
+    return self._note['config']
+
+  def restore_params(
+    self, step: int, name: str, abstract_params: Any, params_shardings: Any
+  ) -> Any:
+    """The parameters, straight into their shards.
+
+    Args:
+      step: of `latest`.
+      name: `ema`; it has no others.
+      abstract_params: their shapes and types.
+      params_shardings: where each goes.
+
+    Raises:
+      errors.UserError: others are asked for, or they are damaged.
+    """
+    del step
+    if name != 'ema':
+      raise errors.UserError(
+        f'{FOLDER / WEIGHTS}: has moving averages of the parameters alone; '
+        'leave out --noema or --config.ema=False'
+      )
+    return self._restore(_PARAMS, abstract_params, params_shardings)
+
+  def restore_encoders(
+    self,
+    step: int,
+    config: Mapping[str, Any],
+    where: jax.sharding.NamedSharding,
+  ) -> encoders.Encoders:
+    """The encoders, all of them in one sharding.
+
+    Args:
+      step: of `latest`.
+      config: of the model; read are the sections of the encoders.
+      where: they go.
+
+    Raises:
+      errors.UserError: they are damaged, or of another config.
+    """
+    del step
+    shapes = encoders.abstract(config)
+    everywhere = jax.tree.map(lambda _: where, shapes)
+    return self._restore(_ENCODERS, shapes, everywhere)
+
+  def close(self) -> None:
+    """Nothing is open."""
+
+  @functools.cached_property
+  def _arrays(self) -> dict[str, np.ndarray]:
+    """All arrays by name, once they are known to be those that were written."""
+    path = FOLDER / WEIGHTS
+    content = files.require_file(path, _WHAT).read_bytes()
+    if hashlib.sha256(content).hexdigest() != self._note['sha256']:
+      raise errors.UserError(
+        f'{path}: damaged: its SHA-256 is not that of {NOTE}; {_AGAIN}'
+      )
+    return {
+      name: np.frombuffer(tensor['data'], _DTYPES[tensor['dtype']]).reshape(
+        tensor['shape']
+      )
+      for name, tensor in safetensors.deserialize(content)
+    }
+
+  def _restore(self, part: str, abstract: Any, shardings: Any) -> Any:
+    """The arrays of a part, in the types of `abstract`."""
+    expected = {
+      f'{part}/{name}': leaf.shape for name, leaf in _by_path(abstract).items()
+    }
+    here = {
+      name: array.shape
+      for name, array in self._arrays.items()
+      if name.startswith(f'{part}/')
+    }
+    if here != expected:
+      unlike = sorted(dict(here.items() ^ expected.items()))
+      raise errors.UserError(
+        f'{FOLDER / WEIGHTS}: {unlike[0]} (and {len(unlike) - 1} more) is not '
+        'as this version of the project has it; get the whole project of one '
+        'version'
+      )
+
+    def place(path: Any, leaf: Any, where: Any) -> jax.Array:
+      array = self._arrays[f'{part}/{sharding.path_name(path)}']
+      array = array.astype(leaf.dtype)
+      return jax.make_array_from_callback(
+        leaf.shape, where, lambda index: array[index]
+      )
+
+    return jax.tree_util.tree_map_with_path(place, abstract, shardings)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+# -- Writing -------------------------------------------------------------------
+
+
+def write(
+  folder: pathlib.Path,
+  params: Any,
+  frozen: encoders.Encoders,
+  *,
+  step: int,
+  config: Mapping[str, Any],
+  training: str,
+  data: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Writes both files.
+
+  Args:
+    folder: to write into.
+    params: moving averages of the parameters.
+    frozen: the encoders of the run.
+    step: that they are of.
+    config: of the run.
+    training: its command.
+    data: of its records, see above.
+
+  Returns:
+    counts for a report.
+  """
+  arrays = {
+    f'{part}/{name}': np.asarray(leaf).astype(dtype)
+    for part, tree, dtype in (
+      (_PARAMS, params, ml_dtypes.bfloat16),
+      (_ENCODERS, frozen, np.float32),
+    )
+    for name, leaf in _by_path(tree).items()
+  }
+  content = safetensors.numpy.save(arrays)
+  note = {
+    'step': step,
+    'training': training,
+    'data': dict(data),
+    'figures': {},
+    'licence': LICENCE,
+    'sha256': hashlib.sha256(content).hexdigest(),
+    'config_sha256': checksums.config_sha256(config),
+    'config': dict(config),
+  }
+  # Never a note of other weights: without it nothing is read.
+  (folder / NOTE).unlink(missing_ok=True)
+  with files.atomic_path(folder / WEIGHTS) as temporary:
+    temporary.write_bytes(content)
+  files.write_json(folder / NOTE, note)
+  return {
+    'tensors': len(arrays),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    'bytes': len(content),
+    'sha256': note['sha256'],
+  }
