@@ -281,9 +281,9 @@ def _small_odin(config: ml_collections.ConfigDict) -> None:
 
 
 def _multisphere(config: ml_collections.ConfigDict) -> None:
-  config.steps = 600
+  config.steps = 300
   config.batch_size = 16
-  config.checkpoint_every = 200
+  config.checkpoint_every = 100
   config.image_size_px = 64
   config.dtype = 'float32'
   config.cache_records = True

@@ -72,12 +72,9 @@ stage records preprocessing.run --config=configs/preprocess.py \
   --config.test_fraction=0.2 --config.views_per_pair=8 --config.depth_px=$size
 stage audit preprocessing.audit --records="$output/records" \
   --output="$output/audit" "${truth[@]}"
-# From the checkpoint that comes with the project, and from nothing.
-training=(--config=configs/train.py:multisphere --records="$output/records")
-stage train odin_jax.train "${training[@]}" --init=pretrained \
-  --workdir="$output/train"
-stage train_scratch odin_jax.train "${training[@]}" \
-  --workdir="$output/train_scratch"
+# From the checkpoint that comes with the project, which knows other worlds.
+stage train odin_jax.train --config=configs/train.py:multisphere \
+  --init=pretrained --records="$output/records" --workdir="$output/train"
 
 held_out=(--data="$output/records")
 if [ -z "$video" ]; then
@@ -92,8 +89,9 @@ evaluate mean "${held_out[@]}" --predictor=mean
 evaluate shuffled "${held_out[@]}" --predictor=model --shuffle_poses
 # One step is about the mean of what a model imagines.
 evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
-evaluate scratch "${held_out[@]}" --predictor=model --config.num_steps=1 \
-  --workdir="$output/train_scratch"
+# What the training started from.
+evaluate pretrained "${held_out[@]}" --predictor=model --config.num_steps=1 \
+  --workdir=pretrained
 evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
@@ -110,14 +108,16 @@ if [ -z "$video" ]; then
   evaluate mean_unseen "${unseen[@]}" --predictor=mean
   evaluate shuffled_unseen "${unseen[@]}" --predictor=model --shuffle_poses
   evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
-  evaluate scratch_unseen "${unseen[@]}" --predictor=model \
-    --config.num_steps=1 --workdir="$output/train_scratch"
+  evaluate pretrained_unseen "${unseen[@]}" --predictor=model \
+    --config.num_steps=1 --workdir=pretrained
   evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
 fi
 
+# One step, whose views agree with each other: samples differ in what they make
+# up.
 stage generate odin_jax.generate --workdir="$output/train" \
   --image="$output/evaluate/model/pairs/000_source.png" \
-  --trajectory=forward --output="$output/generate"
+  --trajectory=forward --num_steps=1 --output="$output/generate"
 # A rendered world shows what is really there along the path.
 [ -n "$video" ] || stage truth preprocessing.true_views --worlds="$videos" \
   --views="$output/generate" --evaluation="$output/evaluate/model" \

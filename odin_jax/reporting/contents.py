@@ -30,7 +30,7 @@ _PREDICTORS = {
   'mean': "source's mean colour",
   'shuffled': 'model, poses shuffled',
   'model_mean': 'model, one step: about its conditional mean',
-  'scratch': 'the same trained from nothing',
+  'pretrained': 'the model that training started from, one step',
   'sweep': 'source seen at eight distances, averaged',
   'warp': 'source warped by the true depth: the ceiling of pure geometry',
 }
