@@ -209,7 +209,10 @@ def test_depth_is_turned_with_the_views(with_depth):
   assert_same(batches.mirrored(mirrored), pair)
   np.testing.assert_array_equal(swapped.source_depth, pair.target_depth)
   np.testing.assert_array_equal(swapped.target_depth, pair.source_depth)
-  assert swapped.median_depth == 0
+  known = pair.target_depth[pair.target_depth > 0]
+  assert swapped.median_depth == pytest.approx(np.median(known))
+  nowhere = pair._replace(target_depth=np.zeros_like(pair.target_depth))
+  assert batches.swapped(nowhere).median_depth == 0
 
 
 def test_depth_that_nobody_asks_for_is_not_read(folder, tmp_path):

@@ -214,7 +214,7 @@ def mesh():
   return sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
 
 
-@pytest.mark.parametrize('recipe', ['world', 'odin'])
+@pytest.mark.parametrize('recipe', ['world', 'multisphere', 'odin'])
 def test_every_parameter_of_every_recipe_and_part_has_a_rule(recipe, mesh):
   names = [
     name
@@ -227,15 +227,20 @@ def test_every_parameter_of_every_recipe_and_part_has_a_rule(recipe, mesh):
   if recipe == 'odin':
     # Not as wide as the context, so that `clip` has a projection.
     config.image_encoder.projection = 8
+  if recipe == 'multisphere':
+    # Two levels, so that there is a way down and up.
+    config.model.spheres.network.channel_mult = (1, 1)
   config = checkpoint.plain(config.to_dict())
   state = jax.eval_shape(functools.partial(step.init, config))
   placed = sharding.shardings(state, mesh, odin.sharding_rules())
   leaves = jax.tree_util.tree_leaves_with_path(placed['params'])
   paths = [sharding.path_name(path) for path, _ in leaves]
-  if recipe == 'odin':
+  of_spheres = recipe == 'multisphere'
+  if recipe != 'world':
     # And there is no rule for nothing.
     for pattern in odin.sharding_rules():
-      assert any(re.fullmatch(pattern, path) for path in paths), pattern
+      if pattern.startswith('spheres/') == of_spheres:
+        assert any(re.fullmatch(pattern, path) for path in paths), pattern
 
 
 def test_a_parameter_without_a_rule_is_an_error(mesh, monkeypatch):
