@@ -9,8 +9,8 @@ imagine what the source does not show. This is the plane sweep of multi-view
 stereo (Collins 1996), with spheres.
 
 Every look-up is one gather: the neighbours that it needs stand side by side in
-one row of a table. On a CPU that takes two thirds of the time of
-`torch.nn.functional.grid_sample` (`python -m tests.benchmarks.sweep`).
+one row of a table (`python -m tests.benchmarks.sweep` compares its time with
+that of `torch.nn.functional.grid_sample`).
 """
 
 import math
