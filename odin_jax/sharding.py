@@ -88,6 +88,12 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their names."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {path_name(path): leaf for path, leaf in leaves}
+
+
 def _spec(
   name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
 ) -> PartitionSpec:

@@ -150,7 +150,8 @@ class Pretrained:
   def _restore(self, part: str, abstract: Any, shardings: Any) -> Any:
     """The arrays of a part, in the types of `abstract`."""
     expected = {
-      f'{part}/{name}': leaf.shape for name, leaf in _by_path(abstract).items()
+      f'{part}/{name}': leaf.shape
+      for name, leaf in sharding.by_path(abstract).items()
     }
     here = {
       name: array.shape
@@ -173,11 +174,6 @@ class Pretrained:
       )
 
     return jax.tree_util.tree_map_with_path(place, abstract, shardings)
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
 # -- Writing -------------------------------------------------------------------
@@ -213,7 +209,7 @@ def write(
       (_PARAMS, params, ml_dtypes.bfloat16),
       (_ENCODERS, frozen, np.float32),
     )
-    for name, leaf in _by_path(tree).items()
+    for name, leaf in sharding.by_path(tree).items()
   }
   content = safetensors.numpy.save(arrays)
   note = {

@@ -48,7 +48,7 @@ class PatchPca:
   ) -> Float[Array, 'b n n c']:
     """Latents of sRGB images, values in [0, 1]; `key` makes no difference."""
     del key
-    return (patches(images * 2 - 1, self.patch_px) - self.mean) @ self.encoder
+    return (_patches(images * 2 - 1, self.patch_px) - self.mean) @ self.encoder
 
   def decode(self, latents: Float[Array, 'b n n c']) -> Float[Array, 'b s s 3']:
     """Images in [0, 1] of latents."""
@@ -60,8 +60,7 @@ class PatchPca:
     return jnp.clip(images / 2 + 0.5, 0, 1)
 
 
-def patches(images: Array | np.ndarray, patch_px: int) -> Array | np.ndarray:
-  """Patches [b i j d] of images [b s s 3], rows first, colours last."""
+def _patches(images: Array | np.ndarray, patch_px: int) -> Array | np.ndarray:
   return rearrange(
     images, 'b (i y) (j x) k -> b i j (y x k)', y=patch_px, x=patch_px
   )
@@ -105,7 +104,7 @@ def fit(
     channels: components kept.
     whitening: the power p of the module's docstring.
   """
-  rows = patches(images.astype(np.float64) / 127.5 - 1, patch_px)
+  rows = _patches(images.astype(np.float64) / 127.5 - 1, patch_px)
   rows = rows.reshape(-1, rows.shape[-1])
   mean = rows.mean(axis=0)
   variances, components = np.linalg.eigh(np.cov(rows.T, ddof=0))

@@ -309,6 +309,22 @@ def _context_dim(config: Config) -> int:
   return config['model']['unet']['context_dim']
 
 
+VIEW_NUMBERS = ('fov_rad', 'log_median_depth', 'is_median_depth_known')
+
+
+def view_numbers(fov_deg: Scalar, median_depth: Scalar) -> Float[Array, '*b 3']:
+  """What is known of a source beside its pixels: the `VIEW_NUMBERS`."""
+  known = median_depth > 0
+  return jnp.stack(
+    [
+      jnp.deg2rad(fov_deg),
+      jnp.log(jnp.where(known, median_depth, 1.0)),
+      known.astype(median_depth.dtype),
+    ],
+    axis=-1,
+  )
+
+
 class Se3(Part):
   """A token of the pose, the field of view and the scale."""
 
@@ -326,15 +342,7 @@ class Se3(Part):
     self.pose2 = layers.Linear(width, width, rngs=rngs)
 
   def tokens(self, condition: Condition, dropped: Array) -> Array:
-    known = condition['median_depth'] > 0
-    numbers = jnp.stack(
-      [
-        jnp.deg2rad(condition['fov_deg']),
-        jnp.log(jnp.where(known, condition['median_depth'], 1.0)),
-        known.astype(condition['median_depth'].dtype),
-      ],
-      axis=-1,
-    )
+    numbers = view_numbers(condition['fov_deg'], condition['median_depth'])
     pose = rearrange(condition['target2source'], 'b i j -> b (i j)')
     numbers = jnp.concatenate([pose, numbers], axis=-1)
     token = self.pose2(nnx.silu(self.pose1(numbers)))

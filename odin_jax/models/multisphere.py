@@ -35,8 +35,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
-from odin_jax.models import encoders, rays, sweep, unet
+from odin_jax.models import conditioning, encoders, rays, sweep, unet
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -47,8 +48,6 @@ _LEAST_WEIGHT = 1e-3
 _MOST_OPAQUE = 0.999
 # The denoiser's corrections come from a layer whose outputs are about one.
 _DELTA_SCALE = 4.0
-# Of a source: field of view, logarithm of the median depth, whether it is known.
-_NUMBERS = 3
 # How far depths may differ, as a share, where both views show one surface.
 _SAME_SURFACE = 0.1
 
@@ -88,7 +87,8 @@ class Blended(NamedTuple):
 def distances(config: Config) -> tuple[float, ...]:
   """Radii of the spheres, scene units."""
   settings = config['model']['spheres']
-  return sweep.log_spaced(settings['near'], settings['far'], settings['count'])
+  radii = np.geomspace(settings['near'], settings['far'], settings['count'])
+  return tuple(radii.tolist())
 
 
 def grid_size(config: Config) -> int:
@@ -184,7 +184,10 @@ class Multisphere(nnx.Module):
     self.features = settings['features']
     self.context_dim = settings['network']['context_dim']
     self.network = unet.UNet(
-      in_channels=encoders.latent_channels(config) + _NUMBERS + 3,
+      # Latent, numbers and ray.
+      in_channels=encoders.latent_channels(config)
+      + len(conditioning.VIEW_NUMBERS)
+      + 3,
       out_channels=_FINER**2 * len(self.distances) + self.features,
       dtype=config['dtype'],
       rngs=rngs,
@@ -253,17 +256,9 @@ class Multisphere(nnx.Module):
   ) -> tuple[Float[Array, 'b g g k'], Float[Array, 'b n n f']]:
     """Logits of the distances along the source's rays; features."""
     batch, side = source.shape[:2]
-    known = median_depth > 0
-    numbers = jnp.stack(
-      [
-        jnp.deg2rad(fov_deg),
-        jnp.log(jnp.where(known, median_depth, 1.0)),
-        known.astype(jnp.float32),
-      ],
-      axis=-1,
-    )
+    numbers = conditioning.view_numbers(fov_deg, median_depth)
     numbers = jnp.broadcast_to(
-      numbers[:, None, None], (batch, side, side, _NUMBERS)
+      numbers[:, None, None], (batch, side, side, numbers.shape[-1])
     )
     directions = rearrange(
       rays.camera_rays(fov_deg, side), 'b (i j) d -> b i j d', i=side
@@ -310,12 +305,6 @@ def blend(
     jnp.asarray(radii)[:, None] * jnp.exp(steps),
   )
   mean = parts.image.mean(axis=(1, 2))
-  # What the source does not see gets its mean colour, the best guess there is.
-  colours = jnp.where(
-    places.visible[..., None],
-    sweep.bilinear(parts.image, places.u, places.v),
-    mean[:, None, None],
-  )
   colour = rearrange(
     output[..., :pixels],
     'b i j (y x c) -> b (i y) (j x) c',
@@ -325,7 +314,7 @@ def blend(
   seen = jnp.einsum(
     'bnk,bknc->bnc',
     rearrange(weights[..., :-1], 'b y x k -> b (y x) k'),
-    colours,
+    sweep.colours_at(parts.image, places),
   )
   seen = rearrange(seen, 'b (y x) c -> b y x c', y=size)
   rest = weights[..., -1:] * (colour + mean[:, None, None])
@@ -393,19 +382,16 @@ def depth_losses(
     _two_hot(source / along, radii) * jax.nn.log_softmax(source_logits)
   ).sum(-1)
 
-  points = directions * rearrange(target / along, 'b i j -> b (i j) 1')
-  points = points @ pairs.target2source[..., :3].swapaxes(-1, -2)
-  points = points + pairs.target2source[:, None, :, 3]
-  z = points[..., 2]
-  scale = 0.5 / jnp.tan(jnp.deg2rad(pairs.fov_deg) / 2)[:, None]
-  in_front = jnp.maximum(z, 1e-6)
-  places = [scale * points[..., i] / in_front + 0.5 for i in (0, 1)]
-  shown = (z > 0) & jnp.all(
-    jnp.stack([(x >= 0) & (x <= 1) for x in places]), axis=0
+  places = sweep.project_spheres(
+    pairs.target2source,
+    pairs.fov_deg,
+    grid,
+    rearrange(target / along, 'b i j -> b 1 (i j)'),
   )
+  u, v, shown, _, z = (x[:, 0] for x in places)
   size = pairs.source_depth.shape[1]
   column, row = (
-    jnp.clip(jnp.floor(x * size), 0, size - 1).astype(jnp.int32) for x in places
+    jnp.clip(jnp.floor(x * size), 0, size - 1).astype(jnp.int32) for x in (u, v)
   )
   there = jnp.take_along_axis(
     rearrange(pairs.source_depth, 'b y x -> b (y x)'),

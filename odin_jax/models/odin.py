@@ -181,8 +181,10 @@ class Odin(nnx.Module):
     blended = multisphere.blend(
       output, cond.blend, self.spheres.distances, self.patch_px
     )
-    patches = autoencoder.patches(blended.picture * 2 - 1, self.patch_px)
-    return Denoised(patches * self.gain, mask_logit, blended)
+    latent = autoencoder.pixels(patch_px=self.patch_px, gain=self.gain).encode(
+      blended.picture
+    )
+    return Denoised(latent, mask_logit, blended)
 
 
 def init_params(config: Config) -> Any:

@@ -13,7 +13,6 @@ one row of a table (`python -m tests.benchmarks.sweep` compares its time with
 that of `torch.nn.functional.grid_sample`).
 """
 
-import math
 from typing import NamedTuple, Sequence
 
 from einops import rearrange
@@ -35,12 +34,14 @@ class Projection(NamedTuple):
     v: likewise from top to bottom.
     visible: whether the point is in front of the camera and in its picture.
     distance: from the camera.
+    depth: along its optical axis.
   """
 
   u: Float[Array, '*b']
   v: Float[Array, '*b']
   visible: Bool[Array, '*b']
   distance: Float[Array, '*b']
+  depth: Float[Array, '*b']
 
 
 def project_spheres(
@@ -73,7 +74,9 @@ def project_spheres(
   v = scale * points[..., 1] / in_front + 0.5
   visible = (z > _NEAREST) & (u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)
   distance = jnp.linalg.norm(points, axis=-1)
-  return Projection(jnp.clip(u, 0, 1), jnp.clip(v, 0, 1), visible, distance)
+  return Projection(
+    jnp.clip(u, 0, 1), jnp.clip(v, 0, 1), visible, distance, depth=z
+  )
 
 
 def _cell(
@@ -161,6 +164,18 @@ def trilinear(
   return _lerp(row, far_weight).reshape(shape)
 
 
+def colours_at(
+  images: Float[Array, 'b s s c'], places: Projection
+) -> Float[Array, 'b k n c']:
+  """What a view shows at places [b k n]; its mean colour where it sees none.
+
+  That is the best guess there is.
+  """
+  mean = images.mean(axis=(1, 2))[:, None, None]
+  visible = places.visible.astype(images.dtype)[..., None]
+  return mean + (bilinear(images, places.u, places.v) - mean) * visible
+
+
 def sweep(
   images: Float[Array, 'b s s c'],
   target2source: Pose,
@@ -184,17 +199,7 @@ def sweep(
     target2source, fov_deg, size, jnp.asarray(distances, jnp.float32)
   )
   visible = places.visible.astype(images.dtype)
-  # What the source does not see gets its mean colour, the best guess there is.
-  mean = images.mean(axis=(1, 2))[:, None, None]
-  colours = bilinear(images, places.u, places.v)
-  colours = mean + (colours - mean) * visible[..., None]
   return (
-    rearrange(colours, 'b k (y x) c -> b k y x c', y=size),
+    rearrange(colours_at(images, places), 'b k (y x) c -> b k y x c', y=size),
     rearrange(visible, 'b k (y x) -> b k y x', y=size),
   )
-
-
-def log_spaced(near: float, far: float, count: int) -> tuple[float, ...]:
-  """Distances, equal ratios apart."""
-  step = (math.log(far) - math.log(near)) / max(count - 1, 1)
-  return tuple(near * math.exp(step * index) for index in range(count))

@@ -39,10 +39,10 @@ RANGES = {
 
 
 _SPHERES_RANGES = {
-  'near': (1e-3, math.inf),
-  'count': (2, math.inf),
-  'features': (1, math.inf),
-  'depth_weight': (0, math.inf),
+  'model.spheres.near': (1e-3, math.inf),
+  'model.spheres.count': (2, math.inf),
+  'model.spheres.features': (1, math.inf),
+  'model.spheres.depth_weight': (0, math.inf),
 }
 
 
@@ -64,9 +64,17 @@ def check(config: Config) -> None:
       raise errors.UserError(
         f'config.{name}={value}: must be one of {", ".join(allowed)}'
       )
-  _check_ranges(config, '', RANGES)
+  ranges = RANGES
   if odin.has_spheres(config):
+    ranges = RANGES | _SPHERES_RANGES
     _check_spheres(config)
+  for name, (least, most) in ranges.items():
+    value = _field(config, name)
+    if not least <= value <= most:
+      raise errors.UserError(
+        f'config.{name}={value}: must be at least {least:g}'
+        + (f' and at most {most:.3g}' if most < math.inf else '')
+      )
   diffusion = config['diffusion']
   try:
     schedule.check(
@@ -89,21 +97,8 @@ def _check_spheres(config: Config) -> None:
       f'config.diffusion.prediction=x0, not {prediction}'
     )
   spheres = config['model']['spheres']
-  _check_ranges(spheres, 'model.spheres.', _SPHERES_RANGES)
   if not spheres['near'] < spheres['far'] < math.inf:
     raise errors.UserError(
       f'config.model.spheres.far={spheres["far"]}: must be finite and more than '
       f'near={spheres["near"]}'
     )
-
-
-def _check_ranges(
-  section: Config, prefix: str, ranges: Mapping[str, tuple[Any, Any]]
-) -> None:
-  for name, (least, most) in ranges.items():
-    value = _field(section, name)
-    if not least <= value <= most:
-      raise errors.UserError(
-        f'config.{prefix}{name}={value}: must be at least {least:g}'
-        + (f' and at most {most:.3g}' if most < math.inf else '')
-      )

@@ -49,14 +49,9 @@ class Start(NamedTuple):
   notes: list[str]
 
 
-def _by_path(params: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {sharding.path_name(path): leaf for path, leaf in leaves}
-
-
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
   """By path; that of the first kernel without its input channels."""
-  shapes = {name: leaf.shape for name, leaf in _by_path(params).items()}
+  shapes = {name: leaf.shape for name, leaf in sharding.by_path(params).items()}
   height, width, _, outputs = shapes[_FIRST_KERNEL]
   return shapes | {_FIRST_KERNEL: (height, width, outputs)}
 
@@ -140,7 +135,7 @@ def adopt(params: Any, saved: Any, rows: Rows) -> Any:
     saved: of the checkpoint; see `load` for what it may lack.
     rows: where it has the input channels.
   """
-  saved = _by_path(saved)
+  saved = sharding.by_path(saved)
 
   def pick(path: Any, leaf: jax.Array) -> jax.Array:
     name = sharding.path_name(path)

@@ -18,7 +18,7 @@ from odin_jax.models import conditioning, encoders, multisphere, odin, sweep
 from odin_jax.shared import camera, errors, posed_pair
 from odin_jax.training import settings, step
 
-RADII = sweep.log_spaced(0.5, 8.0, 24)
+RADII = tuple(np.geomspace(0.5, 8.0, 24).tolist())
 FOV_DEG = 80.0
 GRID = 12
 
