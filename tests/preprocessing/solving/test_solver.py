@@ -358,22 +358,31 @@ def unit(vectors):
   return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def with_wrong_matches(target, rng):
+  """Rays to points, a third of which is to others; and which."""
+  wrong = rng.uniform(size=len(target)) < 0.33
+  rays = unit(target)
+  rays[wrong] = unit(rng.normal(size=(wrong.sum(), 3)))
+  return rays, wrong
+
+
+def fit_rays(source, rays, *, min_inliers):
+  return relative_pose.fit_pair(
+    unit(source),
+    rays,
+    max_error_rad=1e-3,
+    min_inliers=min_inliers,
+    min_parallax_rad=1e-3,
+    seed=0,
+  )
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_fit_and_depths_are_exact_without_noise(seed):
   pose, source, target, rng = random_pair(seed)
-  # A third of the matches is wrong.
-  wrong = rng.uniform(size=len(source)) < 0.33
-  rays = unit(target)
-  rays[wrong] = unit(rng.normal(size=(wrong.sum(), 3)))
-  fit = relative_pose.fit_pair(
-    unit(source),
-    rays,
-    max_error_rad=1e-3,
-    min_inliers=30,
-    min_parallax_rad=1e-3,
-    seed=0,
-  )
+  rays, wrong = with_wrong_matches(target, rng)
+  fit = fit_rays(source, rays, min_inliers=30)
   # A wrong match that happens to obey the geometry to within the limit counts
   # too, and pulls by less than the limit.
   tolerance = 1e-3 if fit.inliers[wrong].any() else 1e-4
@@ -390,17 +399,8 @@ def test_fit_and_depths_are_exact_without_noise(seed):
 
 def test_a_fit_of_many_matches_judges_each_of_them():
   pose, source, target, rng = random_pair(4, count=2000)
-  wrong = rng.uniform(size=len(source)) < 0.33
-  rays = unit(target)
-  rays[wrong] = unit(rng.normal(size=(wrong.sum(), 3)))
-  fit = relative_pose.fit_pair(
-    unit(source),
-    rays,
-    max_error_rad=1e-3,
-    min_inliers=1000,
-    min_parallax_rad=1e-3,
-    seed=0,
-  )
+  rays, wrong = with_wrong_matches(target, rng)
+  fit = fit_rays(source, rays, min_inliers=1000)
   np.testing.assert_allclose(fit.target2source, pose, atol=1e-3)
   assert len(fit.inliers) == len(fit.depths[0]) == len(source)
   assert np.mean(fit.inliers[~wrong]) > 0.98
