@@ -76,6 +76,11 @@ def check(config: Config) -> None:
         + (f' and at most {most:.3g}' if most < math.inf else '')
       )
   diffusion = config['diffusion']
+  if diffusion['max_v_weight'] and diffusion['prediction'] != 'x0':
+    raise errors.UserError(
+      'config.diffusion.max_v_weight: is a weight of errors of x0, not of '
+      f'{diffusion["prediction"]}; give 0'
+    )
   try:
     schedule.check(
       diffusion['prediction'], zero_terminal_snr=diffusion['zero_terminal_snr']
@@ -95,6 +100,11 @@ def _check_spheres(config: Config) -> None:
       f'config.model.spheres: blends pixels, so that it needs '
       f'config.autoencoder.kind=pixels, not {kind}, and '
       f'config.diffusion.prediction=x0, not {prediction}'
+    )
+  if config['diffusion']['condition_dropout']:
+    raise errors.UserError(
+      'config.diffusion.condition_dropout: config.model.spheres are a part of '
+      'the picture, which cannot be dropped; give 0'
     )
   spheres = config['model']['spheres']
   if not spheres['near'] < spheres['far'] < math.inf:

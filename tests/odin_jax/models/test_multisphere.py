@@ -360,6 +360,7 @@ def test_gradients_reach_every_parameter(small):
     ('model.spheres.near', 0, 'near=0: must be at least'),
     ('model.spheres.count', 1, 'count=1: must be at least 2'),
     ('model.spheres.far', 0.1, 'far=0.1: must be finite and more'),
+    ('diffusion.condition_dropout', 0.05, 'cannot be dropped'),
     ('diffusion.terminal_share', 1.5, 'terminal_share=1.5: must be'),
   ],
 )
@@ -372,6 +373,14 @@ def test_what_cannot_be_blended_is_refused(field, value, words):
     section = section[parent]
   section[name] = value
   with pytest.raises(errors.UserError, match=words):
+    settings.check(config)
+
+
+def test_a_weight_of_x0_is_of_nothing_else():
+  config = checkpoint.plain(train.get_config('world').to_dict())
+  settings.check(config)
+  config['diffusion']['max_v_weight'] = 5.0
+  with pytest.raises(errors.UserError, match='not of v'):
     settings.check(config)
 
 
