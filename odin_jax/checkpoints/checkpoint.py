@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import sys
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from absl import logging
 import jax
@@ -115,19 +115,25 @@ def _abstract_encoders(config: Config, where: Any) -> Any:
   return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
 
 
-def _pass_over_what_is_abandoned(
-  otherwise: Callable[[Any], None], unraisable: Any
-) -> None:
-  """A `sys.unraisablehook` for after a read or write that failed.
+@functools.cache
+def _pass_over_what_is_abandoned() -> None:
+  """Keeps what Orbax leaves behind after a failure from being printed.
 
   Of each array that TensorStore was still at, it says that the event loop is
-  gone, and Python that Orbax's coroutine was not ended.
+  gone, and Python that Orbax's coroutine was not ended. Threads say it at any
+  time from the failure on, which of an asynchronous save is known later; so
+  from the first checkpoints that are opened to the end of the process.
   """
-  if str(unraisable.exc_value) not in (
-    'Event loop is closed',
-    'sys.meta_path is None, Python is likely shutting down',
-  ):
-    otherwise(unraisable)
+  otherwise = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) not in (
+      'Event loop is closed',
+      'sys.meta_path is None, Python is likely shutting down',
+    ):
+      otherwise(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
@@ -148,14 +154,10 @@ def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
   Raises:
     errors.UserError: it failed.
   """
-  before = sys.unraisablehook
-  # It stays after a failure: threads speak up later.
-  sys.unraisablehook = functools.partial(_pass_over_what_is_abandoned, before)
   try:
     yield
   except Exception as error:
     raise errors.UserError(f'{what} ({_reason(error)}); {otherwise}') from error
-  sys.unraisablehook = before
 
 
 @functools.cache
@@ -185,6 +187,7 @@ class Checkpoints:
     # Here, for a command reads its flags before what is slow to load.
     import orbax.checkpoint as ocp
 
+    _pass_over_what_is_abandoned()
     self._args = ocp.args
     self._folder = (workdir / FOLDER).absolute()
     self._checksums: dict[int, dict[str, str] | None] = {}
