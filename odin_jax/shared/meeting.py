@@ -12,6 +12,10 @@ Guards send each other one JSON object a line:
                 the end of all
 
 An end is {"status": 2, "line": "what to say"}; status 0 is that of success.
+
+A signal to one guard ends all at once, unless the work ends itself: then its
+guard hands the first signal on, the work sees to it that all end together, and
+only a second signal ends all at once.
 """
 
 import contextlib
@@ -118,13 +122,17 @@ class _Link:
       self.stream.sendall(json.dumps(message).encode() + b'\n')
 
 
-def together(place: Place, work: Callable[[int], None]) -> None:
+def together(
+  place: Place, work: Callable[[int], None], *, ends_itself: bool = False
+) -> None:
   """Does the work, here and on all others, and ends when all have ended.
 
   Args:
     place: of this process.
     work: runs in a process of its own; is given a port of process 0's machine
       that is free.
+    ends_itself: after a signal, which may come to it more than once and stands
+      for one: a scheduler signals to guard and work.
 
   Raises:
     errors.UserError: here or elsewhere what was asked for cannot be done, or
@@ -140,10 +148,11 @@ def together(place: Place, work: Callable[[int], None]) -> None:
       port = _free_port()
       for link in links.values():
         link.send({'port': port})
-    pid, report = _fork(work, port, [link.stream for link in links.values()])
-    stack.callback(_end_work, pid)
+    streams = [link.stream for link in links.values()]
+    forked = _fork(work, port, streams, ends_itself)
+    stack.callback(_end_work, forked, ends_itself)
     try:
-      _guard(place, links, report)
+      _guard(place, links, forked.report)
     except KeyboardInterrupt as stopped:
       status, line = command.ending(stopped)
       _tell(links, _End(status, f'{place.name(place.process)}: {line}'))
@@ -277,10 +286,27 @@ def _keep_alive(stream: socket.socket) -> None:
 # -- The work ------------------------------------------------------------------
 
 
+class _Forked(NamedTuple):
+  """The process of the work.
+
+  Attributes:
+    pid: of it.
+    report: tells its end.
+    guarded: stays open as long as this process guards it.
+  """
+
+  pid: int
+  report: _Link
+  guarded: BinaryIO
+
+
 def _fork(
-  work: Callable[[int], None], port: int, streams: list[socket.socket]
-) -> tuple[int, _Link]:
-  """Starts the work; returns its process, and a link that tells its end."""
+  work: Callable[[int], None],
+  port: int,
+  streams: list[socket.socket],
+  ends_itself: bool,
+) -> _Forked:
+  """Starts the work."""
   report_in, report_out = os.pipe()
   guard_in, guard_out = os.pipe()
   sys.stdout.flush()
@@ -293,26 +319,46 @@ def _fork(
     os.close(guard_out)
     for stream in streams:
       stream.close()
-    _work(lambda: work(port), guard_in, report_out)
+    _work(lambda: work(port), guard_in, report_out, ends_itself)
+  if ends_itself:
+    _hand_on_signals(pid)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, command.STOP_SIGNALS)
   os.close(report_out)
   os.close(guard_in)
-  # `guard_out` stays open as long as this process lives.
-  return pid, _Link(os.fdopen(report_in, 'rb', buffering=0))
+  return _Forked(
+    pid,
+    _Link(os.fdopen(report_in, 'rb', buffering=0)),
+    os.fdopen(guard_out, 'wb', buffering=0),
+  )
 
 
-def _work(work: Callable[[], None], guard: int, report: int) -> NoReturn:
+def _hand_on_signals(pid: int) -> None:
+  """The first one goes to the work; the next one ends this process."""
+
+  def hand_on(number: int, frame: Any) -> None:
+    del frame
+    command.end_at_once()
+    _signal(pid, number)
+
+  for number in command.STOP_SIGNALS:
+    signal.signal(number, hand_on)
+
+
+def _work(
+  work: Callable[[], None], guard: int, report: int, ends_itself: bool
+) -> NoReturn:
   """Does the work and ends, in a process that was forked for it.
 
   Args:
     work: what to do.
     guard: is closed at its other end when nobody guards this process any more.
     report: gets the end.
+    ends_itself: see `together`.
   """
   end = _End(0, '')
   try:
     threading.Thread(target=_end_with_guard, args=(guard,), daemon=True).start()
-    command.stop_on_signals()
+    command.stop_on_signals(second_ends=not ends_itself)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, command.STOP_SIGNALS)
     _quiet_libraries()
     work()
@@ -356,19 +402,36 @@ def _quiet_libraries() -> None:
   logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
 
-def _end_work(pid: int) -> None:
+def _end_work(forked: _Forked, ends_itself: bool) -> None:
   """Ends the work, where it has not ended."""
-  for number in (signal.SIGTERM, signal.SIGKILL):
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(pid, number)
-    until = time.monotonic() + _CLEAN_UP_S
-    while time.monotonic() < until:
-      try:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-          return
-      except ChildProcessError:
-        return
-      time.sleep(0.02)
+  if not ends_itself:
+    # It cleans up; what ends itself would wait for the others.
+    _signal(forked.pid, signal.SIGTERM)
+    if _has_ended(forked.pid):
+      return
+  # It frees its folders, wherever it is, see `_end_with_guard`.
+  forked.guarded.close()
+  if not _has_ended(forked.pid):
+    _signal(forked.pid, signal.SIGKILL)
+    _has_ended(forked.pid)
+
+
+def _signal(pid: int, number: int) -> None:
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(pid, number)
+
+
+def _has_ended(pid: int) -> bool:
+  """Whether a process of this one ends in time."""
+  until = time.monotonic() + _CLEAN_UP_S
+  while time.monotonic() < until:
+    try:
+      if os.waitpid(pid, os.WNOHANG)[0]:
+        return True
+    except ChildProcessError:
+      return True
+    time.sleep(0.02)
+  return False
 
 
 # -- Guarding ------------------------------------------------------------------

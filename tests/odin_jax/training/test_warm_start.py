@@ -315,7 +315,7 @@ def test_a_field_of_few_values_says_which(field, value, words):
 
 def _check_guidance(workdir):
   """A guided sample of the trained model is what two calls a step give."""
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, newest, config = checkpoint.open_step(workdir)
   shapes = jax.eval_shape(lambda: odin.init_params(config))
   where = sharding.replicated(
     sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})

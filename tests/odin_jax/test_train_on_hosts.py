@@ -1,0 +1,193 @@
+"""Training on several processes: what one does, and ends that all agree on.
+
+All processes are forks of one driver. The network is a single layer, so that
+compiling takes no time; step, input, checkpoints and journal are the real ones.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from odin_jax.shared import locks
+from tests.helpers import commands
+from tests.helpers.posed_records import write_records
+
+STEPS = 6
+# A file WORKDIR.faultN, [process, signal], is what befalls a process when it
+# takes the batch of step N.
+SETUP = """
+import json, os, pathlib, signal, sys
+from flax import nnx
+import jax.numpy as jnp
+import odin_jax.train
+from odin_jax import batches
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import layers, unet
+
+class Layer(nnx.Module):
+  def __init__(self, *, in_channels, out_channels, context_dim, rngs, **others):
+    self.time1 = layers.Linear(in_channels, 16, rngs=rngs)
+    self.time2 = layers.Linear(context_dim, 16, rngs=rngs)
+    self.conv_out = layers.Linear(16, out_channels + 1, rngs=rngs)
+  def __call__(self, x, timestep, context):
+    of_tokens = self.time2(context).mean(axis=1)
+    hidden = jnp.tanh(self.time1(x) + of_tokens[:, None, None])
+    output = self.conv_out(hidden)
+    return output[..., :-1], output[..., -1:]
+
+unet.UNet = Layer
+whole = batches.batches
+
+def flag(name, otherwise):
+  given = [x for x in sys.argv if x.startswith(f'--{name}=')]
+  return given[0].partition('=')[2] if given else otherwise
+
+def faulty(dataset, *, first_step, **others):
+  for step, batch in enumerate(
+    whole(dataset, first_step=first_step, **others), first_step
+  ):
+    fault = pathlib.Path(f'{flag("workdir", "")}.fault{step}')
+    if fault.exists():
+      process, number = json.loads(fault.read_text())
+      if int(flag('process_id', 0)) == process:
+        fault.unlink()
+        # The guard; a scheduler signals to the work, too.
+        if number == signal.SIGTERM:
+          os.kill(os.getpid(), number)
+        os.kill(os.getppid(), number)
+    yield batch
+
+batches.batches = faulty
+main = odin_jax.train.main
+
+def with_its_share_of_devices():
+  count = 8 // int(flag('num_processes', 1))
+  os.environ['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={count}'
+  main()
+
+odin_jax.train.main = with_its_share_of_devices
+digest = checkpoint.params_sha256
+
+def noted(params):
+  with open(f'{flag("workdir", "")}.sha256', 'a') as file:
+    file.write(digest(params) + ' ')
+  return digest(params)
+
+checkpoint.params_sha256 = noted
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('hosts')
+
+
+def free_port():
+  with socket.create_server(('', 0)) as server:
+    return server.getsockname()[1]
+
+
+def lines(folder, workdir, of):
+  """A command line for each process."""
+  common = [
+    '--config=configs/train.py:world,runlocal=True,conditioning=se3',
+    f'--records={folder / "records"}',
+    f'--workdir={folder / workdir}',
+    f'--config.steps={STEPS}',
+    '--config.log_every=1',
+    '--config.checkpoint_every=2',
+    # No process has all parameters.
+    '--config.mesh.fsdp=8',
+  ]
+  if of == 1:
+    return [common]
+  port = free_port()
+  return [
+    [
+      *common,
+      f'--coordinator=localhost:{port}',
+      f'--num_processes={of}',
+      f'--process_id={process}',
+    ]
+    for process in range(of)
+  ]
+
+
+def rows(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def ends(folder):
+  """(status, stderr) of all processes of each start.
+
+  Two processes of four devices are stopped, and start again; one of them is
+  killed, and four of two devices go on from there. One with eight does it all.
+  """
+  write_records(folder / 'records', 'train', {'a': 20, 'b': 20})
+  for step, number in {1: signal.SIGTERM, 4: signal.SIGKILL}.items():
+    (folder / f'two.fault{step}').write_text(json.dumps([1, number]))
+  results = commands.run_together(
+    'odin_jax.train',
+    [
+      [*lines(folder, 'one', 1), *lines(folder, 'two', 2)],
+      lines(folder, 'two', 2),
+      lines(folder, 'two', 4),
+      lines(folder, 'two', 1),
+    ],
+    SETUP,
+    XLA_FLAGS='--xla_backend_optimization_level=0',
+    JAX_COMPILATION_CACHE_DIR=str(folder / 'cache'),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+  )
+  (one, *stopped), killed, four, again = results
+  return dict(one=[one], stopped=stopped, killed=killed, four=four, again=again)
+
+
+def test_all_save_the_same_step_when_one_is_stopped(ends):
+  for status, stderr in ends['stopped']:
+    assert status == os.EX_TEMPFAIL, stderr[-2000:]
+    line = stderr.splitlines()[-1]
+    assert re.search(r'stopped by SIGTERM: step [23] of 6 is saved in', line)
+    assert 'Traceback' not in stderr
+
+
+def test_one_that_is_killed_ends_all_with_a_line(ends):
+  (status, stderr), (killed, _) = ends['killed']
+  assert killed == -signal.SIGKILL and status == os.EX_TEMPFAIL, stderr[-2000:]
+  assert stderr.splitlines()[-1] == (
+    'process 1 of 2 is gone; the same commands go on, on all machines'
+  )
+  assert ', from step ' in stderr and 'from step 0 of' not in stderr
+
+
+def test_processes_compute_what_one_does(ends, folder):
+  for name in ('one', 'four'):
+    for status, stderr in ends[name]:
+      assert status == 0, stderr[-2000:]
+  one, two = (rows(folder / name) for name in ('one', 'two'))
+  assert [row['step'] for row in one] == list(range(1, STEPS + 1))
+  assert [row['step'] for row in two] == list(range(1, STEPS + 1))
+  losses = [[row['loss'] for row in of_run] for of_run in (one, two)]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+  # The first alone tells of it.
+  _, *others = ends['four']
+  assert [stderr for _, stderr in others] == [''] * 3
+  assert 'devices: 8 x cpu' in ends['four'][0][1]
+
+
+def test_parameters_are_restored_on_other_hosts_to_the_bit(ends, folder):
+  ((status, stderr),) = ends['again']
+  assert status == 0, stderr[-2000:]
+  figures = json.loads((folder / 'two' / 'final.json').read_text())
+  assert figures['step'] == figures['restored_step'] == STEPS
+  # Of four processes, which end at step 6, and of one, which restores it.
+  digests = (folder / 'two.sha256').read_text().split()
+  assert len(digests) == 5 and set(digests) == {figures['params_sha256']}
+  assert not (folder / 'two' / locks.NAME).exists()
