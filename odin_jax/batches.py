@@ -10,10 +10,10 @@ input: a resume is exact, on any number of hosts.
 from concurrent import futures
 import hashlib
 import os
-from typing import Iterator, Protocol, Sequence, runtime_checkable
+from typing import Iterator, Protocol, runtime_checkable
 
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 import numpy as np
 
 from odin_jax.shared import (
@@ -239,7 +239,7 @@ def batches(
   *,
   first_step: int,
   batch_size: int,
-  rows: Sequence[int] | None = None,
+  rows: Int[np.ndarray, 'n'] | None = None,
 ) -> Iterator[posed_pair.PosedPair]:
   """Every batch from `first_step` on, or the rows of it that a host needs.
 

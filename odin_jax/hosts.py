@@ -308,7 +308,9 @@ def _tpu(environment: Mapping[str, str]) -> meeting.Place | None:
   if slices > 1:
     first = environment['MEGASCALE_COORDINATOR_ADDRESS'].partition(':')[0]
     number += int(environment['MEGASCALE_SLICE_ID']) * len(workers)
-  return meeting.Place(first, _port_of(first), number, len(workers) * slices)
+  return meeting.Place(
+    first, _port_of(first), number, len(workers) * slices, is_told=True
+  )
 
 
 def _tpu_metadata() -> dict[str, str]:
@@ -349,7 +351,9 @@ def _metadata(name: str) -> str:
     headers={'Metadata-Flavor': 'Google'},
   )
   try:
-    with urllib.request.urlopen(request, timeout=_METADATA_S) as answer:
+    # It is this machine's own, behind no proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=_METADATA_S) as answer:
       return answer.read().decode()
   except OSError as error:
     if getattr(error, 'code', None) == 404:

@@ -81,11 +81,9 @@ class Holder:
     me = _holder(os.getpid())
     # A job that was started anew has none of its processes left, wherever they
     # were, nor has a machine.
-    is_earlier = self.job == me.job and self.attempt != me.attempt
-    return (
-      bool(self.job)
-      and is_earlier
-      or (self.host == me.host and self.boot != me.boot)
+    is_of_job = self.job and self.job == me.job
+    return bool(is_of_job and self.attempt != me.attempt) or (
+      self.host == me.host and self.boot != me.boot
     )
 
   def is_ancestor(self) -> bool:

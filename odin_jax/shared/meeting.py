@@ -35,8 +35,9 @@ from absl import logging
 
 from odin_jax.shared import command, errors, locks
 
-# For all to come, and for the work to clean up.
-MEET_S = 60.0
+# For all to come, some of which a scheduler starts late, and for the work to
+# clean up.
+MEET_S = 300.0
 _CLEAN_UP_S = 5.0
 _RETRY_S = 0.2
 # Seconds after which a machine is looked for that says nothing, seconds between
@@ -53,12 +54,15 @@ class Place(NamedTuple):
     port: where it meets the others.
     process: number of this one, from 0.
     of: how many there are.
+    is_told: by the environment: the name of a host may be known later, as
+      Kubernetes makes one when it starts a process there.
   """
 
   host: str
   port: int
   process: int
   of: int
+  is_told: bool = False
 
   @property
   def address(self) -> str:
@@ -243,6 +247,9 @@ def _reach(place: Place, links: dict[int, _Link]) -> None:
       )
       break
     except (socket.gaierror, OverflowError) as error:
+      if place.is_told and time.monotonic() + _RETRY_S < until:
+        time.sleep(_RETRY_S)
+        continue
       raise errors.UserError(
         f'--coordinator={place.address}: {error}; give the address of process 0'
       ) from error

@@ -154,7 +154,7 @@ def outputs(data):
     'mean': ['--predictor=mean', '--config.lpips='],
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
-    'scenes': [*single, '--predictor=model'],
+    'scenes': [*single, '--predictor=model', '--checkpoint_step=5'],
     'four': [
       '--predictor=model',
       '--config.num_samples=4',
@@ -725,6 +725,7 @@ def test_a_table_of_others_is_followed_and_departures_are_listed(outputs):
   content = read(outputs / 'scenes')
   protocol = content['protocol']
   assert protocol['benchmark'] == 'nerfstudio' and protocol['num_pairs'] == 2
+  assert protocol['model']['checkpoint_step'] == 5
   assert protocol['table']['name'] == 'seva_single'
   lines = {row['line']: row['here'] for row in protocol['departures']}
   assert lines == {'image.size_px': [32, 32], 'scale.policy': 'resolved'}

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
-from odin_jax.shared import meeting
+from odin_jax.shared import errors, meeting
 
 DRIVER = """
 import json, os, pathlib, signal, socket, sys, tempfile, time
@@ -251,3 +252,22 @@ def test_strangers_at_the_port_are_passed_over():
   assert links.keys() == {1}
   for link in (*links.values(), *theirs.values()):
     link.stream.close()
+
+
+def test_the_name_of_a_host_that_a_scheduler_starts_may_come_late(monkeypatch):
+  tries = []
+
+  def connect(*_, **__):
+    tries.append(None)
+    if len(tries) < 3:
+      raise socket.gaierror(-2, 'Name or service not known')
+    return mock.Mock(spec=socket.socket)
+
+  monkeypatch.setattr(socket, 'create_connection', connect)
+  monkeypatch.setattr(meeting, '_RETRY_S', 0.01)
+  place = meeting.Place('late', 1, 1, 2)
+  with pytest.raises(errors.UserError, match='--coordinator=late:1: .*Name'):
+    meeting._reach(place, {})
+  links = {}
+  meeting._reach(place._replace(is_told=True), links)
+  assert links.keys() == {0} and len(tries) == 3

@@ -272,6 +272,12 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         f'--records={tmp_path / "records"}',
         '--workdir=pretrained',
       ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--checkpoint_step=3',
+      ],
     ],
   )
   # Before the one line of the error is that of the devices.
@@ -284,6 +290,7 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
       ['eps', 'SNR'],
       ["'sweep_distances'"],
       ['--init=pretrained', './pretrained'],
+      ['--checkpoint_step', '--init, which is not given'],
     ],
   )
 
