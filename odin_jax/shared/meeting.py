@@ -321,14 +321,15 @@ def _fork(
   # A signal that comes now is for the guard, or for the work, and not for both
   # or neither.
   signal.pthread_sigmask(signal.SIG_BLOCK, command.STOP_SIGNALS)
+  hand_on = _HandOn() if ends_itself else None
   pid = os.fork()
   if not pid:
     os.close(guard_out)
     for stream in streams:
       stream.close()
     _work(lambda: work(port), guard_in, report_out, ends_itself)
-  if ends_itself:
-    _hand_on_signals(pid)
+  if hand_on:
+    hand_on.to(pid)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, command.STOP_SIGNALS)
   os.close(report_out)
   os.close(guard_in)
@@ -339,16 +340,31 @@ def _fork(
   )
 
 
-def _hand_on_signals(pid: int) -> None:
-  """The first one goes to the work; the next one ends this process."""
+class _HandOn:
+  """Hands the first signal on to the work, also one that comes before it is.
 
-  def hand_on(number: int, frame: Any) -> None:
+  The next one ends this process.
+  """
+
+  def __init__(self) -> None:
+    self._number = self._pid = 0
+    for number in command.STOP_SIGNALS:
+      signal.signal(number, self._take)
+
+  def to(self, pid: int) -> None:
+    """Says who the work is."""
+    self._pid = pid
+    self._send()
+
+  def _take(self, number: int, frame: Any) -> None:
     del frame
     command.end_at_once()
-    _signal(pid, number)
+    self._number = number
+    self._send()
 
-  for number in command.STOP_SIGNALS:
-    signal.signal(number, hand_on)
+  def _send(self) -> None:
+    if self._pid and self._number:
+      _signal(self._pid, self._number)
 
 
 def _work(
