@@ -1,12 +1,12 @@
 """Several processes, on one machine or many, that work as one.
 
-  python -m odin_jax.evaluate ... --coordinator=HOST:PORT --num_processes=2 \
+  python -m odin_jax.train ... --coordinator=HOST:PORT --num_processes=2 \
       --process_id=0
 
 and the same with `--process_id=1`, on this machine or another. Under Slurm
-(`srun`) and on TPU slices that name their workers no flag is needed, and
-`--num_processes=1` keeps them apart. One process alone does without all of
-this. How they meet and end together:
+(`srun`) and on slices of TPUs, whose environment or machines name their
+workers, no flag is needed, and `--num_processes=1` keeps them apart. One
+process alone does without all of this. How they meet and end together:
 `odin_jax.shared.meeting`.
 """
 
@@ -306,6 +306,12 @@ def _tpu(environment: Mapping[str, str]) -> meeting.Place | None:
   first = workers[0]
   number = int(process)
   if slices > 1:
+    names = ('MEGASCALE_COORDINATOR_ADDRESS', 'MEGASCALE_SLICE_ID')
+    if missing := [name for name in names if not environment.get(name)]:
+      raise errors.UserError(
+        f'MEGASCALE_NUM_SLICES={slices}: {", ".join(missing)} is not set; set '
+        'it, or give --coordinator, --num_processes and --process_id'
+      )
     first = environment['MEGASCALE_COORDINATOR_ADDRESS'].partition(':')[0]
     number += int(environment['MEGASCALE_SLICE_ID']) * len(workers)
   return meeting.Place(

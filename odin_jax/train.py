@@ -164,8 +164,8 @@ def _start(
   """State and encoders of step 0."""
   init = functools.partial(step.init, config)
   if not config['init']:
-    # First what may be refused: a large state takes minutes to make.
-    # Processors of other kinds round otherwise.
+    # First what may be refused: a large state takes minutes to make. Of the
+    # first process, for processors of other kinds round otherwise.
     frozen = group.of_first(_make_encoders(source, config))
     return jax.jit(init, out_shardings=state_shardings)(), frozen
   where = workdirs.require(config['init'], _INIT_NEEDS)
@@ -317,7 +317,7 @@ def _train(group: hosts.Group) -> None:
   group.require_same(
     {
       'config, flags or records': config,
-      'code': group.of > 1 and digests.of_code(),
+      'code': digests.of_code(),
       'checkpoints': restored_step,
     }
   )
@@ -403,7 +403,7 @@ def _train(group: hosts.Group) -> None:
     rows.close()
     # Waits for a save under way, which an error leaves whole, too.
     checkpoints.close()
-  # Told by one process, that a step is saved is true of all.
+  # What one process says of a step that is saved is true of all.
   group.wait()
 
   # -- Figures ----------------------------------------------------------------

@@ -85,6 +85,8 @@ def test_slices_of_one_job_number_their_workers_together():
   # Slices of one worker each.
   alone = {**slices, 'TPU_WORKER_HOSTNAMES': 'a', 'TPU_WORKER_ID': '0'}
   assert hosts._tpu(alone)[2:4] == (2, 3)
+  with pytest.raises(errors.UserError, match='=3: MEGASCALE_SLICE_ID is not'):
+    hosts._tpu({**slices, 'MEGASCALE_SLICE_ID': ''})
 
 
 METADATA = {
