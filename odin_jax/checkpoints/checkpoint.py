@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging as python_logging
 import os
 import pathlib
 import re
@@ -129,7 +130,8 @@ def _pass_over_what_is_abandoned() -> None:
   """Keeps what Orbax leaves behind after a failure from being printed.
 
   Of each array that TensorStore was still at, it says that the event loop is
-  gone, and Python that Orbax's coroutine was not ended. Threads say it at any
+  gone, and Python that Orbax's coroutine was not ended, or that nobody asked
+  for the errors after the first, which is told. Threads say it at any
   time from the failure on, which of an asynchronous save is known later; so
   from the first checkpoints that are opened to the end of the process.
   """
@@ -143,6 +145,9 @@ def _pass_over_what_is_abandoned() -> None:
       otherwise(unraisable)
 
   sys.unraisablehook = hook
+  python_logging.getLogger('asyncio').addFilter(
+    lambda record: 'exception was never retrieved' not in record.getMessage()
+  )
 
 
 def _reason(error: Exception) -> str:

@@ -212,7 +212,7 @@ def test_a_batch_is_put_together_of_the_rows_of_each_process(findings):
 
 
 def test_processes_hold_the_rows_of_their_devices():
-  where = mock.Mock()
+  where = mock.Mock(spec=jax.sharding.NamedSharding)
   where.addressable_devices_indices_map.return_value = {
     # Two devices of this process have the same ones.
     'a': (slice(6, 8),),
