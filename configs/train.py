@@ -98,6 +98,9 @@ def _common() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.log_every = 10
+  # Checkpoints: the newest ones, and those of every so many steps; 0: no more.
+  config.max_to_keep = 2
+  config.keep_period = 0
   # Devices along each mesh axis; data=-1 takes what the others leave.
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   # Random autoencoder and image encoder where no --init is given.

@@ -3,7 +3,7 @@
 Example i of the run is a function of (records, seed, i) alone: the records in
 an order that is reshuffled every epoch, each with its own random augmentation.
 Batch k holds the examples k * batch_size ... (k + 1) * batch_size - 1, of
-which every host reads its share. So the step is the whole state of the
+which every host reads the rows that its devices hold. So the step is the whole state of the
 input: a resume is exact, on any number of hosts.
 """
 
@@ -13,7 +13,7 @@ import os
 from typing import Iterator, Protocol, runtime_checkable
 
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 import numpy as np
 
 from odin_jax.shared import (
@@ -239,25 +239,23 @@ def batches(
   *,
   first_step: int,
   batch_size: int,
-  host: int = 0,
-  num_hosts: int = 1,
+  rows: Int[np.ndarray, 'n'] | None = None,
 ) -> Iterator[posed_pair.PosedPair]:
-  """This host's part of every batch from `first_step` on.
+  """Every batch from `first_step` on, or the rows of it that a host needs.
 
   One batch is prepared ahead in a thread.
 
   Args:
     dataset: from `examples`.
     first_step: number of the first batch.
-    batch_size: of the batch over all hosts; divisible by their number.
-    host: index of this host.
-    num_hosts: number of hosts.
+    batch_size: of the batch over all hosts.
+    rows: of it; None: all.
   """
-  share = batch_size // num_hosts
+  wanted = range(batch_size) if rows is None else rows
 
   def read(step: int) -> posed_pair.PosedPair:
-    start = step * batch_size + host * share
-    return posed_pair.stack([dataset[start + i] for i in range(share)])
+    start = step * batch_size
+    return posed_pair.stack([dataset[start + int(row)] for row in wanted])
 
   with futures.ThreadPoolExecutor(max_workers=1) as pool:
     step = first_step

@@ -105,6 +105,7 @@ _FEATURES = command.define_path(
   '[n d], by which FID and KID are measured.',
 )
 _WORKDIR = command.define_model()
+_CHECKPOINT_STEP = command.define_checkpoint_step()
 _OUTPUT = command.define_output('Folder for metrics.json and pairs/')
 _SHUFFLE_POSES = flags.DEFINE_bool(
   'shuffle_poses', False, "Give each pair another pair's pose, as a control."
@@ -120,7 +121,13 @@ flags.mark_flags_as_required(['output'])
 # What a field of the config may be besides the type of its default.
 _KINDS = {float: (float, int)}
 # What else an evaluation is told by, which --replay has of its own.
-_REPLAYED = ('benchmark', 'protocol', 'predictor', 'shuffle_poses')
+_REPLAYED = (
+  'benchmark',
+  'protocol',
+  'predictor',
+  'shuffle_poses',
+  'checkpoint_step',
+)
 
 
 # -- What is asked for ---------------------------------------------------------
@@ -174,7 +181,7 @@ def _asked() -> dict[str, request.Request]:
   if (
     'guidance' not in given
     and config['guidance'] != _CONFIG.value.guidance
-    and not inputs.is_guided(_WORKDIR.value)
+    and not inputs.is_guided(_WORKDIR.value, _CHECKPOINT_STEP.value)
   ):
     # Told by the departures.
     config['guidance'] = _CONFIG.value.guidance
@@ -190,6 +197,7 @@ def _asked() -> dict[str, request.Request]:
       config={**config, **changes},
       truth=_TRUTH.value,
       features=_FEATURES.value,
+      checkpoint_step=_CHECKPOINT_STEP.value if predictor == _MODEL else None,
     )
 
   if folder:

@@ -60,6 +60,7 @@ _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
 _WORKDIR = command.define_model()
+_CHECKPOINT_STEP = command.define_checkpoint_step()
 _IMAGE = command.define_path(
   'image', 'The image to start from; its square middle is used.'
 )
@@ -282,6 +283,7 @@ def main() -> None:
     ),
     batch_size=_BATCH_SIZE.value,
     ema=_EMA.value,
+    step=_CHECKPOINT_STEP.value,
   )
   logging.info(sharding.devices_text())
   size = predictor.image_size_px

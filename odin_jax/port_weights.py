@@ -106,6 +106,7 @@ _RECORDS = command.define_path(
   'records',
   'With --export=pretrained: the records that --source was trained on.',
 )
+_CHECKPOINT_STEP = command.define_checkpoint_step('source, to export it')
 _OUTPUT = command.define_output()
 _EMA = flags.DEFINE_bool(
   'ema',
@@ -267,7 +268,9 @@ def _lpips_path(output: pathlib.Path, net: str) -> pathlib.Path:
 def _export() -> dict[str, Any]:
   workdir = workdirs.require(_SOURCE.value[0], 'a training run')
   ema = _EMA.value is not False
-  model = exporting.Model(*ported.read_exportable(workdir, ema))
+  model = exporting.Model(
+    *ported.read_exportable(workdir, ema, _CHECKPOINT_STEP.value)
+  )
   claim = functools.partial(_claim_empty, [workdir])
   return {
     'export': _EXPORT.value,
@@ -389,21 +392,23 @@ def _export_pretrained() -> dict[str, Any]:
       'leave out --ema and --dtype'
     )
   workdir = workdirs.require(_SOURCE.value[0], 'a training run')
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, step, config = checkpoint.open_step(
+    workdir, _CHECKPOINT_STEP.value
+  )
   _check_pretrained(config)
   data = _worlds(config)
   everywhere = sharding.replicated(sharding.local_mesh())
   shapes = jax.eval_shape(lambda: odin.init_params(config))
   params = checkpoints.restore_params(
-    newest, 'ema', shapes, jax.tree.map(lambda _: everywhere, shapes)
+    step, 'ema', shapes, jax.tree.map(lambda _: everywhere, shapes)
   )
-  frozen = checkpoints.restore_encoders(newest, config, everywhere)
+  frozen = checkpoints.restore_encoders(step, config, everywhere)
   checkpoints.close()
   facts = pretrained.write(
     _claim_empty([workdir]),
     params,
     frozen,
-    step=newest,
+    step=step,
     config=config,
     training=_training(config),
     data=data,
@@ -489,6 +494,10 @@ def main() -> None:
   if _RECORDS.value is not None and _EXPORT.value != workdirs.PRETRAINED:
     raise errors.UserError(
       f'--records: goes with --export={workdirs.PRETRAINED} alone; leave it out'
+    )
+  if _CHECKPOINT_STEP.value is not None and not _EXPORT.value:
+    raise errors.UserError(
+      f'--{_CHECKPOINT_STEP.name}: goes with --export alone; leave it out'
     )
   if _EXPORT.value == workdirs.PRETRAINED:
     work = _export_pretrained

@@ -402,13 +402,19 @@ def _check(where: str, sampling: Sampling, config: Any) -> None:
     ) from error
 
 
-def takes_guidance(workdir: str | os.PathLike[str]) -> bool:
+def takes_guidance(
+  workdir: str | os.PathLike[str], step: int | None = None
+) -> bool:
   """Whether the model there was trained for classifier-free guidance.
+
+  Args:
+    workdir: see `load_model`.
+    step: see `load_model`.
 
   Raises:
     errors.UserError: no checkpoint there.
   """
-  checkpoints, _, config = checkpoint.open_latest(workdir)
+  checkpoints, _, config = checkpoint.open_step(workdir, step)
   checkpoints.close()
   return bool(config['diffusion']['condition_dropout'])
 
@@ -419,8 +425,9 @@ def load_model(
   sampling: Sampling,
   batch_size: int,
   ema: bool,
+  step: int | None = None,
 ) -> Model:
-  """The model of the newest checkpoint of a training run, or a ported one.
+  """The model of a checkpoint of a training run, or a ported one.
 
   Args:
     workdir: of `odin_jax.train`, output of `odin_jax.port_weights`, or the
@@ -429,13 +436,14 @@ def load_model(
     batch_size: examples of one call of the network.
     ema: use the moving average of the parameters; a ported checkpoint has one
       set of parameters only.
+    step: of the checkpoint; None: the newest.
 
   Raises:
     errors.UserError: no checkpoint there; a part of the model is not there;
       guidance for a model that was trained without dropping its condition; too
       many steps, or steps that its prediction cannot take.
   """
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, step, config = checkpoint.open_step(workdir, step)
   sampling = _spaced(sampling, config)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
@@ -444,12 +452,12 @@ def load_model(
   abstract = jax.eval_shape(lambda: odin.init_params(config))
   everywhere = sharding.replicated(mesh)
   params = checkpoints.restore_params(
-    newest,
+    step,
     'ema' if averaged else 'params',
     abstract,
     jax.tree.map(lambda _: everywhere, abstract),
   )
-  frozen = checkpoints.restore_encoders(newest, config, everywhere)
+  frozen = checkpoints.restore_encoders(step, config, everywhere)
   checkpoints.close()
   return Model(
     params,
@@ -461,7 +469,7 @@ def load_model(
     protocol={
       'ema': averaged or config.get('ported_average', False),
       'ported_from': config.get('ported_from'),
-      'checkpoint_step': newest,
+      'checkpoint_step': step,
       'started_from': config.get('init') or None,
       # A ported one tells nothing of its training.
       'training_steps': None

@@ -13,6 +13,7 @@ from typing import Any, Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Shaped
 import numpy as np
 
 from odin_jax.shared import cores, errors
@@ -74,13 +75,47 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     errors.UserError: the batch cannot be split evenly.
   """
   parts = mesh.shape['data'] * mesh.shape['fsdp']
-  parts = int(np.lcm(parts, jax.process_count()))
   if batch_size % parts:
     raise errors.UserError(
       f'config.batch_size={batch_size} is not divisible by the {parts} '
-      'devices and hosts that share a batch'
+      'devices that share a batch'
     )
   return NamedSharding(mesh, BATCH)
+
+
+def own_rows(where: NamedSharding, batch_size: int) -> Int[np.ndarray, 'n']:
+  """The rows of a batch that devices of this process hold, in order.
+
+  Of a mesh whose axis `tensor` goes over several processes, several have the
+  same ones.
+  """
+  indices = where.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(
+    np.concatenate([np.arange(batch_size)[index] for index in indices])
+  )
+
+
+def of_rows(
+  where: NamedSharding,
+  batch_size: int,
+  rows: Int[np.ndarray, 'n'],
+  values: Shaped[np.ndarray, 'n ...'],
+) -> Shaped[Array, 'b ...']:
+  """An array of the whole batch, of which each process gives its rows.
+
+  Args:
+    where: of `batch_sharding`.
+    batch_size: of the batch over all processes.
+    rows: of `own_rows`.
+    values: of these rows.
+  """
+
+  def part(index: tuple[slice, ...]) -> Shaped[np.ndarray, 'm ...']:
+    of_device = np.arange(batch_size)[index[0]]
+    return values[np.searchsorted(rows, of_device)]
+
+  shape = (batch_size, *values.shape[1:])
+  return jax.make_array_from_callback(shape, where, part)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

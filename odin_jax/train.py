@@ -12,6 +12,11 @@ once.
 `odin_jax.port_weights`, or with `--init=pretrained` from those of the checkpoint
 that comes with the project (odin_jax/pretrained).
 
+On several hosts each process gets `--coordinator=HOST:PORT --num_processes=N
+--process_id=I` (nothing under Slurm's `srun` or on a TPU slice), and the same
+workdir on a file system that all of them see; see `odin_jax.hosts`. Losses and
+batches are those of one process, and a run goes on with another number.
+
 The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
 steps), `tensorboard/` and, when all steps are done, `final.json`.
 """
@@ -34,10 +39,18 @@ from absl import flags, logging
 import jax
 import numpy as np
 
-from odin_jax import batches, sharding
+from odin_jax import batches, hosts, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
-from odin_jax.shared import command, errors, files, progress, workdirs
+from odin_jax.shared import (
+  command,
+  digests,
+  errors,
+  files,
+  locks,
+  progress,
+  workdirs,
+)
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
@@ -55,6 +68,8 @@ _INIT = command.define_path(
   '(./pretrained is a folder of that name; where there is one, the word alone '
   'is refused).',
 )
+_CHECKPOINT_STEP = command.define_checkpoint_step('init')
+_HOSTS = hosts.define()
 flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
 _INIT_NEEDS = 'another run, or a ported one,'
@@ -63,12 +78,16 @@ _INIT_NEEDS = 'another run, or a ported one,'
 class Interrupt:
   """Turns signals into a flag that the loop looks at between steps.
 
+  Args:
+    second_ends: a second signal ends this process at once.
+
   Attributes:
-    name: of the signal that came; '' where none did.
+    number: of the signal that came; 0 where none did.
   """
 
-  def __init__(self) -> None:
-    self.name = ''
+  def __init__(self, *, second_ends: bool) -> None:
+    self.number = 0
+    self._second_ends = second_ends
     self._before = {
       number: signal.signal(number, self._request)
       for number in command.STOP_SIGNALS
@@ -76,12 +95,13 @@ class Interrupt:
 
   def _request(self, number: int, frame: Any) -> None:
     del frame
-    self.name = signal.Signals(number).name
-    command.end_at_once()
+    self.number = number
+    if self._second_ends:
+      command.end_at_once()
 
   def close(self) -> None:
     """From now on a signal ends the process as any other command."""
-    if not self.name:
+    if not self.number:
       for number, handler in self._before.items():
         signal.signal(number, handler)
 
@@ -98,6 +118,11 @@ def _check(config: checkpoint.Config) -> None:
     )
   if config['init']:
     workdirs.require(config['init'], _INIT_NEEDS)
+  elif _CHECKPOINT_STEP.value is not None:
+    raise errors.UserError(
+      f'--{_CHECKPOINT_STEP.name}: is of --init, which is not given; a run goes '
+      'on from the newest checkpoint of --workdir'
+    )
 
 
 def _abstract_state(config: checkpoint.Config) -> step.State:
@@ -134,15 +159,23 @@ def _start(
   config: checkpoint.Config,
   mesh: jax.sharding.Mesh,
   state_shardings: Any,
+  group: hosts.Group,
 ) -> tuple[step.State, encoders.Encoders]:
   """State and encoders of step 0."""
   init = functools.partial(step.init, config)
   if not config['init']:
-    # First what may be refused: a large state takes minutes to make.
-    frozen = _make_encoders(source, config)
+    # First what may be refused: a large state takes minutes to make. Of the
+    # first process, for processors of other kinds round otherwise.
+    frozen = group.of_first(_make_encoders(source, config))
     return jax.jit(init, out_shardings=state_shardings)(), frozen
   where = workdirs.require(config['init'], _INIT_NEEDS)
-  start = warm_start.load(where, config, mesh)
+  init_step = _CHECKPOINT_STEP.value
+  if group.of > 1:
+    # Each reads its part of it.
+    checkpoints, first_step, _ = checkpoint.open_step(where, init_step)
+    group.require_same({'checkpoint in --init': checkpoints.seal(first_step)})
+    checkpoints.close()
+  start = warm_start.load(where, config, mesh, init_step)
   for note in start.notes:
     logging.info('%s: %s', config['init'], note)
 
@@ -152,6 +185,25 @@ def _start(
 
   state = jax.jit(init_from, donate_argnums=0, out_shardings=state_shardings)
   return state(start.params), start.encoders
+
+
+def _check_restored(
+  workdir: pathlib.Path,
+  checkpoints: checkpoint.Checkpoints,
+  restored_step: int,
+  config: checkpoint.Config,
+) -> None:
+  """Refuses a checkpoint that this config cannot go on from."""
+  checkpoints.check(restored_step, config)
+  if config['init']:
+    logging.info(
+      '--init is not read: %s goes on from step %d', workdir, restored_step
+    )
+  if restored_step > config['steps']:
+    raise errors.UserError(
+      f'{workdir}: trained for {restored_step} steps already, more than '
+      f'config.steps={config["steps"]}; give more, or a new --workdir'
+    )
 
 
 def _summary(
@@ -189,16 +241,48 @@ def _diverged(what: str, last_step: int) -> str:
   )
 
 
-def _claim_workdir() -> pathlib.Path:
-  # The first of a cluster's processes writes, and has the folder for all.
-  if jax.process_index():
-    return pathlib.Path(_WORKDIR.value)
-  return files.claim_output(_WORKDIR.value, _TOOL)
+def _claim_workdir(group: hosts.Group) -> pathlib.Path:
+  """The workdir, which the first process has for all of them.
+
+  Raises:
+    errors.UserError: it is of others, or not one folder for all.
+  """
+  path = pathlib.Path(_WORKDIR.value)
+  if group.is_first:
+    path = files.claim_output(_WORKDIR.value, _TOOL)
+  group.require_one_file(path / locks.NAME, '--workdir')
+  return path
 
 
-def main() -> None:
+def _finish(
+  workdir: pathlib.Path,
+  figures: dict[str, Any],
+  config: checkpoint.Config,
+  count: int,
+  source: batches.PairSource,
+) -> None:
+  """Writes the figures, and says what comes next."""
+  files.write_json(workdir / 'final.json', figures)
+  given = {
+    'data': _RECORDS.value,
+    'workdir': _WORKDIR.value,
+    'output': command.beside(_WORKDIR.value, 'scores'),
+    'config.image_size_px': config['image_size_px'],
+  }
+  command.finish(
+    _WORKDIR.value,
+    f'step {figures["step"]} of {config["steps"]}, {count} parameters, '
+    f'{len(source)} pairs',
+    then=('score it', 'odin_jax.evaluate', given),
+  )
+
+
+def _train(group: hosts.Group) -> None:
   stopwatch = command.Stopwatch()
-  interrupt = Interrupt()
+  # Of several processes a guard knows of the second signal.
+  interrupt = Interrupt(second_ends=group.of == 1)
+  if not group.is_first:
+    logging.set_verbosity(logging.WARNING)
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
   _check(config)
@@ -214,7 +298,7 @@ def main() -> None:
   config['records'] = source.fingerprint()
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
-  workdir = _claim_workdir()
+  workdir = _claim_workdir(group)
 
   # -- Mesh and state ---------------------------------------------------------
   logging.info(sharding.devices_text())
@@ -224,24 +308,26 @@ def main() -> None:
 
   # A checkpoint in the workdir goes before a fresh start; a checkpoint that
   # does not fit is an error, never a reason to start afresh.
-  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints = checkpoint.Checkpoints(
+    workdir,
+    max_to_keep=config['max_to_keep'],
+    keep_period=config['keep_period'],
+  )
   restored_step = checkpoints.latest() or 0
+  group.require_same(
+    {
+      'config, flags or records': config,
+      'code': digests.of_code(),
+      'checkpoints': restored_step,
+    }
+  )
   if restored_step:
-    checkpoints.check(restored_step, config)
-    if config['init']:
-      logging.info(
-        '--init is not read: %s goes on from step %d', workdir, restored_step
-      )
-    if restored_step > config['steps']:
-      raise errors.UserError(
-        f'{workdir}: trained for {restored_step} steps already, more than '
-        f'config.steps={config["steps"]}; give more, or a new --workdir'
-      )
+    _check_restored(workdir, checkpoints, restored_step, config)
     state, frozen = checkpoints.restore(
       restored_step, abstract, state_shardings, config
     )
   else:
-    state, frozen = _start(source, config, mesh, state_shardings)
+    state, frozen = _start(source, config, mesh, state_shardings, group)
   frozen = jax.device_put(frozen, sharding.replicated(mesh))
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   logging.info(
@@ -261,27 +347,33 @@ def main() -> None:
     in_shardings=(state_shardings, batch_sharding, sharding.replicated(mesh)),
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
+  own_rows = sharding.own_rows(batch_sharding, config['batch_size'])
   stream = batches.batches(
     batches.examples(source, seed=config['seed'], **config['augment']),
     first_step=restored_step,
     batch_size=config['batch_size'],
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
+    rows=own_rows,
   )
 
   # -- Loop -------------------------------------------------------------------
-  rows = journal.Journal(workdir, restored_step)
+  rows = journal.Journal(workdir if group.is_first else None, restored_step)
+  poll = hosts.Poll(group)
   metrics: list[dict[str, Any]] = []
+  stopped_by = 0
   since = time.monotonic()
   done = restored_step
   try:
     with progress.bar(
-      config['steps'], 'step', desc='train', initial=restored_step
+      config['steps'],
+      'step',
+      desc='train',
+      initial=restored_step,
+      is_shown=group.is_first,
     ) as bar:
       for index in range(restored_step, config['steps']):
         batch = jax.tree.map(
           functools.partial(
-            jax.make_array_from_process_local_data, batch_sharding
+            sharding.of_rows, batch_sharding, config['batch_size'], own_rows
           ),
           next(stream),
         )
@@ -289,7 +381,7 @@ def main() -> None:
         metrics.append(values)
         done = index + 1
         # Asked once: what comes after the save must not end it without one.
-        stopped_by = interrupt.name
+        stopped_by = poll.largest(interrupt.number)
         last = done == config['steps'] or stopped_by
         save = last or done % config['checkpoint_every'] == 0
         if save or done % config['log_every'] == 0:
@@ -311,33 +403,27 @@ def main() -> None:
     rows.close()
     # Waits for a save under way, which an error leaves whole, too.
     checkpoints.close()
+  # What one process says of a step that is saved is true of all.
+  group.wait()
 
   # -- Figures ----------------------------------------------------------------
   if done < config['steps']:
     raise errors.Unfinished(
-      f'stopped by {interrupt.name}: step {done} of {config["steps"]} is saved '
-      f'in {workdir}; the same command goes on from there'
+      f'stopped by {signal.Signals(stopped_by).name}: step {done} of '
+      f'{config["steps"]} is saved in {workdir}; the same command goes on from '
+      'there'
     )
-  files.write_json(
-    workdir / 'final.json',
-    {
-      'step': done,
-      'restored_step': restored_step,
-      'params_sha256': checkpoint.params_sha256(state['params']),
-      **stopwatch.figures(),
-    },
-  )
-  given = {
-    'data': _RECORDS.value,
-    'workdir': _WORKDIR.value,
-    'output': command.beside(_WORKDIR.value, 'scores'),
-    'config.image_size_px': config['image_size_px'],
+  figures = {
+    'step': done,
+    'restored_step': restored_step,
+    'params_sha256': checkpoint.params_sha256(state['params']),
   }
-  command.finish(
-    _WORKDIR.value,
-    f'step {done} of {config["steps"]}, {count} parameters, {len(source)} pairs',
-    then=('score it', 'odin_jax.evaluate', given),
-  )
+  if group.is_first:
+    _finish(workdir, {**figures, **stopwatch.figures()}, config, count, source)
+
+
+def main() -> None:
+  _HOSTS.run(_train, ends_itself=True)
 
 
 if __name__ == '__main__':

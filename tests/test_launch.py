@@ -7,6 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+
+from odin_jax.shared import errors
+from tests import test_readme
 
 
 def call(repository, *command):
@@ -294,3 +298,94 @@ def test_devices_of_a_platform_are_one_line(repository):
   done = devices('tpu', JAX_PLATFORMS='cpu')
   assert done.returncode == 2 and done.stdout.count('\n') == 1
   assert 'JAX_PLATFORMS=cpu is set' in done.stdout
+
+
+def _noting(name, calls, status=0):
+  return f'#!/bin/sh\necho {name} "$@" >> "{calls}"\nexit {status}\n'
+
+
+@pytest.mark.parametrize(
+  'status,restarts,is_queued',
+  [(75, '', True), (75, '99', True), (75, '100', False), (2, '', False)],
+)
+def test_a_job_is_queued_again_where_it_is_unfinished(
+  repository, tmp_path, status, restarts, is_queued
+):
+  calls = tmp_path / 'calls'
+  _script(tmp_path / 'srun', _noting('srun', calls, status))
+  _script(tmp_path / 'scontrol', _noting('scontrol', calls))
+  environment = {
+    'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+    'SLURM_JOB_ID': '7',
+    **({'SLURM_RESTART_COUNT': restarts} if restarts else {}),
+  }
+  done = subprocess.run(
+    ['bash', 'launch/train_slurm.sbatch', '--workdir=a b'],
+    cwd=repository,
+    env=environment,
+  )
+  assert done.returncode == status
+  first, *others = calls.read_text().splitlines()
+  assert first.startswith('srun --kill-on-bad-exit=0 ')
+  assert first.endswith('.venv/bin/python -m odin_jax.train --workdir=a b')
+  assert others == (['scontrol requeue 7'] if is_queued else [])
+
+
+def test_a_slice_gets_this_checkout_and_the_flags(repository, tmp_path):
+  calls = tmp_path / 'calls'
+  (tmp_path / 'launch').mkdir()
+  shutil.copy(repository / 'launch/train_tpu_pod.sh', tmp_path / 'launch')
+  for name in ('gcloud', 'git'):
+    _script(tmp_path / 'bin' / name, _noting(name, calls))
+  environment = {'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'}
+  script = ['bash', 'launch/train_tpu_pod.sh']
+  done = subprocess.run(
+    [*script, 'slice', 'zone', '--records=/mnt/a b', '--workdir=/mnt/c'],
+    cwd=tmp_path,
+    env=environment,
+  )
+  assert done.returncode == 0
+  archive, copy, install, train = calls.read_text().splitlines()
+  file = archive.partition('--output=')[2].split()[0]
+  assert archive.startswith('git archive ') and not os.path.exists(file)
+  on_all = 'slice --zone=zone --worker=all --command='
+  to_all = f'{file} slice:odin.tar.gz --zone=zone --worker=all'
+  assert copy == f'gcloud compute tpus tpu-vm scp {to_all}'
+  assert install.startswith(f'gcloud compute tpus tpu-vm ssh {on_all}mkdir ')
+  assert install.endswith(' bash odin/launch/setup.sh --tpu')
+  assert train == (
+    f'gcloud compute tpus tpu-vm ssh {on_all}cd odin && exec .venv/bin/python '
+    r'-m odin_jax.train --records=/mnt/a\ b --workdir=/mnt/c'
+  )
+  for wrong in ([], ['slice', 'zone'], ['slice', '--records=a', '--workdir=b']):
+    done = subprocess.run(
+      [*script, *wrong],
+      cwd=tmp_path,
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert 'give NAME and ZONE' in done.stderr
+
+
+def test_a_jobset_starts_a_training_on_every_host(repository):
+  job_set = yaml.safe_load((repository / 'launch/train_gke.yaml').read_text())
+  assert job_set['kind'] == 'JobSet'
+  (workers,) = job_set['spec']['replicatedJobs']
+  job = workers['template']['spec']
+  assert job['completionMode'] == 'Indexed'
+  assert job['parallelism'] == job['completions'] > 1
+  # Of an end that is final the job set starts nothing again.
+  (rule,) = job['podFailurePolicy']['rules']
+  assert rule['onExitCodes']['values'] == [errors.UserError.exit_status]
+  (final,) = job_set['spec']['failurePolicy']['rules']
+  assert final['action'] == 'FailJobSet'
+  (container,) = job['template']['spec']['containers']
+  assert container['name'] == rule['onExitCodes']['containerName']
+  python, dash, module, *arguments = container['command']
+  assert (python, dash, module) == ('.venv/bin/python', '-m', 'odin_jax.train')
+  known = test_readme.flag_names(repository / 'odin_jax/train.py', repository)
+  for argument in arguments:
+    name = argument.partition('=')[0].removeprefix('--')
+    assert name in known or name.startswith('config.'), argument

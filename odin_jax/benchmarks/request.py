@@ -23,6 +23,7 @@ _KINDS = {
   'config': dict,
   'truth': (str, type(None)),
   'features': (str, type(None)),
+  'checkpoint_step': (int, type(None)),
 }
 # Fields of the config, and the lines of a table that may say them.
 LINES = {
@@ -34,7 +35,7 @@ LINES = {
   'seed': ('sampling', 'seed'),
 }
 # What only some are asked with; a file that has none says nothing of it.
-_OPTIONAL = ('truth', 'features')
+_OPTIONAL = ('truth', 'features', 'checkpoint_step')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Request:
     config: fields of configs/evaluate.py.
     truth: folder of the true depth of records; None where none was given.
     features: FILE.py:FUNCTION for FID and KID; None goes without.
+    checkpoint_step: of the model; None: the newest.
   """
 
   table: protocols.Protocol
@@ -63,6 +65,7 @@ class Request:
   config: dict[str, Any]
   truth: str | None = None
   features: str | None = None
+  checkpoint_step: int | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON."""

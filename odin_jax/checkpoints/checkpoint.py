@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging as python_logging
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from typing import Any, Iterator, Mapping
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from odin_jax import sharding
@@ -32,13 +34,14 @@ _OTHERWISE = (
   'delete this folder, so that an earlier checkpoint is used, or make a new '
   '--workdir'
 )
-_KEEP = 2
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
 MAY_DIFFER = (
   'steps',
   'checkpoint_every',
   'log_every',
+  'max_to_keep',
+  'keep_period',
   'mesh',
   'cache_records',
   'init',
@@ -86,11 +89,18 @@ def differences(saved: Config, given: Config) -> list[str]:
   ]
 
 
+def _whole(leaf: jax.Array) -> np.ndarray:
+  """An array of which each process may have a part; to be called by all."""
+  if leaf.is_fully_addressable or leaf.is_fully_replicated:
+    return np.asarray(leaf)
+  return multihost_utils.process_allgather(leaf, tiled=True)
+
+
 def params_sha256(params: Any) -> str:
   """Digest over the names, shapes and values of all parameters."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    values = np.asarray(leaf)
+    values = _whole(leaf)
     digest.update(f'{sharding.path_name(path)} {values.shape}'.encode())
     digest.update(values.tobytes())
   return digest.hexdigest()
@@ -120,7 +130,8 @@ def _pass_over_what_is_abandoned() -> None:
   """Keeps what Orbax leaves behind after a failure from being printed.
 
   Of each array that TensorStore was still at, it says that the event loop is
-  gone, and Python that Orbax's coroutine was not ended. Threads say it at any
+  gone, and Python that Orbax's coroutine was not ended, or that nobody asked
+  for the errors after the first, which is told. Threads say it at any
   time from the failure on, which of an asynchronous save is known later; so
   from the first checkpoints that are opened to the end of the process.
   """
@@ -134,6 +145,9 @@ def _pass_over_what_is_abandoned() -> None:
       otherwise(unraisable)
 
   sys.unraisablehook = hook
+  python_logging.getLogger('asyncio').addFilter(
+    lambda record: 'exception was never retrieved' not in record.getMessage()
+  )
 
 
 def _reason(error: Exception) -> str:
@@ -179,22 +193,35 @@ class Checkpoints:
 
   Args:
     workdir: of `odin_jax.train`.
+    max_to_keep: of the newest ones; earlier ones are removed,
+    keep_period: but for those of the steps that this divides; 0 keeps none.
     read_only: look, without tidying up what a killed run (or one that is
       still going on) has not finished.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    max_to_keep: int = 2,
+    keep_period: int = 0,
+    read_only: bool = False,
+  ):
     # Here, for a command reads its flags before what is slow to load.
     import orbax.checkpoint as ocp
 
     _pass_over_what_is_abandoned()
+    policies = ocp.checkpoint_managers
     self._args = ocp.args
     self._folder = (workdir / FOLDER).absolute()
     self._checksums: dict[int, dict[str, str] | None] = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
+        preservation_policy=policies.AnyPreservationPolicy(
+          [policies.LatestN(max_to_keep)]
+          + [policies.EveryNSteps(keep_period)] * bool(keep_period)
+        ),
         enable_async_checkpointing=not read_only,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
@@ -205,6 +232,10 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The newest step saved, or None."""
     return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """All steps saved, in order."""
+    return sorted(self._manager.all_steps())
 
   def save(
     self,
@@ -342,6 +373,14 @@ class Checkpoints:
         f'{len(names) - 1} more): the disk or a copy damaged it; {_OTHERWISE}'
       )
 
+  def seal(self, step: int) -> dict[str, str]:
+    """The checksums of a step as they are kept there, and its config's.
+
+    Raises:
+      errors.UserError: they are damaged.
+    """
+    return self._kept_checksums(step) or checksums.sealed(self.config(step), {})
+
   def _kept_checksums(self, step: int) -> dict[str, str] | None:
     """Those of a step, read once; None where it has none."""
     if step not in self._checksums:
@@ -381,18 +420,19 @@ class Checkpoints:
     )
 
 
-def open_latest(
-  workdir: str | os.PathLike[str],
+def open_step(
+  workdir: str | os.PathLike[str], step: int | None = None
 ) -> tuple[Checkpoints | pretrained.Pretrained, int, Config]:
-  """The checkpoints of a workdir, the newest step and its config.
+  """The checkpoints of a workdir, a step and its config.
 
   Args:
     workdir: of `odin_jax.train` or `odin_jax.port_weights`, or the word for
       the checkpoint that comes with the project (`workdirs`).
+    step: of the checkpoint; None: the newest.
 
   Raises:
-    errors.UserError: no checkpoint there, or one of a model with a part of the
-      conditioning that is not here.
+    errors.UserError: no such checkpoint there, or one of a model with a part of
+      the conditioning that is not here.
   """
   if workdirs.is_pretrained(workdir):
     checkpoints = pretrained.Pretrained()
@@ -402,12 +442,18 @@ def open_latest(
     )
     files.require_folder(path / FOLDER, 'a training run with a checkpoint')
     checkpoints = Checkpoints(path, read_only=True)
-  newest = checkpoints.latest()
-  if newest is None:
+  steps = checkpoints.steps()
+  if not steps:
     raise errors.UserError(f'{workdir}: no checkpoint here yet; train first')
-  config = checkpoints.config(newest)
+  step = steps[-1] if step is None else step
+  if step not in steps:
+    raise errors.UserError(
+      f'{workdir}: no checkpoint of step {step} here; there are those of '
+      f'{", ".join(map(str, steps))}'
+    )
+  config = checkpoints.config(step)
   try:
     conditioning.parse(config['model']['conditioning'])
   except ValueError as error:
     raise errors.UserError(f'{workdir}: {error}') from error
-  return checkpoints, newest, config
+  return checkpoints, step, config

@@ -154,13 +154,14 @@ class _OneAtATime:
 
 
 def read_exportable(
-  workdir: str | os.PathLike[str], ema: bool
+  workdir: str | os.PathLike[str], ema: bool, step: int | None = None
 ) -> tuple[Any, dict[str, Any], checkpoint.Config]:
-  """The newest checkpoint as lazy arrays, in the form of `write_ported`.
+  """A checkpoint as lazy arrays, in the form of `write_ported`.
 
   Args:
     workdir: of training or of port_weights.
     ema: the moving averages, where there are any.
+    step: of the checkpoint; None: the newest.
 
   Returns:
     params, encoder_params and config: see `write_ported`.
@@ -168,7 +169,7 @@ def read_exportable(
   Raises:
     errors.UserError: no checkpoint there.
   """
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, step, config = checkpoint.open_step(workdir, step)
   mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
   where = sharding.replicated(mesh)
   shapes = jax.eval_shape(lambda: odin.init_params(config))
@@ -176,7 +177,7 @@ def read_exportable(
   params = memory.lazy(
     shapes,
     lambda: checkpoints.restore_params(
-      newest,
+      step,
       'ema' if ema and not checkpoint.is_ported(config) else 'params',
       shapes,
       jax.tree.map(lambda _: where, shapes),
@@ -192,6 +193,6 @@ def read_exportable(
 
   frozen = memory.lazy(
     params_of(encoders.abstract(config)),
-    lambda: params_of(checkpoints.restore_encoders(newest, config, where)),
+    lambda: params_of(checkpoints.restore_encoders(step, config, where)),
   )
   return params, frozen, config

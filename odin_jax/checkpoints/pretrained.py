@@ -80,6 +80,15 @@ class Pretrained:
     """The step that it is of."""
     return self._note['step']
 
+  def steps(self) -> list[int]:
+    """All steps there are."""
+    return [self.latest()]
+
+  def seal(self, step: int) -> dict[str, str]:
+    """The digests of its files."""
+    del step
+    return {name: self._note[name] for name in ('sha256', 'config_sha256')}
+
   def config(self, step: int) -> dict[str, Any]:
     """The config that it was trained by."""
     del step

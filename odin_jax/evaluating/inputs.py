@@ -108,14 +108,18 @@ def require_truth(asked: request.Request, data: Data) -> None:
     )
 
 
-def is_guided(workdir: str | None) -> bool:
+def is_guided(workdir: str | None, step: int | None) -> bool:
   """Whether there is a model that can do what a table says of guidance.
+
+  Args:
+    workdir: of the model; None where there is none.
+    step: of its checkpoint; None: the newest.
 
   Raises:
     errors.UserError: no training run there.
   """
   return workdir is not None and predictors.takes_guidance(
-    workdirs.require(workdir, 'a training run')
+    workdirs.require(workdir, 'a training run'), step
   )
 
 
@@ -169,6 +173,7 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
     sampling=_sampling(config),
     batch_size=config['batch_size'],
     ema=config['ema'],
+    step=asked.checkpoint_step,
   )
   if predictor.image_size_px != config['image_size_px']:
     raise errors.UserError(

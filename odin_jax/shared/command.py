@@ -223,8 +223,12 @@ def _leave_unfinished(message: object) -> NoReturn:
   sys.exit(errors.Unfinished.exit_status)
 
 
-def stop_on_signals() -> None:
-  """Makes signals end what is going on with its cleaning up; once."""
+def stop_on_signals(*, second_ends: bool = True) -> None:
+  """Makes signals end what is going on with its cleaning up; once.
+
+  Args:
+    second_ends: a second one ends this process, whatever it is at.
+  """
 
   def stop(number: int, frame: object) -> NoReturn:
     del frame
@@ -234,6 +238,10 @@ def stop_on_signals() -> None:
   for number in STOP_SIGNALS:
     signal.signal(number, stop)
   sys.unraisablehook = _raise_again
+  if not second_ends:
+    # Of the process that forked this one.
+    signal.set_wakeup_fd(-1)
+    return
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -479,6 +487,20 @@ def define_model() -> flags.FlagHolder[str]:
     'Folder of a training run, or output of odin_jax.port_weights; or the word '
     'pretrained: the checkpoint that comes with the project (./pretrained is a '
     'folder of that name; where there is one, the word alone is refused).',
+  )
+
+
+def define_checkpoint_step(place: str = 'workdir') -> flags.FlagHolder[int]:
+  """Defines `--checkpoint_step`, of the checkpoint that is read.
+
+  Args:
+    place: the flag that names its folder.
+  """
+  return flags.DEFINE_integer(
+    'checkpoint_step',
+    None,
+    f'Step of the checkpoint in --{place}; not given: the newest.',
+    lower_bound=0,
   )
 
 

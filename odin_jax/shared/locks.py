@@ -52,6 +52,8 @@ class Holder:
     started: when it did, in ticks of the machine, since a number comes again;
       '' where it is not known.
     command: its command line.
+    job: of the scheduler that started it; '' where none did.
+    attempt: how often the scheduler had started the job before.
   """
 
   host: str
@@ -60,6 +62,8 @@ class Holder:
   pid: int
   started: str
   command: str
+  job: str = ''
+  attempt: str = ''
 
   def is_here(self) -> bool:
     """Whether its number means something to this process."""
@@ -74,9 +78,13 @@ class Holder:
     """Whether it is sure that it does not work any more."""
     if self.is_here():
       return not _is_alive(self.pid, self.started)
-    # A machine that was started anew has none of its processes left.
     me = _holder(os.getpid())
-    return self.host == me.host and self.boot != me.boot
+    # A job that was started anew has none of its processes left, wherever they
+    # were, nor has a machine.
+    is_of_job = self.job and self.job == me.job
+    return bool(is_of_job and self.attempt != me.attempt) or (
+      self.host == me.host and self.boot != me.boot
+    )
 
   def is_ancestor(self) -> bool:
     """Whether it is this process, or has started it."""
@@ -230,6 +238,8 @@ def _holder(pid: int) -> Holder:
     pid=pid,
     started=_stat(pid)[1],
     command=_command(pid),
+    job=os.environ.get('SLURM_JOB_ID', ''),
+    attempt=os.environ.get('SLURM_RESTART_COUNT', '0'),
   )
 
 

@@ -12,6 +12,10 @@ Guards send each other one JSON object a line:
                 the end of all
 
 An end is {"status": 2, "line": "what to say"}; status 0 is that of success.
+
+A signal to one guard ends all at once, unless the work ends itself: then its
+guard hands the first signal on, the work sees to it that all end together, and
+only a second signal ends all at once.
 """
 
 import contextlib
@@ -31,8 +35,9 @@ from absl import logging
 
 from odin_jax.shared import command, errors, locks
 
-# For all to come, and for the work to clean up.
-MEET_S = 60.0
+# For all to come, some of which a scheduler starts late, and for the work to
+# clean up.
+MEET_S = 300.0
 _CLEAN_UP_S = 5.0
 _RETRY_S = 0.2
 # Seconds after which a machine is looked for that says nothing, seconds between
@@ -49,12 +54,15 @@ class Place(NamedTuple):
     port: where it meets the others.
     process: number of this one, from 0.
     of: how many there are.
+    is_told: by the environment: the name of a host may be known later, as
+      Kubernetes makes one when it starts a process there.
   """
 
   host: str
   port: int
   process: int
   of: int
+  is_told: bool = False
 
   @property
   def address(self) -> str:
@@ -118,13 +126,17 @@ class _Link:
       self.stream.sendall(json.dumps(message).encode() + b'\n')
 
 
-def together(place: Place, work: Callable[[int], None]) -> None:
+def together(
+  place: Place, work: Callable[[int], None], *, ends_itself: bool = False
+) -> None:
   """Does the work, here and on all others, and ends when all have ended.
 
   Args:
     place: of this process.
     work: runs in a process of its own; is given a port of process 0's machine
       that is free.
+    ends_itself: after a signal, which may come to it more than once and stands
+      for one: a scheduler signals to guard and work.
 
   Raises:
     errors.UserError: here or elsewhere what was asked for cannot be done, or
@@ -140,10 +152,11 @@ def together(place: Place, work: Callable[[int], None]) -> None:
       port = _free_port()
       for link in links.values():
         link.send({'port': port})
-    pid, report = _fork(work, port, [link.stream for link in links.values()])
-    stack.callback(_end_work, pid)
+    streams = [link.stream for link in links.values()]
+    forked = _fork(work, port, streams, ends_itself)
+    stack.callback(_end_work, forked, ends_itself)
     try:
-      _guard(place, links, report)
+      _guard(place, links, forked.report)
     except KeyboardInterrupt as stopped:
       status, line = command.ending(stopped)
       _tell(links, _End(status, f'{place.name(place.process)}: {line}'))
@@ -234,6 +247,9 @@ def _reach(place: Place, links: dict[int, _Link]) -> None:
       )
       break
     except (socket.gaierror, OverflowError) as error:
+      if place.is_told and time.monotonic() + _RETRY_S < until:
+        time.sleep(_RETRY_S)
+        continue
       raise errors.UserError(
         f'--coordinator={place.address}: {error}; give the address of process 0'
       ) from error
@@ -277,10 +293,27 @@ def _keep_alive(stream: socket.socket) -> None:
 # -- The work ------------------------------------------------------------------
 
 
+class _Forked(NamedTuple):
+  """The process of the work.
+
+  Attributes:
+    pid: of it.
+    report: tells its end.
+    guarded: stays open as long as this process guards it.
+  """
+
+  pid: int
+  report: _Link
+  guarded: BinaryIO
+
+
 def _fork(
-  work: Callable[[int], None], port: int, streams: list[socket.socket]
-) -> tuple[int, _Link]:
-  """Starts the work; returns its process, and a link that tells its end."""
+  work: Callable[[int], None],
+  port: int,
+  streams: list[socket.socket],
+  ends_itself: bool,
+) -> _Forked:
+  """Starts the work."""
   report_in, report_out = os.pipe()
   guard_in, guard_out = os.pipe()
   sys.stdout.flush()
@@ -288,31 +321,67 @@ def _fork(
   # A signal that comes now is for the guard, or for the work, and not for both
   # or neither.
   signal.pthread_sigmask(signal.SIG_BLOCK, command.STOP_SIGNALS)
+  hand_on = _HandOn() if ends_itself else None
   pid = os.fork()
   if not pid:
     os.close(guard_out)
     for stream in streams:
       stream.close()
-    _work(lambda: work(port), guard_in, report_out)
+    _work(lambda: work(port), guard_in, report_out, ends_itself)
+  if hand_on:
+    hand_on.to(pid)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, command.STOP_SIGNALS)
   os.close(report_out)
   os.close(guard_in)
-  # `guard_out` stays open as long as this process lives.
-  return pid, _Link(os.fdopen(report_in, 'rb', buffering=0))
+  return _Forked(
+    pid,
+    _Link(os.fdopen(report_in, 'rb', buffering=0)),
+    os.fdopen(guard_out, 'wb', buffering=0),
+  )
 
 
-def _work(work: Callable[[], None], guard: int, report: int) -> NoReturn:
+class _HandOn:
+  """Hands the first signal on to the work, also one that comes before it is.
+
+  The next one ends this process.
+  """
+
+  def __init__(self) -> None:
+    self._number = self._pid = 0
+    for number in command.STOP_SIGNALS:
+      signal.signal(number, self._take)
+
+  def to(self, pid: int) -> None:
+    """Says who the work is."""
+    self._pid = pid
+    self._send()
+
+  def _take(self, number: int, frame: Any) -> None:
+    del frame
+    command.end_at_once()
+    self._number = number
+    self._send()
+
+  def _send(self) -> None:
+    if self._pid and self._number:
+      _signal(self._pid, self._number)
+
+
+def _work(
+  work: Callable[[], None], guard: int, report: int, ends_itself: bool
+) -> NoReturn:
   """Does the work and ends, in a process that was forked for it.
 
   Args:
     work: what to do.
     guard: is closed at its other end when nobody guards this process any more.
     report: gets the end.
+    ends_itself: see `together`.
   """
   end = _End(0, '')
   try:
     threading.Thread(target=_end_with_guard, args=(guard,), daemon=True).start()
-    command.stop_on_signals()
+    command.stop_on_signals(second_ends=not ends_itself)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, command.STOP_SIGNALS)
     _quiet_libraries()
     work()
@@ -356,19 +425,36 @@ def _quiet_libraries() -> None:
   logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
 
-def _end_work(pid: int) -> None:
+def _end_work(forked: _Forked, ends_itself: bool) -> None:
   """Ends the work, where it has not ended."""
-  for number in (signal.SIGTERM, signal.SIGKILL):
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(pid, number)
-    until = time.monotonic() + _CLEAN_UP_S
-    while time.monotonic() < until:
-      try:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-          return
-      except ChildProcessError:
-        return
-      time.sleep(0.02)
+  if not ends_itself:
+    # It cleans up; what ends itself would wait for the others.
+    _signal(forked.pid, signal.SIGTERM)
+    if _has_ended(forked.pid):
+      return
+  # It frees its folders, wherever it is, see `_end_with_guard`.
+  forked.guarded.close()
+  if not _has_ended(forked.pid):
+    _signal(forked.pid, signal.SIGKILL)
+    _has_ended(forked.pid)
+
+
+def _signal(pid: int, number: int) -> None:
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(pid, number)
+
+
+def _has_ended(pid: int) -> bool:
+  """Whether a process of this one ends in time."""
+  until = time.monotonic() + _CLEAN_UP_S
+  while time.monotonic() < until:
+    try:
+      if os.waitpid(pid, os.WNOHANG)[0]:
+        return True
+    except ChildProcessError:
+      return True
+    time.sleep(0.02)
+  return False
 
 
 # -- Guarding ------------------------------------------------------------------

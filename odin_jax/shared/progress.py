@@ -91,6 +91,7 @@ def bar(
   *,
   desc: str = '',
   initial: int = 0,
+  is_shown: bool = True,
   **on_terminal: Any,
 ) -> Bar:
   """Shows how far work is, on stderr.
@@ -100,8 +101,11 @@ def bar(
     unit: what is counted, such as `video`.
     desc: what is done with them.
     initial: units that were done before.
+    is_shown: False: nothing is, as where another process shows the same.
     on_terminal: further arguments of tqdm, such as `bar_format`.
   """
+  if not is_shown:
+    return tqdm.tqdm(disable=True)
   if not sys.stderr.isatty():
     return Lines(total, unit, desc=desc, initial=initial)
   return tqdm.tqdm(

@@ -24,11 +24,15 @@ class Journal:
   """Appends rows, each on disk before `write` returns.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; None: rows go nowhere, as where another process of the
+      run writes them.
     step: the step that the run goes on from; rows after it are cut off.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path | None, step: int):
+    self._is_kept = workdir is not None
+    if workdir is None:
+      return
     path = workdir / _NAME
     if path.exists():
       _cut_back(path, step)
@@ -42,6 +46,8 @@ class Journal:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds the row of a step."""
+    if not self._is_kept:
+      return
     row = json.dumps({'step': step, **values}, allow_nan=False)
     self._rows.write(row + '\n')
     self._rows.flush()
@@ -50,5 +56,7 @@ class Journal:
 
   def close(self) -> None:
     """Flushes and closes both files."""
+    if not self._is_kept:
+      return
     self._rows.close()
     self._events.close()

@@ -194,19 +194,25 @@ def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
     )
 
 
-def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
-  """The newest checkpoint of a workdir, as a start.
+def load(
+  where: pathlib.Path,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  step: int | None = None,
+) -> Start:
+  """A checkpoint of a workdir, as a start.
 
   Args:
     where: workdir of training (its moving averages are taken) or of
       port_weights, or the word for the checkpoint that comes with the project.
     config: of the run to start.
     mesh: its mesh.
+    step: of the checkpoint; None: the newest.
 
   Raises:
     errors.UserError: no checkpoint there, or one of another network.
   """
-  checkpoints, newest, saved_config = checkpoint.open_latest(where)
+  checkpoints, step, saved_config = checkpoint.open_step(where, step)
   _check(where, config, saved_config)
   saved = jax.eval_shape(lambda: odin.init_params(saved_config))
   params = jax.eval_shape(lambda: odin.init_params(config))
@@ -217,14 +223,12 @@ def load(where: pathlib.Path, config: Config, mesh: jax.sharding.Mesh) -> Start:
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
   restored = checkpoints.restore_params(
-    newest,
+    step,
     'params' if checkpoint.is_ported(saved_config) else 'ema',
     saved,
     sharding.shardings(saved, mesh, odin.sharding_rules()),
   )
-  frozen = checkpoints.restore_encoders(
-    newest, config, sharding.replicated(mesh)
-  )
+  frozen = checkpoints.restore_encoders(step, config, sharding.replicated(mesh))
   checkpoints.close()
   return Start(
     params=restored,

@@ -144,7 +144,7 @@ def train(run: Run, data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 def restore(workdir: pathlib.Path) -> tuple[Any, encoders.Encoders, Figures]:
   """Averaged parameters, encoders and config of a run."""
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, newest, config = checkpoint.open_step(workdir)
   everywhere = sharding.replicated(
     sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   )
@@ -526,7 +526,7 @@ def main() -> None:
   )
   pairs = pair_set.pairs
   images = pairs.target / 255
-  _, _, config = checkpoint.open_latest(workdirs[runs[0].name])
+  _, _, config = checkpoint.open_step(workdirs[runs[0].name])
   cells = encoders.latent_size(config)
   truth = true_motion.find_truth(pair_set, size_px, cells)
   contrast = (

@@ -14,10 +14,13 @@ def sampling(**changes) -> predictors.Sampling:
   return predictors.Sampling(**{**protocol, **changes})
 
 
-def load_model(workdir, *, ema=_PROTOCOL.ema, **changes) -> predictors.Model:
+def load_model(
+  workdir, *, ema=_PROTOCOL.ema, step=None, **changes
+) -> predictors.Model:
   return predictors.load_model(
     workdir,
     sampling=sampling(**changes),
     batch_size=_PROTOCOL.batch_size,
     ema=ema,
+    step=step,
   )

@@ -40,10 +40,10 @@ from odin_jax import predictors
 
 class Model:
   image_size_px = 32
-  def __init__(self, workdir, sampling, batch_size, ema):
+  def __init__(self, workdir, sampling, batch_size, ema, step=None):
     self.stop, self.calls = pathlib.Path(workdir) / 'stop', 0
     self.protocol = {
-      'checkpoint_step': 7, **dataclasses.asdict(sampling), 'ema': ema,
+      'checkpoint_step': step or 7, **dataclasses.asdict(sampling), 'ema': ema,
       'prediction': 'eps',
     }
   def resampled(self, sampling):
@@ -65,7 +65,7 @@ class Model:
     return np.clip(colour + np.stack(noise), 0, 1).astype(np.float32)
 
 predictors.load_model = Model
-predictors.takes_guidance = lambda workdir: workdir.name == 'guided'
+predictors.takes_guidance = lambda workdir, step: workdir.name == 'guided'
 
 # As if the package that has the weights of LPIPS with VGG were not installed.
 from odin_jax.porting import lpips_package
@@ -154,7 +154,7 @@ def outputs(data):
     'mean': ['--predictor=mean', '--config.lpips='],
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
-    'scenes': [*single, '--predictor=model'],
+    'scenes': [*single, '--predictor=model', '--checkpoint_step=5'],
     'four': [
       '--predictor=model',
       '--config.num_samples=4',
@@ -725,6 +725,7 @@ def test_a_table_of_others_is_followed_and_departures_are_listed(outputs):
   content = read(outputs / 'scenes')
   protocol = content['protocol']
   assert protocol['benchmark'] == 'nerfstudio' and protocol['num_pairs'] == 2
+  assert protocol['model']['checkpoint_step'] == 5
   assert protocol['table']['name'] == 'seva_single'
   lines = {row['line']: row['here'] for row in protocol['departures']}
   assert lines == {'image.size_px': [32, 32], 'scale.policy': 'resolved'}

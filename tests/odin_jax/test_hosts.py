@@ -1,8 +1,10 @@
 """Several processes: who they are, what they share, and one evaluation."""
 
+import http.server
 import json
 import os
 import socket
+import threading
 from unittest import mock
 
 from absl import flags
@@ -71,6 +73,91 @@ def test_a_tpu_slice_says_who_is_who_and_one_worker_is_alone():
   assert hosts._tpu({}) is None
 
 
+def test_slices_of_one_job_number_their_workers_together():
+  slices = {
+    **TPU,
+    'MEGASCALE_NUM_SLICES': '3',
+    'MEGASCALE_SLICE_ID': '2',
+    'MEGASCALE_COORDINATOR_ADDRESS': '10.0.0.9:8080',
+  }
+  place = hosts._tpu(slices)
+  assert (place.host, place.process, place.of) == ('10.0.0.9', 5, 6)
+  # Slices of one worker each.
+  alone = {**slices, 'TPU_WORKER_HOSTNAMES': 'a', 'TPU_WORKER_ID': '0'}
+  assert hosts._tpu(alone)[2:4] == (2, 3)
+  with pytest.raises(errors.UserError, match='=3: MEGASCALE_SLICE_ID is not'):
+    hosts._tpu({**slices, 'MEGASCALE_SLICE_ID': ''})
+
+
+METADATA = {
+  'agent-worker-number': '3',
+  'worker-network-endpoints': 'unknown:unknown:10.0.0.4,unknown:unknown:10.0.0.5',
+  'tpu-env': "ACCELERATOR_TYPE: 'v5litepod-8'\nMEGASCALE_NUM_SLICES: '2'\n",
+}
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+  """What the machines of Google tell of themselves."""
+
+  def do_GET(self):
+    content = METADATA.get(self.path.rpartition('/')[2])
+    is_known = content and self.headers['Metadata-Flavor'] == 'Google'
+    self.send_response(200 if is_known else 404)
+    self.end_headers()
+    self.wfile.write((content or '').encode())
+
+  def log_message(self, *_):
+    pass
+
+
+def test_a_machine_with_tpus_tells_of_its_slice(monkeypatch):
+  chips = 'num_available_tpu_chips_and_device_id'
+  with http.server.ThreadingHTTPServer(('localhost', 0), Metadata) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'localhost:{server.server_port}'
+    monkeypatch.setenv('GCE_METADATA_IP', address)
+    monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
+    # A machine without is not asked.
+    assert hosts._tpu_metadata() == {}
+    monkeypatch.setattr(hosts.hardware_utils, chips, lambda: (4, 'v5e'))
+    assert hosts._tpu_metadata() == {
+      'TPU_WORKER_HOSTNAMES': '10.0.0.4,10.0.0.5',
+      'TPU_WORKER_ID': '3',
+      'MEGASCALE_NUM_SLICES': '2',
+    }
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
+    assert hosts._tpu_metadata() == {}
+    server.shutdown()
+  monkeypatch.delenv('TPU_WORKER_HOSTNAMES')
+  # Never alone for want of an answer.
+  with pytest.raises(errors.UserError, match='of which slice .*; give --num'):
+    hosts._tpu_metadata()
+
+
+class OfFirst(hosts.Group):
+  """The second of two processes; the first gathers what it is told."""
+
+  def gather(self, array):
+    return np.stack([self.first, array])
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(hosts, '_SEEN_S', 0.1)
+  group = OfFirst(process=1, of=2)
+  path = tmp_path / 'file'
+  object.__setattr__(group, 'first', hosts._digest(b'of the first'))
+  with pytest.raises(errors.UserError, match='--workdir=.*: is not the folder'):
+    group.require_one_file(path, '--workdir')
+  path.write_bytes(b'of the first')
+  group.require_one_file(path, '--workdir')
+  hosts.ALONE.require_one_file(tmp_path / 'none', '--workdir')
+
+
+def test_one_process_is_asked_and_answers_at_once():
+  poll = hosts.Poll(hosts.ALONE)
+  assert [poll.largest(number) for number in (0, 15)] == [0, 15]
+
+
 def test_those_that_would_do_different_work_are_refused():
   class Others(hosts.Group):
     def gather(self, array):
@@ -97,7 +184,7 @@ def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
   monkeypatch.setattr(hosts, '_join', note('join'))
   monkeypatch.setattr(hosts.Group, 'gather', note('gather'))
   monkeypatch.setattr('jax.distributed.shutdown', note('shutdown'))
-  monkeypatch.setattr(meeting, 'together', lambda place, work: work(4321))
+  monkeypatch.setattr(meeting, 'together', lambda _, work, **__: work(4321))
   given = {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 1}
   flags_of(given).run(note('work'))
   assert order == ['join', 'work', 'gather', 'shutdown']

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 from flax import nnx
 import jax
@@ -135,6 +136,13 @@ def samples(count):
   return np.concatenate(images), sizes
 
 
+# Of a mesh on which four devices hold the same rows.
+where = sharding.batch_sharding(
+  sharding.make_mesh(dict(data=2, fsdp=1, tensor=4)), 8
+)
+rows = sharding.own_rows(where, 8)
+of_rows = sharding.of_rows(where, 8, rows, pixels[0][rows])
+
 on_one, _ = samples(1)
 on_eight, sizes = samples(8)
 print(json.dumps(dict(
@@ -147,6 +155,9 @@ print(json.dumps(dict(
   difference=relative(state['params'], expected['params']),
   restored_is_saved=same,
   difference_after=relative(after['params'], expected_after['params']),
+  own_rows=rows.tolist(),
+  of_rows_is_batch=bool((np.asarray(of_rows) == pixels[0]).all()),
+  of_rows_shard=of_rows.addressable_shards[0].data.shape,
   samples=on_eight.shape,
   sample_sizes=sizes,
   sample_range=[float(on_one.min()), float(on_one.max())],
@@ -192,6 +203,23 @@ def test_eight_devices_compute_what_one_does(findings):
   # Adam's first steps have the size of the learning rate, 2e-4 here, whatever
   # the gradient's: the order of summation can turn the smallest around.
   assert findings['difference'] < 1e-3
+
+
+def test_a_batch_is_put_together_of_the_rows_of_each_process(findings):
+  assert findings['own_rows'] == list(range(8))
+  assert findings['of_rows_is_batch']
+  assert findings['of_rows_shard'][0] == 4
+
+
+def test_processes_hold_the_rows_of_their_devices():
+  where = mock.Mock(spec=jax.sharding.NamedSharding)
+  where.addressable_devices_indices_map.return_value = {
+    # Two devices of this process have the same ones.
+    'a': (slice(6, 8),),
+    'b': (slice(2, 4),),
+    'c': (slice(6, 8),),
+  }
+  assert sharding.own_rows(where, 8).tolist() == [2, 3, 6, 7]
 
 
 def test_checkpoint_restores_onto_another_mesh(findings):

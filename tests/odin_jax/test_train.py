@@ -383,6 +383,15 @@ def test_model_predicts_with_the_seed_alone(finished, records):
   assert np.abs(reseeded - alone).max() > 1e-3
 
 
+def test_a_model_of_an_earlier_step_is_loaded_by_its_number(finished):
+  earlier = load_model(finished, step=STEPS - 3).protocol
+  assert earlier['checkpoint_step'] == STEPS - 3
+  last = load_model(finished, step=STEPS).protocol
+  assert last['params_sha256'] != earlier['params_sha256']
+  with pytest.raises(errors.UserError, match='step 7 here; .* of 21, 24'):
+    load_model(finished, step=7)
+
+
 def test_a_model_is_sampled_otherwise_as_if_it_had_been_loaded_so(finished):
   model, single = (load_model(finished, num_steps=n) for n in (3, 1))
   again = model.resampled(default_sampling.sampling(num_steps=1))

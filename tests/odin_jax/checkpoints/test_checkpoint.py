@@ -3,6 +3,13 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import pytest
+
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import encoders
+from odin_jax.shared import errors
+
 # An asyncio future of TensorStore's that outlives its loop, as those of a save
 # do of which one array failed; and something else that nobody can catch.
 _ABANDONED = """
@@ -34,3 +41,21 @@ def test_what_a_failed_save_leaves_behind_is_not_printed():
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'Event loop is closed' not in done.stderr
   assert 'something else' in done.stderr
+
+
+def test_the_newest_are_kept_and_those_of_a_period(tmp_path):
+  state = {
+    name: {'a': jnp.ones(3)} for name in ('params', 'ema', 'optimizer', 'step')
+  }
+  frozen = encoders.Encoders(autoencoder=jnp.zeros(2), image=None)
+  config = {'model': {'conditioning': 'se3'}}
+  checkpoints = checkpoint.Checkpoints(tmp_path, max_to_keep=1, keep_period=2)
+  for step in range(1, 4):
+    checkpoints.save(step, state, frozen, config)
+  checkpoints.close()
+  for given, step in ((None, 3), (2, 2)):
+    opened, found, of_step = checkpoint.open_step(tmp_path, given)
+    assert (found, of_step) == (step, config) and opened.steps() == [2, 3]
+    opened.close()
+  with pytest.raises(errors.UserError, match='step 1 here; .* of 2, 3'):
+    checkpoint.open_step(tmp_path, 1)

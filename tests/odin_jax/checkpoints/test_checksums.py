@@ -89,7 +89,7 @@ def saved(tmp_path_factory):
 
 def restored(workdir):
   """All that a training restores."""
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, newest, config = checkpoint.open_step(workdir)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   abstract = jax.eval_shape(
     lambda: step.state_of(config, odin.init_params(config))
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_an_earlier_version_is_warned_of_once(saved, tmp_path):
   with mock.patch.object(checkpoint.logging, 'warning') as warning:
     # As for a table's guidance, a model, and the same with one step.
     for _ in range(3):
-      checkpoints, *_ = checkpoint.open_latest(copy)
+      checkpoints, *_ = checkpoint.open_step(copy)
       checkpoints.close()
   said = [call.args[0] for call in warning.call_args_list]
   assert sum('has no checksums' in text for text in said) == 1

@@ -252,7 +252,7 @@ def shapes_of(config):
 
 
 def restore(name='ema'):
-  found, step, config = checkpoint.open_latest('pretrained')
+  found, step, config = checkpoint.open_step('pretrained')
   shapes = shapes_of(json.dumps(config))
   where = sharding.replicated(sharding.local_mesh())
   places = jax.tree.map(lambda _: where, shapes)
@@ -308,7 +308,7 @@ def test_a_folder_of_that_name_is_another(shipped, tmp_path):
   with pytest.raises(errors.UserError, match=r'write \./pretrained'):
     workdirs.require(word, 'it')
   with pytest.raises(errors.UserError, match=r'write \./pretrained'):
-    checkpoint.open_latest('pretrained')
+    checkpoint.open_step('pretrained')
 
 
 def test_what_has_seen_other_data_is_not_exported(trained, tmp_path):
@@ -399,7 +399,7 @@ def test_the_one_that_is_here_is_sound(repository, monkeypatch, tmp_path):
   params = restore()
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 1e6
   # The recipe of the project is the one that it was made with.
-  found, step, config = checkpoint.open_latest('pretrained')
+  found, step, config = checkpoint.open_step('pretrained')
   recipe = recipes.get_config('multisphere').to_dict()
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   start = warm_start.load(PRETRAINED, checkpoint.plain(recipe), mesh)

@@ -603,7 +603,7 @@ def trained(port, state, tmp_path, monkeypatch):
     config['image_encoder'].update(num_heads=4, image_size_px=30)
     calls = []
 
-    def read_exportable(workdir, ema):
+    def read_exportable(workdir, ema, step):
       calls.append(ema)
       return *jax.tree.map(lazy_array.of, (params, encoders)), config
 

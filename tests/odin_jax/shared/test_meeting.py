@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
-from odin_jax.shared import meeting
+from odin_jax.shared import errors, meeting
 
 DRIVER = """
 import json, os, pathlib, signal, socket, sys, tempfile, time
@@ -56,6 +57,33 @@ def stopped(process, port):
   time.sleep(60)
 
 
+# Signals to the guard; returns when it has handed the signal on.
+def asked_to_stop():
+  came = []
+  signal.signal(signal.SIGTERM, lambda *_: came.append(None))
+  os.kill(os.getppid(), signal.SIGTERM)
+  while not came:
+    time.sleep(0.01)
+
+
+def own_end(process, port):
+  asked_to_stop()
+  # A scheduler signals to the work, too.
+  os.kill(os.getpid(), signal.SIGTERM)
+  raise errors.Unfinished('saved')
+
+
+def own_end_is_not_waited_for(process, port):
+  asked_to_stop()
+  os.kill(os.getppid(), signal.SIGTERM)
+  slow(process, port)
+
+
+def own_wait(process, port):
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  slow(process, port)
+
+
 def free_port():
   with socket.create_server(('', 0)) as server:
     return server.getsockname()[1]
@@ -77,7 +105,9 @@ for name, (of, meet_s, works) in json.load(sys.stdin).items():
       try:
         command.run(
           lambda: meeting.together(
-            place, lambda port: globals()[work](process, port)
+            place,
+            lambda port: globals()[work](process, port),
+            ends_itself=work.startswith('own_'),
           )
         )
       except SystemExit as stop:
@@ -106,6 +136,12 @@ CASES = {
   'work is gone': ([2] * 2, 60, [(0, 'slow'), (1, 'killed')]),
   'stopped': ([2] * 2, 60, [(0, 'slow'), (1, 'stopped')]),
   'first is stopped': ([2] * 2, 60, [(0, 'stopped'), (1, 'slow')]),
+  'ends itself': ([2] * 2, 60, [(0, 'own_wait'), (1, 'own_end')]),
+  'signalled to twice': (
+    [2] * 2,
+    60,
+    [(0, 'own_wait'), (1, 'own_end_is_not_waited_for')],
+  ),
   'told otherwise': ([2, 3], 60, [(0, 'done'), (1, 'done')]),
   'twice': ([2] * 2, 2, [(0, 'done'), (0, 'done')]),
   'two of three': ([3] * 2, 2, [(0, 'done'), (1, 'done')]),
@@ -169,6 +205,7 @@ GONE = 'process {} is gone; the same commands go on, on all machines'
     ('work is gone', 75, [GONE.format('1 of 2')] * 2),
     ('stopped', 75, [f'process 1 of 2: {STOPPED}', STOPPED]),
     ('first is stopped', 75, [STOPPED, f'process 0 of 2: {STOPPED}']),
+    ('ends itself', 75, ['process 1 of 2: saved', 'saved']),
   ],
 )
 def test_one_that_fails_ends_all_with_its_status_and_a_line(
@@ -179,6 +216,13 @@ def test_one_that_fails_ends_all_with_its_status_and_a_line(
       assert ended == -9
     else:
       assert (ended, stderr) == (status, f'{line}\n')
+
+
+def test_what_ends_itself_is_ended_by_a_second_signal(results):
+  (first, _, told), (second, _, stderr) = results['signalled to twice']
+  # By the system, or by what waits for the signal where it came earlier.
+  assert second in (-15, 128 + 15) and not stderr
+  assert (first, told) == (75, f'{GONE.format("1 of 2")}\n')
 
 
 def test_a_bug_keeps_its_traceback_where_it_is(results):
@@ -251,3 +295,22 @@ def test_strangers_at_the_port_are_passed_over():
   assert links.keys() == {1}
   for link in (*links.values(), *theirs.values()):
     link.stream.close()
+
+
+def test_the_name_of_a_host_that_a_scheduler_starts_may_come_late(monkeypatch):
+  tries = []
+
+  def connect(*_, **__):
+    tries.append(None)
+    if len(tries) < 3:
+      raise socket.gaierror(-2, 'Name or service not known')
+    return mock.Mock(spec=socket.socket)
+
+  monkeypatch.setattr(socket, 'create_connection', connect)
+  monkeypatch.setattr(meeting, '_RETRY_S', 0.01)
+  place = meeting.Place('late', 1, 1, 2)
+  with pytest.raises(errors.UserError, match='--coordinator=late:1: .*Name'):
+    meeting._reach(place, {})
+  links = {}
+  meeting._reach(place._replace(is_told=True), links)
+  assert links.keys() == {0} and len(tries) == 3

@@ -272,6 +272,12 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         f'--records={tmp_path / "records"}',
         '--workdir=pretrained',
       ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--checkpoint_step=3',
+      ],
     ],
   )
   # Before the one line of the error is that of the devices.
@@ -284,6 +290,7 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
       ['eps', 'SNR'],
       ["'sweep_distances'"],
       ['--init=pretrained', './pretrained'],
+      ['--checkpoint_step', '--init, which is not given'],
     ],
   )
 
@@ -315,7 +322,7 @@ def test_a_field_of_few_values_says_which(field, value, words):
 
 def _check_guidance(workdir):
   """A guided sample of the trained model is what two calls a step give."""
-  checkpoints, newest, config = checkpoint.open_latest(workdir)
+  checkpoints, newest, config = checkpoint.open_step(workdir)
   shapes = jax.eval_shape(lambda: odin.init_params(config))
   where = sharding.replicated(
     sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
