@@ -8,20 +8,26 @@ median distance 1; the network has to find out which of them is right, and to
 imagine what the source does not show. This is the plane sweep of multi-view
 stereo (Collins 1996), with spheres.
 
-Every look-up is one gather: the neighbours that it needs stand side by side in
-one row of a table (`python -m tests.benchmarks.sweep` compares its time with
-that of `torch.nn.functional.grid_sample`).
+Every look-up is one gather, of the window of neighbours that it needs, and its
+gradient one scatter of windows (`python -m tests.benchmarks.sweep` compares
+their times with those of `torch.nn.functional.grid_sample`).
 """
 
-from typing import NamedTuple, Sequence
+import itertools
+import math
+from typing import Any, NamedTuple, Sequence
 
 from einops import rearrange
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from odin_jax.models import rays
 
 Pose = Float[Array, 'b 3 4']
+# Of the upper one of two neighbours, by axis.
+Weights = tuple[Float[Array, 'b n'], ...]
 # Nearer to the plane of the camera nothing is seen; scene units.
 _NEAREST = 1e-6
 
@@ -94,33 +100,147 @@ def _cell(
   return lower, x - lower
 
 
-def _neighbours(table: Float[Array, 'b *d c'], axis: int) -> Array:
-  """Channels of each entry and those of the next along an axis, side by side.
-
-  The last one is followed by itself.
-  """
-  last = jnp.take(table, jnp.array([table.shape[axis] - 1]), axis=axis)
-  rest = jnp.take(table, jnp.arange(1, table.shape[axis]), axis=axis)
-  following = jnp.concatenate([rest, last], axis=axis)
-  return jnp.concatenate([table, following], axis=-1)
+def _window_shape(table: Float[Array, 'b *d c']) -> tuple[int, ...]:
+  return tuple(min(2, size) for size in table.shape[1:-1])
 
 
-def _gather(
-  table: Float[Array, 'b m c'], index: Float[Array, 'b n']
-) -> Float[Array, 'b n c']:
-  """Rows of a table, which are there."""
-  return jnp.take_along_axis(
+def _windows(
+  table: Float[Array, 'b *d c'], lower: Int[Array, 'b n a']
+) -> Float[Array, 'b n *w c']:
+  """Two neighbours on each of `a` axes; one where an axis has no more."""
+  return jax.lax.gather(
     table,
-    index.astype(jnp.int32)[..., None],
-    axis=1,
+    lower,
+    jax.lax.GatherDimensionNumbers(
+      offset_dims=tuple(range(2, table.ndim + 1)),
+      collapsed_slice_dims=(),
+      start_index_map=tuple(range(1, table.ndim - 1)),
+      operand_batching_dims=(0,),
+      start_indices_batching_dims=(0,),
+    ),
+    slice_sizes=(1, *_window_shape(table), table.shape[-1]),
     mode='promise_in_bounds',
   )
 
 
-def _lerp(row: Float[Array, '*b c'], weight: Float[Array, '*b']) -> Array:
-  """Between the first half of the channels and the second."""
-  first, second = jnp.split(row, 2, axis=-1)
-  return first + weight[..., None] * (second - first)
+def _add_windows(
+  windows: Float[Array, 'b n *w c'],
+  lower: Int[Array, 'b n a'],
+  table: Float[Array, 'b *d c'],
+) -> Float[Array, 'b *d c']:
+  """Sums of windows at their places, shaped as a table: `_windows` turned."""
+  return jax.lax.scatter_add(
+    jnp.zeros_like(table),
+    lower,
+    windows,
+    jax.lax.ScatterDimensionNumbers(
+      update_window_dims=tuple(range(2, table.ndim + 1)),
+      inserted_window_dims=(),
+      scatter_dims_to_operand_dims=tuple(range(1, table.ndim - 1)),
+      operand_batching_dims=(0,),
+      scatter_indices_batching_dims=(0,),
+    ),
+    mode='promise_in_bounds',
+  )
+
+
+def _single_corners(
+  table: Float[Array, 'b *d'], lower: Int[Array, 'b n a']
+) -> list[Float[Array, 'b n']]:
+  """Of a window each on its own, those of the first axis farthest apart."""
+  sizes = table.shape[1:]
+  strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+  first = sum(lower[..., axis] * stride for axis, stride in enumerate(strides))
+  steps = [(0, stride * (size > 1)) for stride, size in zip(strides, sizes)]
+  return [
+    jnp.take_along_axis(
+      table.reshape(len(table), -1),
+      first + sum(step),
+      axis=1,
+      mode='promise_in_bounds',
+    )
+    for step in itertools.product(*steps)
+  ]
+
+
+def _interpolate(
+  corners: Sequence[Float[Array, '*b']],
+  weights: Sequence[Float[Array, '*#b']],
+) -> Float[Array, '*b']:
+  """Between the corners of a window, axis by axis."""
+  for weight in weights:
+    half = len(corners) // 2
+    corners = [
+      first + weight * (second - first)
+      for first, second in zip(corners[:half], corners[half:])
+    ]
+  return corners[0]
+
+
+@jax.custom_vjp
+def _between(
+  table: Float[Array, 'b *d c'],
+  lower: Int[Array, 'b n a'],
+  weights: Weights,
+) -> Float[Array, 'b n c']:
+  """Linear between neighbours.
+
+  Args:
+    table: values at the whole places of `a` axes.
+    lower: of two neighbours, the last but one place at most.
+    weights: of the upper one, by axis.
+  """
+  windows = _windows(table, lower)
+  corners = [
+    windows[(slice(None), slice(None), *corner)]
+    for corner in itertools.product((0, -1), repeat=len(weights))
+  ]
+  return _interpolate(corners, [weight[..., None] for weight in weights])
+
+
+def _between_forward(table: Array, lower: Array, weights: Weights) -> Any:
+  return _between(table, lower, weights), (table, lower, weights)
+
+
+def _between_backward(
+  residuals: tuple[Array, Array, Weights], gradient: Float[Array, 'b n c']
+) -> tuple[Array, None, Weights]:
+  """What derivation by rule gives, in less time and memory.
+
+  The shares of a window's corners are added in one go, and no window is stored
+  for the gradients of the weights.
+  """
+  table, lower, weights = residuals
+  shape = _window_shape(table)
+  axes = range(2, 2 + len(shape))
+  shares = jnp.expand_dims(gradient, axes)
+  for weight, is_upper in zip(weights, np.indices((*shape, 1))):
+    weight = jnp.expand_dims(weight, (*axes, -1))
+    shares = shares * jnp.where(is_upper, weight, 1 - weight)
+
+  def total(*weights: Array) -> Float[Array, 'b n']:
+    return sum(
+      gradient[..., i]
+      * _interpolate(_single_corners(table[..., i], lower), weights)
+      for i in range(table.shape[-1])
+    )
+
+  _, turned = jax.vjp(total, *weights)
+  of_weights = turned(jnp.ones(lower.shape[:2], gradient.dtype))
+  return _add_windows(shares, lower, table), None, of_weights
+
+
+_between.defvjp(_between_forward, _between_backward)
+
+
+def _look_up(
+  table: Float[Array, 'b *d c'], *places: Float[Array, 'b n']
+) -> Float[Array, 'b n c']:
+  """Values at places, which count centres: by axis, 0 is the first one."""
+  cells = [_cell(x, size) for x, size in zip(places, table.shape[1:-1])]
+  lower, weights = zip(*cells)
+  lower = jnp.stack(lower, axis=-1).astype(jnp.int32)
+  return _between(table, lower, weights)
 
 
 def bilinear(
@@ -130,14 +250,9 @@ def bilinear(
 ) -> Float[Array, 'b *n c']:
   """Colours at places (0 to 1 over the picture), edges repeated."""
   size = images.shape[1]
-  shape = u.shape
-  u, v = (x.reshape(len(x), -1) for x in (u, v))
-  left, right_weight = _cell(u * size - 0.5, size)
-  top, bottom_weight = _cell(v * size - 0.5, size)
-  table = _neighbours(_neighbours(images, 2), 1)
-  row = _gather(rearrange(table, 'b y x c -> b (y x) c'), top * size + left)
-  colours = _lerp(_lerp(row, bottom_weight), right_weight)
-  return colours.reshape(*shape, images.shape[-1])
+  across, down = (x.reshape(len(x), -1) * size - 0.5 for x in (u, v))
+  colours = _look_up(images, down, across)
+  return colours.reshape(*u.shape, images.shape[-1])
 
 
 def trilinear(
@@ -147,21 +262,10 @@ def trilinear(
   w: Float[Array, 'b *n'],
 ) -> Float[Array, 'b *n']:
   """Values at places of a picture (0 to 1) and of its last axis, 0 to d - 1."""
-  size, depth = volume.shape[2:]
-  shape = u.shape
-  u, v, w = (x.reshape(len(x), -1) for x in (u, v, w))
-  left, right_weight = _cell(u * size - 0.5, size)
-  top, bottom_weight = _cell(v * size - 0.5, size)
-  near, far_weight = _cell(w, depth)
-  table = volume[..., None]
-  for axis in (3, 2, 1):
-    table = _neighbours(table, axis)
-  row = _gather(
-    rearrange(table, 'b y x d c -> b (y x d) c'),
-    (top * size + left) * depth + near,
-  )
-  row = _lerp(_lerp(row, bottom_weight), right_weight)
-  return _lerp(row, far_weight).reshape(shape)
+  size = volume.shape[1]
+  across, down = (x.reshape(len(x), -1) * size - 0.5 for x in (u, v))
+  values = _look_up(volume[..., None], down, across, w.reshape(len(w), -1))
+  return values.reshape(u.shape)
 
 
 def colours_at(

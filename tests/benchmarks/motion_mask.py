@@ -44,17 +44,17 @@ from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax import predictors, sharding
+from odin_jax import predictors
 from odin_jax.benchmarks import records
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import loss, schedule
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import command, files, image_files, posed_pair
 from tests.benchmarks import true_motion
-from tests.helpers import default_sampling
+from tests.helpers import default_sampling, restored
 
 _TOOL = 'tests.benchmarks.motion_mask'
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
@@ -142,21 +142,6 @@ def train(run: Run, data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return workdir
 
 
-def restore(workdir: pathlib.Path) -> tuple[Any, encoders.Encoders, Figures]:
-  """Averaged parameters, encoders and config of a run."""
-  checkpoints, newest, config = checkpoint.open_step(workdir)
-  everywhere = sharding.replicated(
-    sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  )
-  abstract = jax.eval_shape(lambda: odin.init_params(config))
-  params = checkpoints.restore_params(
-    newest, 'ema', abstract, jax.tree.map(lambda _: everywhere, abstract)
-  )
-  frozen = checkpoints.restore_encoders(newest, config, everywhere)
-  checkpoints.close()
-  return params, frozen, config
-
-
 def make_probe(config: Figures) -> Callable:
   """(params, encoders, pairs, timestep) -> e and M of every cell."""
   graph, alpha_bars = (
@@ -241,7 +226,7 @@ class Looker:
 
   def look(self, workdir: pathlib.Path) -> Look:
     """What the run of a workdir makes of the pairs."""
-    params, frozen, config = restore(workdir)
+    params, frozen, config = restored.restore(workdir)
     prediction = config['diffusion']['prediction']
     if prediction not in self._functions:
       self._functions[prediction] = make_probe(config), make_sampler(config)
@@ -274,27 +259,6 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
   if min(a.std(), b.std()) == 0:
     return None
   return _rounded(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
-def detection(
-  score: Cells, moving: Bool[np.ndarray, '*shape'], threshold: float | None
-) -> Figures:
-  """How well cells with a high score are those that move."""
-  order = np.argsort(-score, axis=None, kind='stable')
-  truth, ranked = moving.ravel()[order], score.ravel()[order]
-  hits, total = np.cumsum(truth), truth.sum()
-  called = np.arange(1, len(truth) + 1)
-  iou = hits / (called + total - hits)
-  best = int(np.argmax(iou))
-  figures = {
-    'best_iou': _rounded(iou[best]),
-    'best_threshold': _rounded(ranked[best]),
-    'average_precision': _rounded(np.sum(hits / called * truth) / total),
-  }
-  if threshold is not None:
-    fixed = int((ranked > threshold).sum())
-    figures['iou'] = _rounded(iou[fixed - 1] if fixed else 0.0)
-  return figures
 
 
 def calibration(error: Cells, mask: Cells, mask_lambda: float) -> Figures:
@@ -343,26 +307,26 @@ def mask_figures(
   limit = mask_lambda and mask_lambda / (1 - _THRESHOLD)
   rows: Figures = {
     'all': {
-      'error': detection(errors, moving_at_all, limit),
+      'error': true_motion.detection(errors, moving_at_all, limit),
       'error_between_timesteps': between_timesteps(errors),
     }
   }
   if mask_lambda is not None:
     rows['all'] |= {
-      'mask': detection(1 - masks, moving_at_all, _THRESHOLD),
+      'mask': true_motion.detection(1 - masks, moving_at_all, _THRESHOLD),
       'mask_between_timesteps': between_timesteps(masks),
     }
   for t in _TIMESTEPS:
     error, mask = look.error[t], look.mask[t]
     row = {
-      'error': detection(error, moving, limit),
+      'error': true_motion.detection(error, moving, limit),
       'mean_error': _rounded(error.mean()),
       'mean_error_of': by_kind(error, truth),
     }
     if mask_lambda is not None:
       still = ~moving
       row |= {
-        'mask': detection(1 - mask, moving, _THRESHOLD),
+        'mask': true_motion.detection(1 - mask, moving, _THRESHOLD),
         'mean_mask_moving': _rounded(mask[moving].mean()),
         'mean_mask_static': _rounded(mask[still].mean()),
         'mean_mask_of': by_kind(mask, truth),
@@ -562,7 +526,7 @@ def main() -> None:
       kind: _rounded(share, 4)
       for kind, share in zip(true_motion.KINDS, truth.pixels.mean((0, 1, 2)))
     },
-    'contrast': detection(contrast, truth.moving, None),
+    'contrast': true_motion.detection(contrast, truth.moving, None),
     'runs': rows,
     **watch.figures(),
   }

@@ -31,7 +31,7 @@ from preprocessing.views import alignment
 
 KINDS = ('seen', 'unseen', 'uncovered', 'mover')
 _WORLDS, _SEED, _KIND, _MOVERS = 4, 7, 'unique_outdoor', 24
-_SECONDS, _PAIRS_PER_WORLD, _VIEW_PX, _FOV_DEG = 24.0, 400, 64, 90.0
+_SECONDS, _PAIRS_PER_WORLD, _VIEW_PX, FOV_DEG = 24.0, 400, 64, 90.0
 _RAYS_PER_PX = 2
 # A hit nearer than this share of the way to a point hides it.
 _NEARER = 0.98
@@ -53,7 +53,7 @@ def make_records(folder: pathlib.Path) -> None:
     f'--seconds={_SECONDS}',
     f'--pairs={_PAIRS_PER_WORLD}',
     f'--view_px={_VIEW_PX}',
-    f'--fov_deg={_FOV_DEG}',
+    f'--fov_deg={FOV_DEG}',
     '--split_by=time',
     '--test_fraction=0.2',
   ]
@@ -69,7 +69,7 @@ def _world(index: int) -> scenes.World:
     index,
     seed=_SEED,
     seconds=_SECONDS,
-    px_per_rad=float(camera.intrinsics(_FOV_DEG, view_px)[0, 0]),
+    px_per_rad=float(camera.intrinsics(FOV_DEG, view_px)[0, 0]),
     movers=_MOVERS,
   )
 
@@ -92,11 +92,11 @@ def _ray_kinds(
       for body in world.scene.bodies
     ]
   ).repeat(6)
-  focal_px = camera.intrinsics(_FOV_DEG, size_px)[0, 0]
+  focal_px = camera.intrinsics(FOV_DEG, size_px)[0, 0]
 
   # -- What the target shows --------------------------------------------------
   view2world = _view2world(world, facts, 'target')
-  rays = camera.view_rays(_FOV_DEG, size_px * _RAYS_PER_PX)
+  rays = camera.view_rays(FOV_DEG, size_px * _RAYS_PER_PX)
   rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
   rays = raycaster.rotate(view2world[:, :3], rays.astype(np.float32))
   hits = world.scene.cast(view2world[:, 3], rays, times_s[1])
@@ -106,7 +106,7 @@ def _ray_kinds(
   # -- What the source sees of it ---------------------------------------------
   view2world = _view2world(world, facts, 'source')
   local = camera.transform(camera.inverse(view2world), points)
-  reach = np.tan(np.deg2rad(_FOV_DEG / 2)) * local[..., 2:]
+  reach = np.tan(np.deg2rad(FOV_DEG / 2)) * local[..., 2:]
   inside = np.all(np.abs(local[..., :2]) < reach, axis=-1)
   towards = points - view2world[:, 3]
   away = np.linalg.norm(towards, axis=-1)
@@ -140,7 +140,7 @@ def _check_view(
     world,
     facts['target_time_s'],
     alignment.Angles(facts['target_yaw_deg'], facts['target_pitch_deg']),
-    fov_deg=_FOV_DEG,
+    fov_deg=FOV_DEG,
     size_px=_VIEW_PX,
   )
   size = target.shape[:2]
@@ -179,3 +179,50 @@ def find_truth(pair_set: pairs.PairSet, size_px: int, cells: int) -> Truth:
     for n in (size_px, cells)
   )
   return Truth(pixels, grid)
+
+
+def target2source_m(facts: Mapping[str, Any]) -> Float[np.ndarray, '3 4']:
+  """The exact relative pose of a record, metres."""
+  world = _world(int(facts['video_id'].split('_')[1]))
+  source, target = (
+    _view2world(world, facts, side) for side in ('source', 'target')
+  )
+  return camera.relative(source, target)
+
+
+def target_depth_m(
+  facts: Mapping[str, Any], size_px: int
+) -> Float[np.ndarray, 's s']:
+  """Of what the target view shows, along its axis at pixel centres."""
+  world = _world(int(facts['video_id'].split('_')[1]))
+  view2world = _view2world(world, facts, 'target')
+  rays = camera.view_rays(FOV_DEG, size_px)
+  lengths = np.linalg.norm(rays, axis=-1)
+  turned = raycaster.rotate(
+    view2world[:, :3], (rays / lengths[..., None]).astype(np.float32)
+  )
+  hits = world.scene.cast(view2world[:, 3], turned, facts['target_time_s'])
+  return hits.distance / lengths
+
+
+def detection(
+  score: Float[np.ndarray, '*shape'],
+  moving: Bool[np.ndarray, '*shape'],
+  threshold: float | None,
+) -> dict[str, float]:
+  """How well cells with a high score are those that move."""
+  order = np.argsort(-score, axis=None, kind='stable')
+  truth, ranked = moving.ravel()[order], score.ravel()[order]
+  hits, total = np.cumsum(truth), truth.sum()
+  called = np.arange(1, len(truth) + 1)
+  iou = hits / (called + total - hits)
+  best = int(np.argmax(iou))
+  figures = {
+    'best_iou': round(float(iou[best]), 3),
+    'best_threshold': round(float(ranked[best]), 3),
+    'average_precision': round(float(np.sum(hits / called * truth) / total), 3),
+  }
+  if threshold is not None:
+    fixed = int((ranked > threshold).sum())
+    figures['iou'] = round(float(iou[fixed - 1]), 3) if fixed else 0.0
+  return figures

@@ -47,13 +47,16 @@ def make_batch(size=32, count=2, seed=0, depth_px=16):
 
 # -- Look-ups ------------------------------------------------------------------
 
+bilinear = jax.jit(sweep.bilinear)
+trilinear = jax.jit(sweep.trilinear)
+
 
 @pytest.mark.parametrize('size', [1, 2, 7])
 def test_bilinear_is_that_of_scipy(size):
   rng = np.random.default_rng(size)
   image = rng.random((2, size, size, 3), np.float32)
   u, v = rng.random((2, 2, 40), np.float32)
-  found = sweep.bilinear(jnp.asarray(image), jnp.asarray(u), jnp.asarray(v))
+  found = bilinear(image, u, v)
   for row in range(2):
     places = np.stack([v[row], u[row]]) * size - 0.5
     for colour in range(3):
@@ -69,10 +72,7 @@ def test_trilinear_is_that_of_scipy_and_so_is_its_gradient():
   u, v = rng.random((2, 2, 30), np.float32)
   w = rng.uniform(-1, 5, (2, 30)).astype(np.float32)
 
-  def total(volume):
-    return sweep.trilinear(volume, *map(jnp.asarray, (u, v, w)))
-
-  found = total(jnp.asarray(volume))
+  found = trilinear(volume, u, v, w)
   for row in range(2):
     places = np.stack([v[row] * 5 - 0.5, u[row] * 5 - 0.5, w[row]])
     expected = ndimage.map_coordinates(
@@ -80,10 +80,39 @@ def test_trilinear_is_that_of_scipy_and_so_is_its_gradient():
     )
     np.testing.assert_allclose(found[row], expected, atol=1e-5)
   # Linear in the volume: the gradient's product with it is the value.
-  gradient = jax.grad(lambda volume: total(volume).sum())(jnp.asarray(volume))
+  gradient = jax.jit(jax.grad(lambda *given: sweep.trilinear(*given).sum()))(
+    volume, u, v, w
+  )
   assert float((gradient * volume).sum()) == pytest.approx(
     float(found.sum()), rel=1e-5
   )
+
+
+@pytest.mark.parametrize('size', [1, 7])
+def test_the_gradient_of_a_look_up_is_that_of_what_it_gives(size):
+  rng = np.random.default_rng(size)
+  images = rng.random((2, size, size, 3), np.float32)
+  # Between centres, where the slope does not jump.
+  cells = rng.integers(0, max(size - 1, 1), (2, 2, 8))
+  u, v = ((cells + rng.uniform(0.7, 1.3, cells.shape)) / size).astype('f')
+  weights = rng.random((2, 8, 3), np.float32)
+
+  def total(images, u, v):
+    return (sweep.bilinear(images, u, v) * weights).sum()
+
+  given = (images, u, v)
+  of_images, *of_places = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*given)
+  assert float((of_images * images).sum()) == pytest.approx(
+    float((bilinear(*given) * weights).sum()), rel=1e-5
+  )
+  step = 0.02 / size
+  for k, found in enumerate(of_places):
+    moved = np.array([np.zeros_like(u), np.zeros_like(v)])
+    moved[k] = step
+    ahead = bilinear(images, u + moved[0], v + moved[1])
+    behind = bilinear(images, u - moved[0], v - moved[1])
+    slope = ((ahead - behind) * weights).sum(-1) / (2 * step)
+    np.testing.assert_allclose(found, slope, atol=2e-3 * size)
 
 
 # -- Weights -------------------------------------------------------------------
