@@ -205,6 +205,7 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   )
 
 
+@runtime_checkable
 class Source(Protocol):
   """What examples are made of."""
 

@@ -318,6 +318,8 @@ def main() -> None:
     )
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
     raise errors.UserError('--width and --height: must be even for H.264')
+  if _PANORAMA_PX.value % 2:
+    raise errors.UserError('--panorama_px: must be even')
   _view_rules()
   _check_used()
   stopwatch = command.Stopwatch()

@@ -44,7 +44,7 @@ class Index(NamedTuple):
 
   def is_of(self, position: int, record: schema.Record) -> bool:
     """Whether a row says what the record at its position does."""
-    return (
+    return bool(
       self.video_ids[self.video[position]] == record['video_id']
       and self.scene_id[position] == record['scene_id']
       and self.time_s[position] == np.float32(record['time_s'])
