@@ -340,7 +340,7 @@ def _shared_points(
 def _compare(
   around: Surroundings, points: Float[np.ndarray, 'n 3']
 ) -> tuple[Bool[np.ndarray, 'n'], int, int]:
-  """Which points lie behind what a panorama knows; how many agree, of how many."""
+  """Which points are behind what a panorama knows; how many agree, of how many."""
   known = around.at(points)
   away = np.linalg.norm(points, axis=1)
   hidden = (known > 0) & (known < (1 - _SAME_DISTANCE) * away)

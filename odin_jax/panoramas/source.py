@@ -2,8 +2,8 @@
 
 A pair is a function of the panorama's index and of what a generator draws:
 which other panorama of its component, and which view of each. So with the
-generators of `odin_jax.batches.examples` example i depends on (records, seed, i)
-alone, and no epoch repeats the pairs of another.
+generators of `odin_jax.batches.examples` example i depends on (records, seed,
+i) alone, and no epoch repeats the pairs of another.
 """
 
 import hashlib

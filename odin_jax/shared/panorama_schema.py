@@ -37,8 +37,9 @@ FEATURES: dict[str, schema.Feature] = {
     bits=16,
     aspect=MAP_ASPECT,
     meaning='PNG, grey, 16 bits: distance along the ray of what '
-    'stands still, at pixel centres or of the nearest known point in a cell, 2 ** ((value - 32768) / 2048) scene '
-    'units; 0 = not known (odin_jax.shared.depth_png)',
+    'stands still, at pixel centres or of the nearest known point in a cell, '
+    '2 ** ((value - 32768) / 2048) scene units; 0 = not known '
+    '(odin_jax.shared.depth_png)',
   ),
   'mask': schema.Feature(
     kind='bytes',

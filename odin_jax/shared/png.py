@@ -1,4 +1,4 @@
-"""Whether bytes are a grey PNG of some shape, asked without decoding its pixels.
+"""Whether bytes are a grey PNG of some shape, without decoding its pixels.
 
 Decoders go on over some kinds of damage, and of others they write to stderr.
 Source: PNG specification, sections 5 (chunks) and 11.2.2 (IHDR),

@@ -1,4 +1,4 @@
-"""Views of panoramas against a slow oracle: no jaggies, seam and poles right."""
+"""Views of panoramas against a slow oracle; seam and poles."""
 
 import cv2
 import numpy as np

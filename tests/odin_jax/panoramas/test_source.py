@@ -23,7 +23,7 @@ from odin_jax.shared import (
   tfrecord,
 )
 from preprocessing.procedural import rendering
-from preprocessing.writing import dropping
+from preprocessing.writing import dropping, merging, parts
 from tests.helpers import true_panoramas
 
 SIZE = 64
@@ -292,13 +292,55 @@ def test_damaged_panoramas_are_refused_by_name(folder, tmp_path):
 
 
 def test_a_video_is_taken_out_of_pairs_and_panoramas(folder, tmp_path):
-  copy = shutil.copytree(folder.parent, tmp_path / 'records')
+  """As if it had never been in: bytes, index and all."""
+  kinds = (
+    ('.', schema.PAIRS),
+    (panorama_schema.FOLDER, panorama_schema.PANORAMAS),
+  )
+
+  def make(output, videos):
+    for below, kind in kinds:
+      kept = record_folder.RecordFolder(folder.parent / below, 'train', kind)
+      for video in videos:
+        parts.write(
+          output / below,
+          video,
+          records=({**record, 'video_id': video} for record in kept),
+          summary={},
+          dropped=[],
+          fingerprint='a',
+          schema_of=kind,
+        )
+      merging.merge(
+        output / below,
+        video_ids=videos,
+        config={},
+        tool='preprocessing.run',
+        schema_of=kind,
+      )
+    return output
+
+  def contents(output):
+    return {
+      path.relative_to(output): path.read_bytes()
+      for path in output.rglob('*')
+      if path.is_file() and path.suffix != '.txt'
+    }
+
+  output = make(tmp_path / 'all', ['a', 'b', 'c'])
+  dropping.drop(output, ['b'])
+  left = contents(output)
+  expected = contents(make(tmp_path / 'without', ['a', 'c']))
+  assert left.keys() == expected.keys()
+  # These name what is gone.
+  differ = {name.name for name in left if left[name] != expected[name]}
+  assert differ == {'manifest.json', 'ledger.jsonl'}
+  source = a_source(output / panorama_schema.FOLDER, size_px=16)
+  assert len(source) == 10
+  assert source[7].source.shape == (16, 16, 3)
   with pytest.raises(errors.UserError, match='no record would be left'):
-    dropping.drop(copy, [true_panoramas.VIDEO])
-  dropping.drop(copy, ['another'])
-  for path in (copy, copy / panorama_schema.FOLDER):
-    assert (path / 'dropped_ids.txt').read_text().split() == ['another']
-  assert len(a_source(copy / panorama_schema.FOLDER)) == 5
+    dropping.drop(output, ['a', 'c'])
+  assert contents(output) == left
 
 
 @pytest.mark.parametrize(
