@@ -193,10 +193,14 @@ def rotation_z(angle_rad: float) -> Float[np.ndarray, '3 3']:
 class _Drawer:
   """Draws views by the rules."""
 
-  def __init__(self, rules: Rules, rng: np.random.Generator):
+  def __init__(
+    self, rules: Rules, rng: np.random.Generator, fov_deg: float | None = None
+  ):
     self._rules = rules
     self._rng = rng
-    self._fov_deg = rng.uniform(rules.min_fov_deg, rules.max_fov_deg)
+    if fov_deg is None:
+      fov_deg = rng.uniform(rules.min_fov_deg, rules.max_fov_deg)
+    self._fov_deg = fov_deg
 
   def _within(self, limit: float) -> float:
     return self._rng.uniform(-limit, limit)
@@ -294,6 +298,48 @@ def between(
   return best
 
 
+def another(
+  around: Surroundings,
+  target_around: Surroundings,
+  target2source: Float[np.ndarray, '3 4'],
+  target: cutting.View,
+  rules: Rules,
+  rng: np.random.Generator,
+) -> cutting.View | None:
+  """A further view that shows some of what a target view does.
+
+  Args:
+    around: what is known around the panorama that it is cut of.
+    target_around: and around the target's.
+    target2source: pose of the panoramas.
+    target: the view that is to be predicted.
+    rules: see there; the share of the target's points in it is `min_overlap`.
+    rng: of all that is drawn.
+
+  Returns:
+    None where none that are tried show enough.
+  """
+  shared = _shared_points(around, target_around, target2source)
+  if shared is None:
+    return None
+  in_source, in_target, weights = shared
+  wanted = _inside(in_target, target)
+  if wanted.sum() < _MIN_POINTS:
+    return None
+  rays = in_source[wanted]
+  rays = rays / np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-9)
+  middle = weights[wanted] @ rays
+  drawer = _Drawer(rules, rng, target.fov_deg)
+  for _ in range(rules.num_tries):
+    view = drawer.turned(middle, rules.jitter_yaw_deg, rules.jitter_pitch_deg)
+    if around.masked_share(view) > rules.max_masked_share:
+      continue
+    shown = weights @ (wanted & _inside(in_source, view))
+    if shown >= rules.min_overlap * (weights @ wanted):
+      return view
+  return None
+
+
 def _are_free(
   source_around: Surroundings,
   source: cutting.View,
@@ -340,7 +386,7 @@ def _shared_points(
 def _compare(
   around: Surroundings, points: Float[np.ndarray, 'n 3']
 ) -> tuple[Bool[np.ndarray, 'n'], int, int]:
-  """Which points are behind what a panorama knows; how many agree, of how many."""
+  """Which points a panorama hides; how many distances agree, of how many."""
   known = around.at(points)
   away = np.linalg.norm(points, axis=1)
   hidden = (known > 0) & (known < (1 - _SAME_DISTANCE) * away)

@@ -39,7 +39,7 @@ class View:
   fov_deg: float
 
   def rays(self, size_px: int) -> Float32[np.ndarray, 's s 3']:
-    """Rays through its pixel centres, z = 1, turned into the panorama's axes."""
+    """Rays of its pixel centres, z = 1, turned into the panorama's axes."""
     right, down, forward = self.view2frame.T
     centres = (np.arange(size_px) + 0.5) * (2 / size_px) - 1
     across = centres * np.tan(np.deg2rad(self.fov_deg) / 2)

@@ -11,7 +11,7 @@ import os
 from typing import Iterator, NamedTuple
 
 import cv2
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 import numpy as np
 
 from odin_jax.panoramas import choice, cutting
@@ -52,6 +52,42 @@ class _Frame(NamedTuple):
   panorama: cutting.Panorama
   around: choice.Surroundings
   frame2scene: Float[np.ndarray, '3 4']
+
+
+class _Chosen(NamedTuple):
+  """Two views, and the panoramas that they are cut of.
+
+  Attributes:
+    source: index of the source's panorama.
+    target: index of the target's.
+    source_frame: the source's panorama.
+    target_frame: the target's.
+    target2source: pose of the panoramas, scene units.
+    views: of them.
+  """
+
+  source: int
+  target: int
+  source_frame: _Frame
+  target_frame: _Frame
+  target2source: Float[np.ndarray, '3 4']
+  views: choice.ViewPair
+
+
+class MoreSources(NamedTuple):
+  """Views beside the source of a pair, which show what its target shows.
+
+  Attributes:
+    image: [k s s 3] uint8 sRGB; zeros where there are not so many.
+    target2view: [k 3 4] float32, from the target into each, scene units.
+    fov_deg: [k] float32.
+    is_there: [k] bool; the first ones are.
+  """
+
+  image: UInt8[np.ndarray, 'k s s 3']
+  target2view: Float32[np.ndarray, 'k 3 4']
+  fov_deg: Float32[np.ndarray, 'k']
+  is_there: Bool[np.ndarray, 'k']
 
 
 class PanoramaSource:
@@ -122,13 +158,65 @@ class PanoramaSource:
       errors.UserError: a panorama cannot be read, or no two views share enough
         anywhere.
     """
+    return self._pair(self._choose(index, rng))
+
+  def draw_with_more(
+    self, index: int, rng: np.random.Generator, num_more: int
+  ) -> tuple[posed_pair.PosedPair, MoreSources]:
+    """The pair that `draw` gives, and further views of what its target shows.
+
+    Args:
+      index: of the panorama.
+      rng: of all that is drawn.
+      num_more: views beside the source, each of another panorama.
+
+    Raises:
+      errors.UserError: as for `draw`.
+    """
+    chosen = self._choose(index, rng)
+    target_view = chosen.views.target
+    size = (self._size_px, self._size_px, 3)
+    images = np.zeros((num_more, *size), np.uint8)
+    poses = np.tile(camera.identity_pose(), (num_more, 1, 1))
+    count = 0
+    for partner in self._partners(chosen.target, rng, most=2 * num_more + 1):
+      if count == num_more:
+        break
+      if partner == chosen.source:
+        continue
+      frame = self._frame(partner)
+      target2frame = camera.relative(
+        frame.frame2scene, chosen.target_frame.frame2scene
+      )
+      view = choice.another(
+        frame.around,
+        chosen.target_frame.around,
+        target2frame,
+        target_view,
+        self._rules,
+        rng,
+      )
+      if view is None:
+        continue
+      images[count] = frame.panorama.cut(view, self._size_px)
+      poses[count] = _view_pose(target2frame, view, target_view)
+      count += 1
+    more = MoreSources(
+      image=images,
+      target2view=poses.astype(np.float32),
+      fov_deg=np.full(num_more, target_view.fov_deg, np.float32),
+      is_there=np.arange(num_more) < count,
+    )
+    return self._pair(chosen), more
+
+  def _choose(self, index: int, rng: np.random.Generator) -> _Chosen:
     for _ in range(_MAX_ATTEMPTS):
       if rng.random() < self._rules.single_share:
-        pair = self._single(index, rng)
+        chosen = self._single(index, rng)
       else:
-        pair = self._between(index, rng)
-      if pair is not None:
-        return pair
+        chosen = self._between(index, rng)
+      if chosen is not None:
+        return chosen
       index = int(rng.integers(len(self)))
     raise errors.UserError(
       f'{self._records.path}: {_MAX_ATTEMPTS} panoramas have no two views that '
@@ -136,30 +224,30 @@ class PanoramaSource:
       'raise max_gap_s, single_share or max_masked_share'
     )
 
-  def _single(
-    self, index: int, rng: np.random.Generator
-  ) -> posed_pair.PosedPair | None:
+  def _single(self, index: int, rng: np.random.Generator) -> _Chosen | None:
     frame = self._frame(index)
     views = choice.single(frame.around, self._rules, rng)
     if views is None:
       return None
-    return self._pair(frame, frame, views, camera.identity_pose())
+    # Not what rounding leaves of the pose and its inverse.
+    pose = camera.identity_pose()
+    return _Chosen(index, index, frame, frame, pose, views)
 
-  def _between(
-    self, index: int, rng: np.random.Generator
-  ) -> posed_pair.PosedPair | None:
+  def _between(self, index: int, rng: np.random.Generator) -> _Chosen | None:
     source = self._frame(index)
-    for partner in self._partners(index, rng):
+    for partner in self._partners(index, rng, most=_MAX_PARTNERS):
       target = self._frame(partner)
-      target2source = camera.relative(source.frame2scene, target.frame2scene)
+      pose = camera.relative(source.frame2scene, target.frame2scene)
       views = choice.between(
-        source.around, target.around, target2source, self._rules, rng
+        source.around, target.around, pose, self._rules, rng
       )
       if views is not None:
-        return self._pair(source, target, views, target2source)
+        return _Chosen(index, partner, source, target, pose, views)
     return None
 
-  def _partners(self, index: int, rng: np.random.Generator) -> Iterator[int]:
+  def _partners(
+    self, index: int, rng: np.random.Generator, *, most: int
+  ) -> Iterator[int]:
     """Panoramas of the same component, near in time or, now and then, far."""
     rows = self._rows[self._index.video[index], self._index.scene_id[index]]
     apart_s = np.abs(self._index.time_s[rows] - self._index.time_s[index])
@@ -169,22 +257,15 @@ class PanoramaSource:
     near = rows[is_near & (rows != index)]
     far = rows[~is_near & (baseline <= self._rules.max_baseline)]
     pool = far if rng.random() < self._rules.far_share and len(far) else near
-    return iter(rng.permutation(pool)[:_MAX_PARTNERS].tolist())
+    return iter(rng.permutation(pool)[:most].tolist())
 
-  def _pair(
-    self,
-    source: _Frame,
-    target: _Frame,
-    views: choice.ViewPair,
-    target2source: Float[np.ndarray, '3 4'],
-  ) -> posed_pair.PosedPair:
-    """The pair of two views; the pose is that of their panoramas."""
-    source_view2frame, target_view2frame = (
-      camera.make_pose(view.view2frame, np.zeros(3)) for view in views
+  def _pair(self, chosen: _Chosen) -> posed_pair.PosedPair:
+    views, source, target = (
+      chosen.views,
+      chosen.source_frame,
+      chosen.target_frame,
     )
-    pose = camera.relative(
-      source_view2frame, camera.compose(target2source, target_view2frame)
-    )
+    pose = _view_pose(chosen.target2source, views.source, views.target)
     return posed_pair.PosedPair(
       source=source.panorama.cut(views.source, self._size_px),
       target=target.panorama.cut(views.target, self._size_px),
@@ -250,6 +331,20 @@ class PanoramaSource:
     digest = hashlib.sha256(str(len(self)).encode())
     digest.update(self._index.frame2scene.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _view_pose(
+  target2source: Float[np.ndarray, '3 4'],
+  source: cutting.View,
+  target: cutting.View,
+) -> Float[np.ndarray, '3 4']:
+  """`target2source` of two views, from that of their panoramas."""
+  source_view2frame, target_view2frame = (
+    camera.make_pose(view.view2frame, np.zeros(3)) for view in (source, target)
+  )
+  return camera.relative(
+    source_view2frame, camera.compose(target2source, target_view2frame)
+  )
 
 
 def _decode_mask(data: bytes) -> Bool[np.ndarray, 'h w']:

@@ -158,6 +158,29 @@ def test_pairs_of_one_panorama_are_exact_rotations(folder):
     assert np.sqrt(np.mean(error**2)) < 12
 
 
+def test_further_sources_show_what_the_target_shows(folder):
+  source = a_source(folder, depth=True, max_gap_s=4.0, single_share=0.0)
+  counts = []
+  for index in range(3):
+    pair, more = source.draw_with_more(index, np.random.default_rng(index), 2)
+    alone = source.draw(index, np.random.default_rng(index))
+    assert_same(pair[:5], alone[:5])
+    counts.append(more.is_there.sum())
+    for image, pose in zip(
+      more.image[more.is_there], more.target2view[more.is_there]
+    ):
+      # Depth of these is not given: what is hidden counts as wrong.
+      there = pair._replace(
+        source=image, target2source=pose, source_depth=np.ones((SIZE, SIZE))
+      )
+      colours, _, inside = warped(there)
+      assert inside.mean() > 0.08
+      error = np.abs(colours[inside].astype(float) - pair.target[inside])
+      assert np.median(error) < 10
+    assert not more.image[~more.is_there].any()
+  assert max(counts) == 2
+
+
 def test_no_pair_is_of_one_panorama_where_none_is_asked_for(folder):
   source = a_source(folder, size_px=16, single_share=0.0)
   for index in range(8):
