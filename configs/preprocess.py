@@ -51,6 +51,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     # Keeps what depth the solved points give of both views, in maps of this
     # side; 0: none.
     depth_px=0,
+    # Keeps the keyframes themselves as records, too, in a folder `panoramas`
+    # of the output: training then cuts its views of them.
+    panorama_records=False,
     # Pictures kept of rejected frame pairs, per video and reason; for audits.
     examples_per_reason=1,
     # Where a larger share of the videos gives no records, the run ends with

@@ -127,6 +127,28 @@ def _common() -> ml_collections.ConfigDict:
     condition_dropout=0.0,
     spacing='trailing',
   )
+  # What pairs are drawn from a folder of panoramas; see
+  # odin_jax/panoramas/choice.py. Of no effect on records of pairs.
+  config.panoramas = dict(
+    single_share=0.1,
+    max_gap_s=5.0,
+    far_share=0.1,
+    max_baseline=4.0,
+    min_fov_deg=80.0,
+    max_fov_deg=100.0,
+    max_pitch_deg=10.0,
+    max_roll_deg=5.0,
+    jitter_yaw_deg=20.0,
+    jitter_pitch_deg=6.0,
+    max_turn_deg=60.0,
+    single_yaw_deg=45.0,
+    single_pitch_deg=15.0,
+    num_tries=8,
+    preferred_overlap=0.5,
+    min_overlap=0.2,
+    min_coverage=0.5,
+    max_masked_share=0.2,
+  )
   # Clipping is ours, and so is that vectors (biases, norms) do not decay;
   # Zero-1-to-3 does neither.
   config.optimizer = dict(

@@ -1,7 +1,8 @@
 """Records -> batches, addressed by the global number of an example.
 
 Example i of the run is a function of (records, seed, i) alone: the records in
-an order that is reshuffled every epoch, each with its own random augmentation.
+an order that is reshuffled every epoch, each with its own random augmentation;
+of panoramas (`odin_jax.panoramas`) each with views of its own, too.
 Batch k holds the examples k * batch_size ... (k + 1) * batch_size - 1, of
 which every host reads the rows that its devices hold. So the step is the whole state of the
 input: a resume is exact, on any number of hosts.
@@ -88,6 +89,11 @@ class PairSource:
     if index not in self._cache:
       self._cache[index] = self._read(index)
     return self._cache[index]
+
+  def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
+    """The pair of the record itself: nothing is drawn."""
+    del rng
+    return self[index]
 
   def _read(self, index: int) -> posed_pair.PosedPair:
     record = self._records[index]
@@ -200,6 +206,23 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
 
 
 @runtime_checkable
+class Source(Protocol):
+  """What examples are made of."""
+
+  def __len__(self) -> int:
+    """How many make an epoch."""
+
+  def __getitem__(self, index: int) -> posed_pair.PosedPair:
+    """A pair, the same each time."""
+
+  def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
+    """A pair for the example that takes this index in its epoch."""
+
+  def fingerprint(self) -> str:
+    """Digest that tells other records from these."""
+
+
+@runtime_checkable
 class Examples(Protocol):
   """A sequence without end."""
 
@@ -208,20 +231,19 @@ class Examples(Protocol):
 
 
 def examples(
-  source: PairSource, *, seed: int, mirror: bool, swap: bool
+  source: Source, *, seed: int, mirror: bool, swap: bool
 ) -> Examples:
   """The endless sequence of examples: `examples[i]` for any i.
 
   Args:
-    source: the pairs.
-    seed: of order and augmentation.
+    source: the pairs, or what they are drawn from.
+    seed: of order, drawing and augmentation.
     mirror: mirror half of the examples.
     swap: exchange source and target of half of the examples.
   """
 
-  def augment(
-    pair: posed_pair.PosedPair, rng: np.random.Generator
-  ) -> posed_pair.PosedPair:
+  def example(index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
+    pair = source.draw(index, rng)
     wants_mirror, wants_swap = rng.random(2) < 0.5
     if mirror and wants_mirror:
       pair = mirrored(pair)
@@ -230,8 +252,8 @@ def examples(
   # Here, for a command reads its flags before what is slow to load.
   import grain
 
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  return dataset.random_map(augment)
+  dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  return dataset.random_map(example)
 
 
 def batches(
@@ -267,9 +289,7 @@ def batches(
       yield batch
 
 
-def sample_images(
-  source: PairSource, count: int
-) -> UInt8[np.ndarray, 'n s s 3']:
+def sample_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
   """Up to `count` images, spread evenly over the records."""
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
   return np.stack([source[int(index)].source for index in chosen])

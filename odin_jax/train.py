@@ -42,6 +42,8 @@ import numpy as np
 from odin_jax import batches, hosts, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
+from odin_jax.panoramas import choice
+from odin_jax.panoramas import source as panoramas
 from odin_jax.shared import (
   command,
   digests,
@@ -49,6 +51,8 @@ from odin_jax.shared import (
   files,
   locks,
   progress,
+  record_folder,
+  schema,
   workdirs,
 )
 from odin_jax.training import journal, settings, step, warm_start
@@ -139,8 +143,26 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
     raise errors.UserError(f'--config: {error}') from error
 
 
+def _open(config: checkpoint.Config) -> batches.Source:
+  """The records to train on; the config keeps what is read of them."""
+  rules = config.pop('panoramas', {})
+  given = {
+    'image_size_px': config['image_size_px'],
+    'cache': config['cache_records'],
+    'depth': odin.has_spheres(config),
+  }
+  if record_folder.kind(_RECORDS.value) is schema.PAIRS:
+    return batches.PairSource(_RECORDS.value, 'train', **given)
+  try:
+    drawn = choice.Rules(**rules)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(f'config.panoramas: {error}') from error
+  config['panoramas'] = rules
+  return panoramas.PanoramaSource(_RECORDS.value, 'train', rules=drawn, **given)
+
+
 def _make_encoders(
-  source: batches.PairSource, config: checkpoint.Config
+  source: batches.Source, config: checkpoint.Config
 ) -> encoders.Encoders:
   """The encoders of a run that starts from no checkpoint."""
   if encoders.are_pretrained(config):
@@ -155,7 +177,7 @@ def _make_encoders(
 
 
 def _start(
-  source: batches.PairSource,
+  source: batches.Source,
   config: checkpoint.Config,
   mesh: jax.sharding.Mesh,
   state_shardings: Any,
@@ -258,8 +280,7 @@ def _finish(
   workdir: pathlib.Path,
   figures: dict[str, Any],
   config: checkpoint.Config,
-  count: int,
-  source: batches.PairSource,
+  made_of: str,
 ) -> None:
   """Writes the figures, and says what comes next."""
   files.write_json(workdir / 'final.json', figures)
@@ -271,8 +292,7 @@ def _finish(
   }
   command.finish(
     _WORKDIR.value,
-    f'step {figures["step"]} of {config["steps"]}, {count} parameters, '
-    f'{len(source)} pairs',
+    f'step {figures["step"]} of {config["steps"]}, {made_of}',
     then=('score it', 'odin_jax.evaluate', given),
   )
 
@@ -288,13 +308,8 @@ def _train(group: hosts.Group) -> None:
   _check(config)
 
   # -- Input ------------------------------------------------------------------
-  source = batches.PairSource(
-    _RECORDS.value,
-    'train',
-    image_size_px=config['image_size_px'],
-    cache=config['cache_records'],
-    depth=odin.has_spheres(config),
-  )
+  source = _open(config)
+  made_of = f'{len(source)} {"panoramas" if "panoramas" in config else "pairs"}'
   config['records'] = source.fingerprint()
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
@@ -331,9 +346,9 @@ def _train(group: hosts.Group) -> None:
   frozen = jax.device_put(frozen, sharding.replicated(mesh))
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   logging.info(
-    '%d parameters, %d pairs, mesh %s, from step %d of %d',
+    '%d parameters, %s, mesh %s, from step %d of %d',
     count,
-    len(source),
+    made_of,
     dict(mesh.shape),
     restored_step,
     config['steps'],
@@ -419,7 +434,8 @@ def _train(group: hosts.Group) -> None:
     'params_sha256': checkpoint.params_sha256(state['params']),
   }
   if group.is_first:
-    _finish(workdir, {**figures, **stopwatch.figures()}, config, count, source)
+    figures |= stopwatch.figures()
+    _finish(workdir, figures, config, f'{count} parameters, {made_of}')
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Equirectangular images: padding across the seam and the poles, and views.
+"""Views of equirectangular images.
 
 Pixel coordinates are those of `odin_jax.shared.camera`: centres at integer
 + 0.5. OpenCV counts centres from 0, hence the shifts by half a pixel before its
@@ -11,29 +11,10 @@ import cv2
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
-from odin_jax.shared import camera
+from odin_jax.shared import camera, equirect
 
 # Bicubic interpolation reads two pixels to each side of a sample.
 MARGIN_PX = 3
-
-
-def pad(
-  panorama: UInt8[np.ndarray, 'h w *c'], margin_px: int
-) -> UInt8[np.ndarray, 'H W *c']:
-  """Continues a panorama by `margin_px` on every side, as the sphere does.
-
-  Columns wrap around. Past a pole the image goes on half a turn away, upside
-  down, so those rows are flipped and rolled by half the width.
-
-  Args:
-    panorama: an equirectangular image of even width.
-    margin_px: at most the height.
-  """
-  half_turn = panorama.shape[1] // 2
-  top = np.roll(panorama[:margin_px][::-1], half_turn, axis=1)
-  bottom = np.roll(panorama[-margin_px:][::-1], half_turn, axis=1)
-  rows = np.concatenate([top, panorama, bottom])
-  return np.concatenate([rows[:, -margin_px:], rows, rows[:, :margin_px]], 1)
 
 
 def view_directions(
@@ -95,7 +76,7 @@ class Views:
   ):
     self._height, self._width = panorama.shape[:2]
     # OpenCV interpolates floats faster than bytes, and to the same bytes.
-    self._padded = pad(panorama, MARGIN_PX).astype(np.float32)
+    self._padded = equirect.pad(panorama, MARGIN_PX).astype(np.float32)
     self._interpolation = interpolation
 
   def cut(

@@ -36,7 +36,14 @@ from typing import Any, Iterable, Iterator, Mapping
 
 from absl import flags
 
-from odin_jax.shared import command, cores, errors, files, progress
+from odin_jax.shared import (
+  command,
+  cores,
+  errors,
+  files,
+  panorama_schema,
+  progress,
+)
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
 from preprocessing.reading import detection, frames, projections
@@ -289,6 +296,9 @@ def main() -> None:
       raise
     raise _with_size(error, found.videos[0]) from error
   output = files.claim_output(_OUTPUT.value, _TOOL)
+  panoramas = merging.claim_panoramas(
+    output, are_kept=job_settings.panorama_records, tool=_TOOL
+  )
   # A request to drop videos that was cut short must not be forgotten.
   dropping.finish_drop(output)
   found, excluded = without_excluded(found, output)
@@ -312,13 +322,20 @@ def main() -> None:
     # Before the merge: records that are here already stay as they are.
     raise _nothing(source, unusable)
   usable = [outcome for _, outcome in done if not outcome.error]
+  of_run: dict[str, Any] = {
+    'video_ids': [outcome.video_id for outcome in usable],
+    'config': job_settings.values,
+    'tool': _TOOL,
+  }
   manifest = merging.merge(
-    output,
-    video_ids=[outcome.video_id for outcome in usable],
-    config=job_settings.values,
-    tool=_TOOL,
-    extra_dropped=[*found.others, *excluded, *unusable],
+    output, extra_dropped=[*found.others, *excluded, *unusable], **of_run
   )
+  kept = []
+  if job_settings.panorama_records:
+    merged = merging.merge(
+      panoramas, schema_of=panorama_schema.PANORAMAS, **of_run
+    )
+    kept = closing.panoramas(panoramas, merged['counts'])
   _write_figures(output, stopwatch, usable)
   used = closing.used(
     _OUTPUT.value,
@@ -337,6 +354,7 @@ def main() -> None:
           if parts.size(output, outcome.video_id)
         }
       ),
+      *kept,
       *closing.written(_OUTPUT.value, manifest['counts']),
     ]
   )

@@ -66,6 +66,7 @@ class Settings:
     solving: of poses.
     views: which are cut.
     exporting: of camera paths.
+    panorama_records: keyframes are kept as records, too.
     splits: which frames are for testing.
     examples_per_reason: pictures kept of rejected frame pairs, of each video.
     max_bad_share: of the videos; where more give no records, the run fails.
@@ -80,6 +81,7 @@ class Settings:
   solving: solver.Settings
   views: cutting.Settings
   exporting: exports.Settings
+  panorama_records: bool
   splits: splits.Settings
   examples_per_reason: int
   max_bad_share: float
@@ -135,6 +137,7 @@ def checked(config: ml_collections.ConfigDict) -> Settings:
     exporting=exports.Settings(
       formats=tuple(values['export_formats']), rules=rules['export']
     ),
+    panorama_records=config.panorama_records,
     splits=splits.Settings(
       split_by=config.split_by, test_fraction=config.test_fraction
     ),

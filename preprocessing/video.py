@@ -8,14 +8,19 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from odin_jax.shared import files, schema
+from odin_jax.shared import files, panorama_schema, schema
 from preprocessing import matchers
 from preprocessing import settings as run_settings
 from preprocessing.exporting import cameras, exports
 from preprocessing.keyframes import keyframes
 from preprocessing.reading import detection, frames
 from preprocessing.solving import solver, tracks
-from preprocessing.views import cutting, frame_pairs, visibility
+from preprocessing.views import (
+  cutting,
+  frame_pairs,
+  panorama_records,
+  visibility,
+)
 from preprocessing.writing import parts, rejected_pictures, splits
 
 
@@ -32,6 +37,7 @@ class Result:
     pictures: its keyframes.
     examples: pictures of rejected pairs, by file name.
     exporting: what its camera path is exported to, and how.
+    panoramas: records of its keyframes; None where they are not kept.
   """
 
   video_id: str
@@ -42,6 +48,7 @@ class Result:
   pictures: Sequence[np.ndarray]
   examples: Mapping[str, bytes]
   exporting: exports.Settings
+  panoramas: Iterator[schema.Record] | None
 
   def write(self, output: pathlib.Path, fingerprint: str) -> None:
     """Writes all of it; the part's note, which tells it whole, comes last.
@@ -61,6 +68,16 @@ class Result:
       file.parent.mkdir(parents=True, exist_ok=True)
       with files.atomic_path(file) as temporary:
         temporary.write_bytes(data)
+    if self.panoramas is not None:
+      parts.write(
+        output / panorama_schema.FOLDER,
+        self.video_id,
+        records=self.panoramas,
+        summary={},
+        dropped=[],
+        fingerprint=fingerprint,
+        schema_of=panorama_schema.PANORAMAS,
+      )
     parts.write(
       output,
       self.video_id,
@@ -191,6 +208,15 @@ def process(
     panoramas=video_keyframes.pictures,
     limit=settings.examples_per_reason,
   )
+  units = cutter.units(chosen)
+  panoramas = panorama_records.of_solution(
+    video_id,
+    video_keyframes,
+    solution,
+    units,
+    splits=split_of,
+    matcher=matcher.name,
+  )
   return Result(
     video_id=video_id,
     records=cutter.cut(
@@ -203,11 +229,12 @@ def process(
     },
     dropped=dropped,
     path=cameras.of_solution(
-      video_id, video_keyframes.times_s, solution, cutter.units(chosen)
+      video_id, video_keyframes.times_s, solution, units
     ),
     pictures=video_keyframes.pictures,
     examples=examples,
     exporting=settings.exporting,
+    panoramas=panoramas if settings.panorama_records else None,
   )
 
 

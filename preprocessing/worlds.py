@@ -19,8 +19,9 @@ beside it `NAME.truth.npz`:
 writes no videos but 16 records per world, with the true poses in the gauge of
 the schema, ready for training. --config.views.FIELD=VALUE changes how views are
 chosen (`configs/worlds.py`), and --depth_px=64 adds the true depth of both
-views, in maps of that side (odin_jax/shared/depth_png.py). World i depends on
---seed and on i alone.
+views, in maps of that side (odin_jax/shared/depth_png.py). --panorama_px=768
+keeps the panoramas themselves as records, too, in DIR/panoramas. World i depends
+on --seed and on i alone.
 """
 
 import sys
@@ -38,7 +39,14 @@ from typing import Any
 
 from absl import flags
 
-from odin_jax.shared import command, cores, errors, files, schema
+from odin_jax.shared import (
+  command,
+  cores,
+  errors,
+  files,
+  panorama_schema,
+  schema,
+)
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
 from preprocessing.views import alignment
@@ -105,6 +113,15 @@ _DEPTH_PX = flags.DEFINE_integer(
   1024,
 )
 
+_PANORAMA_PX = flags.DEFINE_integer(
+  'panorama_px',
+  0,
+  'With --pairs: width of the panoramas that are kept as records, too, in a '
+  'folder panoramas of the output; 0: none.',
+  0,
+  4096,
+)
+
 _OF_PAIRS = (
   _VIEW_PX,
   _FOV_DEG,
@@ -113,6 +130,7 @@ _OF_PAIRS = (
   _SPLIT_BY,
   _TEST_FRACTION,
   _DEPTH_PX,
+  _PANORAMA_PX,
 )
 
 
@@ -216,10 +234,13 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     test_fraction=_TEST_FRACTION.value,
     movers=_MOVERS.value,
     depth_px=_DEPTH_PX.value,
+    panorama_px=_PANORAMA_PX.value,
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   # With the features: parts of which only some have one do not go together.
-  depends_on = json.dumps([sorted(schema.FEATURES), settings])
+  depends_on = json.dumps(
+    [sorted(schema.FEATURES), sorted(panorama_schema.FEATURES), settings]
+  )
   fingerprint = hashlib.sha256(depends_on.encode()).hexdigest()
   jobs = [
     true_pairs.PairsJob(
@@ -232,6 +253,9 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     )
     for index in range(_NUM_WORLDS.value)
   ]
+  panoramas = merging.claim_panoramas(
+    output, are_kept=bool(rules.panorama_px), tool=TOOL
+  )
   command.say([cores.text()])
   names = pool.run(
     true_pairs.make_part,
@@ -240,8 +264,20 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     steps=len(jobs),
     unit='world',
   )
-  manifest = merging.merge(output, video_ids=names, config=settings, tool=TOOL)
-  return {'settings': settings, 'counts': manifest['counts']}
+  of_run: dict[str, Any] = {
+    'video_ids': names,
+    'config': settings,
+    'tool': TOOL,
+  }
+  report = {
+    'settings': settings,
+    'counts': merging.merge(output, **of_run)['counts'],
+  }
+  if rules.panorama_px:
+    report['panoramas'] = merging.merge(
+      panoramas, schema_of=panorama_schema.PANORAMAS, **of_run
+    )['counts']
+  return report
 
 
 def _finish(report: dict[str, Any]) -> None:
@@ -249,6 +285,10 @@ def _finish(report: dict[str, Any]) -> None:
   if 'counts' in report:
     counts = report['counts']
     made = f'{counts["train"]} train and {counts["test"]} test records'
+    if 'panoramas' in report:
+      made += (
+        f', {sum(report["panoramas"][s] for s in schema.SPLITS)} panoramas'
+      )
     given = {
       'config': 'configs/train.py:world',
       'records': output,
@@ -278,6 +318,8 @@ def main() -> None:
     )
   if _WIDTH.value % 2 or _HEIGHT.value % 2:
     raise errors.UserError('--width and --height: must be even for H.264')
+  if _PANORAMA_PX.value % 2:
+    raise errors.UserError('--panorama_px: must be even')
   _view_rules()
   _check_used()
   stopwatch = command.Stopwatch()

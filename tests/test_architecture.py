@@ -25,7 +25,6 @@ WINGS = {
   ],
   'preprocessing.solving': [
     'odin_jax.shared',
-    'preprocessing.panorama',
     'preprocessing.writing.rejections',
     'preprocessing.matchers',
   ],
@@ -88,6 +87,7 @@ WINGS = {
   ],
   # Records -> model -> samples -> scene.
   'odin_jax.batches': ['odin_jax.shared'],
+  'odin_jax.panoramas': ['odin_jax.shared'],
   'odin_jax.geometry': ['odin_jax.shared'],
   'odin_jax.benchmarks': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.diffusion': [],

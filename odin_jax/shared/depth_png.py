@@ -7,7 +7,8 @@ record's scene units. 0 says that it is not known; any other value v stands for
     2 ** ((v - 32768) / 2048),
 
 just above 2 ** -16 to just below 2 ** 16 in relative steps of 0.034 %. So what
-is read is within 0.017 % of what was written.
+is read is within 0.017 % of what was written. Records of panoramas hold the
+distance along the ray in the same way, in maps twice as wide as high.
 """
 
 import cv2
@@ -20,7 +21,7 @@ _BITS = 16
 _ONE, _STEPS_PER_OCTAVE, _LARGEST = 32768, 2048, 65535
 
 
-def encode(depth: Float[np.ndarray, 'd d']) -> bytes:
+def encode(depth: Float[np.ndarray, 'h w']) -> bytes:
   """The PNG of a map; the same map, the same bytes.
 
   Args:
@@ -44,13 +45,17 @@ def side_px(data: bytes) -> int:
   return png.check_header(data, bits=_BITS)
 
 
-def decode(data: bytes) -> Float32[np.ndarray, 'd d']:
+def decode(data: bytes, *, aspect: int = 1) -> Float32[np.ndarray, 'h w']:
   """The map of a PNG, scene units, 0 where not known.
 
+  Args:
+    data: of the PNG.
+    aspect: its width / height.
+
   Raises:
-    ValueError: it is damaged, or no square 16-bit grey PNG.
+    ValueError: it is damaged, or no 16-bit grey PNG of this aspect.
   """
-  png.check(data, bits=_BITS)
+  png.check(data, bits=_BITS, aspect=aspect)
   values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is None:
     raise ValueError('a damaged PNG')

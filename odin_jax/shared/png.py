@@ -1,4 +1,4 @@
-"""Whether bytes are a square grey PNG, asked without decoding its pixels.
+"""Whether bytes are a grey PNG of some shape, without decoding its pixels.
 
 Decoders go on over some kinds of damage, and of others they write to stderr.
 Source: PNG specification, sections 5 (chunks) and 11.2.2 (IHDR),
@@ -13,39 +13,41 @@ _SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _GREY = 0
 
 
-def check_header(data: bytes, *, bits: int) -> int:
+def check_header(data: bytes, *, bits: int, aspect: int = 1) -> int:
   """Reads the first 33 bytes only, so it costs next to nothing.
 
   Args:
     data: of a file.
     bits: per pixel.
+    aspect: width / height.
 
   Returns:
-    side in pixels.
+    height in pixels: the side of a square.
 
   Raises:
-    ValueError: no PNG, or one that is not square, not grey, or of other bits.
+    ValueError: no PNG, or one of another aspect, not grey, or of other bits.
   """
   kind, content = next(_chunks(data))
   if kind != b'IHDR' or len(content) != 13:
     raise ValueError('a damaged PNG')
   width, height, found_bits, colour_type = struct.unpack_from('>IIBB', content)
-  if width != height or not width:
-    raise ValueError(f'a PNG of {width} x {height} px, which is not square')
+  if width != aspect * height or not width:
+    shape = 'square' if aspect == 1 else f'{aspect} times as wide as high'
+    raise ValueError(f'a PNG of {width} x {height} px, which is not {shape}')
   if colour_type != _GREY:
     raise ValueError('a PNG with colours or transparency, which is not grey')
   if found_bits != bits:
     raise ValueError(f'a PNG of {found_bits} bits, not of {bits}')
-  return width
+  return height
 
 
-def check(data: bytes, *, bits: int) -> None:
+def check(data: bytes, *, bits: int, aspect: int = 1) -> None:
   """As `check_header`; also that the file is whole and no byte has changed.
 
   Raises:
     ValueError: it is not.
   """
-  check_header(data, bits=bits)
+  check_header(data, bits=bits, aspect=aspect)
   for _ in _chunks(data):
     pass
 

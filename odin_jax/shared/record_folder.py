@@ -6,10 +6,29 @@ import pathlib
 import re
 from typing import Iterator
 
-from odin_jax.shared import errors, files, schema, tfrecord
+from odin_jax.shared import errors, files, panorama_schema, schema, tfrecord
 
 # What the run that made a folder says of it.
 MANIFEST = 'manifest.json'
+KINDS = (schema.PAIRS, panorama_schema.PANORAMAS)
+
+
+def kind(path: str | os.PathLike[str]) -> schema.Schema:
+  """Of what kind the records of a folder are; pairs where there are none.
+
+  Raises:
+    errors.UserError: no such folder, or one that holds records of both kinds.
+  """
+  folder = files.require_folder(path, 'a folder of records')
+  kinds = [
+    kind for kind in KINDS if any(folder.glob(f'{kind.name}-*.tfrecord-*'))
+  ]
+  if len(kinds) > 1:
+    raise errors.UserError(
+      f'{path}: holds both pairs of views and panoramas; give each a folder of '
+      'its own'
+    )
+  return kinds[0] if kinds else schema.PAIRS
 
 
 class RecordFolder:
@@ -21,18 +40,31 @@ class RecordFolder:
   Args:
     path: the output folder of `preprocessing.run` or `preprocessing.worlds`.
     split: `train` or `test`.
+    schema_of: the kind of its records.
 
   Raises:
-    errors.UserError: no such folder, no shard of this split, a missing shard,
-      or one that is not as the folder's manifest has it, where there is one;
-      its subclass `tfrecord.CorruptRecordError`: a damaged shard.
+    errors.UserError: no such folder, records of another kind, no shard of this
+      split, a missing shard, or one that is not as the folder's manifest has
+      it, where there is one; its subclass `tfrecord.CorruptRecordError`: a
+      damaged shard.
   """
 
-  def __init__(self, path: str | os.PathLike[str], split: str):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    split: str,
+    schema_of: schema.Schema = schema.PAIRS,
+  ):
     self.path = files.require_folder(path, 'a folder of records')
     self.split = split
+    self._schema = schema_of
+    if kind(path) is not schema_of and schema_of is schema.PAIRS:
+      raise errors.UserError(
+        f'{path}: holds panoramas, of which views are cut only in training; '
+        'give a folder of pairs, such as the one that it lies in'
+      )
     pattern = re.compile(
-      rf'{schema.DATASET_NAME}-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})'
+      rf'{schema_of.name}-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})'
     )
     shards = sorted(
       (entry for entry in self.path.iterdir() if pattern.fullmatch(entry.name)),
@@ -43,7 +75,7 @@ class RecordFolder:
         f'{path}: no {split} records here; make them with preprocessing.run'
       )
     count = int(pattern.fullmatch(shards[0].name)[2])
-    expected = [schema.shard_name(split, i, count) for i in range(count)]
+    expected = [schema_of.shard_name(split, i, count) for i in range(count)]
     if [shard.name for shard in shards] != expected:
       raise errors.UserError(
         f'{path}: {len(shards)} of {count} {split} shards are here; '
@@ -68,7 +100,7 @@ class RecordFolder:
   def __getitem__(self, index: int) -> schema.Record:
     file, position = self._index[index]
     try:
-      record = schema.decode(self._files[file][position])
+      record = self._schema.decode(self._files[file][position])
       if record['split'] != self.split:
         raise schema.SchemaError(f'split: {record["split"]}, not {self.split}')
       return record

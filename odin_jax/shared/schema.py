@@ -2,11 +2,12 @@
 
 This table is the only place that knows the features' names, types and
 lengths; the writer, the readers, the TFDS metadata and the checks all come
-from it. Conventions are those of `odin_jax.shared.camera`.
+from it. Conventions are those of `odin_jax.shared.camera`. What else is kept
+in records has a `Schema` of its own: panoramas (`panorama_schema`).
 """
 
 import dataclasses
-from typing import Any, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -26,8 +27,9 @@ class Feature:
     kind: `bytes`, `text` (UTF-8 bytes), `float` (float32) or `int` (int64).
     shape: shape of the value; () for a scalar.
     meaning: what it is, with its unit.
-    encoding: of `bytes`, `jpeg` (three channels) or `png` (one, square).
+    encoding: of `bytes`, `jpeg` (three channels) or `png` (one).
     bits: of a `png`, per pixel.
+    aspect: of a `png`, width / height.
     optional: the records of a folder all have it, or none has, such as those
       of an earlier version.
   """
@@ -37,6 +39,7 @@ class Feature:
   meaning: str
   encoding: str = 'jpeg'
   bits: int = 8
+  aspect: int = 1
   optional: bool = False
 
 
@@ -130,13 +133,6 @@ class SchemaError(ValueError):
   """A record that does not follow the schema; the message names the feature."""
 
 
-def optional_in(names: Iterable[str]) -> frozenset[str]:
-  """Those of some features' names that a record need not have."""
-  return frozenset(
-    name for name in names if name in FEATURES and FEATURES[name].optional
-  )
-
-
 def _problem(feature: Feature, value: Any) -> str | None:
   if feature.kind == 'bytes':
     return _bytes_problem(feature, value)
@@ -160,26 +156,14 @@ def _bytes_problem(feature: Feature, value: Any) -> str | None:
     return 'needs non-empty bytes'
   if feature.encoding == 'png':
     try:
-      png.check_header(value, bits=feature.bits)
+      png.check_header(value, bits=feature.bits, aspect=feature.aspect)
     except ValueError as error:
       return str(error)
   return None
 
 
-def validate(record: Mapping[str, Any]) -> None:
-  """Raises SchemaError unless `record` follows the schema."""
-  missing = FEATURES.keys() - record.keys() - optional_in(FEATURES)
-  unknown = record.keys() - FEATURES.keys()
-  if missing or unknown:
-    raise SchemaError(
-      f'missing features {sorted(missing)}, unknown features {sorted(unknown)}'
-    )
-  for name in record:
-    problem = _problem(FEATURES[name], record[name])
-    if problem:
-      raise SchemaError(f'{name}: {problem}')
-  if record['split'] not in SPLITS:
-    raise SchemaError(f'split: {record["split"]!r} is none of {SPLITS}')
+def _check_pair(record: Mapping[str, Any]) -> None:
+  """Raises SchemaError for a value that no pair of views has."""
   for name in _LARGEST.keys() & record.keys():
     if not 0 <= record[name] <= _LARGEST[name]:
       raise SchemaError(
@@ -191,58 +175,104 @@ def validate(record: Mapping[str, Any]) -> None:
     raise SchemaError('hops must be >= 1 and median_depth > 0')
 
 
-def encode(record: Mapping[str, Any]) -> bytes:
-  """Serialised tf.train.Example of a record; the same record, the same bytes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+  """What records of one kind hold; all kinds have `video_id` and `split`.
 
-  Raises:
-    SchemaError: the record does not follow the schema.
+  Attributes:
+    name: of the data set; the names of its shards begin with it.
+    description: of the data set, a sentence.
+    features: by name.
+    check: raises SchemaError for a value that no such record has, though each
+      is of its feature's type and shape.
   """
-  validate(record)
-  values: dict[str, list[Any]] = {}
-  for name, value in record.items():
-    feature = FEATURES[name]
-    if feature.kind == 'bytes':
-      values[name] = [value]
-    elif feature.kind == 'text':
-      values[name] = [value.encode()]
-    elif feature.kind == 'int':
-      values[name] = [int(value)]
-    else:
-      values[name] = np.asarray(value, np.float32).ravel().tolist()
-  return tfrecord.encode_example(values)
 
+  name: str
+  description: str
+  features: Mapping[str, Feature]
+  check: Callable[[Mapping[str, Any]], None]
 
-def decode(serialised: bytes) -> Record:
-  """The record of a serialised example.
+  def optional_in(self, names: Iterable[str]) -> frozenset[str]:
+    """Those of some features' names that a record need not have."""
+    return frozenset(
+      name
+      for name in names
+      if name in self.features and self.features[name].optional
+    )
 
-  Returns:
-    floats as float32 arrays of the feature's shape (scalars as `float`), ints
-    as `int`, text as `str`, images as their JPEG or PNG bytes. An optional
-    feature that the example lacks is left out, and one that is not of this
-    schema.
-
-  Raises:
-    SchemaError: the example is no record of this schema.
-  """
-  try:
-    values = tfrecord.decode_example(serialised)
-  except ValueError as error:
-    raise SchemaError(f'no tf.train.Example: {error}') from error
-  record: Record = {}
-  for name, feature in FEATURES.items():
-    if feature.optional and name not in values:
-      continue
-    length = int(np.prod(feature.shape))
-    if len(values.get(name, ())) != length:
+  def validate(self, record: Mapping[str, Any]) -> None:
+    """Raises SchemaError unless `record` follows the schema."""
+    missing = self.features.keys() - record.keys()
+    missing -= self.optional_in(self.features)
+    unknown = record.keys() - self.features.keys()
+    if missing or unknown:
       raise SchemaError(
-        f'{name}: needs {length} values, got {len(values.get(name, ()))}'
+        f'missing features {sorted(missing)}, '
+        f'unknown features {sorted(unknown)}'
       )
+    for name in record:
+      problem = _problem(self.features[name], record[name])
+      if problem:
+        raise SchemaError(f'{name}: {problem}')
+    if record['split'] not in SPLITS:
+      raise SchemaError(f'split: {record["split"]!r} is none of {SPLITS}')
+    self.check(record)
+
+  def encode(self, record: Mapping[str, Any]) -> bytes:
+    """Serialised tf.train.Example of a record; the same record, the same bytes.
+
+    Raises:
+      SchemaError: the record does not follow the schema.
+    """
+    self.validate(record)
+    values: dict[str, list[Any]] = {}
+    for name, value in record.items():
+      feature = self.features[name]
+      if feature.kind == 'bytes':
+        values[name] = [value]
+      elif feature.kind == 'text':
+        values[name] = [value.encode()]
+      elif feature.kind == 'int':
+        values[name] = [int(value)]
+      else:
+        values[name] = np.asarray(value, np.float32).ravel().tolist()
+    return tfrecord.encode_example(values)
+
+  def decode(self, serialised: bytes) -> Record:
+    """The record of a serialised example.
+
+    Returns:
+      floats as float32 arrays of the feature's shape (scalars as `float`), ints
+      as `int`, text as `str`, images as their JPEG or PNG bytes. An optional
+      feature that the example lacks is left out, and one that is not of this
+      schema.
+
+    Raises:
+      SchemaError: the example is no record of this schema.
+    """
     try:
-      record[name] = _value(feature, values[name])
-    except (ValueError, TypeError, AttributeError) as error:
-      raise SchemaError(f'{name}: no {feature.kind} ({error})') from error
-  validate(record)
-  return record
+      values = tfrecord.decode_example(serialised)
+    except ValueError as error:
+      raise SchemaError(f'no tf.train.Example: {error}') from error
+    record: Record = {}
+    for name, feature in self.features.items():
+      if feature.optional and name not in values:
+        continue
+      length = int(np.prod(feature.shape))
+      if len(values.get(name, ())) != length:
+        raise SchemaError(
+          f'{name}: needs {length} values, got {len(values.get(name, ()))}'
+        )
+      try:
+        record[name] = _value(feature, values[name])
+      except (ValueError, TypeError, AttributeError) as error:
+        raise SchemaError(f'{name}: no {feature.kind} ({error})') from error
+    self.validate(record)
+    return record
+
+  def shard_name(self, split: str, index: int, count: int) -> str:
+    """File name of a shard: `odin_pairs-train.tfrecord-00000-of-00016`."""
+    return f'{self.name}-{split}.tfrecord-{index:05d}-of-{count:05d}'
 
 
 def _value(feature: Feature, values: list[Any]) -> Any:
@@ -258,6 +288,15 @@ def _value(feature: Feature, values: list[Any]) -> Any:
   return float(values[0])
 
 
-def shard_name(split: str, index: int, count: int) -> str:
-  """File name of one shard: `odin_pairs-train.tfrecord-00000-of-00016`."""
-  return f'{DATASET_NAME}-{split}.tfrecord-{index:05d}-of-{count:05d}'
+PAIRS = Schema(
+  name=DATASET_NAME,
+  description='Posed pairs of perspective views cut from 360-degree videos.',
+  features=FEATURES,
+  check=_check_pair,
+)
+# For those who know of pairs alone.
+optional_in = PAIRS.optional_in
+validate = PAIRS.validate
+encode = PAIRS.encode
+decode = PAIRS.decode
+shard_name = PAIRS.shard_name

@@ -12,8 +12,7 @@ import cv2
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from odin_jax.shared import camera
-from preprocessing import panorama
+from odin_jax.shared import camera, equirect
 
 # What is repeated beyond the seam and the poles, as a share of the height: 30
 # degrees. A point moves less in a step.
@@ -52,7 +51,7 @@ class FlowTracker:
 
   def _padded_grey(self, image: UInt8[np.ndarray, 'h w 3']) -> np.ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return panorama.pad(grey, self._pad_px)
+    return equirect.pad(grey, self._pad_px)
 
   def _inside(self) -> Bool[np.ndarray, 'n']:
     latitude_deg = (self._pixels[:, 1] / self._height - 0.5) * 180

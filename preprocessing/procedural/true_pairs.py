@@ -7,18 +7,26 @@ poses and the scene points are known rather than found.
 import collections
 import dataclasses
 import pathlib
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from odin_jax.shared import camera, depth_png, errors, files, schema
+from odin_jax.shared import (
+  camera,
+  depth_png,
+  errors,
+  files,
+  panorama_schema,
+  schema,
+)
 from preprocessing.procedural import (
   footage,
   raycaster,
   rendering,
   scenes,
   true_depth,
+  true_panoramas,
 )
 from preprocessing.running import pool
 from preprocessing.views import alignment
@@ -44,6 +52,7 @@ class PairRules:
     test_fraction: see `splits.Settings`.
     movers: see `scenes.build_world`.
     depth_px: side of the maps of true depth; 0: records have none.
+    panorama_px: width of the panoramas that are kept, too; 0: none.
   """
 
   num_records: int
@@ -55,6 +64,7 @@ class PairRules:
   test_fraction: float
   movers: int | None = None
   depth_px: int = 0
+  panorama_px: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +170,27 @@ def _frame_pairs(
   )
 
 
+class Made(NamedTuple):
+  """What is made of one world.
+
+  Attributes:
+    records: `rules.num_records` of them, unless the walk holds fewer views that
+      overlap.
+    summary: for the manifest.
+    dropped: rows for the ledger.
+    panoramas: records of the frames, where they are kept.
+  """
+
+  records: list[schema.Record]
+  summary: dict[str, Any]
+  dropped: list[dict[str, Any]]
+  panoramas: Iterator[schema.Record]
+
+
 def make_records(
   world: scenes.World, video_id: str, rules: PairRules, *, seed: int
-) -> tuple[list[schema.Record], dict[str, Any], list[dict[str, Any]]]:
-  """Records of one world.
-
-  Returns:
-    `rules.num_records` records, unless the walk holds fewer views that
-    overlap; the summary for the manifest; rows for the ledger.
-  """
+) -> Made:
+  """Records of one world."""
   rng = np.random.default_rng([seed, 1])
   frames = [observe(world, float(t)) for t in range(int(rules.seconds) + 1)]
   split_of = splits.split_frames(
@@ -212,7 +234,21 @@ def make_records(
   if num_straddling:
     reasons[rejections.Reason.SPLITS] = num_straddling
   rejected = rejections.counted(rejections.Stage.PAIRS, reasons)
-  return records, summary, [rejection.row() for rejection in rejected]
+  panoramas = true_panoramas.of_world(
+    world,
+    video_id,
+    times_s=[frame.time_s for frame in frames],
+    splits=split_of,
+    unit_m=unit_m,
+    width_px=rules.panorama_px,
+    map_width_px=4 * rules.depth_px or _GRID_WIDTH_PX,
+  )
+  return Made(
+    records,
+    summary,
+    [rejection.row() for rejection in rejected],
+    panoramas if rules.panorama_px and records else iter(()),
+  )
 
 
 def _rounds(
@@ -396,18 +432,32 @@ def make_part(job: PairsJob) -> str:
     the world's `video_id`.
   """
   pool.step()
-  if parts.is_done(job.output, job.name, job.fingerprint):
+  folders = [job.output]
+  panoramas = job.output / panorama_schema.FOLDER
+  if job.rules.panorama_px:
+    folders.append(panoramas)
+  if all(parts.is_done(at, job.name, job.fingerprint) for at in folders):
     return job.name
   world = job.build_world()
-  records, summary, dropped = make_records(
+  made = make_records(
     world, job.name, job.rules, seed=job.seed * 1_000_003 + job.index
   )
+  if job.rules.panorama_px:
+    parts.write(
+      panoramas,
+      job.name,
+      records=made.panoramas,
+      summary={'kind': world.kind},
+      dropped=[],
+      fingerprint=job.fingerprint,
+      schema_of=panorama_schema.PANORAMAS,
+    )
   parts.write(
     job.output,
     job.name,
-    records=records,
-    summary={'kind': world.kind, **summary},
-    dropped=dropped,
+    records=made.records,
+    summary={'kind': world.kind, **made.summary},
+    dropped=made.dropped,
     fingerprint=job.fingerprint,
   )
   return job.name

@@ -26,7 +26,7 @@ import cv2
 from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 
-from odin_jax.shared import camera
+from odin_jax.shared import camera, equirect
 from preprocessing import panorama
 
 Image = UInt8[np.ndarray, 'h w 3']
@@ -246,7 +246,7 @@ def to_equirectangular(
   factor = max(1, round(native_px / width_px))
   u, v, is_filmed = _maps(layout, width, height, width_px * factor)
   if layout.full_sphere and layout.projection == 'equirectangular':
-    padded = panorama.pad(eye, panorama.MARGIN_PX)
+    padded = equirect.pad(eye, panorama.MARGIN_PX)
   else:
     padded = cv2.copyMakeBorder(
       eye, *(panorama.MARGIN_PX,) * 4, borderType=cv2.BORDER_REPLICATE

@@ -133,6 +133,20 @@ def written(output: str, counts: Mapping[str, int]) -> list[str]:
   return [ids.printable(line) for line in lines]
 
 
+def panoramas(folder: pathlib.Path, counts: Mapping[str, int]) -> list[str]:
+  """What the folder of panoramas holds.
+
+  Args:
+    folder: below the output.
+    counts: panoramas per split.
+  """
+  text = (
+    f'{folder}: {counts["train"]} train and {counts["test"]} test panoramas; '
+    'odin_jax.train --records takes this folder, too'
+  )
+  return [ids.printable(text)]
+
+
 def _beside(output: str, what: str) -> str:
   """A folder beside the output, of a name that no other records have."""
   return f'{output.rstrip("/")}_{what}'

@@ -11,7 +11,7 @@ from typing import Callable, Iterable, Iterator
 
 from absl import logging
 
-from odin_jax.shared import errors, schema
+from odin_jax.shared import errors, panorama_schema, schema
 from preprocessing import matchers, settings, video
 from preprocessing.keyframes import keyframes
 from preprocessing.reading import frames
@@ -50,6 +50,8 @@ class Job:
     """Digest of all that the part depends on: schema, config and file."""
     # With the features: parts of which only some have one do not go together.
     schema_of_part = [schema.SCHEMA_VERSION, sorted(schema.FEATURES)]
+    if self.settings.panorama_records:
+      schema_of_part.append(sorted(panorama_schema.FEATURES))
     values = self.settings.part_values()
     text = json.dumps([schema_of_part, values], sort_keys=True)
     digest = hashlib.sha256(text.encode())
@@ -172,7 +174,12 @@ def _make_part(
       f'{job.path}: cannot be read ({error.strerror})'
     ) from error
   path = job.output / 'cameras' / job.video_id / 'path.json'
-  if parts.is_done(job.output, job.video_id, fingerprint) and path.is_file():
+  folders = [job.output]
+  if job.settings.panorama_records:
+    folders.append(job.output / panorama_schema.FOLDER)
+  if path.is_file() and all(
+    parts.is_done(folder, job.video_id, fingerprint) for folder in folders
+  ):
     return False
   # Nothing of another config stays beside what this one makes.
   parts.remove(job.output, {job.video_id})

@@ -16,8 +16,7 @@ import cv2
 from jaxtyping import Bool, Float, Shaped
 import numpy as np
 
-from odin_jax.shared import camera, errors, files, user_images
-from preprocessing import panorama
+from odin_jax.shared import camera, equirect, errors, files, user_images
 
 # Columns and rows of the cells in which points are counted; 5 degrees.
 _GRID = (72, 36)
@@ -80,7 +79,7 @@ class Mask:
     """
     if self.cells.shape == (height, width):
       return self
-    values = panorama.pad(self.cells.astype(np.uint8), 1).astype(np.float32)
+    values = equirect.pad(self.cells.astype(np.uint8), 1).astype(np.float32)
     values = _interpolated(_interpolated(values, height).T, width).T
     return Mask(cells=values >= _EDGE)
 

@@ -101,6 +101,13 @@ class Solution:
     both = np.intersect1d(self._point_ids[source], self._point_ids[target])
     return self.points[both[self._num_frames_of_point[both] >= min_frames]]
 
+  def points_of_frame(
+    self, frame: int, *, min_frames: int
+  ) -> Float[np.ndarray, 'n 3']:
+    """The points that a frame sees, and so many frames in all."""
+    seen = self._point_ids[frame]
+    return self.points[seen[self._num_frames_of_point[seen] >= min_frames]]
+
   @functools.cached_property
   def _num_frames_of_point(self) -> Int[np.ndarray, 'p']:
     return np.bincount(self.observations.point, minlength=len(self.points))

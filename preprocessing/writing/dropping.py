@@ -16,9 +16,22 @@ import pathlib
 import shutil
 from typing import Any, Collection, Iterable, Mapping, Sequence
 
-from odin_jax.shared import errors, files, progress, schema, tfrecord
+from odin_jax.shared import (
+  errors,
+  files,
+  panorama_schema,
+  progress,
+  record_folder,
+  schema,
+  tfrecord,
+)
 from preprocessing import ids
-from preprocessing.writing import parts, shards, tfds_metadata
+from preprocessing.writing import (
+  panorama_index,
+  parts,
+  shards,
+  tfds_metadata,
+)
 
 # Stage and reason of the ledger row that stays of a video.
 STAGE, REASON = 'request', 'dropped on request'
@@ -32,7 +45,8 @@ def drop(
   """Takes videos out of a folder of records.
 
   The shards become those of a run that never had these videos. For a time
-  they take twice their space.
+  they take twice their space. The panoramas that the folder keeps of them
+  go first, as if this had been asked of their folder.
 
   Args:
     output: the folder; its parts need not be there.
@@ -58,6 +72,9 @@ def drop(
       f'{output}: no record would be left without these videos; '
       'remove the whole folder'
     )
+  panoramas = output / panorama_schema.FOLDER
+  if panoramas.is_dir():
+    drop(panoramas, video_ids)
   staged = output / _STAGED
   staged.mkdir()
   try:
@@ -99,10 +116,13 @@ def _write_staged(
     records_of = shards.by_split(
       progress.each(paths, 'shard', desc='reading'), without=drop_ids
     )
-    entries = shards.write(staged, records_of)
+    schema_of = record_folder.kind(output)
+    entries = shards.write(staged, records_of, schema_of=schema_of)
     counts = {split: len(records_of[split]) for split in schema.SPLITS}
-    optional = shards.optional_features(records_of)
-    tfds_metadata.write(staged, entries, optional)
+    optional = shards.optional_features(records_of, schema_of)
+    tfds_metadata.write(staged, entries, optional, schema_of)
+    if schema_of is panorama_schema.PANORAMAS:
+      panorama_index.write(staged, records_of)
   counts |= {'videos': len(videos), 'dropped': len(rows)}
   manifest = {
     **old,

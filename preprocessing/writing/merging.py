@@ -7,11 +7,18 @@ nothing but the records.
 import importlib.metadata
 import os
 import pathlib
+import shutil
 from typing import Any, Mapping, Sequence
 
-from odin_jax.shared import files, schema
+from odin_jax.shared import files, panorama_schema, schema
 from preprocessing import ids
-from preprocessing.writing import dropping, parts, shards, tfds_metadata
+from preprocessing.writing import (
+  dropping,
+  panorama_index,
+  parts,
+  shards,
+  tfds_metadata,
+)
 
 _VERSIONS_OF = ('numpy', 'opencv-python-headless', 'av', 'pycolmap', 'torch')
 
@@ -24,6 +31,7 @@ def merge(
   tool: str,
   extra_dropped: Sequence[Mapping[str, Any]] = (),
   num_shards: int | None = None,
+  schema_of: schema.Schema = schema.PAIRS,
 ) -> dict[str, Any]:
   """Merges parts into shards and writes everything that describes them.
 
@@ -35,6 +43,7 @@ def merge(
     tool: the command that made the records.
     extra_dropped: ledger rows of what has no part, with `video_id`.
     num_shards: per split; by default so many that none is large.
+    schema_of: the kind of the records.
 
   Returns:
     the manifest.
@@ -56,11 +65,13 @@ def merge(
     for video_id, note in notes.items()
     if note['records']
   )
-  entries = shards.write(output, records_of, num_shards)
+  entries = shards.write(output, records_of, num_shards, schema_of)
   shards.remove(output, keep=entries)
   parts.remove(output, dropped_ids)
-  optional = shards.optional_features(records_of)
-  tfds_metadata.write(output, entries, optional)
+  optional = shards.optional_features(records_of, schema_of)
+  tfds_metadata.write(output, entries, optional, schema_of)
+  if schema_of is panorama_schema.PANORAMAS:
+    panorama_index.write(output, records_of)
   rows = [row for note in notes.values() for row in note['dropped']]
   rows, removed = dropping.ledger_without(
     (*rows, *extra_dropped), dropped_ids, present=video_ids
@@ -86,6 +97,25 @@ def merge(
   }
   files.write_json(output / shards.MANIFEST, manifest)
   return manifest
+
+
+def claim_panoramas(
+  output: pathlib.Path, *, are_kept: bool, tool: str
+) -> pathlib.Path:
+  """The folder of panoramas below a run's output, made or removed.
+
+  Those of an earlier run that kept them would not be of the pairs beside them.
+
+  Args:
+    output: the run's output folder.
+    are_kept: by this run.
+    tool: the command that makes the records.
+  """
+  folder = output / panorama_schema.FOLDER
+  if are_kept:
+    return files.claim_output(folder, tool)
+  shutil.rmtree(folder, ignore_errors=True)
+  return folder
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,10 @@ What else a run keeps of a single video is in folders of its id:
 
     cameras/VIDEO_ID/      its camera path for other tools
     rejected/VIDEO_ID/     examples of what was dropped
+
+Its panoramas, where a run keeps them, are a part of the folder below:
+
+    panoramas/parts/...
 """
 
 import contextlib
@@ -20,7 +24,7 @@ import pathlib
 import shutil
 from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
-from odin_jax.shared import files, schema, tfrecord
+from odin_jax.shared import files, panorama_schema, schema, tfrecord
 
 # Where attempts on other machines write until they are whole.
 SCRATCH = '.tmp-ray'
@@ -48,6 +52,7 @@ def write(
   summary: Mapping[str, Any],
   dropped: Sequence[Mapping[str, Any]],
   fingerprint: str,
+  schema_of: schema.Schema = schema.PAIRS,
 ) -> None:
   """Writes all that is known of one video, in one piece.
 
@@ -58,6 +63,7 @@ def write(
     summary: its figures, for the manifest.
     dropped: rows for the ledger, with at least `stage` and `reason`.
     fingerprint: digest of all that the records depend on.
+    schema_of: the kind of the records.
 
   Raises:
     schema.SchemaError: a record that does not follow the schema, or that
@@ -66,7 +72,9 @@ def write(
   part, note = paths(output, video_id)
   part.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic_path(part) as temporary:
-    count = tfrecord.write_file(temporary, _encoded(records, video_id))
+    count = tfrecord.write_file(
+      temporary, _encoded(records, video_id, schema_of)
+    )
   # The note comes last: with it the part is done.
   files.write_json(
     note,
@@ -81,10 +89,10 @@ def write(
 
 
 def _encoded(
-  records: Iterable[Mapping[str, Any]], video_id: str
+  records: Iterable[Mapping[str, Any]], video_id: str, schema_of: schema.Schema
 ) -> Iterator[bytes]:
   for record in records:
-    encoded = schema.encode(record)
+    encoded = schema_of.encode(record)
     if record['video_id'] != video_id:
       raise schema.SchemaError(
         f'video_id: {record["video_id"]!r} in the part of {video_id!r}'
@@ -164,6 +172,8 @@ def remove(output: str | os.PathLike[str], video_ids: Collection[str]) -> None:
         # A machine that was given up may still be at work here.
         with contextlib.suppress(FileNotFoundError):
           shutil.rmtree(entry)
+  if (output / panorama_schema.FOLDER).is_dir():
+    remove(output / panorama_schema.FOLDER, video_ids)
 
 
 def remove_scratch(output: str | os.PathLike[str]) -> None:

@@ -118,6 +118,7 @@ def write(
   output: pathlib.Path,
   records_of: Mapping[str, SplitRecords],
   num_shards: int | None = None,
+  schema_of: schema.Schema = schema.PAIRS,
 ) -> dict[str, dict[str, Any]]:
   """Writes the shards of all splits.
 
@@ -125,13 +126,16 @@ def write(
     output: the folder.
     records_of: the records of every split.
     num_shards: per split; by default so many that none is large.
+    schema_of: the kind of the records.
 
   Returns:
     for the manifest, `split`, `records`, `bytes` and `sha256` of each shard.
   """
   shards = {}
   for split in schema.SPLITS:
-    shards.update(_write_split(output, split, records_of[split], num_shards))
+    shards.update(
+      _write_split(output, split, records_of[split], num_shards, schema_of)
+    )
   return shards
 
 
@@ -140,6 +144,7 @@ def _write_split(
   split: str,
   split_records: SplitRecords,
   num_shards: int | None,
+  schema_of: schema.Schema,
 ) -> dict[str, dict[str, Any]]:
   """Contiguous, equally long shards; a shard that is the same stays."""
   total = len(split_records)
@@ -152,7 +157,7 @@ def _write_split(
   records = iter(split_records)
   shards = {}
   for shard, (low, high) in enumerate(zip(limits, limits[1:])):
-    path = output / schema.shard_name(split, shard, count)
+    path = output / schema_of.shard_name(split, shard, count)
     # Named unlike a shard while it is written: readers count the shards.
     temporary = output / '.tmp-shard'
     tfrecord.write_file(temporary, itertools.islice(records, high - low))
@@ -172,20 +177,20 @@ def _write_split(
 
 def optional_features(
   records_of: Mapping[str, SplitRecords],
+  schema_of: schema.Schema = schema.PAIRS,
 ) -> frozenset[str]:
   """Names of the optional features, which all records have or none has."""
   records = itertools.chain.from_iterable(records_of.values())
   first = next(records, None)
   if first is None:
     return frozenset()
-  return schema.optional_in(tfrecord.decode_example(first))
+  return schema_of.optional_in(tfrecord.decode_example(first))
 
 
 def remove(output: pathlib.Path, *, keep: Collection[str]) -> None:
   """Removes the shards that are not to be kept."""
-  pattern = re.compile(
-    rf'{schema.DATASET_NAME}-\w+\.tfrecord-\d{{5}}-of-\d{{5}}'
-  )
+  names = '|'.join(kind.name for kind in record_folder.KINDS)
+  pattern = re.compile(rf'({names})-\w+\.tfrecord-\d{{5}}-of-\d{{5}}')
   for path in output.iterdir():
     if pattern.fullmatch(path.name) and path.name not in keep:
       path.unlink()

@@ -40,16 +40,19 @@ def _connector(feature: schema.Feature) -> Connector:
   return tfds.features.Tensor(shape=feature.shape, dtype=dtype)
 
 
-def features(optional: Collection[str] = ()) -> Connector:
+def features(
+  optional: Collection[str] = (), schema_of: schema.Schema = schema.PAIRS
+) -> Connector:
   """The schema in TFDS terms; `a/b` is feature b of the dict a, as in TFDS.
 
   Args:
     optional: names of the optional features that the records have.
+    schema_of: the kind of the records.
   """
   import tensorflow_datasets as tfds
 
   nested: dict[str, Any] = {}
-  for name, feature in schema.FEATURES.items():
+  for name, feature in schema_of.features.items():
     if feature.optional and name not in optional:
       continue
     *groups, leaf = name.split('/')
@@ -64,6 +67,7 @@ def write(
   output: pathlib.Path,
   shards: Mapping[str, Mapping[str, Any]],
   optional: Collection[str] = (),
+  schema_of: schema.Schema = schema.PAIRS,
 ) -> None:
   """Writes the two files.
 
@@ -71,17 +75,20 @@ def write(
     output: the record folder.
     shards: name -> `split`, `records`, `bytes`, in the order of the shards.
     optional: names of the optional features that all records have.
+    schema_of: the kind of the records.
   """
   from tensorflow_datasets.core.proto import dataset_info_pb2
 
   # Protocol buffers give the keys in an order of the day.
-  content = json.loads(json.dumps(features(optional).to_json(), sort_keys=True))
+  content = json.loads(
+    json.dumps(features(optional, schema_of).to_json(), sort_keys=True)
+  )
   files.write_json(output / 'features.json', content)
   info = dataset_info_pb2.DatasetInfo(
-    name=schema.DATASET_NAME,
+    name=schema_of.name,
     version=f'{schema.SCHEMA_VERSION}.0.0',
     file_format='tfrecord',
-    description='Posed pairs of perspective views cut from 360-degree videos.',
+    description=schema_of.description,
   )
   for split in schema.SPLITS:
     entries = [shard for shard in shards.values() if shard['split'] == split]

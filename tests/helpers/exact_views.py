@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from odin_jax.shared import camera
-from preprocessing import panorama
+from odin_jax.shared import camera, equirect
 
 # Of Keys' kernel, as OpenCV has it.
 _SHARPNESS = -0.75
@@ -29,7 +28,7 @@ def view(image, yaw_deg, pitch_deg, fov_deg, size_px, kernel=cubic):
   rays = rays @ camera.view2frame_rotation(yaw_deg, pitch_deg).T
   height, width = image.shape[:2]
   u, v = camera.direction_to_equirect(rays, width, height)
-  padded = panorama.pad(image, _PADDING_PX).astype(np.float64)
+  padded = equirect.pad(image, _PADDING_PX).astype(np.float64)
   # Places between pixel centres, counted from the first one.
   x, y = u + _PADDING_PX - 0.5, v + _PADDING_PX - 0.5
   column, row = np.floor(x).astype(int), np.floor(y).astype(int)

@@ -18,22 +18,27 @@ _FIELDS = {'view_size_px': 32, 'views_per_pair': 2}
 ARGUMENTS = tuple(f'--config.{key}={value}' for key, value in _FIELDS.items())
 
 
+def world(index):
+  """The world that a video shows."""
+  return footage.make_world(
+    _KINDS,
+    index,
+    seed=12,
+    seconds=_SECONDS,
+    px_per_rad=_SIZE['height'] / np.pi,
+  )
+
+
 def write(folder, count):
   """Writes so many videos; returns their paths, in the order of their names."""
   paths = []
   for index in range(count):
-    world = footage.make_world(
-      _KINDS,
-      index,
-      seed=12,
-      seconds=_SECONDS,
-      px_per_rad=_SIZE['height'] / np.pi,
-    )
+    place = world(index)
     paths.append(folder / f'{index:03d}.mp4')
     footage.write_video(
       paths[-1],
       (
-        footage.render_panorama(world, time_s, **_SIZE)
+        footage.render_panorama(place, time_s, **_SIZE)
         for time_s in footage.picture_times_s(_SECONDS)
       ),
     )

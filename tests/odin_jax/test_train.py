@@ -20,7 +20,7 @@ from odin_jax import predictors, sharding
 from odin_jax.checkpoints import checkpoint, checksums
 from odin_jax.shared import errors, locks, posed_pair, record_folder
 from odin_jax.training import journal, step
-from tests.helpers import default_sampling
+from tests.helpers import default_sampling, true_panoramas
 from tests.helpers.posed_records import write_records
 
 STEPS = 24
@@ -106,6 +106,26 @@ def wait_for_file(process, path, text=''):
 def wait_for_step(process, workdir, step):
   """Returns when the journal has the row of `step`."""
   wait_for_file(process, workdir / 'metrics.jsonl', f'"step": {step},')
+
+
+def test_pairs_are_cut_of_panoramas_as_it_trains(command, tmp_path):
+  world = true_panoramas.build_world()
+  folder = true_panoramas.write(tmp_path / 'records', world)
+  process = command(tmp_path / 'run', '--config.steps=3', data=folder)
+  stdout, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr[-2000:]
+  assert ' parameters, 5 panoramas, mesh ' in stderr
+  assert ' parameters, 5 panoramas' in stdout
+  # Of what nothing is said these pairs are not.
+  status, stderr = finish(
+    command(
+      tmp_path / 'run',
+      '--config.steps=3',
+      '--config.panoramas.single_share=0.5',
+      data=folder,
+    )
+  )
+  assert status == 2 and 'panoramas.single_share: 0.1 -> 0.5' in stderr
 
 
 def test_a_run_tells_its_devices_what_it_made_and_nothing_else(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from odin_jax.shared import camera
+from odin_jax.shared import camera, equirect
 from preprocessing import panorama
 from tests.helpers import exact_views
 
@@ -84,7 +84,7 @@ def test_height_spans_half_a_turn_whatever_the_aspect():
 )
 def test_padding_goes_on_over_the_sphere(half_width, height, margin):
   width = 2 * half_width
-  padded = panorama.pad(make_panorama(width, height), margin)
+  padded = equirect.pad(make_panorama(width, height), margin)
   u, v = np.meshgrid(
     np.arange(-margin, width + margin) + 0.5,
     np.arange(-margin, height + margin) + 0.5,
@@ -107,7 +107,7 @@ def test_a_coarse_view_of_a_fine_panorama_does_not_alias():
 def test_single_channel_masks_can_be_padded():
   mask = np.zeros((8, 16, 1), np.uint8)
   mask[0, 0] = 1
-  padded = panorama.pad(mask, 2)
+  padded = equirect.pad(mask, 2)
   assert padded.shape == (12, 20, 1)
   # Above the first row lies the row itself, half a turn away.
   assert padded[1, 2 + 8] == 1

@@ -37,7 +37,7 @@ def folder(request, world, tmp_path_factory):
     test_fraction=0.5,
   )
   for video in VIDEOS:
-    made, summary, dropped = true_pairs.make_records(
+    made, summary, dropped, _ = true_pairs.make_records(
       world, video, rules, seed=0
     )
     parts.write(

@@ -334,7 +334,7 @@ def run(tmp_path_factory):
     world = footage.make_world(
       names, index, seed=1, seconds=8.0, px_per_rad=96.0
     )
-    made, summary, dropped = true_pairs.make_records(
+    made, summary, dropped, _ = true_pairs.make_records(
       world, name, rules, seed=index
     )
     parts.write(

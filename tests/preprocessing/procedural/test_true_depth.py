@@ -61,7 +61,7 @@ def records(world):
     split_by='video',
     test_fraction=1.0,
   )
-  made, _, _ = true_pairs.make_records(world, _JOB.name, rules, seed=0)
+  made, *_ = true_pairs.make_records(world, _JOB.name, rules, seed=0)
   for record in made:
     for side in ('source', 'target'):
       record[f'{side}/frame2scene'] = camera.rescale(

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from configs import preprocess, worlds
-from odin_jax.shared import camera, depth_png, errors, record_folder
+from odin_jax.shared import (
+  camera,
+  depth_png,
+  errors,
+  panorama_schema,
+  record_folder,
+)
 from preprocessing import panorama
 from preprocessing.auditing import quality
 from preprocessing.procedural import (
@@ -472,6 +478,8 @@ def test_flags_that_would_change_nothing_are_refused(tmp_path):
     (['--pairs=2', '--width=128'], '--width'),
     (['--config.views.max_turn_deg=45.0'], '--config.views: only with --pairs'),
     (['--view_px=64'], '--view_px: only with --pairs'),
+    (['--panorama_px=64'], '--panorama_px: only with --pairs'),
+    (['--pairs=2', '--panorama_px=63'], '--panorama_px: must be even'),
     (['--test_fraction=0.5'], '--test_fraction: only with --pairs'),
   ]
   lines = [[f'--output={output}', *arguments] for arguments, _ in refused]
@@ -525,9 +533,19 @@ def test_pairs_have_the_movers(command):
     'crowded_pairs',
     *(*_CROWDED, '--seconds=4', '--pairs=1'),
     *('--view_px=48', '--test_fraction=1', '--depth_px=48'),
+    '--panorama_px=128',
   )
   assert done.returncode == 0, done.stderr
   record = record_folder.RecordFolder(folder, 'test')[0]
+  panoramas = record_folder.RecordFolder(
+    folder / panorama_schema.FOLDER, 'test', panorama_schema.PANORAMAS
+  )
+  assert f'{len(panoramas)} panoramas' in done.stdout and len(panoramas) == 5
+  pose_at = {kept['time_s']: kept['frame2scene'] for kept in panoramas}
+  for side in ('source', 'target'):
+    np.testing.assert_array_equal(
+      pose_at[record[f'{side}/time_s']], record[f'{side}/frame2scene']
+    )
   jpeg = np.frombuffer(record['target/image'], np.uint8)
   shown = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]
   of_target = {

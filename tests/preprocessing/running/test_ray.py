@@ -187,6 +187,7 @@ def test_the_command_gives_the_same_bytes(videos, repository, tmp_path):
         f'--output={outputs[-1]}',
         f'--engine={engine}',
         '--num_workers=1',
+        '--config.panorama_records=True',
         *tiny_videos.ARGUMENTS,
       ],
       cwd=repository,
@@ -198,6 +199,7 @@ def test_the_command_gives_the_same_bytes(videos, repository, tmp_path):
   local, ray = map(tiny_videos.contents, outputs)
   assert local == ray
   assert b'broken.mp4' in local['ledger.jsonl']
+  assert 'panoramas/index.npz' in local
 
 
 def test_no_jobs_need_no_cluster():

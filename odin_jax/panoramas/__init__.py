@@ -1,0 +1,1 @@
+"""Panoramas as records -> pairs of views, cut as they are asked for."""
