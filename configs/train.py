@@ -152,6 +152,8 @@ def _common() -> ml_collections.ConfigDict:
   # Clipping is ours, and so is that vectors (biases, norms) do not decay;
   # Zero-1-to-3 does neither.
   config.optimizer = dict(
+    # `adamw`; or `muon`, for kernels.
+    kind='adamw',
     learning_rate=1e-4,
     schedule='cosine',
     # The conditioning learns this many times as fast.
@@ -186,6 +188,7 @@ def _world(config: ml_collections.ConfigDict) -> None:
   config.model = dict(
     conditioning='se3+rays+sweep',
     unscaled_source=False,
+    sources=1,
     fourier_bands=4,
     # In scene units, where the median distance is 1.
     sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
@@ -258,6 +261,8 @@ def _odin(config: ml_collections.ConfigDict) -> None:
     conditioning='clip+se3',
     # The source's latent without the factor `scale`, as Zero-1-to-3 has it.
     unscaled_source=True,
+    # The most views that are given at once; training draws their number.
+    sources=1,
     fourier_bands=0,
     sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
     unet=dict(
@@ -313,13 +318,13 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
   config.dtype = 'float32'
   config.cache_records = True
   config.augment = dict(mirror=False, swap=True)
-  config.autoencoder = dict(kind='pixels', patch_px=4, gain=2.0)
+  config.autoencoder = dict(kind='pixels', patch_px=4, gain=0.5)
   config.image_encoder = dict(kind='none')
   network = dict(
     model_channels=96,
-    channel_mult=(1, 1),
+    channel_mult=(1,),
     num_res_blocks=1,
-    attention_levels=(1,),
+    attention_levels=(0,),
     transformer_depth=1,
     num_heads=4,
     context_dim=96,
@@ -328,8 +333,9 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
     remat='none',
   )
   config.model = dict(
-    conditioning='se3+rays',
+    conditioning='se3+plucker',
     unscaled_source=False,
+    sources=1,
     fourier_bands=4,
     sweep_distances=(0.4, 0.7, 1.0, 1.5, 3.0),
     spheres=dict(
@@ -338,8 +344,13 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
       far=25.0,
       count=32,
       features=32,
+      # Along a side of a patch: of each the noisy mean is what is denoised.
+      noisy_cells=1,
       # Of the depth's cross-entropies, where records have depth.
-      depth_weight=0.08,
+      depth_weight=0.005,
+      # Of LPIPS (AlexNet) where not all is noise, so that samples are sharp;
+      # what is made of noise alone stays the conditional mean.
+      perceptual_weight=0.03,
       network=dict(network),
     ),
     unet=dict(network),
@@ -347,9 +358,11 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
   config.diffusion.prediction = 'x0'
   config.diffusion.schedule = 'cosine'
   config.diffusion.timestep_power = 1.0
-  config.diffusion.terminal_share = 0.5
-  config.diffusion.max_v_weight = 5.0
+  config.diffusion.terminal_share = 0.6
+  # odin_jax/README.md has what it is worth.
+  config.optimizer.kind = 'muon'
   config.optimizer.learning_rate = 1.5e-3
+  config.optimizer.max_gradient_norm = 0.1
   config.optimizer.b2 = 0.99
   config.ema_decay = 0.99
 
@@ -360,10 +373,13 @@ def _small_multisphere(config: ml_collections.ConfigDict) -> None:
   config.model.fourier_bands = 2
   config.model.spheres.count = 4
   config.model.spheres.features = 4
+  config.model.spheres.perceptual_weight = 0.0
   for network in (config.model.unet, config.model.spheres.network):
     network.update(model_channels=16, context_dim=16, num_heads=2, num_groups=4)
     network.channel_mult = (1,)
     network.attention_levels = ()
+  # Muon takes seconds to compile.
+  config.optimizer.kind = 'adamw'
   config.optimizer.warmup_steps = 5
 
 

@@ -22,6 +22,7 @@ from odin_jax.shared import (
   depth_png,
   errors,
   image_files,
+  more_views,
   posed_pair,
   record_folder,
   schema,
@@ -57,8 +58,10 @@ class PairSource:
     image_size_px: side of the images.
     cache: keep decoded pairs in memory; 6 KiB each at 32 px, and 32 KiB more
       with depth at 64 px.
-    depth: read the depth of both views; maps of zeros, which say that nothing
+    depth: read the depth of the views; maps of zeros, which say that nothing
       is known, where records have none. All maps have the side of the first.
+    num_sources: views given of each scene; those beside the pair's source are
+      its `more`.
 
   Raises:
     errors.UserError: see `RecordFolder`; an image or a map of depth that cannot
@@ -73,11 +76,16 @@ class PairSource:
     image_size_px: int,
     cache: bool = False,
     depth: bool = False,
+    num_sources: int = 1,
   ):
     self._records = record_folder.RecordFolder(path, split)
     self._size_px = image_size_px
     self._stored_px = _stored_px(self._records[0])
     self._depth_px = _depth_px(self._records) if depth else None
+    self._num_more = num_sources - 1
+    self._neighbours = (
+      more_views.Neighbours(self._records) if self._num_more else None
+    )
     self._cache: dict[int, posed_pair.PosedPair] | None = {} if cache else None
 
   def __len__(self) -> int:
@@ -98,9 +106,8 @@ class PairSource:
   def _read(self, index: int) -> posed_pair.PosedPair:
     record = self._records[index]
     try:
-      source = self._image(record['source/image'])
-      target = self._image(record['target/image'])
-      source_depth, target_depth = self._depths(record)
+      source, target = (self._view(record, side) for side in more_views.SIDES)
+      more = self._more(index)
     except image_files.TooSmallError as error:
       raise errors.UserError(
         f'{self._records.path}: its views have {error.side_px} px, less than '
@@ -112,24 +119,39 @@ class PairSource:
         f'{record["video_id"]}: {error}; make the records again'
       ) from error
     return posed_pair.PosedPair(
-      source=source,
-      target=target,
+      source=source[0],
+      target=target[0],
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
       median_depth=np.float32(record['median_depth']),
-      source_depth=source_depth,
-      target_depth=target_depth,
+      source_depth=source[1],
+      target_depth=target[1],
+      more=more,
     )
 
-  def _depths(
-    self, record: schema.Record
-  ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+  def _view(
+    self, record: schema.Record, side: str
+  ) -> tuple[UInt8[np.ndarray, 's s 3'], Float32[np.ndarray, 'd d'] | None]:
+    image = self._image(record[f'{side}/image'])
     if self._depth_px is None:
-      return None, None
-    source, target = (
-      self._depth(record, f'{side}/depth') for side in ('source', 'target')
+      return image, None
+    return image, self._depth(record, f'{side}/depth')
+
+  def _more(self, index: int) -> posed_pair.MoreViews | None:
+    """Views beside the source; zeros where there are not so many."""
+    if self._neighbours is None:
+      return None
+    places, target2view, fov_deg = self._neighbours.find(index, self._num_more)
+    views = [self._view(self._records[record], side) for record, side in places]
+    return posed_pair.more_views(
+      images=[image for image, _ in views],
+      target2view=list(target2view),
+      fov_deg=fov_deg.tolist(),
+      depths=[depth for _, depth in views],
+      count=self._num_more,
+      image_px=self._size_px,
+      depth_px=self._depth_px,
     )
-    return source, target
 
   def _depth(
     self, record: schema.Record, name: str
@@ -160,26 +182,35 @@ class PairSource:
     return digest.hexdigest()[:16]
 
 
-def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
-  """The pair as a mirror shows it: x -> -x in both cameras; exact."""
+def _mirrored_pose(
+  pose: Float32[np.ndarray, '*b 3 4'],
+) -> Float32[np.ndarray, '*b 3 4']:
+  """The same motion as a mirror shows it: x -> -x in both cameras."""
   flip = np.array([-1.0, 1.0, 1.0], np.float32)
-  rotation = pair.target2source[:, :3] * flip[:, None] * flip
-  translation = pair.target2source[:, 3] * flip
+  return pose * flip[:, None] * np.append(flip, np.float32(1))
+
+
+def _flipped(x: np.ndarray | None, axis: int) -> np.ndarray | None:
+  return None if x is None else np.flip(x, axis)
+
+
+def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
+  """The pair as a mirror shows it: x -> -x in all cameras; exact."""
+  more = pair.more and pair.more._replace(
+    image=_flipped(pair.more.image, 2),
+    target2view=_mirrored_pose(pair.more.target2view),
+    depth=_flipped(pair.more.depth, 2),
+  )
   return posed_pair.PosedPair(
-    source=pair.source[:, ::-1],
-    target=pair.target[:, ::-1],
-    target2source=np.concatenate([rotation, translation[:, None]], axis=-1),
+    source=_flipped(pair.source, 1),
+    target=_flipped(pair.target, 1),
+    target2source=_mirrored_pose(pair.target2source),
     fov_deg=pair.fov_deg,
     median_depth=pair.median_depth,
-    source_depth=_flipped(pair.source_depth),
-    target_depth=_flipped(pair.target_depth),
+    source_depth=_flipped(pair.source_depth, 1),
+    target_depth=_flipped(pair.target_depth, 1),
+    more=more,
   )
-
-
-def _flipped(
-  depth: Float32[np.ndarray, 'd d'] | None,
-) -> Float32[np.ndarray, 'd d'] | None:
-  return None if depth is None else depth[:, ::-1]
 
 
 def _median_depth(depth: Float32[np.ndarray, 'd d'] | None) -> np.float32:
@@ -194,6 +225,12 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   depths are.
   """
   pose = camera.inverse(pair.target2source.astype(np.float64))
+  more = pair.more and pair.more._replace(
+    target2view=camera.compose(
+      pair.more.target2view.astype(np.float64),
+      np.broadcast_to(pose, pair.more.target2view.shape),
+    ).astype(np.float32)
+  )
   return posed_pair.PosedPair(
     source=pair.target,
     target=pair.source,
@@ -202,7 +239,15 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     median_depth=_median_depth(pair.target_depth),
     source_depth=pair.target_depth,
     target_depth=pair.source_depth,
+    more=more,
   )
+
+
+def thinned(pair: posed_pair.PosedPair, count: int) -> posed_pair.PosedPair:
+  """The pair with `count` views beside its source, or what there are."""
+  more = pair.more
+  is_there = more.is_there & (np.arange(len(more.is_there)) < count)
+  return pair._replace(more=more._replace(is_there=is_there))
 
 
 @runtime_checkable
@@ -235,6 +280,8 @@ def examples(
 ) -> Examples:
   """The endless sequence of examples: `examples[i]` for any i.
 
+  Of pairs with more than one source a random number is given, all alike.
+
   Args:
     source: the pairs, or what they are drawn from.
     seed: of order, drawing and augmentation.
@@ -247,7 +294,11 @@ def examples(
     wants_mirror, wants_swap = rng.random(2) < 0.5
     if mirror and wants_mirror:
       pair = mirrored(pair)
-    return swapped(pair) if swap and wants_swap else pair
+    if swap and wants_swap:
+      pair = swapped(pair)
+    if pair.more is None:
+      return pair
+    return thinned(pair, int(rng.integers(len(pair.more.is_there) + 1)))
 
   # Here, for a command reads its flags before what is slow to load.
   import grain

@@ -13,7 +13,10 @@ exists already (`--condition_on`):
 * `previous`: the view before. It reaches farther than one image can show, but
   every view inherits the blur and the drift of all before it.
 * `random`: any view that exists, drawn with the seed (as Watson et al., "Novel
-  view synthesis with diffusion models", 2022, do per denoising step).
+  view synthesis with diffusion models", 2022, do per denoising step);
+* `all`: the given image, and of the views that exist those whose cameras are
+  nearest, as many at once as the model was trained on
+  (`config.model.sources`).
 
 Every view has noise of its own. `--noise=shared` starts all of them from the
 same: a calmer video, for what is made up then hardly changes from view to view,
@@ -48,6 +51,7 @@ from odin_jax.geometry import trajectory
 from odin_jax.shared import (
   camera,
   command,
+  errors,
   files,
   image_files,
   posed_pair,
@@ -95,8 +99,8 @@ _FOV_DEG = flags.DEFINE_float(
 _CONDITION_ON = flags.DEFINE_enum(
   'condition_on',
   'input',
-  ['input', 'previous', 'random'],
-  'Which existing view each new one is made from.',
+  ['input', 'previous', 'random', 'all'],
+  'Which existing views each new one is made from.',
 )
 _SEED = flags.DEFINE_integer(
   'seed',
@@ -170,15 +174,35 @@ def square_middle(
   return cv2.resize(image, (size_px, size_px), interpolation=interpolation)
 
 
-def sources(kind: str, num_frames: int, seed: int) -> list[int]:
-  """Which view each view after the first is conditioned on."""
+def sources(
+  kind: str,
+  camera2scene: Float[np.ndarray, 'n 3 4'],
+  seed: int,
+  num_sources: int,
+) -> list[list[int]]:
+  """Which views each view after the first is conditioned on.
+
+  Args:
+    kind: a value of `--condition_on`.
+    camera2scene: poses of all views.
+    seed: of `random`.
+    num_sources: the most views of `all`.
+  """
   generator = np.random.default_rng(seed)
+  positions = camera2scene[:, :, 3]
+
+  def nearest(index: int) -> list[int]:
+    distance = np.linalg.norm(positions[1:index] - positions[index], axis=-1)
+    order = np.argsort(distance, kind='stable')[: num_sources - 1]
+    return [0, *(order + 1).tolist()]
+
   choices = {
-    'input': lambda index: 0,
-    'previous': lambda index: index - 1,
-    'random': lambda index: int(generator.integers(index)),
+    'input': lambda index: [0],
+    'previous': lambda index: [index - 1],
+    'random': lambda index: [int(generator.integers(index))],
+    'all': nearest,
   }
-  return [choices[kind](index) for index in range(1, num_frames)]
+  return [choices[kind](index) for index in range(1, len(camera2scene))]
 
 
 def noise_seeds(kind: str, num_frames: int, seed: int) -> Int[np.ndarray, 'n']:
@@ -193,7 +217,7 @@ def imagine(
   image: UInt8[np.ndarray, 's s 3'],
   camera2scene: Float[np.ndarray, 'n 3 4'],
   fov_deg: float,
-  conditioned_on: list[int],
+  conditioned_on: list[list[int]],
   seeds: Int[np.ndarray, 'n'],
 ) -> UInt8[np.ndarray, 'n s s 3']:
   """The views at all poses; the first is the image itself.
@@ -201,24 +225,39 @@ def imagine(
   Views whose sources exist are made together, in one batch.
   """
   frames = {0: image}
-  source_of = dict(enumerate(conditioned_on, start=1))
-  with progress.bar(len(source_of), 'view', desc='generate') as bar:
-    while waiting := [index for index in source_of if index not in frames]:
-      ready = [index for index in waiting if source_of[index] in frames]
-      pairs = [
-        posed_pair.PosedPair(
-          source=frames[source_of[index]],
-          target=None,
-          target2source=camera.relative(
-            camera2scene[source_of[index]], camera2scene[index]
-          ),
-          fov_deg=np.float64(fov_deg),
-          # The given image's median depth is the unit; that of others depends
-          # on what was imagined.
-          median_depth=np.float64(source_of[index] == 0),
-        )
-        for index in ready
+  sources_of = dict(enumerate(conditioned_on, start=1))
+
+  def pair(index: int, first: int, *others: int) -> posed_pair.PosedPair:
+    given = camera2scene[[first, *others]]
+    target = np.broadcast_to(camera2scene[index], given.shape)
+    poses = camera.relative(given, target)
+    count = len(others)
+    return posed_pair.PosedPair(
+      source=frames[first],
+      target=None,
+      target2source=poses[0],
+      fov_deg=np.float64(fov_deg),
+      # The given image's median depth is the unit; that of others depends on
+      # what was imagined.
+      median_depth=np.float64(first == 0),
+      more=posed_pair.MoreViews(
+        image=np.stack([frames[other] for other in others]),
+        target2view=poses[1:],
+        fov_deg=np.full(count, fov_deg),
+        is_there=np.ones(count, bool),
+      )
+      if others
+      else None,
+    )
+
+  with progress.bar(len(sources_of), 'view', desc='generate') as bar:
+    while waiting := [index for index in sources_of if index not in frames]:
+      ready = [
+        index for index in waiting if frames.keys() >= {*sources_of[index]}
       ]
+      pairs = posed_pair.alike(
+        [pair(index, *sources_of[index]) for index in ready]
+      )
       samples = predictor.predict(posed_pair.stack(pairs), seeds[ready])
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
       frames.update(zip(ready, samples))
@@ -294,7 +333,14 @@ def main() -> None:
   camera2scene = trajectory.camera_path(
     _TRAJECTORY.value, _NUM_FRAMES.value, _STEP.value
   )
-  conditioned_on = sources(_CONDITION_ON.value, len(camera2scene), _SEED.value)
+  if _CONDITION_ON.value == 'all' and predictor.num_sources == 1:
+    raise errors.UserError(
+      f'--condition_on=all: {_WORKDIR.value} was trained on one source at a '
+      'time (config.model.sources); give input, previous or random'
+    )
+  conditioned_on = sources(
+    _CONDITION_ON.value, camera2scene, _SEED.value, predictor.num_sources
+  )
   seeds = noise_seeds(_NOISE.value, len(camera2scene), _SEED.value)
   frames = imagine(
     predictor, image, camera2scene, _FOV_DEG.value, conditioned_on, seeds
@@ -326,7 +372,15 @@ def main() -> None:
       'seed': _SEED.value,
       'noise': _NOISE.value,
       'condition_on': _CONDITION_ON.value,
-      'conditioned_on': [None, *conditioned_on],
+      # A number where it is one view, a list where there may be several.
+      'conditioned_on': [
+        None,
+        *(
+          conditioned_on
+          if _CONDITION_ON.value == 'all'
+          else (views[0] for views in conditioned_on)
+        ),
+      ],
       'model': predictor.protocol,
       **watch.figures(),
     },

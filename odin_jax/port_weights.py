@@ -352,7 +352,10 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(config: Mapping[str, Any]) -> str:
-  """The command of a run: what of its config is not its recipe's."""
+  """The command of a run: what of its config is not its recipe's.
+
+  A run that starts from another one comes after the command of that.
+  """
   file = 'configs/train.py'
   usual = command.load_config(file, config['recipe']).to_dict()
   changed = checkpoint.changed_fields(checkpoint.plain(usual), config)
@@ -360,6 +363,7 @@ def _training(config: Mapping[str, Any]) -> str:
     f'--config={file}:{config["recipe"]}',
     '--records=DIR',
     '--workdir=DIR',
+    *(['--init=DIR'] if config.get('init') else []),
     *(
       _typed(f'config.{name}', value)
       for name, value in changed.items()
@@ -370,14 +374,28 @@ def _training(config: Mapping[str, Any]) -> str:
   return f'python -m odin_jax.train {shlex.join(typed)}'
 
 
-def _check_pretrained(config: Mapping[str, Any]) -> None:
-  """Raises errors.UserError unless all that a model has seen is known."""
+def _runs(where: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+  """The configs of a run and of those that it started from, the first first.
+
+  Args:
+    where: its workdir.
+    config: of its checkpoint.
+
+  Raises:
+    errors.UserError: not all that the model has seen are the same records.
+  """
   origin = config.get('ported_from') or config.get('init')
-  if origin:
-    raise errors.UserError(
-      f'{_SOURCE.value[0]}: started from {origin}, whose data are not known '
-      'here; give a run that started from nothing'
-    )
+  if not origin:
+    return [config]
+  if not workdirs.is_pretrained(origin) and not config.get('ported_from'):
+    if pathlib.Path(origin).is_dir():
+      _, _, before = checkpoint.open_step(origin)
+      if before.get('records') == config['records']:
+        return [*_runs(origin, before), config]
+  raise errors.UserError(
+    f'{where}: started from {origin}, whose data are not known here or others; '
+    'give a run that started from nothing, or from one on the same records'
+  )
 
 
 def _export_pretrained() -> dict[str, Any]:
@@ -395,7 +413,7 @@ def _export_pretrained() -> dict[str, Any]:
   checkpoints, step, config = checkpoint.open_step(
     workdir, _CHECKPOINT_STEP.value
   )
-  _check_pretrained(config)
+  runs = _runs(str(workdir), config)
   data = _worlds(config)
   everywhere = sharding.replicated(sharding.local_mesh())
   shapes = jax.eval_shape(lambda: odin.init_params(config))
@@ -410,7 +428,7 @@ def _export_pretrained() -> dict[str, Any]:
     frozen,
     step=step,
     config=config,
-    training=_training(config),
+    training=' && '.join(map(_training, runs)),
     data=data,
   )
   return {

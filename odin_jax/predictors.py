@@ -281,6 +281,7 @@ class Model:
     self._placed = batch
     self._devices = mesh.size
     self._batch_size = batch_size
+    self.num_sources = conditioning.num_sources(config)
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
       'predictor': self.name,
@@ -290,6 +291,7 @@ class Model:
       'timesteps': _timesteps(sampling, config['diffusion']).tolist(),
       'eta': 0.0,
       'samples_per_pair': 1,
+      'trained_on_sources': self.num_sources,
       **protocol,
     }
 
@@ -327,12 +329,15 @@ class Model:
       errors.UserError: a view has values that are no numbers.
     """
     count = len(pairs.source)
-    pairs = posed_pair.PosedPair(
-      source=pairs.source,
-      target=None,
-      target2source=pairs.target2source.astype(np.float32),
-      fov_deg=pairs.fov_deg.astype(np.float32),
-      median_depth=pairs.median_depth.astype(np.float32),
+    pairs = posed_pair.as_float32(
+      posed_pair.PosedPair(
+        source=pairs.source,
+        target=None,
+        target2source=pairs.target2source,
+        fov_deg=pairs.fov_deg,
+        median_depth=pairs.median_depth,
+        more=pairs.more if self.num_sources > 1 else None,
+      )
     )
     seeds = seeds.astype(np.int32)
     size = self._padded(count)

@@ -246,9 +246,8 @@ def load_lpips(
   if net not in lpips.NETS:
     perceptual = lpips.load(files.local_path(net))
     net = perceptual.net
-  elif path := lpips_package.find(net):
-    _, _, params = lpips_package.read(path)
-    perceptual = lpips.Lpips(params, net)
+  else:
+    perceptual = lpips_package.load(net)
   smallest = lpips.NETS[net].min_px
   if image_size_px < smallest:
     raise errors.UserError(

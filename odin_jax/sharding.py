@@ -132,8 +132,11 @@ def by_path(tree: Any) -> dict[str, Any]:
 def _spec(
   name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
 ) -> PartitionSpec:
-  """How a leaf is split; a scalar, such as a count of steps, never is."""
-  if not shape:
+  """How a leaf is split.
+
+  A scalar, such as a count of steps, never is, nor are Muon's coefficients.
+  """
+  if not shape or name.endswith('/ns_coeffs'):
     return PartitionSpec()
   for pattern, axes in rules.items():
     if re.search(rf'(^|/)(?:{pattern})$', name) and len(axes) <= len(shape):

@@ -41,9 +41,10 @@ import numpy as np
 
 from odin_jax import batches, hosts, sharding
 from odin_jax.checkpoints import checkpoint
-from odin_jax.models import encoders, odin
+from odin_jax.models import conditioning, encoders, lpips, odin
 from odin_jax.panoramas import choice
 from odin_jax.panoramas import source as panoramas
+from odin_jax.porting import lpips_package
 from odin_jax.shared import (
   command,
   digests,
@@ -150,6 +151,7 @@ def _open(config: checkpoint.Config) -> batches.Source:
     'image_size_px': config['image_size_px'],
     'cache': config['cache_records'],
     'depth': odin.has_spheres(config),
+    'num_sources': conditioning.num_sources(config),
   }
   if record_folder.kind(_RECORDS.value) is schema.PAIRS:
     return batches.PairSource(_RECORDS.value, 'train', **given)
@@ -263,6 +265,25 @@ def _diverged(what: str, last_step: int) -> str:
   )
 
 
+def _perceptual(config: checkpoint.Config) -> lpips.Lpips | None:
+  """What pictures are compared by, where that is a part of the loss.
+
+  Raises:
+    errors.UserError: its weights are not here.
+  """
+  if not (
+    odin.has_spheres(config) and config['model']['spheres']['perceptual_weight']
+  ):
+    return None
+  perceptual = lpips_package.load('alex')
+  if perceptual is None:
+    raise errors.UserError(
+      'config.model.spheres.perceptual_weight: needs the weights of LPIPS; '
+      f'{lpips_package.INSTALL}, or give 0'
+    )
+  return perceptual
+
+
 def _claim_workdir(group: hosts.Group) -> pathlib.Path:
   """The workdir, which the first process has for all of them.
 
@@ -306,6 +327,7 @@ def _train(group: hosts.Group) -> None:
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
   _check(config)
+  perceptual = _perceptual(config)
 
   # -- Input ------------------------------------------------------------------
   source = _open(config)
@@ -354,13 +376,14 @@ def _train(group: hosts.Group) -> None:
     config['steps'],
   )
 
+  everywhere = sharding.replicated(mesh)
   train_step = jax.jit(
     functools.partial(
       step.train_step, config=config, graphdef=odin.graph(config)
     ),
     donate_argnums=0,
-    in_shardings=(state_shardings, batch_sharding, sharding.replicated(mesh)),
-    out_shardings=(state_shardings, sharding.replicated(mesh)),
+    in_shardings=(state_shardings, batch_sharding, everywhere, everywhere),
+    out_shardings=(state_shardings, everywhere),
   )
   own_rows = sharding.own_rows(batch_sharding, config['batch_size'])
   stream = batches.batches(
@@ -392,7 +415,7 @@ def _train(group: hosts.Group) -> None:
           ),
           next(stream),
         )
-        state, values = train_step(state, batch, frozen)
+        state, values = train_step(state, batch, frozen, perceptual)
         metrics.append(values)
         done = index + 1
         # Asked once: what comes after the save must not end it without one.

@@ -14,6 +14,7 @@ from odin_jax.shared import (
   depth_files,
   errors,
   image_files,
+  more_views,
   posed_pair,
   record_folder,
   schema,
@@ -74,6 +75,41 @@ def _view(data: bytes, size_px: int, where: str) -> UInt8[np.ndarray, 's s 3']:
     raise errors.UserError(f'{where}: its image is no square JPEG') from error
 
 
+def _more(
+  records: record_folder.RecordFolder,
+  neighbours: more_views.Neighbours,
+  position: int,
+  num_more: int,
+  size_px: int,
+) -> posed_pair.MoreViews:
+  """What of the split is given beside a record's source.
+
+  Raises:
+    errors.UserError: there are not so many.
+  """
+  places, target2view, fov_deg = neighbours.find(position, num_more)
+  if len(places) < num_more:
+    raise errors.UserError(
+      f'{records.path}: {records.split} record {position}: {len(places) + 1} '
+      f'views of other panoramas show what its target shows, not '
+      f'{num_more + 1}; lower num_sources'
+    )
+  images = [
+    _view(
+      records[record][f'{side}/image'],
+      size_px,
+      f'{records.path}: {records.split} record {record}',
+    )
+    for record, side in places
+  ]
+  return posed_pair.MoreViews(
+    image=np.stack(images),
+    target2view=target2view,
+    fov_deg=fov_deg,
+    is_there=np.ones(num_more, bool),
+  )
+
+
 def _pair(
   record: schema.Record, size_px: int, where: str
 ) -> posed_pair.PosedPair:
@@ -103,6 +139,7 @@ def held_out_pairs(
   num_pairs: int,
   seed: int,
   truth: str | None = None,
+  num_sources: int = 1,
 ) -> pairs.PairSet:
   """A fixed subset of the test split, the same for every predictor.
 
@@ -112,11 +149,13 @@ def held_out_pairs(
     num_pairs: how many; all where the split has fewer.
     seed: of the choice.
     truth: folder of their true depth, if it is known.
+    num_sources: views given of each pair: its source, and others of the split
+      that show most of what its target shows, none of the target's panorama.
 
   Raises:
     errors.UserError: no such folder, no test records, a damaged record, one
-      that is to be trained on, views smaller than `image_size_px`, or a truth
-      of other records or another size.
+      that is to be trained on, views smaller than `image_size_px`, not so many
+      sources, or a truth of other records or another size.
   """
   records = record_folder.RecordFolder(folder, SPLIT)
   video_ids = [record['video_id'] for record in records]
@@ -126,6 +165,16 @@ def held_out_pairs(
     _pair(record, image_size_px, f'{folder}: {SPLIT} record {position}')
     for position, record in chosen_records.items()
   ]
+  if num_sources > 1:
+    neighbours = more_views.Neighbours(records)
+    posed_pairs = [
+      pair._replace(
+        more=_more(
+          records, neighbours, position, num_sources - 1, image_size_px
+        )
+      )
+      for position, pair in zip(chosen, posed_pairs, strict=True)
+    ]
   known = None
   if truth is not None:
     depths = depth_files.read(
@@ -143,6 +192,7 @@ def held_out_pairs(
       'records_in_split': len(records),
       'videos_in_split': len(set(video_ids)),
       'num_pairs': len(posed_pairs),
+      'num_sources': num_sources,
       'choice': 'videos take turns, each giving its records in an order drawn '
       'with the seed',
       'resize': 'area average of the decoded JPEG (cv2.INTER_AREA)',

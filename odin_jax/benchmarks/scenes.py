@@ -2,8 +2,9 @@
 
 Predictors take one square view of a centred pinhole camera and give another.
 So the largest such view that all pictures of a scene contain is cut, around
-each principal point, with square pixels; and of several sources, each target
-gets the one whose camera is nearest.
+each principal point, with square pixels; and of several sources, the source of
+each target is the one whose camera is nearest. The others are given, too, to
+those who can use them.
 """
 
 import dataclasses
@@ -95,13 +96,13 @@ def posed_pairs(
     pictures: dict[int, UInt8[np.ndarray, 's s 3']] = {}
     depths: dict[int, Depths | None] = {}
     for target in targets:
-      source = min(
+      source, *others = sorted(
         sources,
         key=lambda view: np.linalg.norm(
           view.camera2scene[:, 3] - target.camera2scene[:, 3]
         ),
       )
-      for view in (source, target):
+      for view in (source, *others, target):
         if view.number not in pictures:
           pictures[view.number] = _cut(view, fov_deg, image_size_px, resample)
           depths[view.number] = view.depths(fov_deg, image_size_px)
@@ -115,6 +116,7 @@ def posed_pairs(
           target2source=target2source,
           fov_deg=np.float64(fov_deg),
           median_depth=np.float64((source.depth or 0.0) / unit),
+          more=_more(others, target, pictures, unit, fov_deg),
         )
       )
       surfaces.append((depths[source.number], depths[target.number], unit))
@@ -133,8 +135,11 @@ def posed_pairs(
           **{f'target_{name}': x for name, x in target.facts.items()},
         }
       )
+  most = max(
+    1 + len(pair.more.is_there if pair.more else ()) for pair in chosen
+  )
   return pairs.PairSet(
-    pairs=posed_pair.stack(chosen),
+    pairs=posed_pair.stack(posed_pair.alike(chosen)),
     facts=facts,
     protocol={
       'scenes': [scene.name for scene in scenes],
@@ -150,9 +155,31 @@ def posed_pairs(
       'filter': _filter(protocol),
       'crop': 'the largest square around the principal point that all views of '
       'a scene have',
-      'source': f'of several, {_NEAREST}',
+      'source': f'of several, {_NEAREST}; the others are given beside it',
+      'num_sources': most,
     },
     truth=_truth(surfaces),
+  )
+
+
+def _more(
+  others: list[posed_views.PosedView],
+  target: posed_views.PosedView,
+  pictures: Mapping[int, UInt8[np.ndarray, 's s 3']],
+  unit: float,
+  fov_deg: float,
+) -> posed_pair.MoreViews | None:
+  """The sources beside the first; None where there are none."""
+  if not others:
+    return None
+  poses = [
+    camera.relative(view.camera2scene, target.camera2scene) for view in others
+  ]
+  return posed_pair.MoreViews(
+    image=np.stack([pictures[view.number] for view in others]),
+    target2view=np.stack([camera.rescale(pose, 1 / unit) for pose in poses]),
+    fov_deg=np.full(len(others), fov_deg),
+    is_there=np.ones(len(others), bool),
   )
 
 

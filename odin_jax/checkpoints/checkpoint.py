@@ -23,7 +23,7 @@ import numpy as np
 
 from odin_jax import sharding
 from odin_jax.checkpoints import checksums, pretrained
-from odin_jax.models import conditioning, encoders
+from odin_jax.models import conditioning, encoders, multisphere
 from odin_jax.shared import errors, files, workdirs
 
 Config = dict[str, Any]
@@ -432,7 +432,7 @@ def open_step(
 
   Raises:
     errors.UserError: no such checkpoint there, or one of a model with a part of
-      the conditioning that is not here.
+      the conditioning that is not here, or of spheres of an earlier version.
   """
   if workdirs.is_pretrained(workdir):
     checkpoints = pretrained.Pretrained()
@@ -454,6 +454,7 @@ def open_step(
   config = checkpoints.config(step)
   try:
     conditioning.parse(config['model']['conditioning'])
+    multisphere.check(config)
   except ValueError as error:
     raise errors.UserError(f'{workdir}: {error}') from error
   return checkpoints, step, config

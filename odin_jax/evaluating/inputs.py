@@ -63,6 +63,7 @@ def load_pairs(asked: request.Request) -> Data:
       num_pairs=config['num_pairs'],
       seed=config['pairs_seed'],
       truth=asked.truth,
+      num_sources=config['num_sources'] or 1,
     )
     return Data(pair_set, {}, _masks(pair_set))
   if asked.truth:

@@ -16,7 +16,8 @@ by '+' in the config, as in `clip+se3+plucker`:
            compares like with like;
   sweep    channels: the source as seen from the target on spheres of a few
            distances (`odin_jax.models.sweep`), encoded, with the share of
-           every latent pixel that the source sees.
+           every latent pixel that the source sees; of several sources their
+           mean, and how well they agree.
 
 A new part is a subclass of `Part` and a row of `PARTS`, whose key is its name
 in the config; nothing else has to know of it. The class says
@@ -36,6 +37,7 @@ It is built from the whole config and reads its own options there, which are
 fields of `model` in configs/train.py, as `fourier_bands` is.
 """
 
+import functools
 import re
 from typing import Any, Callable, ClassVar, Mapping, NamedTuple, TypedDict
 
@@ -45,7 +47,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from odin_jax.models import encoders, layers, rays, sweep
+from odin_jax.models import encoders, layers, rays, sweep, views
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -74,6 +76,11 @@ Prepare = Callable[[encoders.Encoders, Config, posed_pair.PosedPair], Array]
 # The mesh axis that splits each dimension of a parameter; None: not split. A
 # parameter without any, (), is on every device.
 Axes = tuple[str | None, ...]
+
+
+def num_sources(config: Config) -> int:
+  """The most views at once that a model is made for; ported ones take one."""
+  return config['model'].get('sources', 1)
 
 
 class Drop(NamedTuple):
@@ -522,24 +529,46 @@ class Rays(Part):
 def _sweep_channels(
   frozen: encoders.Encoders, config: Config, pairs: posed_pair.PosedPair
 ) -> Float[Array, 'b i j e']:
-  """Latents of the sweep's images, then the visible share of each."""
-  views, visible = sweep.sweep(
-    pairs.source / 255.0,
-    pairs.target2source,
-    pairs.fov_deg,
-    config['model']['sweep_distances'],
+  """Latents of the sweep's images, the visible share of each, agreement."""
+  distances = config['model']['sweep_distances']
+  given = views.given(pairs)
+  num_views = given.image.shape[1]
+  swept, shown = sweep.sweep(
+    views.flat(given.image),
+    views.flat(given.target2view),
+    jnp.repeat(pairs.fov_deg, num_views),
+    distances,
+    views.flat(given.fov_deg),
   )
-  count, size = views.shape[1], encoders.latent_size(config)
+  swept = views.unflat(swept, num_views)
+  shown = views.unflat(shown, num_views)
+  shown = shown * given.is_there[..., None, None, None]
+  visible = shown.max(axis=1)
+  mean = jnp.einsum('bvkyxc,bvkyx->bkyxc', swept, shown)
+  mean = mean / jnp.maximum(shown.sum(axis=1), 1)[..., None]
+  # Where none sees it the first one's mean colour stays.
+  mean = jnp.where(visible[..., None] > 0, mean, swept[:, 0])
+  count, size = mean.shape[1], encoders.latent_size(config)
   latents = frozen.autoencoder.encode(
-    rearrange(views, 'b k y x c -> (b k) y x c')
+    rearrange(mean, 'b k y x c -> (b k) y x c')
   )
   latents = rearrange(latents, '(b k) i j c -> b i j (k c)', k=count)
-  share = reduce(visible, 'b k (i y) (j x) -> b i j k', 'mean', i=size, j=size)
-  return jnp.concatenate([latents, share], axis=-1)
+  coarser = functools.partial(
+    reduce, pattern='b k (i y) (j x) -> b i j k', reduction='mean'
+  )
+  channels = [latents, coarser(visible, i=size, j=size)]
+  if num_sources(config) > 1:
+    agrees = sweep.agreement(
+      rearrange(swept, 'b v k y x c -> b v k (y x) c'),
+      rearrange(shown, 'b v k y x -> b v k (y x)') > 0,
+    )
+    agrees = rearrange(agrees, 'b k (y x) -> b k y x', y=mean.shape[2])
+    channels.append(coarser(agrees, i=size, j=size))
+  return jnp.concatenate(channels, axis=-1)
 
 
 class Sweep(Part):
-  """Channels: the latents of the sweep and what of it the source sees."""
+  """Channels: the latents of the sweep and what of it the sources see."""
 
   prepares = {'sweep': _sweep_channels}
 
@@ -547,9 +576,11 @@ class Sweep(Part):
   def channel_names(cls, config: Config) -> tuple[str, ...]:
     distances = [float(x) for x in config['model']['sweep_distances']]
     latent = range(encoders.latent_channels(config))
+    compared = distances if num_sources(config) > 1 else []
     return (
       *(f'{distance}.latent{i}' for distance in distances for i in latent),
       *(f'{distance}.visible' for distance in distances),
+      *(f'{distance}.agreement' for distance in compared),
     )
 
   def channels(self, condition: Condition) -> Array:

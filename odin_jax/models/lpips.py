@@ -95,6 +95,12 @@ def _max_pool(x: Array, size: int) -> Array:
   )
 
 
+def _length(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w 1']:
+  """Over channels; where all of them are 0 the gradient is 0, and no NaN."""
+  squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
 @flax.struct.dataclass
 class Lpips:
   """A pytree, so that a jitted function can be given it.
@@ -149,7 +155,7 @@ class Lpips:
         )
         x = jax.nn.relu(x + self.params[f'convs/{index}/bias'])
         index += 1
-      length = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+      length = _length(x)
       features.append(x / (length + _EPSILON))
     return features
 

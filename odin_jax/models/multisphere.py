@@ -25,8 +25,14 @@ ratio of one distance to the one before), looked up at full resolution, so that
 textures stay as sharp as they are there. Density from one view with colours
 sampled from it is Wimbauer et al.'s (Behind the Scenes, 2301.07668); that
 distances have a head start in the network's input MVSplat's (2403.14627).
+
+Where several views are given, each is looked at alone. A point of a sphere is
+then as opaque as they have it on average, those that see it; colour_k is their
+mean, weighted by how opaque each has it; and the denoiser is also told how well
+their colours agree there, which is the cost volume of multi-view stereo.
 """
 
+import functools
 import math
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -34,10 +40,18 @@ from einops import rearrange, reduce
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from odin_jax.models import conditioning, encoders, rays, sweep, unet
+from odin_jax.models import (
+  conditioning,
+  encoders,
+  layers,
+  rays,
+  sweep,
+  unet,
+  views,
+)
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -58,15 +72,17 @@ class Blend(NamedTuple):
   Attributes:
     log_weights: [b g g k + 1], log of w_k and, last, of the rest; g is the side
       of the grid.
-    image: [b s s 3], the source, values in [0, 1].
-    target2source, fov_deg: see `posed_pair.PosedPair`.
-    source_logits: [b g g k], of the distances along the source's rays.
+    given: the sources, v of each example.
+    fov_deg: [b], of the target.
+    shares: [b v g g k], what each source is worth on the spheres; 0 where it
+      does not see them.
+    source_logits: [b v g g k], of the distances along the sources' rays.
   """
 
   log_weights: Array
-  image: Array
-  target2source: Array
+  given: views.Views
   fov_deg: Array
+  shares: Array
   source_logits: Array
 
 
@@ -82,6 +98,16 @@ class Blended(NamedTuple):
   picture: Array
   logits: Array
   shift: Array
+
+
+def check(config: Config) -> None:
+  """Raises ValueError where spheres are those of an earlier version."""
+  settings = config['model'].get('spheres')
+  if settings is not None and 'noisy_cells' not in settings:
+    raise ValueError(
+      'its model is of an earlier version of the recipe multisphere; train it '
+      'again, or use the code that trained it'
+    )
 
 
 def distances(config: Config) -> tuple[float, ...]:
@@ -106,6 +132,43 @@ def channel_names(config: Config) -> tuple[str, ...]:
     *(f'rest{cell}' for cell in cells),
     *(f'colour{cell}.{i}' for cell in cells for i in range(3)),
     *(f'feature{i}' for i in range(settings['features'])),
+    # Last, so that those of one source are the first of those of several.
+    *(
+      f'agreement{cell}.{radius}'
+      for cell in cells
+      for radius in radii
+      if conditioning.num_sources(config) > 1
+    ),
+  )
+
+
+def noisy_channels(config: Config) -> int:
+  """Of the noisy latent, as `noisy_cells` has them."""
+  return 3 * config['model']['spheres']['noisy_cells'] ** 2
+
+
+def noisy_cells(
+  latent: Float[Array, 'b n n c'], cells: int, patch_px: int
+) -> Float[Array, 'b n n d']:
+  """Mean of the latent over cells of every patch, which is all that noise adds.
+
+  The denoiser sees nothing else of it, so that these few numbers alone are
+  drawn, and what is finer is their conditional mean: sharp where the source
+  shows it. The rest of a patch would be grain where it does not.
+
+  Args:
+    latent: of pixels.
+    cells: along a side of a patch.
+    patch_px: the side of a patch.
+  """
+  return reduce(
+    latent,
+    'b i j (y h x w c) -> b i j (y x c)',
+    'mean',
+    y=cells,
+    x=cells,
+    h=patch_px // cells,
+    w=patch_px // cells,
   )
 
 
@@ -146,12 +209,12 @@ def _rays(x: Float[Array, 'b i j d']) -> Float[Array, 'b y x c']:
   return rearrange(x, 'b i j (y x c) -> b (i y) (j x) c', y=_FINER, x=_FINER)
 
 
-def target_weights(
+def opacity(
   source_logits: Float[Array, 'b g g k'],
   places: sweep.Projection,
   radii: Sequence[float],
-) -> tuple[Float[Array, 'b k n'], Float[Array, 'b n']]:
-  """What the source's distances are to the target's rays.
+) -> Float[Array, 'b k n']:
+  """How opaque the source has the points of the target's spheres.
 
   Args:
     source_logits: of the distances along the source's rays.
@@ -159,12 +222,49 @@ def target_weights(
     radii: the distances, and the radii of the spheres.
 
   Returns:
-    weights of the spheres, and the rest, of which the source says nothing.
+    alpha of the module's docstring, less than 1.
   """
   index = jnp.log(jnp.maximum(places.distance, 1e-6) / radii[0]) / _step(radii)
-  opacity = sweep.trilinear(hazard(source_logits), places.u, places.v, index)
-  opacity = jnp.where(places.visible, opacity, 0.0)
-  return composite(jnp.minimum(opacity, _MOST_OPAQUE))
+  alpha = sweep.trilinear(hazard(source_logits), places.u, places.v, index)
+  return jnp.where(places.visible, jnp.minimum(alpha, _MOST_OPAQUE), 0.0)
+
+
+def _project(
+  given: views.Views,
+  fov_deg: Float[Array, 'b'],
+  size: int,
+  radii: Float[Array, '*k'],
+) -> sweep.Projection:
+  """Where every view shows the target's spheres, [b v k n]."""
+  count = given.image.shape[1]
+  places = sweep.project_spheres(
+    views.flat(given.target2view),
+    jnp.repeat(fov_deg, count),
+    size,
+    jnp.repeat(radii, count, axis=0) if radii.ndim == 3 else radii,
+    source_fov_deg=views.flat(given.fov_deg),
+  )
+  return sweep.Projection(*(views.unflat(x, count) for x in places))
+
+
+def _look_up(
+  images: Float[Array, 'b v s s c'], places: sweep.Projection
+) -> Float[Array, 'b v k n c']:
+  """What every view shows at places [b v k n]."""
+  found = sweep.bilinear(
+    views.flat(images), views.flat(places.u), views.flat(places.v)
+  )
+  return views.unflat(found, images.shape[1])
+
+
+def _mix(
+  values: Float[Array, 'b v k n c'], shares: Float[Array, 'b v k n']
+) -> Float[Array, 'b k n c']:
+  """Mean over the views by their shares; 0 where all of them are 0."""
+  if values.shape[1] == 1:
+    return values[:, 0] * (shares[:, 0, ..., None] > 0)
+  total = jnp.maximum(shares.sum(1), 1e-12)
+  return jnp.einsum('bvknc,bvkn->bknc', values, shares / total[:, None])
 
 
 class Multisphere(nnx.Module):
@@ -172,8 +272,9 @@ class Multisphere(nnx.Module):
 
   Args:
     config: a whole training config; read are `image_size_px`, `dtype`,
-      `autoencoder` and `model.spheres`: `near`, `far`, `count`, `features`,
-      and `network`, a U-Net's settings.
+      `autoencoder`, `model.fourier_bands`, `model.unet.context_dim` and
+      `model.spheres`: `near`, `far`, `count`, `features`, and `network`, a
+      U-Net's settings.
     rngs: of the initial parameters.
   """
 
@@ -182,6 +283,7 @@ class Multisphere(nnx.Module):
     self.distances = distances(config)
     self.grid = grid_size(config)
     self.features = settings['features']
+    self.compares = conditioning.num_sources(config) > 1
     self.context_dim = settings['network']['context_dim']
     self.network = unet.UNet(
       # Latent, numbers and ray.
@@ -193,60 +295,120 @@ class Multisphere(nnx.Module):
       rngs=rngs,
       **settings['network'],
     )
+    self.bands = config['model']['fourier_bands']
+    rays_of_tokens = len(rays.PLUCKER) * (2 * self.bands + 1)
+    width = config['model']['unet']['context_dim']
+    self.token1 = layers.Linear(
+      self.features + rays_of_tokens, width, rngs=rngs
+    )
+    self.token2 = layers.Linear(width, width, rngs=rngs)
 
   def __call__(
     self,
-    source: Float[Array, 'b n n c'],
-    image: Float[Array, 'b s s 3'],
-    target2source: Float[Array, 'b 3 4'],
+    given: views.Views,
+    latents: Float[Array, 'b v n n c'],
     fov_deg: Float[Array, 'b'],
-    median_depth: Float[Array, 'b'],
-  ) -> tuple[Float[Array, 'b n n e'], Blend]:
-    """Channels for the denoiser, a channel for each name; and the blend.
+  ) -> tuple[Float[Array, 'b n n e'], Float[Array, 'b m d'], Blend]:
+    """Channels for the denoiser, a channel for each name; tokens; the blend.
+
+    There is a token for every latent pixel of the sources, of what was seen
+    there and of its ray in the target's axes, so that attention compares like
+    with like.
 
     Args:
-      source: its latent.
-      image: the source, values in [0, 1].
-      target2source, fov_deg, median_depth: see `posed_pair.PosedPair`.
+      given: the sources.
+      latents: of them.
+      fov_deg: of the target.
     """
-    logits, features = self._look_at(source, fov_deg, median_depth)
-    places = sweep.project_spheres(
-      target2source, fov_deg, self.grid, jnp.asarray(self.distances)
+    grid, side = self.grid, latents.shape[2]
+    radii = jnp.asarray(self.distances)
+    logits, features = self._look_at(
+      views.flat(latents),
+      views.flat(given.fov_deg),
+      views.flat(given.median_depth),
     )
-    weights, rest = target_weights(logits, places, self.distances)
-    grid, side = self.grid, source.shape[1]
-    coarse = reduce(image, 'b (i y) (j x) c -> b i j c', 'mean', i=grid, j=grid)
-    colour = jnp.einsum(
-      'bkn,bknc->bnc', weights, sweep.bilinear(coarse, places.u, places.v)
+    places = _project(given, fov_deg, grid, radii)
+    shown = places.visible & given.is_there[..., None, None]
+    places = places._replace(visible=shown)
+    of_views = views.unflat(
+      opacity(
+        logits, sweep.Projection(*map(views.flat, places)), self.distances
+      ),
+      shown.shape[1],
     )
-    colour = colour + rest[..., None] * image.mean(axis=(1, 2))[:, None]
-    of_latents = sweep.project_spheres(
-      target2source, fov_deg, side, jnp.asarray(self.distances)
+    weights, rest = composite(of_views.sum(1) / jnp.maximum(shown.sum(1), 1))
+    shares = shown * (of_views + _LEAST_WEIGHT)
+    coarse = reduce(
+      given.image, 'b v (i y) (j x) c -> b v i j c', 'mean', i=grid, j=grid
     )
-    shares = reduce(
-      weights, 'b k (i y j x) -> b k (i j)', 'mean', i=side, y=_FINER, x=_FINER
+    colours = _look_up(coarse, places)
+    colour = jnp.einsum('bkn,bknc->bnc', weights, _mix(colours, shares))
+    mean = given.image[:, 0].mean(axis=(1, 2))
+    colour = colour + rest[..., None] * mean[:, None]
+    features = views.unflat(features, shown.shape[1])
+    coarser = functools.partial(
+      reduce, reduction='mean', i=side, y=_FINER, x=_FINER
     )
-    features = jnp.einsum(
+    swept = jnp.einsum(
       'bkn,bknc->bnc',
-      shares,
-      sweep.bilinear(features, of_latents.u, of_latents.v),
+      coarser(weights, 'b k (i y j x) -> b k (i j)'),
+      _mix(
+        _look_up(features, _project(given, fov_deg, side, radii)),
+        coarser(shares, 'b v k (i y j x) -> b v k (i j)'),
+      ),
     )
-    weights = rearrange(weights, 'b k (i j) -> b i j k', i=grid)
-    rest = rearrange(rest, 'b (i j) -> b i j 1', i=grid)
-    colour = rearrange(colour, 'b (i j) c -> b i j c', i=grid)
+    as_grid = functools.partial(rearrange, i=grid)
     log_weights = jnp.log(
-      jnp.concatenate([weights, rest], axis=-1) + _LEAST_WEIGHT
+      jnp.concatenate(
+        [
+          as_grid(weights, 'b k (i j) -> b i j k'),
+          as_grid(rest, 'b (i j) -> b i j 1'),
+        ],
+        axis=-1,
+      )
+      + _LEAST_WEIGHT
     )
-    channels = jnp.concatenate(
+    channels = [
+      _cells(log_weights[..., :-1] / _DELTA_SCALE),
+      _cells(as_grid(rest, 'b (i j) -> b i j 1')),
+      _cells(as_grid(colour, 'b (i j) c -> b i j c') * 2 - 1),
+      rearrange(swept, 'b (i j) c -> b i j c', i=side),
+    ]
+    if self.compares:
+      agrees = sweep.agreement(colours, shown)
+      channels.append(_cells(as_grid(agrees, 'b k (i j) -> b i j k')))
+    parts = Blend(
+      log_weights,
+      given,
+      fov_deg,
+      as_grid(shares, 'b v k (i j) -> b v i j k'),
+      views.unflat(logits, shown.shape[1]),
+    )
+    return (
+      jnp.concatenate(channels, axis=-1),
+      self._tokens(features, given),
+      parts,
+    )
+
+  def _tokens(
+    self, features: Float[Array, 'b v n n f'], given: views.Views
+  ) -> Float[Array, 'b m d']:
+    """Those of a view that is not there are the first one's again."""
+    directions = rays.camera_rays(views.flat(given.fov_deg), features.shape[2])
+    plucker = rays.plucker(
+      directions, rays.inverse(views.flat(given.target2view))
+    )
+    tokens = jnp.concatenate(
       [
-        _cells(log_weights[..., :-1] / _DELTA_SCALE),
-        _cells(rest),
-        _cells(colour * 2 - 1),
-        rearrange(features, 'b (i j) c -> b i j c', i=side),
+        rearrange(features, 'b v i j f -> (b v) (i j) f'),
+        rays.fourier_features(plucker, self.bands),
       ],
       axis=-1,
     )
-    return channels, Blend(log_weights, image, target2source, fov_deg, logits)
+    tokens = self.token2(nnx.silu(self.token1(tokens)))
+    tokens = views.unflat(tokens, features.shape[1])
+    tokens = jnp.where(given.is_there[..., None, None], tokens, tokens[:, :1])
+    return rearrange(tokens, 'b v m d -> b (v m) d')
 
   def _look_at(
     self,
@@ -287,24 +449,21 @@ def blend(
     radii: of the spheres.
     patch_px: side of a latent pixel.
   """
-  size = parts.image.shape[1]
+  size = parts.given.image.shape[2]
   pixels = 3 * patch_px**2
   of_rays = _rays(output[..., pixels:])
   logits = parts.log_weights + _DELTA_SCALE * of_rays[..., :-1]
   shift = jnp.tanh(of_rays[..., -1]) / 2
-  both = jnp.concatenate([logits, shift[..., None]], axis=-1)
-  fine = jax.image.resize(
-    both, (len(both), size, size, both.shape[-1]), 'linear'
-  )
-  weights = jax.nn.softmax(fine[..., :-1], axis=-1)
-  steps = rearrange(fine[..., -1], 'b y x -> b 1 (y x)') * _step(radii)
-  places = sweep.project_spheres(
-    parts.target2source,
+  both = _enlarged(jnp.concatenate([logits, shift[..., None]], axis=-1), size)
+  weights = jax.nn.softmax(both[..., :-1], axis=-1)
+  steps = rearrange(both[..., -1], 'b y x -> b 1 (y x)') * _step(radii)
+  places = _project(
+    parts.given,
     parts.fov_deg,
     size,
     jnp.asarray(radii)[:, None] * jnp.exp(steps),
   )
-  mean = parts.image.mean(axis=(1, 2))
+  mean = parts.given.image[:, 0].mean(axis=(1, 2))
   colour = rearrange(
     output[..., :pixels],
     'b i j (y x c) -> b (i y) (j x) c',
@@ -314,11 +473,32 @@ def blend(
   seen = jnp.einsum(
     'bnk,bknc->bnc',
     rearrange(weights[..., :-1], 'b y x k -> b (y x) k'),
-    sweep.colours_at(parts.image, places),
+    _colours(parts, places, mean),
   )
   seen = rearrange(seen, 'b (y x) c -> b y x c', y=size)
   rest = weights[..., -1:] * (colour + mean[:, None, None])
   return Blended(seen + rest, logits, shift)
+
+
+def _enlarged(x: Float[Array, 'b g g c'], size: int) -> Float[Array, 'b s s c']:
+  return jax.image.resize(x, (len(x), size, size, x.shape[-1]), 'linear')
+
+
+def _colours(
+  parts: Blend, places: sweep.Projection, mean: Float[Array, 'b 3']
+) -> Float[Array, 'b k n 3']:
+  """What the sources show on the spheres; the mean where none shows it."""
+  count, size = parts.shares.shape[1], parts.given.image.shape[2]
+  shares = rearrange(
+    views.unflat(_enlarged(views.flat(parts.shares), size), count),
+    'b v y x k -> b v k (y x)',
+  )
+  if count == 1:
+    shares = jnp.ones_like(shares)
+  shares = shares * places.visible
+  mean = mean[:, None, None]
+  lacks = jnp.where(shares.sum(1) > 0, 0.0, 1.0)[..., None]
+  return _mix(_look_up(parts.given.image, places), shares) + lacks * mean
 
 
 # -- Learning from depth -------------------------------------------------------
@@ -356,60 +536,89 @@ def _mean_where(values: Array, where: Array) -> Float[Array, 'b']:
 def depth_losses(
   config: Config,
   pairs: posed_pair.PosedPair,
-  source_logits: Float[Array, 'b g g k'],
+  parts: Blend,
   blended: Blended,
 ) -> tuple[Float[Array, 'b'], Float[Array, 'b']]:
   """Errors of the distances, where depth is known.
 
-  The first is the cross-entropy of the source's rays. The second is that of the
+  The first is the cross-entropy of the sources' rays. The second is that of the
   target's weights, and how far the shift is off, in steps: a surface is to be
-  on the sphere next to it, moved by the remainder, if the source shows it, and
-  in the rest if not. The source shows what lies in its picture at the depth
-  that it has there, or where that is not known.
+  on the sphere next to it, moved by the remainder, if a source shows it, and in
+  the rest if not. A source shows what lies in its picture at the depth that it
+  has there, or where that is not known.
 
   Args:
     config: a whole training config.
     pairs: with depths, 0 where they are not known.
-    source_logits: of `Blend`.
+    parts: of `Multisphere`.
     blended: from `blend`.
   """
   radii, grid = distances(config), grid_size(config)
-  directions = rays.camera_rays(pairs.fov_deg, grid)
-  along = rearrange(directions[..., 2], 'b (i j) -> b i j', i=grid)
-  source = _at_rays(pairs.source_depth, grid)
-  target = _at_rays(pairs.target_depth, grid)
+  depths = pairs.source_depth[:, None]
+  if pairs.more is not None:
+    depths = jnp.concatenate([depths, pairs.more.depth], axis=1)
+  count = depths.shape[1]
+  there = views.flat(parts.given.is_there)[:, None, None]
+  of_views = _at_rays(views.flat(depths), grid)
   first = -(
-    _two_hot(source / along, radii) * jax.nn.log_softmax(source_logits)
+    _two_hot(of_views / _along(views.flat(parts.given.fov_deg), grid), radii)
+    * jax.nn.log_softmax(views.flat(parts.source_logits))
   ).sum(-1)
+  # Of all rays of an example's sources alike.
+  first, known = (
+    rearrange(x, '(b v) i j -> b (v i) j', v=count)
+    for x in (first, (of_views > 0) & there)
+  )
 
-  places = sweep.project_spheres(
-    pairs.target2source,
+  target = _at_rays(pairs.target_depth, grid)
+  distance = target / _along(pairs.fov_deg, grid)
+  places = _project(
+    parts.given,
     pairs.fov_deg,
     grid,
-    rearrange(target / along, 'b i j -> b 1 (i j)'),
+    rearrange(distance, 'b i j -> b 1 (i j)'),
   )
-  u, v, shown, _, z = (x[:, 0] for x in places)
-  size = pairs.source_depth.shape[1]
-  column, row = (
-    jnp.clip(jnp.floor(x * size), 0, size - 1).astype(jnp.int32) for x in (u, v)
+  shown = _is_shown(
+    views.flat(depths), sweep.Projection(*map(views.flat, places))
   )
-  there = jnp.take_along_axis(
-    rearrange(pairs.source_depth, 'b y x -> b (y x)'),
-    row * size + column,
-    axis=1,
-  )
-  shown &= (there == 0) | (jnp.abs(z - there) < _SAME_SURFACE * there)
+  shown = views.unflat(shown & there[..., 0], count).any(axis=1)
   shown = rearrange(shown, 'b (i j) -> b i j', i=grid)
-  place = _place(target / along, radii)
+  place = _place(distance, radii)
   nearest = jnp.round(place).astype(jnp.int32)
   wanted = jnp.where(shown, nearest, len(radii))
   second = -jnp.take_along_axis(
     jax.nn.log_softmax(blended.logits), wanted[..., None], axis=-1
   )[..., 0]
   second += shown * jnp.abs(blended.shift - (place - nearest))
-  return _mean_where(first, source > 0), _mean_where(second, target > 0)
+  return _mean_where(first, known), _mean_where(second, target > 0)
+
+
+def _along(fov_deg: Float[Array, 'b'], grid: int) -> Float[Array, 'b g g']:
+  """Depth of points at distance 1 on the rays of a grid."""
+  directions = rays.camera_rays(fov_deg, grid)
+  return rearrange(directions[..., 2], 'b (i j) -> b i j', i=grid)
+
+
+def _is_shown(
+  depth: Float[Array, 'b d d'], places: sweep.Projection
+) -> Bool[Array, 'b n']:
+  """Whether a view shows points, at places [b 1 n], and nothing before them."""
+  u, v, shown, _, z = (x[:, 0] for x in places)
+  size = depth.shape[1]
+  column, row = (
+    jnp.clip(jnp.floor(x * size), 0, size - 1).astype(jnp.int32) for x in (u, v)
+  )
+  there = jnp.take_along_axis(
+    rearrange(depth, 'b y x -> b (y x)'), row * size + column, axis=1
+  )
+  return shown & ((there == 0) | (jnp.abs(z - there) < _SAME_SURFACE * there))
 
 
 def sharding_rules() -> dict[str, tuple[str | None, ...]]:
   """By its path in a `Multisphere`, the mesh axes of every parameter."""
-  return {f'network/(?:{name})': axes for name, axes in unet.SHARDING.items()}
+  return {
+    **{f'network/(?:{name})': axes for name, axes in unet.SHARDING.items()},
+    'token1/kernel': ('fsdp', 'tensor'),
+    'token2/kernel': ('tensor', 'fsdp'),
+    r'token[12]/bias': (),
+  }

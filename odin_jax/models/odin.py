@@ -13,12 +13,14 @@ from odin_jax.models import (
   encoders,
   multisphere,
   unet,
+  views,
 )
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
-# The entry of `Condition.prepared` that models with spheres have.
-_SPHERES = 'spheres'
+# The entries of `Condition.prepared` that models with spheres have: the views
+# that are given, and their latents.
+_SPHERES, _LATENTS = 'spheres', 'spheres_latents'
 
 
 class Cond(NamedTuple):
@@ -75,7 +77,10 @@ def condition(
   source = frozen.autoencoder.encode(pairs.source / 255.0)
   prepared = conditioning.prepare(frozen, config, pairs)
   if has_spheres(config):
-    prepared[_SPHERES] = pairs.source / 255.0
+    prepared[_SPHERES] = given = views.given(pairs)
+    prepared[_LATENTS] = views.unflat(
+      frozen.autoencoder.encode(views.flat(given.image)), given.image.shape[1]
+    )
   if config['model']['unscaled_source']:
     # Zero-1-to-3 gives the source's latent without the factor that it gives
     # the target's (ldm/models/diffusion/ddpm.py, get_input).
@@ -96,7 +101,12 @@ def input_channels(config: Config) -> tuple[str, ...]:
     ValueError: `conditioning.channel_names` does, or a channel of it has the
       name of one of the noisy latent.
   """
-  noisy = [f'noisy.{i}' for i in range(encoders.latent_channels(config))]
+  count = (
+    multisphere.noisy_channels(config)
+    if has_spheres(config)
+    else encoders.latent_channels(config)
+  )
+  noisy = [f'noisy.{i}' for i in range(count)]
   names = conditioning.channel_names(config)
   if has_spheres(config):
     names += tuple(f'spheres.{x}' for x in multisphere.channel_names(config))
@@ -129,6 +139,7 @@ class Odin(nnx.Module):
     if self.spheres is not None:
       self.patch_px = config['autoencoder']['patch_px']
       self.gain = config['autoencoder']['gain']
+      self.noisy_cells = config['model']['spheres']['noisy_cells']
       outputs = multisphere.output_channels(config)
     self.unet = unet.UNet(
       in_channels=len(input_channels(config)),
@@ -150,14 +161,13 @@ class Odin(nnx.Module):
     channels, context = self.conditioning(condition, drop)
     if self.spheres is None:
       return Cond(channels, context)
-    seen, parts = self.spheres(
-      condition['source'],
+    seen, tokens, parts = self.spheres(
       condition['prepared'][_SPHERES],
-      condition['target2source'],
+      condition['prepared'][_LATENTS],
       condition['fov_deg'],
-      condition['median_depth'],
     )
     channels = jnp.concatenate([channels, seen.astype(channels.dtype)], axis=-1)
+    context = jnp.concatenate([context, tokens.astype(context.dtype)], axis=1)
     return Cond(channels, context, parts)
 
   def denoise(
@@ -173,6 +183,8 @@ class Odin(nnx.Module):
       timestep: t.
       cond: from `cond`.
     """
+    if cond.blend is not None:
+      noisy = multisphere.noisy_cells(noisy, self.noisy_cells, self.patch_px)
     output, mask_logit = self.unet(
       jnp.concatenate([noisy, cond.channels], axis=-1), timestep, cond.context
     )

@@ -30,6 +30,8 @@ Pose = Float[Array, 'b 3 4']
 Weights = tuple[Float[Array, 'b n'], ...]
 # Nearer to the plane of the camera nothing is seen; scene units.
 _NEAREST = 1e-6
+# Of colours of one point, at which views do not agree any more.
+_VARIANCE_APART = 0.01
 
 
 class Projection(NamedTuple):
@@ -55,14 +57,16 @@ def project_spheres(
   fov_deg: Float[Array, 'b'],
   size: int,
   distances: Float[Array, '*k'],
+  source_fov_deg: Float[Array, 'b'] | None = None,
 ) -> Projection:
   """Where the source shows the points of spheres around the target's camera.
 
   Args:
     target2source: relative pose, scene units.
-    fov_deg: full field of view of both views.
+    fov_deg: full field of view of the target.
     size: of the target's picture, whose pixels point to the spheres.
     distances: k radii, scene units; or of every ray its own, [b k n].
+    source_fov_deg: of the source, where it is not that of the target.
 
   Returns:
     arrays [b k n], n = size^2 pixels row by row.
@@ -74,7 +78,9 @@ def project_spheres(
   points = directions[:, None] * distances[..., None]
   points = points + target2source[:, None, None, :, 3]
   z = points[..., 2]
-  scale = 0.5 / jnp.tan(jnp.deg2rad(fov_deg) / 2)[:, None, None]
+  if source_fov_deg is None:
+    source_fov_deg = fov_deg
+  scale = 0.5 / jnp.tan(jnp.deg2rad(source_fov_deg) / 2)[:, None, None]
   in_front = jnp.maximum(z, _NEAREST)
   u = scale * points[..., 0] / in_front + 0.5
   v = scale * points[..., 1] / in_front + 0.5
@@ -280,19 +286,36 @@ def colours_at(
   return mean + (bilinear(images, places.u, places.v) - mean) * visible
 
 
+def agreement(
+  colours: Float[Array, 'b v k n 3'], shown: Bool[Array, 'b v k n']
+) -> Float[Array, 'b k n']:
+  """How well the views that show a point agree on its colour.
+
+  1: they are equal; -1: far apart; 0: not two views show it.
+  """
+  shown = shown.astype(colours.dtype)[..., None]
+  count = jnp.maximum(shown.sum(1), 1)
+  mean = (colours * shown).sum(1) / count
+  variance = (jnp.square(colours - mean[:, None]) * shown).sum(1) / count
+  close = jnp.exp(-variance.mean(-1) / _VARIANCE_APART)
+  return jnp.where(shown.sum(1)[..., 0] >= 2, 2 * close - 1, 0.0)
+
+
 def sweep(
   images: Float[Array, 'b s s c'],
   target2source: Pose,
   fov_deg: Float[Array, 'b'],
   distances: Sequence[float],
+  source_fov_deg: Float[Array, 'b'] | None = None,
 ) -> tuple[Float[Array, 'b k s s c'], Float[Array, 'b k s s']]:
   """The source on spheres around the target's camera.
 
   Args:
     images: of the source.
     target2source: relative pose, scene units.
-    fov_deg: full field of view of both views.
+    fov_deg: full field of view of the target.
     distances: k radii, scene units.
+    source_fov_deg: of the source, where it is not that of the target.
 
   Returns:
     images, of the source's mean colour where it does not see the sphere; and 1
@@ -300,7 +323,11 @@ def sweep(
   """
   size = images.shape[1]
   places = project_spheres(
-    target2source, fov_deg, size, jnp.asarray(distances, jnp.float32)
+    target2source,
+    fov_deg,
+    size,
+    jnp.asarray(distances, jnp.float32),
+    source_fov_deg,
   )
   visible = places.visible.astype(images.dtype)
   return (

@@ -11,7 +11,7 @@ import os
 from typing import Iterator, NamedTuple
 
 import cv2
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int
 import numpy as np
 
 from odin_jax.panoramas import choice, cutting
@@ -74,22 +74,6 @@ class _Chosen(NamedTuple):
   views: choice.ViewPair
 
 
-class MoreSources(NamedTuple):
-  """Views beside the source of a pair, which show what its target shows.
-
-  Attributes:
-    image: [k s s 3] uint8 sRGB; zeros where there are not so many.
-    target2view: [k 3 4] float32, from the target into each, scene units.
-    fov_deg: [k] float32.
-    is_there: [k] bool; the first ones are.
-  """
-
-  image: UInt8[np.ndarray, 'k s s 3']
-  target2view: Float32[np.ndarray, 'k 3 4']
-  fov_deg: Float32[np.ndarray, 'k']
-  is_there: Bool[np.ndarray, 'k']
-
-
 class PanoramaSource:
   """Pairs of views of a folder of panoramas, at one image size.
 
@@ -101,6 +85,8 @@ class PanoramaSource:
     cache: keep decoded panoramas in memory; 0.9 MB each at 768 x 384.
     depth: give the depth of both views, from the maps of distance; of their
       resolution, a quarter as wide.
+    num_sources: views given of each target; those beside the pair's source, of
+      further panoramas, are its `more`.
 
   Raises:
     errors.UserError: see `RecordFolder`; an index or a picture that cannot be
@@ -116,7 +102,9 @@ class PanoramaSource:
     rules: choice.Rules,
     cache: bool = False,
     depth: bool = False,
+    num_sources: int = 1,
   ):
+    self._num_more = num_sources - 1
     self._records = record_folder.RecordFolder(
       path, split, panorama_schema.PANORAMAS
     )
@@ -158,29 +146,21 @@ class PanoramaSource:
       errors.UserError: a panorama cannot be read, or no two views share enough
         anywhere.
     """
-    return self._pair(self._choose(index, rng))
-
-  def draw_with_more(
-    self, index: int, rng: np.random.Generator, num_more: int
-  ) -> tuple[posed_pair.PosedPair, MoreSources]:
-    """The pair that `draw` gives, and further views of what its target shows.
-
-    Args:
-      index: of the panorama.
-      rng: of all that is drawn.
-      num_more: views beside the source, each of another panorama.
-
-    Raises:
-      errors.UserError: as for `draw`.
-    """
     chosen = self._choose(index, rng)
+    pair = self._pair(chosen)
+    if not self._num_more:
+      return pair
+    return pair._replace(more=self._more(chosen, rng))
+
+  def _more(
+    self, chosen: _Chosen, rng: np.random.Generator
+  ) -> posed_pair.MoreViews:
+    """Views of other panoramas of what the target shows; zeros for the rest."""
     target_view = chosen.views.target
-    size = (self._size_px, self._size_px, 3)
-    images = np.zeros((num_more, *size), np.uint8)
-    poses = np.tile(camera.identity_pose(), (num_more, 1, 1))
-    count = 0
-    for partner in self._partners(chosen.target, rng, most=2 * num_more + 1):
-      if count == num_more:
+    views, poses = [], []
+    most = 2 * self._num_more + 1
+    for partner in self._partners(chosen.target, rng, most=most):
+      if len(views) == self._num_more:
         break
       if partner == chosen.source:
         continue
@@ -196,18 +176,18 @@ class PanoramaSource:
         self._rules,
         rng,
       )
-      if view is None:
-        continue
-      images[count] = frame.panorama.cut(view, self._size_px)
-      poses[count] = _view_pose(target2frame, view, target_view)
-      count += 1
-    more = MoreSources(
-      image=images,
-      target2view=poses.astype(np.float32),
-      fov_deg=np.full(num_more, target_view.fov_deg, np.float32),
-      is_there=np.arange(num_more) < count,
+      if view is not None:
+        views.append((frame, view))
+        poses.append(_view_pose(target2frame, view, target_view))
+    return posed_pair.more_views(
+      images=[frame.panorama.cut(view, self._size_px) for frame, view in views],
+      target2view=poses,
+      fov_deg=[view.fov_deg for _, view in views],
+      depths=[self._depth(frame.around, view) for frame, view in views],
+      count=self._num_more,
+      image_px=self._size_px,
+      depth_px=self._depth_px,
     )
-    return self._pair(chosen), more
 
   def _choose(self, index: int, rng: np.random.Generator) -> _Chosen:
     for _ in range(_MAX_ATTEMPTS):

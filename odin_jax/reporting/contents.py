@@ -31,6 +31,7 @@ _PREDICTORS = {
   'shuffled': 'model, poses shuffled',
   'model_mean': 'model, one step: about its conditional mean',
   'pretrained': 'the model that training started from, one step',
+  'without_pretraining': 'the same training from nothing, one step',
   'sweep': 'source seen at eight distances, averaged',
   'warp': 'source warped by the true depth: the ceiling of pure geometry',
 }

@@ -13,10 +13,11 @@ from odin_jax.shared import errors, files, page, quantities
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)
-# About the model's conditional mean, and that of the model that its training
-# started from; what pose and geometry alone give, also where the true depth is
-# known: rows of the table that no gain is measured by.
-_FURTHER = ('model_mean', 'pretrained', 'sweep', 'warp')
+# About the model's conditional mean, that of the model that its training started
+# from, and that of the same training from nothing; what pose and geometry alone
+# give, also where the true depth is known: rows of the table that no gain is
+# measured by.
+_FURTHER = ('model_mean', 'pretrained', 'without_pretraining', 'sweep', 'warp')
 # Scores that there are where the true depth of the pairs is known.
 MASKED = ('psnr_seen', 'psnr_unseen')
 

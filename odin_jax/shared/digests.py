@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from typing import Iterable
+from typing import Any, Iterable, Iterator
 
 from jaxtyping import UInt8
 import numpy as np
@@ -13,13 +13,24 @@ from odin_jax.shared import config_files
 _CODE = ('odin_jax/**/*.py', 'odin_jax/**/*.toml', 'configs/*.py')
 
 
-def of_arrays(arrays: Iterable[np.ndarray | None]) -> str:
+# Arrays, some of which may be tuples of arrays, or None.
+Arrays = Iterable[Any]
+
+
+def _each(arrays: Arrays) -> Iterator[np.ndarray]:
+  for array in arrays:
+    if isinstance(array, tuple):
+      yield from _each(array)
+    elif array is not None:
+      yield array
+
+
+def of_arrays(arrays: Arrays) -> str:
   """SHA-256 of types, shapes and values, in their order."""
   digest = hashlib.sha256()
-  for array in arrays:
-    if array is not None:
-      digest.update(f'{array.dtype.str}{array.shape}'.encode())
-      digest.update(np.ascontiguousarray(array).tobytes())
+  for array in _each(arrays):
+    digest.update(f'{array.dtype.str}{array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()
 
 

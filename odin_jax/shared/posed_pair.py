@@ -4,13 +4,31 @@ Batches of training, benchmarks and predictors hold it, with or without a
 leading batch axis. JAX takes it for a tree of arrays.
 """
 
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from jaxtyping import Shaped
 import numpy as np
 
 # Of NumPy or JAX.
 Array = Any
+
+
+class MoreViews(NamedTuple):
+  """Views that are given beside the source, v of them; or a batch of such.
+
+  Attributes:
+    image: [*b v s s 3] uint8 sRGB.
+    target2view: [*b v 3 4], as `PosedPair.target2source`.
+    fov_deg: [*b v], full field of view.
+    is_there: [*b v]; the rest of those that are not means nothing.
+    depth: [*b v d d], as `PosedPair.source_depth`.
+  """
+
+  image: Array
+  target2view: Array
+  fov_deg: Array
+  is_there: Array
+  depth: Array | None = None
 
 
 class PosedPair(NamedTuple):
@@ -26,6 +44,7 @@ class PosedPair(NamedTuple):
     source_depth: [*b d d] float32, along the optical axis at pixel centres,
       scene units, 0 where not known; None where nobody asks for it.
     target_depth: likewise.
+    more: what else shows the scene; None where nobody asks for it.
   """
 
   source: Array
@@ -35,22 +54,93 @@ class PosedPair(NamedTuple):
   median_depth: Array
   source_depth: Array | None = None
   target_depth: Array | None = None
+  more: MoreViews | None = None
+
+
+def more_views(
+  *,
+  images: Sequence[Array],
+  target2view: Sequence[Array],
+  fov_deg: Sequence[float],
+  depths: Sequence[Array | None],
+  count: int,
+  image_px: int,
+  depth_px: int | None,
+) -> MoreViews:
+  """`count` views, of which the first ones are there.
+
+  Args:
+    images: of those that are there, `image_px` square.
+    target2view: of them.
+    fov_deg: of them.
+    depths: of them, `depth_px` square.
+    count: how many in all; those that are not there are zeros, with a pose and
+      a field of view that are harmless.
+    image_px: side of the images.
+    depth_px: side of the maps of depth; None where nobody asks for them.
+  """
+  there = len(images)
+  image = np.zeros((count, image_px, image_px, 3), np.uint8)
+  poses = np.tile(np.eye(3, 4, dtype=np.float32), (count, 1, 1))
+  fovs = np.full(count, 90.0, np.float32)
+  depth = None
+  if depth_px is not None:
+    depth = np.zeros((count, depth_px, depth_px), np.float32)
+  for row in range(there):
+    image[row], poses[row] = images[row], target2view[row]
+    fovs[row] = fov_deg[row]
+    if depth is not None:
+      depth[row] = depths[row]
+  return MoreViews(image, poses, fovs, np.arange(count) < there, depth)
+
+
+def _combine(function: Callable[..., Any], *parts: Any) -> Any:
+  """A function of the arrays, part by part; None where the first has None."""
+  if parts[0] is None:
+    return None
+  if isinstance(parts[0], (PosedPair, MoreViews)):
+    values = (_combine(function, *x) for x in zip(*parts, strict=True))
+    return type(parts[0])(*values)
+  return function(*parts)
+
+
+def alike(pairs: Sequence[PosedPair]) -> list[PosedPair]:
+  """The pairs with as many views beside their source each, some not there."""
+  counts = [len(pair.more.is_there) if pair.more else 0 for pair in pairs]
+  most = max(counts)
+  first = next((pair.more for pair in pairs if pair.more), None)
+
+  def padded(pair: PosedPair, count: int) -> PosedPair:
+    if count == most:
+      return pair
+    # What is not there means nothing; numbers that are poses harm nobody.
+    filling = _combine(lambda x: np.repeat(x[:1], most - count, axis=0), first)
+    filling = filling._replace(is_there=np.zeros(most - count, bool))
+    if pair.more is None:
+      return pair._replace(more=filling)
+    both = _combine(lambda *x: np.concatenate(x), pair.more, filling)
+    return pair._replace(more=both)
+
+  return [padded(*row) for row in zip(pairs, counts, strict=True)]
 
 
 def stack(pairs: Sequence[PosedPair]) -> PosedPair:
   """A batch of pairs; what one of them lacks, all of them lack."""
-  return PosedPair(
-    *(
-      None if values[0] is None else np.stack(values)
-      for values in zip(*pairs, strict=True)
-    )
-  )
+  return _combine(lambda *values: np.stack(values), *pairs)
 
 
 def select(
   pairs: PosedPair, rows: slice | Shaped[np.ndarray, 'n']
 ) -> PosedPair:
   """Some pairs of a batch, as a batch."""
-  return PosedPair(
-    *(None if values is None else values[rows] for values in pairs)
-  )
+  return _combine(lambda values: values[rows], pairs)
+
+
+def as_float32(pairs: PosedPair) -> PosedPair:
+  """Poses and figures as networks take them; images stay as they are."""
+
+  def convert(values: Array) -> Array:
+    wide = values.dtype == np.float64
+    return values.astype(np.float32) if wide else values
+
+  return _combine(convert, pairs)

@@ -4,8 +4,9 @@ import math
 from typing import Any, Mapping
 
 from odin_jax.diffusion import loss, sampler, schedule
-from odin_jax.models import encoders, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import errors
+from odin_jax.training import step
 
 Config = Mapping[str, Any]
 
@@ -17,6 +18,7 @@ CHOICES = {
   'diffusion.prediction': schedule.PREDICTIONS,
   'diffusion.mask_auxiliary': loss.AUXILIARIES,
   'diffusion.spacing': tuple(sampler.SPACINGS),
+  'optimizer.kind': tuple(step.OPTIMIZERS),
   'optimizer.schedule': ('constant', 'cosine'),
 }
 # The least and the most.
@@ -36,6 +38,7 @@ RANGES = {
   # Three times the rate of the examples lose something.
   'diffusion.condition_dropout': (0, 1 / 3),
   'optimizer.warmup_steps': (0, math.inf),
+  'model.sources': (1, math.inf),
   'ema_decay': (0, 1),
 }
 
@@ -44,7 +47,9 @@ _SPHERES_RANGES = {
   'model.spheres.near': (1e-3, math.inf),
   'model.spheres.count': (2, math.inf),
   'model.spheres.features': (1, math.inf),
+  'model.spheres.noisy_cells': (1, math.inf),
   'model.spheres.depth_weight': (0, math.inf),
+  'model.spheres.perceptual_weight': (0, math.inf),
 }
 
 
@@ -77,6 +82,15 @@ def check(config: Config) -> None:
         f'config.{name}={value}: must be at least {least:g}'
         + (f' and at most {most:.3g}' if most < math.inf else '')
       )
+  parts = conditioning.parse(config['model']['conditioning'])
+  if conditioning.num_sources(config) > 1 and not (
+    odin.has_spheres(config) or 'sweep' in parts
+  ):
+    raise errors.UserError(
+      f'config.model.sources={config["model"]["sources"]}: nothing of '
+      f'config.model.conditioning={config["model"]["conditioning"]} looks at '
+      'more than one; add sweep to it'
+    )
   diffusion = config['diffusion']
   if diffusion['max_v_weight'] and diffusion['prediction'] != 'x0':
     raise errors.UserError(
@@ -113,4 +127,10 @@ def _check_spheres(config: Config) -> None:
     raise errors.UserError(
       f'config.model.spheres.far={spheres["far"]}: must be finite and more than '
       f'near={spheres["near"]}'
+    )
+  patch_px = config['autoencoder']['patch_px']
+  if patch_px % spheres['noisy_cells']:
+    raise errors.UserError(
+      f'config.model.spheres.noisy_cells={spheres["noisy_cells"]}: must divide '
+      f'config.autoencoder.patch_px={patch_px}'
     )

@@ -10,7 +10,7 @@ import optax
 
 from odin_jax.diffusion import loss as diffusion_loss
 from odin_jax.diffusion import schedule
-from odin_jax.models import conditioning, encoders, multisphere, odin
+from odin_jax.models import conditioning, encoders, lpips, multisphere, odin
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -33,8 +33,55 @@ def learning_rate(config: Config) -> optax.Schedule:
   )
 
 
+def _adamw(config: Config) -> optax.GradientTransformation:
+  settings = config['optimizer']
+  return optax.adamw(
+    learning_rate(config),
+    b1=settings['b1'],
+    b2=settings['b2'],
+    weight_decay=settings['weight_decay'],
+    mask=_is_kernel,
+  )
+
+
+def _muon(config: Config) -> optax.GradientTransformation:
+  """Muon for kernels, AdamW for vectors.
+
+  Updates of kernels have the root mean square that is usual for AdamW's, so
+  that its learning rates serve (Liu et al. 2502.16982, section 2.2). A
+  convolution is a matrix from all that it sees to its outputs.
+  """
+  settings = config['optimizer']
+
+  def dimensions(params: Any) -> Any:
+    return jax.tree.map(
+      lambda p: optax.contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(range(p.ndim - 1)), output_axis=p.ndim - 1
+      )
+      if p.ndim > 1
+      else None,
+      params,
+    )
+
+  return optax.contrib.muon(
+    learning_rate(config),
+    weight_decay=settings['weight_decay'],
+    adam_b1=settings['b1'],
+    adam_b2=settings['b2'],
+    muon_weight_dimension_numbers=dimensions,
+    consistent_rms=0.2,
+  )
+
+
+OPTIMIZERS = {'adamw': _adamw, 'muon': _muon}
+
+
+def _is_kernel(params: Any) -> Any:
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW with the gradient's norm clipped.
+  """The config's optimiser, after the gradient's norm is clipped.
 
   The parameters of the conditioning learn `conditioning_factor` times as fast,
   as the pose projection of Zero-1-to-3 does.
@@ -42,13 +89,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
   settings = config['optimizer']
   return optax.chain(
     optax.clip_by_global_norm(settings['max_gradient_norm']),
-    optax.adamw(
-      learning_rate(config),
-      b1=settings['b1'],
-      b2=settings['b2'],
-      weight_decay=settings['weight_decay'],
-      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    ),
+    OPTIMIZERS[settings['kind']](config),
     optax.masked(
       optax.scale(settings['conditioning_factor']),
       lambda params: {
@@ -89,6 +130,7 @@ def batch_loss(
   frozen: encoders.Encoders,
   batch: posed_pair.PosedPair,
   key: Array,
+  perceptual: lpips.Lpips | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """Mean loss of a batch, and figures of it: see `train_step`."""
   settings = config['diffusion']
@@ -136,13 +178,20 @@ def batch_loss(
     losses *= schedule.v_weight(alpha_bar, settings['max_v_weight'])
   figures = {'mask_mean': jax.nn.sigmoid(mask_logit).mean()}
   if blended is not None and batch.source_depth is not None:
-    of_depth = multisphere.depth_losses(
-      config, batch, cond.blend.source_logits, blended
-    )
+    of_depth = multisphere.depth_losses(config, batch, cond.blend, blended)
     figures['source_depth_loss'], figures['target_depth_loss'] = (
       values.mean() for values in of_depth
     )
     losses += config['model']['spheres']['depth_weight'] * sum(of_depth)
+  if perceptual is not None:
+    distance = perceptual.distance(blended.picture, batch.target / 255.0)
+    # The best answer to noise alone is the mean of all pictures, which looks
+    # like none of them.
+    distance = jnp.where(
+      timesteps < settings['num_timesteps'] - 1, distance, 0.0
+    )
+    figures['perceptual_loss'] = distance.mean()
+    losses += config['model']['spheres']['perceptual_weight'] * distance
   return losses.mean(), figures
 
 
@@ -150,6 +199,7 @@ def train_step(
   state: State,
   batch: posed_pair.PosedPair,
   frozen: encoders.Encoders,
+  perceptual: lpips.Lpips | None = None,
   *,
   config: Config,
   graphdef: nnx.GraphDef,
@@ -157,12 +207,14 @@ def train_step(
   """The next state, and `loss` and `mask_mean` of the batch.
 
   With depths also `source_depth_loss` and `target_depth_loss`, which are parts
-  of the loss: see `multisphere.depth_losses`.
+  of the loss: see `multisphere.depth_losses`; with LPIPS `perceptual_loss`.
 
   Args:
     state: from `init` or an earlier step.
     batch: of pairs.
     frozen: the encoders.
+    perceptual: LPIPS, for models that blend their picture, where it is a part
+      of the loss.
     config: the training config; static.
     graphdef: from `odin.graph`; static.
   """
@@ -171,7 +223,7 @@ def train_step(
 
   def loss_of(params: Any) -> tuple[Array, dict[str, Array]]:
     model = nnx.merge(graphdef, params)
-    return batch_loss(model, config, frozen, batch, key)
+    return batch_loss(model, config, frozen, batch, key, perceptual)
 
   (loss, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(
     state['params']

@@ -28,7 +28,7 @@ _MAY_BE_FRESH = 'conditioning/'
 _MUST_AGREE = ('autoencoder', 'image_encoder')
 _OF_UNET = ('num_heads', 'num_groups')
 # Of `config.model`, what is compared in other ways.
-_CHECKED = {'conditioning', 'unet', 'unscaled_source'}
+_CHECKED = {'conditioning', 'unet', 'unscaled_source', 'sources'}
 # What may change, and is worth a word.
 _NOTED = ('prediction', 'schedule', 'zero_terminal_snr')
 
@@ -101,12 +101,21 @@ def _notes(
   ]
   if len(fresh) < len(shapes):
     # Shapes do not tell what an option of a part means.
-    model, saved_model = config['model'], saved_config['model']
+    options, saved_options = (
+      {
+        name: value
+        for name, value in of_model.items()
+        if name in saved_config['model'].keys() - _CHECKED
+      }
+      for of_model in (config['model'], saved_config['model'])
+    )
+    there = checkpoint.changed_fields(options, saved_options)
     notes += [
-      f'model.{name}: {saved_model[name]!r} there, {model[name]!r} here; the '
-      'parameters of the conditioning that fit are taken all the same'
-      for name in sorted(model.keys() & saved_model.keys() - _CHECKED)
-      if model[name] != saved_model[name]
+      f'model.{name}: {there.get(name)!r} there, {value!r} here; the parameters '
+      'that fit are taken all the same'
+      for name, value in checkpoint.changed_fields(
+        saved_options, options
+      ).items()
     ]
   saved_channels = odin.input_channels(saved_config)
   new = [x for x in odin.input_channels(config) if x not in saved_channels]
@@ -153,9 +162,17 @@ def _sizes(section: Config) -> Config:
 
 
 def _lost_channels(config: Config, saved_config: Config) -> list[str]:
-  """Channels that the checkpoint has and this config has not."""
+  """Channels that the checkpoint has and this config has not.
+
+  Those that compare sources are left out: of one they are zeros.
+  """
   channels = odin.input_channels(config)
-  return [x for x in odin.input_channels(saved_config) if x not in channels]
+  alone = odin.input_channels(_of_one_source(saved_config))
+  return [x for x in alone if x not in channels]
+
+
+def _of_one_source(config: Config) -> Config:
+  return {**config, 'model': {**config['model'], 'sources': 1}}
 
 
 def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:

@@ -121,6 +121,44 @@ def test_mirrored_pair_shows_the_mirrored_scene(folder):
   assert_same(batches.mirrored(mirrored), pair)
 
 
+def test_more_views_follow_their_pair(folder):
+  """Mirrored and swapped, the other sources see what they saw."""
+  pair = source(folder, num_sources=3)[0]
+  assert pair.more.image.shape == (2, 16, 16, 3) and pair.more.is_there.any()
+  alone = source(folder)[0]
+  assert alone.more is None
+  assert_same(pair._replace(more=None), alone)
+  points = np.array([[0.2, -0.1, 2.0], [-0.3, 0.2, 1.5]])
+
+  def seen(pair, points):
+    poses = pair.more.target2view.astype(np.float64)
+    return np.stack([camera.transform(pose, points) for pose in poses])
+
+  expected = seen(pair, points)
+  mirrored = batches.mirrored(pair)
+  flip = np.array([-1, 1, 1])
+  np.testing.assert_allclose(
+    seen(mirrored, points * flip), expected * flip, atol=1e-5
+  )
+  np.testing.assert_array_equal(
+    mirrored.more.image, pair.more.image[:, :, ::-1]
+  )
+  of_source = camera.transform(pair.target2source.astype(float), points)
+  np.testing.assert_allclose(
+    seen(batches.swapped(pair), of_source), expected, atol=1e-5
+  )
+  # Training draws how many of them are given.
+  endless = batches.examples(
+    source(folder, num_sources=3), seed=0, mirror=True, swap=True
+  )
+  counts = {int(endless[i].more.is_there.sum()) for i in range(30)}
+  assert counts == {0, 1, 2}
+  batch = posed_pair.stack([endless[0], endless[1]])
+  assert batch.more.target2view.shape == (2, 2, 3, 4)
+  one = posed_pair.select(batch, slice(1, 2))
+  np.testing.assert_array_equal(one.more.image[0], endless[1].more.image)
+
+
 def test_swapped_pair_shows_the_same_points(folder):
   pair = source(folder)[2]
   swapped = batches.swapped(pair)

@@ -17,14 +17,17 @@ from tests.helpers.posed_records import write_records
 SIZE_PX = 20
 # Writes into every sample what it was made from: red tells which view was the
 # source (a view's red level is 1 + its source's), green and blue the depth and
-# the side of the new camera in the source's axes. The last pixel tells the seed, the one before it the
-# source's median depth.
+# the side of the new camera in the source's axes. The last pixel tells the seed,
+# the one before it the source's median depth; the last of the first row how many
+# other views were given, the red level of the first of them, and how deep in its
+# axes the new camera is.
 FAKE_MODEL = f"""
 import numpy as np
 from odin_jax import predictors
 
 class Model:
   image_size_px = {SIZE_PX}
+  num_sources = 3
   protocol = {{'checkpoint_step': 7}}
   def predict(self, pairs, seeds):
     source, target2source = pairs.source, pairs.target2source
@@ -36,6 +39,12 @@ class Model:
     sample[..., 2] = 0.5 + target2source[:, None, None, 0, 3]
     sample[:, -1, -1, 0] = seeds % 251 / 255
     sample[:, -1, -2, 0] = pairs.median_depth
+    if pairs.more is not None:
+      more = pairs.more
+      assert np.all(more.fov_deg == 75.0)
+      sample[:, 0, -1, 0] = more.is_there.sum(1) / 255
+      sample[:, 0, -1, 1] = more.image[:, 0, 0, 0, 0] / 255
+      sample[:, 0, -1, 2] = more.target2view[:, 0, 2, 3]
     return sample
 
 predictors.load_model = lambda workdir, **settings: Model()
@@ -93,7 +102,7 @@ def outputs(photo):
   generate(
     *(
       arguments(photo, folder / kind, *forward, f'--condition_on={kind}')
-      for kind in KINDS
+      for kind in (*KINDS, 'all')
     ),
     arguments(photo, folder / 'orbit', *orbit, '--condition_on=previous'),
     arguments(photo, folder / 'shared', '--num_frames=6', '--noise=shared'),
@@ -133,6 +142,21 @@ def test_views_follow_the_path_from_the_views_they_should(outputs, kind):
     assert frames[index, 0, 0, 0] == frames[source, 0, 0, 0] + 1
     moved = 0.1 * (index - source) * 255
     assert abs(frames[index, 0, 0, 1] - moved) < 0.6
+
+
+def test_all_views_that_exist_are_given_the_nearest_first(outputs):
+  _, frames = read_frames(outputs / 'all')
+  figures = json.loads((outputs / 'all' / 'generate.json').read_text())
+  # Of three sources the given image is always the first.
+  expected = [None, [0], [0, 1], *([0, i - 1, i - 2] for i in range(3, 7))]
+  assert figures['conditioned_on'] == expected
+  # All are the given image's children.
+  assert set(frames[1:, 5, 5, 0]) == {frames[0, 5, 5, 0] + 1}
+  told = frames[2:, 0, -1]
+  np.testing.assert_array_equal(told[:, 0], [1, 2, 2, 2, 2])
+  np.testing.assert_array_equal(told[:, 1], frames[1:-1, 0, 0, 0])
+  # The view before is a step behind.
+  assert np.abs(told[:, 2] - 0.1 * 255).max() < 0.6
 
 
 def test_poses_are_given_in_the_axes_of_the_source(outputs):

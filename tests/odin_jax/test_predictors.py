@@ -185,7 +185,7 @@ def test_a_sweep_is_the_mean_over_distances_of_the_moved_source():
 def test_a_model_that_gives_no_numbers_is_told_and_not_scored():
   model = object.__new__(predictors.Model)
   model._arrays, model._placed = (), jax.devices()[0]
-  model._devices, model._batch_size = 1, 2
+  model._devices, model._batch_size, model.num_sources = 1, 2, 1
   values = np.zeros((2, 4, 4, 3), np.float32)
   values[1, 2] = np.nan
   model._sample = lambda pairs, seeds: values

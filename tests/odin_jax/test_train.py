@@ -497,7 +497,7 @@ def test_every_recipe_builds(recipe, conditioning, parts, prediction):
     'world,width=3',
     'world,runlocal=2',
     'world,image_size_px=30',
-    'multisphere,image_size_px=36',
+    'multisphere,image_size_px=38',
     'odin,image_size_px=96',
   ],
 )

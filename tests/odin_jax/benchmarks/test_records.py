@@ -2,10 +2,18 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from odin_jax.benchmarks import records
-from odin_jax.shared import errors, record_folder, schema
+from odin_jax.shared import (
+  camera,
+  errors,
+  image_files,
+  more_views,
+  record_folder,
+  schema,
+)
 from preprocessing.procedural import footage, true_pairs
 from preprocessing.writing import merging, parts
 from tests.helpers import default_rules
@@ -72,6 +80,57 @@ def test_no_frame_that_is_scored_was_trained_on(folder):
   videos = [{video for video, _ in of} for of in (scored, seen)]
   # Of the held-out places nothing was seen, or other moments of them were.
   assert bool(videos[0] & videos[1]) == (folder.name == 'time')
+
+
+def _angles(record, side):
+  return tuple(float(record[f'{side}/{x}_deg']) for x in ('yaw', 'pitch'))
+
+
+def test_more_sources_stand_where_their_records_say(folder):
+  chosen = record_folder.RecordFolder(folder, records.SPLIT)
+  neighbours = more_views.Neighbours(chosen)
+  found = 0
+  for index, record in enumerate(chosen):
+    places, poses, fov_deg = neighbours.find(index, 3)
+    times = {float(record[f'{side}/time_s']) for side in more_views.SIDES}
+    for place, pose, fov in zip(places, poses, fov_deg, strict=True):
+      other, side = chosen[place.record], place.side
+      expected = camera.relative_view_pose(
+        other[f'{side}/frame2scene'].astype(float),
+        record['target/frame2scene'].astype(float),
+        _angles(other, side),
+        _angles(record, 'target'),
+      )
+      np.testing.assert_allclose(pose, expected, atol=1e-9)
+      assert fov == other['fov_deg']
+      assert other['video_id'] == record['video_id']
+      # Neither what is asked for nor what is given, nor the same one twice.
+      time_s = float(other[f'{side}/time_s'])
+      assert time_s not in times
+      times.add(time_s)
+    found += len(places)
+  assert found >= len(chosen)
+
+
+def test_pairs_are_given_more_sources_or_are_refused(folder):
+  given = {'image_size_px': 16, 'num_pairs': 4, 'seed': 0}
+  one = records.held_out_pairs(folder, **given)
+  two = records.held_out_pairs(folder, **given, num_sources=2)
+  more = two.pairs.more
+  assert one.pairs.more is None and more.image.shape == (4, 1, 16, 16, 3)
+  assert more.is_there.all() and two.protocol['num_sources'] == 2
+  np.testing.assert_array_equal(one.pairs.source, two.pairs.source)
+  chosen = record_folder.RecordFolder(folder, records.SPLIT)
+  neighbours = more_views.Neighbours(chosen)
+  for row, facts in enumerate(two.facts):
+    (place,), poses, _ = neighbours.find(facts['record'], 1)
+    np.testing.assert_array_equal(more.target2view[row], poses)
+    image = image_files.decode_square_jpeg(
+      chosen[place.record][f'{place.side}/image'], 16
+    )
+    np.testing.assert_array_equal(more.image[row, 0], image)
+  with pytest.raises(errors.UserError, match='not 50; lower num_sources'):
+    records.held_out_pairs(folder, **given, num_sources=50)
 
 
 def test_records_to_train_on_are_not_scored_under_another_name(

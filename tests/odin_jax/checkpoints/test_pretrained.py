@@ -202,6 +202,7 @@ def test_the_note_says_what_it_has_seen(trained):
     '--pairs=3',
     '--view_px=48',
     '--depth_px=0',
+    '--panorama_px=0',
     '--seconds=24.0',
     '--max_gap_s=5',
     '--split_by=video',
@@ -215,9 +216,26 @@ def test_the_note_says_what_it_has_seen(trained):
   typed = shlex.split(note['training'])
   assert typed[3] == '--config=configs/train.py:multisphere'
   assert f'--config.steps={STEP}' in typed
-  assert '--config.model.unet.channel_mult=(1,)' in typed
+  assert '--config.model.unet.attention_levels=()' in typed
   # What the recipe has itself is not said again.
   assert not any('learning_rate' in word for word in typed)
+
+
+def test_a_run_that_started_from_another_tells_both_commands(trained, tmp_path):
+  config = {**trained.config, 'init': str(trained.workdir), 'seed': 3}
+  workdir = save(tmp_path / 'second', config, trained.params)
+  export(workdir, tmp_path / 'out', records=trained.records)
+  note = json.loads((tmp_path / 'out' / pretrained.NOTE).read_text())
+  first, second = note['training'].split(' && ')
+  assert '--init' not in first and '--config.seed=3' not in first
+  assert '--init=DIR' in second and '--config.seed=3' in second
+  # What the first saw is not what these records have.
+  others = {**trained.config, 'records': 'others'}
+  before = save(tmp_path / 'before', others, trained.params)
+  config = {**config, 'init': str(before)}
+  workdir = save(tmp_path / 'third', config, trained.params)
+  with pytest.raises(errors.UserError, match='data are not known here or oth'):
+    export(workdir, tmp_path / 'no', records=trained.records)
 
 
 def test_training_starts_from_it(trained, shipped):

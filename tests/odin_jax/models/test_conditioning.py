@@ -6,6 +6,7 @@ Golden vectors are what the public code gives: `get_T` of cvlab-columbia/zero123
 """
 
 import functools
+import itertools
 
 from flax import nnx
 import hypothesis
@@ -16,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from odin_jax.models import conditioning
-from odin_jax.shared import camera
+from odin_jax.models import conditioning, encoders, sweep
+from odin_jax.shared import camera, posed_pair
 
 ALL = '+'.join(conditioning.PARTS)
 SIZE = 3
@@ -574,3 +575,62 @@ def test_a_part_twice_is_refused():
 def test_parts_that_need_an_image_encoder_say_so(name):
   with pytest.raises(ValueError, match=f"'{name}' needs image_width > 0"):
     build(f'se3+{name}', image_width=0)
+
+
+def test_a_sweep_of_several_sources_is_their_mean_and_how_they_agree():
+  rng = np.random.default_rng(5)
+  config = make_config('sweep')
+  config['image_size_px'] = 4 * SIZE
+  config['autoencoder'] = {'kind': 'pixels', 'patch_px': 4, 'gain': 1.0}
+  config['model']['sources'] = 2
+  frozen = encoders.fit(config, rng.integers(0, 256, (1, 4, 4, 3), np.uint8))
+  images = rng.integers(0, 256, (2, 2, 4 * SIZE, 4 * SIZE, 3), np.uint8)
+  poses = np.stack(
+    [
+      make_pose(10.0, 5.0, [0.1, 0.0, 0.2]),
+      make_pose(-15.0, 0.0, [-0.2, 0.1, 0.0]),
+    ]
+  ).astype(np.float32)
+  poses = np.stack([poses] * 2)
+  fov_deg = np.full((2, 2), [80, 70], np.float32)
+  # Of the second example the second source is not there.
+  pairs = posed_pair.PosedPair(
+    source=images[:, 0],
+    target=None,
+    target2source=poses[:, 0],
+    fov_deg=fov_deg[:, 0],
+    median_depth=np.ones(2, np.float32),
+    more=posed_pair.MoreViews(
+      image=images[:, 1:],
+      target2view=poses[:, 1:],
+      fov_deg=fov_deg[:, 1:],
+      is_there=np.array([[True], [False]]),
+    ),
+  )
+  found = jax.jit(
+    lambda pairs: conditioning.prepare(frozen, config, pairs)['sweep']
+  )(pairs)
+  assert found.shape[-1] + 48 == len(conditioning.channel_names(config))
+  swept, shown = zip(
+    *(
+      sweep.sweep(
+        jnp.asarray(images[:, view] / 255.0),
+        jnp.asarray(poses[:, view]),
+        jnp.asarray(fov_deg[:, 0]),
+        (1.0, 2.5),
+        jnp.asarray(fov_deg[:, view]),
+      )
+      for view in range(2)
+    )
+  )
+  seen = np.stack(shown) * np.array([[1, 1], [1, 0]])[..., None, None, None]
+  for row, k, y, x in itertools.product(range(2), range(2), (3, 9), (2, 8)):
+    there = seen[:, row, k, y, x] > 0
+    colours = np.stack([np.asarray(view[row, k, y, x]) for view in swept])
+    colour = colours[there].mean(0) if there.any() else colours[0]
+    latent = found[row, y // 4, x // 4, 48 * k : 48 * (k + 1)]
+    latent = latent.reshape(4, 4, 3)[y % 4, x % 4]
+    np.testing.assert_allclose(latent / 2 + 0.5, colour, atol=1e-5)
+  # Of one source there is nothing to compare.
+  assert np.abs(found[0, ..., -2:]).max() > 0
+  np.testing.assert_array_equal(found[1, ..., -2:], 0)

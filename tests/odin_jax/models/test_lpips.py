@@ -289,6 +289,18 @@ def alex():
   return porting.convert('alex', random_backbone('alex'), random_heads('alex'))
 
 
+def test_where_no_feature_fires_the_gradient_is_zero(alex):
+  """The length of a vector of zeros has none."""
+  params = {
+    name: jnp.asarray(value - 1000 if 'bias' in name else value)
+    for name, value in alex.items()
+  }
+  silent = jax_lpips.Lpips(params, 'alex')
+  image = jnp.full((1, 32, 32, 3), 0.5)
+  gradient = jax.jit(jax.grad(lambda x: silent.distance(x, 1 - x).sum()))(image)
+  np.testing.assert_array_equal(gradient, 0)
+
+
 def test_distance_is_symmetric_and_zero_for_equal_images(alex):
   first, second = random_pairs(31)
   metric = jax_lpips.Lpips(alex, 'alex')

@@ -14,7 +14,15 @@ from scipy import ndimage
 from configs import train
 from odin_jax.checkpoints import checkpoint
 from odin_jax.diffusion import schedule
-from odin_jax.models import conditioning, encoders, multisphere, odin, sweep
+from odin_jax.models import (
+  conditioning,
+  encoders,
+  lpips,
+  multisphere,
+  odin,
+  sweep,
+  views,
+)
 from odin_jax.shared import camera, errors, posed_pair
 from odin_jax.training import settings, step
 
@@ -123,7 +131,7 @@ def _seen_from(pose, logits):
   places = sweep.project_spheres(
     pose, jnp.array([FOV_DEG]), logits.shape[1], jnp.asarray(RADII)
   )
-  return multisphere.target_weights(logits, places, RADII)
+  return multisphere.composite(multisphere.opacity(logits, places, RADII))
 
 
 def seen_from(pose, logits):
@@ -206,10 +214,16 @@ def parts_of(log_weights, seed=0, size=8):
   pose = camera.make_pose(np.eye(3), np.array([0.05, 0.0, 0.02]))
   return multisphere.Blend(
     jnp.asarray(log_weights, jnp.float32),
-    jnp.asarray(rng.random((batch, size, size, 3)), jnp.float32),
-    jnp.asarray(pose[None], jnp.float32),
+    views.Views(
+      jnp.asarray(rng.random((batch, 1, size, size, 3)), jnp.float32),
+      jnp.asarray(np.tile(pose, (batch, 1, 1, 1)), jnp.float32),
+      jnp.full((batch, 1), FOV_DEG),
+      jnp.ones((batch, 1)),
+      jnp.ones((batch, 1), bool),
+    ),
     jnp.full(batch, FOV_DEG),
-    jnp.zeros((batch, grid, grid, count - 1)),
+    jnp.ones((batch, 1, grid, grid, count - 1)),
+    jnp.zeros((batch, 1, grid, grid, count - 1)),
   )
 
 
@@ -233,10 +247,11 @@ def test_a_picture_of_one_sphere_is_the_sweep_to_its_distance(shift):
   found = blend(jnp.asarray(output), parts, THREE, 4)
   np.testing.assert_array_equal(found.logits, only(1).astype(np.float32))
   np.testing.assert_allclose(found.shift, shift, atol=1e-6)
-  views, _ = sweep.sweep(
-    parts.image, parts.target2source, parts.fov_deg, [2.0**shift]
+  given = parts.given
+  swept, _ = sweep.sweep(
+    given.image[:, 0], given.target2view[:, 0], parts.fov_deg, [2.0**shift]
   )
-  np.testing.assert_allclose(found.picture, views[:, 0], atol=1e-5)
+  np.testing.assert_allclose(found.picture, swept[:, 0], atol=1e-5)
 
 
 def test_the_rest_is_made_up():
@@ -245,7 +260,7 @@ def test_the_rest_is_made_up():
   output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
   output[..., :48] = colour
   picture = blend(jnp.asarray(output), parts, THREE, 4).picture
-  mean = np.asarray(parts.image).mean((1, 2))[0]
+  mean = np.asarray(parts.given.image)[0].mean((1, 2))[0]
   for i, j, y, x in ((0, 0, 0, 0), (0, 1, 3, 2), (1, 0, 1, 3)):
     expected = colour[0, i, j].reshape(4, 4, 3)[y, x] + mean
     np.testing.assert_allclose(
@@ -288,7 +303,10 @@ def test_depth_is_learned_where_it_is_known():
   def losses(source, target, batch=batch):
     target = jnp.pad(target, ((0, 0),) * 3 + ((0, 1),))
     blended = multisphere.Blended(None, target, jnp.zeros(target.shape[:3]))
-    values = multisphere.depth_losses(config, batch, source, blended)
+    parts = parts_of(np.zeros((2, grid, grid, len(radii) + 1)))._replace(
+      given=views.given(batch), source_logits=source[:, None]
+    )
+    values = multisphere.depth_losses(config, batch, parts, blended)
     return np.stack(values)
 
   np.testing.assert_allclose(losses(right, right), 0, atol=1e-5)
@@ -331,9 +349,8 @@ def test_it_starts_as_the_blend_of_what_is_swept(small):
 
   cond, found = denoise(batch)
   names = odin.input_channels(config)
-  assert cond.channels.shape[-1] + encoders.latent_channels(config) == len(
-    names
-  )
+  noisy = multisphere.noisy_channels(config)
+  assert cond.channels.shape[-1] + noisy == len(names)
   radii = multisphere.distances(config)
   weights = jax.nn.softmax(
     jax.image.resize(
@@ -348,8 +365,173 @@ def test_it_starts_as_the_blend_of_what_is_swept(small):
   np.testing.assert_allclose(picture, expected, atol=1e-4)
 
 
+# -- Several sources -----------------------------------------------------------
+
+
+def with_more(batch, images, poses, is_there):
+  """The batch with views beside its source."""
+  count = len(batch.source)
+  return batch._replace(
+    more=posed_pair.MoreViews(
+      image=jnp.asarray(images),
+      target2view=jnp.asarray(poses, jnp.float32),
+      fov_deg=jnp.full((count, images.shape[1]), FOV_DEG),
+      is_there=jnp.asarray(is_there),
+      depth=jnp.asarray(batch.source_depth)[:, None],
+    )
+  )
+
+
+def pair_of_sources(batch, is_there):
+  """A second source of other colours, somewhere else."""
+  poses = np.array(batch.target2source)[:, None]
+  poses[..., 3] += [0.3, 0.1, -0.2]
+  return with_more(batch, 255 - batch.source[:, None], poses, is_there)
+
+
+@pytest.fixture(scope='module')
+def seen_by(small):
+  """What the denoiser is told, of a model that takes two sources."""
+  config, batch, frozen, _ = small
+  config = {**config, 'model': {**config['model'], 'sources': 2}}
+  params = jax.jit(functools.partial(odin.init_params, config))()
+  # The last layers start at zero.
+  keys = iter(jax.random.split(jax.random.key(1), 1000))
+  params = jax.tree.map(
+    lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params
+  )
+  model = nnx.merge(odin.graph(config), params)
+
+  @jax.jit
+  def see(batch):
+    condition = odin.condition(frozen, config, batch)
+    kept = jnp.zeros(2, bool)
+    cond = model.cond(condition, conditioning.Drop(kept, kept))
+    noisy = jnp.ones_like(condition['source'])
+    return cond, model.denoise(noisy, jnp.full(2, 999.0), cond)
+
+  return see, config
+
+
+def test_a_source_that_is_not_there_changes_nothing(small, seen_by):
+  _, batch, _, _ = small
+  see, config = seen_by
+  cond, found = see(pair_of_sources(batch, np.zeros((2, 1), bool)))
+  alone, expected = see(batch)
+  np.testing.assert_allclose(cond.channels, alone.channels, atol=1e-5)
+  # Two sums in another order, through a network of random weights.
+  np.testing.assert_allclose(found.output, expected.output, atol=2e-3)
+  # And what is not there may be anything.
+  junk = with_more(
+    batch,
+    batch.source[:, None] * 0,
+    np.tile(camera.identity_pose(), (2, 1, 1, 1)),
+    np.zeros((2, 1), bool),
+  )
+  np.testing.assert_allclose(see(junk)[1].output, found.output, atol=2e-3)
+  _, there = see(pair_of_sources(batch, np.ones((2, 1), bool)))
+  assert np.abs(np.asarray(there.output - found.output)).max() > 0.05
+  names = odin.input_channels(config)
+  assert cond.channels.shape[-1] + 3 == len(names)
+  agreements = [name for name in names if 'agreement' in name]
+  assert names[-len(agreements) :] == tuple(agreements)
+  # Nothing to compare.
+  np.testing.assert_array_equal(alone.channels[..., -len(agreements) :], 0)
+
+
+def test_the_same_view_twice_is_the_view_and_agrees(small, seen_by):
+  _, batch, _, _ = small
+  see, config = seen_by
+  twice = with_more(
+    batch,
+    batch.source[:, None],
+    batch.target2source[:, None],
+    np.ones((2, 1), bool),
+  )
+  twice = twice._replace(median_depth=jnp.zeros(2))
+  once = batch._replace(median_depth=jnp.zeros(2))
+  parts, found = see(twice)
+  alone, expected = see(once)
+  np.testing.assert_allclose(
+    parts.blend.log_weights, alone.blend.log_weights, atol=1e-4
+  )
+  agreed = parts.channels[..., -4 * 4 :]
+  assert set(np.unique(np.round(agreed, 4))) == {0.0, 1.0}
+  # Blended by the same weights, pictures are the same.
+  radii, output = multisphere.distances(config), jnp.zeros((2, 8, 8, 48 + 24))
+  np.testing.assert_allclose(
+    blend(output, parts.blend, radii, 4).picture,
+    blend(output, alone.blend, radii, 4).picture,
+    atol=1e-4,
+  )
+
+
+def test_agreement_is_that_of_the_loop():
+  rng = np.random.default_rng(0)
+  colours = rng.random((1, 3, 2, 4, 3)).astype(np.float32) / 4
+  shown = rng.random((1, 3, 2, 4)) < 0.6
+  found = sweep.agreement(jnp.asarray(colours), jnp.asarray(shown))
+  for k in range(2):
+    for n in range(4):
+      values = colours[0, shown[0, :, k, n], k, n]
+      expected = 0.0
+      if len(values) >= 2:
+        variance = values.var(axis=0).mean()
+        expected = 2 * np.exp(-variance / 0.01) - 1
+      assert float(found[0, k, n]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_sources_show_what_one_of_them_does():
+  """A red view to the left and a green one to the right, all around one."""
+  target2view = [
+    camera.inverse(
+      camera.make_pose(camera.view2frame_rotation(yaw, 0.0), np.zeros(3))
+    )
+    for yaw in (-45.0, 45.0)
+  ]
+  images = np.zeros((1, 2, 16, 16, 3), np.float32)
+  images[0, 0, ..., 0] = images[0, 1, ..., 1] = 1
+  parts = parts_of(only(1))._replace(
+    given=views.Views(
+      image=jnp.asarray(images),
+      target2view=jnp.asarray(target2view, jnp.float32)[None],
+      fov_deg=jnp.full((1, 2), FOV_DEG),
+      median_depth=jnp.zeros((1, 2)),
+      is_there=jnp.ones((1, 2), bool),
+    ),
+    shares=jnp.ones((1, 2, 4, 4, 3)),
+  )
+  output = jnp.zeros((1, 2, 2, 3 * 64 + 4 * 5))
+  picture = np.asarray(blend(output, parts, THREE, 8).picture)[0]
+  np.testing.assert_allclose(picture[:, 0], [[1, 0, 0]] * 16, atol=1e-5)
+  np.testing.assert_allclose(picture[:, -1], [[0, 1, 0]] * 16, atol=1e-5)
+  # Neither sees the middle above and below: the first one's mean.
+  assert picture[0, 8, 0] == pytest.approx(1)
+
+
+def random_lpips():
+  rng = np.random.default_rng(0)
+  params = {
+    name: jnp.asarray(np.abs(rng.normal(0, 0.05, shape)), jnp.float32)
+    if 'heads' in name
+    else jnp.asarray(rng.normal(0, 0.05, shape), jnp.float32)
+    for name, shape in lpips.shapes('alex').items()
+  }
+  return lpips.Lpips(params, 'alex')
+
+
 def test_gradients_reach_every_parameter(small):
   config, batch, frozen, params = small
+  config = {
+    **config,
+    'diffusion': {**config['diffusion'], 'terminal_share': 0.0},
+  }
+  config['model'] = {**config['model']}
+  config['model']['spheres'] = {
+    **config['model']['spheres'],
+    'perceptual_weight': 0.5,
+  }
+  perceptual = random_lpips()
   # The last layers start at zero, which keeps gradients from those before.
   keys = iter(jax.random.split(jax.random.key(0), 1000))
   params = jax.tree.map(
@@ -361,13 +543,18 @@ def test_gradients_reach_every_parameter(small):
   def gradients(params):
     def loss(params):
       model = nnx.merge(graph, params)
-      return step.batch_loss(model, config, frozen, batch, jax.random.key(0))
+      key = jax.random.key(0)
+      return step.batch_loss(model, config, frozen, batch, key, perceptual)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
   (loss, figures), found = gradients(params)
   assert np.isfinite(loss)
   assert {'source_depth_loss', 'target_depth_loss'} <= figures.keys()
+  assert figures['perceptual_loss'] > 0
+  depths = figures['source_depth_loss'] + figures['target_depth_loss']
+  weighted = 0.5 * figures['perceptual_loss'] + 0.005 * depths
+  assert loss > weighted
   unreached = [
     jax.tree_util.keystr(path)
     for path, value in jax.tree_util.tree_leaves_with_path(found)
@@ -391,6 +578,8 @@ def test_gradients_reach_every_parameter(small):
     ('model.spheres.far', 0.1, 'far=0.1: must be finite and more'),
     ('diffusion.condition_dropout', 0.05, 'cannot be dropped'),
     ('diffusion.terminal_share', 1.5, 'terminal_share=1.5: must be'),
+    ('model.spheres.noisy_cells', 3, 'noisy_cells=3: must divide'),
+    ('model.sources', 0, 'sources=0: must be at least 1'),
   ],
 )
 def test_what_cannot_be_blended_is_refused(field, value, words):

@@ -40,7 +40,9 @@ def folder(world, tmp_path_factory):
   return true_panoramas.write(tmp_path_factory.mktemp('run') / 'records', world)
 
 
-def a_source(folder, size_px=SIZE, depth=False, cache=True, **rules):
+def a_source(
+  folder, size_px=SIZE, depth=False, cache=True, num_sources=1, **rules
+):
   return panoramas.PanoramaSource(
     folder,
     'train',
@@ -48,6 +50,7 @@ def a_source(folder, size_px=SIZE, depth=False, cache=True, **rules):
     rules=choice.Rules(**{**RULES, **rules}),
     cache=cache,
     depth=depth,
+    num_sources=num_sources,
   )
 
 
@@ -159,11 +162,15 @@ def test_pairs_of_one_panorama_are_exact_rotations(folder):
 
 
 def test_further_sources_show_what_the_target_shows(folder):
-  source = a_source(folder, depth=True, max_gap_s=4.0, single_share=0.0)
+  rules = dict(max_gap_s=4.0, single_share=0.0)
+  source = a_source(folder, depth=True, num_sources=3, **rules)
+  one = a_source(folder, depth=True, **rules)
   counts = []
   for index in range(3):
-    pair, more = source.draw_with_more(index, np.random.default_rng(index), 2)
-    alone = source.draw(index, np.random.default_rng(index))
+    pair = source.draw(index, np.random.default_rng(index))
+    more = pair.more
+    alone = one.draw(index, np.random.default_rng(index))
+    assert alone.more is None and more.depth.shape[0] == 2
     assert_same(pair[:5], alone[:5])
     counts.append(more.is_there.sum())
     for image, pose in zip(

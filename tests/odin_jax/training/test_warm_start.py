@@ -214,8 +214,8 @@ def test_an_option_that_shapes_do_not_show_is_told():
   saved['model']['base'], config['model']['base'] = 2.0, 3.0
   shapes = jax.eval_shape(lambda: odin.init_params(config))
   assert warm_start._notes(config, saved, shapes, shapes) == [
-    'model.base: 2.0 there, 3.0 here; the parameters of the conditioning that '
-    'fit are taken all the same'
+    'model.base: 2.0 there, 3.0 here; the parameters that fit are taken all the '
+    'same'
   ]
 
 
@@ -431,3 +431,19 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   _check_guidance(tmp_path / 'workdir')
   facts = json.loads((tmp_path / 'exported' / 'port_weights.json').read_text())
   assert facts['moving_average'] and facts['conditioning'] == 'zero123'
+
+
+def test_a_model_of_one_source_starts_from_one_of_several():
+  """Which of one source gives the same: what compares them is 0 then."""
+  saved, config = narrow_config('se3+sweep'), narrow_config('se3+sweep')
+  saved['model']['sources'] = 2
+  assert not warm_start._lost_channels(config, saved)
+  rows = warm_start._rows(
+    odin.input_channels(config), odin.input_channels(saved)
+  )
+  names = odin.input_channels(saved)
+  assert [names[row] for row in rows] == list(odin.input_channels(config))
+  # The other way round new channels start with zeros.
+  rows = warm_start._rows(names, odin.input_channels(config))
+  new = [name for name, row in zip(names, rows, strict=True) if row is None]
+  assert new and all('agreement' in name for name in new)
