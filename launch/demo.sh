@@ -75,6 +75,10 @@ stage audit preprocessing.audit --records="$output/records" \
 # From the checkpoint that comes with the project, which knows other worlds.
 stage train odin_jax.train --config=configs/train.py:multisphere \
   --init=pretrained --records="$output/records" --workdir="$output/train"
+# The same without it, to see what it is worth.
+stage train_without_pretraining odin_jax.train \
+  --config=configs/train.py:multisphere --records="$output/records" \
+  --workdir="$output/train_without_pretraining"
 
 held_out=(--data="$output/records")
 if [ -z "$video" ]; then
@@ -92,6 +96,8 @@ evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
 # What the training started from.
 evaluate pretrained "${held_out[@]}" --predictor=model --config.num_steps=1 \
   --workdir=pretrained
+evaluate without_pretraining "${held_out[@]}" --predictor=model \
+  --config.num_steps=1 --workdir="$output/train_without_pretraining"
 evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
@@ -110,6 +116,8 @@ if [ -z "$video" ]; then
   evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
   evaluate pretrained_unseen "${unseen[@]}" --predictor=model \
     --config.num_steps=1 --workdir=pretrained
+  evaluate without_pretraining_unseen "${unseen[@]}" --predictor=model \
+    --config.num_steps=1 --workdir="$output/train_without_pretraining"
   evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
 fi
 
