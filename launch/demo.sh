@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # The main job, start to finish: 360-degree videos become a model that imagines
 # new views.
-#   bash launch/demo.sh [OUTPUT] [--video FILE]
+#   bash launch/demo.sh [OUTPUT] [--video FILE] [--without_pretraining]
 # OUTPUT (default runs/demo) gets one folder per stage, summary.json and
 # index.html. --video takes your own 360-degree video in place of the
-# procedural ones. A run that was stopped goes on where it was.
+# procedural ones. --without_pretraining trains a second model, from nothing,
+# to compare. A run that was stopped goes on where it was.
 set -euo pipefail
 output=runs/demo
 video=
+compare=
 while [ $# -gt 0 ]; do
   case "$1" in
     --video)
       [ $# -gt 1 ] || { echo "error: demo.sh: --video needs a file" >&2; exit 2; }
       video=$2; shift 2 ;;
     --video=*) video=${1#*=}; shift ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --without_pretraining) compare=1; shift ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     -*) echo "error: demo.sh: unknown argument $1; see --help" >&2; exit 2 ;;
     *) output=$1; shift ;;
   esac
@@ -76,7 +79,7 @@ stage audit preprocessing.audit --records="$output/records" \
 stage train odin_jax.train --config=configs/train.py:multisphere \
   --init=pretrained --records="$output/records" --workdir="$output/train"
 # The same without it, to see what it is worth.
-stage train_without_pretraining odin_jax.train \
+[ -z "$compare" ] || stage train_without_pretraining odin_jax.train \
   --config=configs/train.py:multisphere --records="$output/records" \
   --workdir="$output/train_without_pretraining"
 
@@ -96,7 +99,7 @@ evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
 # What the training started from.
 evaluate pretrained "${held_out[@]}" --predictor=model --config.num_steps=1 \
   --workdir=pretrained
-evaluate without_pretraining "${held_out[@]}" --predictor=model \
+[ -z "$compare" ] || evaluate without_pretraining "${held_out[@]}" --predictor=model \
   --config.num_steps=1 --workdir="$output/train_without_pretraining"
 evaluate sweep "${held_out[@]}" --predictor=sweep
 if [ -z "$video" ]; then
@@ -116,7 +119,7 @@ if [ -z "$video" ]; then
   evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
   evaluate pretrained_unseen "${unseen[@]}" --predictor=model \
     --config.num_steps=1 --workdir=pretrained
-  evaluate without_pretraining_unseen "${unseen[@]}" --predictor=model \
+  [ -z "$compare" ] || evaluate without_pretraining_unseen "${unseen[@]}" --predictor=model \
     --config.num_steps=1 --workdir="$output/train_without_pretraining"
   evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
 fi
