@@ -225,12 +225,7 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   depths are.
   """
   pose = camera.inverse(pair.target2source.astype(np.float64))
-  more = pair.more and pair.more._replace(
-    target2view=camera.compose(
-      pair.more.target2view.astype(np.float64),
-      np.broadcast_to(pose, pair.more.target2view.shape),
-    ).astype(np.float32)
-  )
+  more = pair.more and posed_pair.as_float32(posed_pair.moved(pair.more, pose))
   return posed_pair.PosedPair(
     source=pair.target,
     target=pair.source,

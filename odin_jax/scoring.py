@@ -13,7 +13,6 @@ from odin_jax.benchmarks.pairs import PairSet, PairTruth, select_truth
 from odin_jax.models import lpips
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
-  camera,
   digests,
   errors,
   files,
@@ -323,8 +322,7 @@ def scaled(
 ) -> Iterator[posed_pair.PosedPair]:
   """What a predictor is given at each scale that the table tries."""
   for factor in table.scale['factors']:
-    poses = camera.rescale(inputs.target2source, factor)
-    yield inputs._replace(target2source=poses)
+    yield posed_pair.rescaled(inputs, factor)
 
 
 def best_scale(

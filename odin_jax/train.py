@@ -365,7 +365,9 @@ def _train(group: hosts.Group) -> None:
     )
   else:
     state, frozen = _start(source, config, mesh, state_shardings, group)
-  frozen = jax.device_put(frozen, sharding.replicated(mesh))
+  frozen, perceptual = jax.device_put(
+    (frozen, perceptual), sharding.replicated(mesh)
+  )
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   logging.info(
     '%d parameters, %s, mesh %s, from step %d of %d',

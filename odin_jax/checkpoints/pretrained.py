@@ -220,6 +220,8 @@ def write(
     )
     for name, leaf in sharding.by_path(tree).items()
   }
+  # Where the run started is a path of one machine; its command tells of it.
+  config = {**config, 'init': ''}
   content = safetensors.numpy.save(arrays)
   note = {
     'step': step,

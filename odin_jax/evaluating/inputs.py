@@ -39,6 +39,10 @@ def check(config: dict[str, Any]) -> None:
   counts = ('num_pairs', 'num_samples', 'batch_size')
   if min(config[name] for name in counts) < 1:
     raise errors.UserError(f'{", ".join(counts)} must be at least 1')
+  if config['num_sources'] < 0:
+    raise errors.UserError(
+      f'num_sources={config["num_sources"]} must not be below 0'
+    )
   seeds = ('seed', 'pairs_seed')
   if min(config[name] for name in seeds) < 0:
     raise errors.UserError(f'{", ".join(seeds)} must not be below 0')
@@ -182,6 +186,12 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
       f'and the protocol asks for {config["image_size_px"]} px; give '
       f'--config.image_size_px={predictor.image_size_px}'
     )
+  if asked.table.benchmark == RECORDS and config['num_sources'] > 1:
+    if predictor.num_sources == 1:
+      raise errors.UserError(
+        f'{asked.workdir}: its model takes one source (config.model.sources), '
+        f'and num_sources={config["num_sources"]}; give 1'
+      )
   logging.info(sharding.devices_text())
   return predictor
 

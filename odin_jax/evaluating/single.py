@@ -24,7 +24,11 @@ from odin_jax.benchmarks.pairs import scene_of
 from odin_jax.evaluating import inputs
 from odin_jax.geometry import visibility
 from odin_jax.models import lpips
-from odin_jax.shared import digests, provenance
+from odin_jax.shared import (
+  digests,
+  posed_pair,
+  provenance,
+)
 
 # What is written of every pair.
 VIEWS = ('source', 'truth', 'sample')
@@ -209,7 +213,7 @@ def evaluate(
   config, rules = asked.config, scoring.rules(asked.table)
   facts, pairs = data.pair_set.facts, data.pair_set.pairs
   count, distance = len(facts), perceptual.distance
-  given = pairs._replace(target=None, target2source=pairs.target2source[order])
+  given = posed_pair.aimed(pairs, pairs.target2source[order])
   seeds = np.random.default_rng(config['seed']).integers(
     2**31 - 1, size=(config['num_samples'], count)
   )

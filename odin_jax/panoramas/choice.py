@@ -270,10 +270,7 @@ def between(
     seen = _inside(in_source, source)
     if seen.sum() < _MIN_POINTS:
       continue
-    # The mean of directions, lest far points draw the target to themselves.
-    rays = in_target[seen]
-    rays = rays / np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-9)
-    middle = weights[seen] @ rays
+    middle = _mean_direction(in_target[seen], weights[seen])
     turn_deg = camera.angle_between_deg(
       source.view2frame[:, 2], target2source[:, :3] @ middle
     )
@@ -326,9 +323,7 @@ def another(
   wanted = _inside(in_target, target)
   if wanted.sum() < _MIN_POINTS:
     return None
-  rays = in_source[wanted]
-  rays = rays / np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-9)
-  middle = weights[wanted] @ rays
+  middle = _mean_direction(in_source[wanted], weights[wanted])
   drawer = _Drawer(rules, rng, target.fov_deg)
   for _ in range(rules.num_tries):
     view = drawer.turned(middle, rules.jitter_yaw_deg, rules.jitter_pitch_deg)
@@ -338,6 +333,14 @@ def another(
     if shown >= rules.min_overlap * (weights @ wanted):
       return view
   return None
+
+
+def _mean_direction(
+  points: Float[np.ndarray, 'n 3'], weights: Float[np.ndarray, 'n']
+) -> Float[np.ndarray, '3']:
+  """Mean of directions, lest far points draw a view to themselves."""
+  length = np.linalg.norm(points, axis=1, keepdims=True)
+  return weights @ (points / np.maximum(length, 1e-9))
 
 
 def _are_free(

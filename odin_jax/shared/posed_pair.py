@@ -9,6 +9,8 @@ from typing import Any, Callable, NamedTuple, Sequence
 from jaxtyping import Shaped
 import numpy as np
 
+from odin_jax.shared import camera
+
 # Of NumPy or JAX.
 Array = Any
 
@@ -104,6 +106,37 @@ def _combine(function: Callable[..., Any], *parts: Any) -> Any:
   return function(*parts)
 
 
+def aimed(pairs: PosedPair, target2source: Array) -> PosedPair:
+  """Pairs without targets, whose cameras are asked to be somewhere else.
+
+  All views that are given stay where they are to each other.
+
+  Args:
+    pairs: one, or a batch.
+    target2source: [*b 3 4], in place of theirs.
+  """
+  more = pairs.more
+  if more is not None:
+    new2old = camera.compose(camera.inverse(pairs.target2source), target2source)
+    more = moved(more, new2old)
+  return pairs._replace(target=None, target2source=target2source, more=more)
+
+
+def moved(more: MoreViews, new2old: Array) -> MoreViews:
+  """The views of a target that was moved, by the pose [*b 3 4] of the new one."""
+  new2old = np.broadcast_to(new2old[..., None, :, :], more.target2view.shape)
+  return more._replace(target2view=camera.compose(more.target2view, new2old))
+
+
+def rescaled(pairs: PosedPair, factor: float) -> PosedPair:
+  """Pairs in units of which there are `factor` to one before, but for depths."""
+  more = pairs.more and pairs.more._replace(
+    target2view=camera.rescale(pairs.more.target2view, factor)
+  )
+  pose = camera.rescale(pairs.target2source, factor)
+  return pairs._replace(target2source=pose, more=more)
+
+
 def alike(pairs: Sequence[PosedPair]) -> list[PosedPair]:
   """The pairs with as many views beside their source each, some not there."""
   counts = [len(pair.more.is_there) if pair.more else 0 for pair in pairs]
@@ -136,7 +169,7 @@ def select(
   return _combine(lambda values: values[rows], pairs)
 
 
-def as_float32(pairs: PosedPair) -> PosedPair:
+def as_float32(pairs: PosedPair | MoreViews) -> PosedPair | MoreViews:
   """Poses and figures as networks take them; images stay as they are."""
 
   def convert(values: Array) -> Array:

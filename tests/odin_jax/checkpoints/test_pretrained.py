@@ -229,6 +229,8 @@ def test_a_run_that_started_from_another_tells_both_commands(trained, tmp_path):
   first, second = note['training'].split(' && ')
   assert '--init' not in first and '--config.seed=3' not in first
   assert '--init=DIR' in second and '--config.seed=3' in second
+  # No path of the machine that it was made on.
+  assert note['config'] == {**config, 'init': ''}
   # What the first saw is not what these records have.
   others = {**trained.config, 'records': 'others'}
   before = save(tmp_path / 'before', others, trained.params)

@@ -334,9 +334,8 @@ def small():
   )
 
 
-def test_it_starts_as_the_blend_of_what_is_swept(small):
-  """Before training: the sweep, near things in front, the mean where unseen."""
-  config, batch, frozen, params = small
+def denoiser(config, frozen, params):
+  """Of a batch of two: what the denoiser is told, and what it says."""
   model = nnx.merge(odin.graph(config), params)
 
   @jax.jit
@@ -347,7 +346,13 @@ def test_it_starts_as_the_blend_of_what_is_swept(small):
     noisy = jnp.ones_like(condition['source'])
     return cond, model.denoise(noisy, jnp.full(2, 999.0), cond)
 
-  cond, found = denoise(batch)
+  return denoise
+
+
+def test_it_starts_as_the_blend_of_what_is_swept(small):
+  """Before training: the sweep, near things in front, the mean where unseen."""
+  config, batch, frozen, params = small
+  cond, found = denoiser(config, frozen, params)(batch)
   names = odin.input_channels(config)
   noisy = multisphere.noisy_channels(config)
   assert cond.channels.shape[-1] + noisy == len(names)
@@ -400,17 +405,7 @@ def seen_by(small):
   params = jax.tree.map(
     lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params
   )
-  model = nnx.merge(odin.graph(config), params)
-
-  @jax.jit
-  def see(batch):
-    condition = odin.condition(frozen, config, batch)
-    kept = jnp.zeros(2, bool)
-    cond = model.cond(condition, conditioning.Drop(kept, kept))
-    noisy = jnp.ones_like(condition['source'])
-    return cond, model.denoise(noisy, jnp.full(2, 999.0), cond)
-
-  return see, config
+  return denoiser(config, frozen, params), config
 
 
 def test_a_source_that_is_not_there_changes_nothing(small, seen_by):
