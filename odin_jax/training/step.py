@@ -47,7 +47,7 @@ def _adamw(config: Config) -> optax.GradientTransformation:
 
 
 def _muon(config: Config) -> optax.GradientTransformation:
-  """Muon for kernels, AdamW for vectors.
+  """Muon for kernels, AdamW with Nesterov's momentum for vectors.
 
   Updates of kernels have the root mean square that is usual for AdamW's, so
   that its learning rates serve (Liu et al. 2502.16982, section 2.2). A
