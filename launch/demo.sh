@@ -37,6 +37,7 @@ output=$(realpath -m "$output")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SECONDS=0
 bash launch/setup.sh
+source launch/memory.sh
 python=.venv/bin/python
 # Side of the views of the model, which the recipe of training has.
 size=64

@@ -106,6 +106,9 @@ link_here() {
     ! grep -qF -e "=$here" -e "=\"$here" -e "='$here" "$activate"; then
     .venv/bin/python -m venv --without-pip .venv
   fi
+  if [ -f "$activate" ] && ! grep -q GLIBC_TUNABLES "$activate"; then
+    cat launch/memory.sh >> "$activate"
+  fi
 }
 
 # Before any work is done, so that a machine without a GPU is told at once.

@@ -17,7 +17,7 @@ import numpy as np
 from odin_jax import sharding
 from odin_jax.benchmarks.pairs import PairTruth
 from odin_jax.checkpoints import checkpoint
-from odin_jax.diffusion import sampler, schedule
+from odin_jax.diffusion import in_turn, sampler, schedule
 from odin_jax.geometry import visibility
 from odin_jax.models import conditioning, encoders, odin, sweep
 from odin_jax.shared import camera, errors, posed_pair
@@ -155,6 +155,8 @@ class Sampling:
     guidance_rescale: share of the conditional output's deviation that the
       guided one is given back (2305.08891, section 3.4); 0 is none.
     spacing: of the timesteps; '' is that of the training config.
+    in_turn: of several views each step looks at one, drawn anew (see
+      `odin_jax.diffusion.in_turn`); else at all that the model takes.
   """
 
   sampler: str
@@ -162,6 +164,7 @@ class Sampling:
   guidance: float
   guidance_rescale: float
   spacing: str
+  in_turn: bool = False
 
 
 def _timesteps(sampling: Sampling, diffusion: Any) -> sampler.Timesteps:
@@ -179,6 +182,24 @@ def _alpha_bar(diffusion: Any) -> Float[np.ndarray, 't']:
     diffusion['num_timesteps'],
     zero_terminal_snr=diffusion['zero_terminal_snr'],
   )
+
+
+def _one_by_one(pairs: posed_pair.PosedPair) -> list[posed_pair.PosedPair]:
+  """The pairs with each of their views for the only source.
+
+  All views have the field of view of the target.
+  """
+  alone = pairs._replace(more=None)
+  if pairs.more is None:
+    return [alone]
+  return [alone] + [
+    alone._replace(
+      source=pairs.more.image[:, view],
+      target2source=pairs.more.target2view[:, view],
+      median_depth=jnp.zeros_like(pairs.median_depth),
+    )
+    for view in range(pairs.more.image.shape[1])
+  ]
 
 
 def sample(
@@ -202,21 +223,35 @@ def sample(
     sampling: how; its spacing is given.
   """
   diffusion = config['diffusion']
-  condition = odin.condition(frozen, config, pairs)
+  looks = _one_by_one(pairs) if sampling.in_turn else [pairs]
+  conditions = [odin.condition(frozen, config, look) for look in looks]
   kept = jnp.zeros(len(pairs.source), bool)
-  cond = model.cond(condition, conditioning.Drop(kept, kept))
+  conds = [
+    model.cond(condition, conditioning.Drop(kept, kept))
+    for condition in conditions
+  ]
+  nulls = [odin.null(cond) for cond in conds]
   noise = jax.vmap(
     lambda seed: jax.random.normal(
-      jax.random.key(seed), condition['source'].shape[1:]
+      jax.random.key(seed), conditions[0]['source'].shape[1:]
     )
   )(seeds)
+
+  def denoise(x: Array, timestep: Array, cond: odin.Cond) -> Array:
+    return model.denoise(x, timestep, cond).output
+
+  cond, null = conds[0], nulls[0]
+  if sampling.in_turn and pairs.more is not None:
+    denoise = in_turn.denoising(denoise)
+    count = 1 + pairs.more.is_there.sum(1)
+    cond, null = (in_turn.stack(x, seeds, count) for x in (conds, nulls))
   alpha_bar = _alpha_bar(diffusion)
   latents = sampler.sample(
     sampling.sampler,
     sampler.guided(
-      lambda x, timestep, cond: model.denoise(x, timestep, cond).output,
+      denoise,
       cond,
-      odin.null(cond),
+      null,
       guidance=sampling.guidance,
       rescale=sampling.guidance_rescale,
     ),
@@ -281,6 +316,7 @@ class Model:
     self._placed = batch
     self._devices = mesh.size
     self._batch_size = batch_size
+    self._in_turn = sampling.in_turn
     self.num_sources = conditioning.num_sources(config)
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
@@ -336,7 +372,7 @@ class Model:
         target2source=pairs.target2source,
         fov_deg=pairs.fov_deg,
         median_depth=pairs.median_depth,
-        more=pairs.more if self.num_sources > 1 else None,
+        more=pairs.more if self.num_sources > 1 or self._in_turn else None,
       )
     )
     seeds = seeds.astype(np.int32)

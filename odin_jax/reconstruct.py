@@ -1,4 +1,4 @@
-"""Points from posed views: depth by plane sweep, kept where the views agree.
+"""Points and a mesh from posed views: depth, kept where the views agree.
 
   python -m odin_jax.reconstruct --views=runs/demo/generate \
       --output=runs/demo/reconstruct
@@ -8,8 +8,12 @@
 row-major), and the square images that it names. Any posed views in that layout
 will do, real ones too.
 
+Depth comes from a plane sweep (`odin_jax/geometry/stereo.py`), the mesh from the
+signed distances that the depths give on average (`odin_jax/geometry/tsdf.py`).
+
 Output: `points.ply` (binary; points in scene units with colours and normals),
-`depth/000.png` per view (inverse depth, near is bright, black where it is not
+`mesh.ply` and `mesh.glb` (a coloured surface; none where no depth is believed),
+`index.html` (a page to fly through both), `depth/000.png` per view (inverse depth, near is bright, black where it is not
 believed) and `reconstruction.json`. Views that do not agree give few points or
 none, and the figures say so.
 """
@@ -25,19 +29,22 @@ import dataclasses
 import functools
 import math
 import pathlib
+import time
 
 from absl import flags
 import cv2
 from jaxtyping import Float32
 import numpy as np
 
-from odin_jax.geometry import fusion, stereo, view_folder
+from odin_jax.geometry import fusion, mesh_files, stereo, tsdf, view_folder
+from odin_jax.reporting import scene_page
 from odin_jax.shared import (
   command,
   cores,
   errors,
   files,
   image_files,
+  page,
   progress,
 )
 
@@ -46,7 +53,7 @@ _VIEWS = command.define_path(
   'views', 'Folder with poses.json and the images that it names.'
 )
 _OUTPUT = command.define_output(
-  'Folder for points.ply, depth/ and reconstruction.json'
+  'Folder for index.html, points.ply, mesh.ply, mesh.glb, depth/ and figures'
 )
 _MIN_DEPTH = flags.DEFINE_float(
   'min_depth',
@@ -72,6 +79,13 @@ _MIN_SIZE_PX = flags.DEFINE_integer(
 )
 _MAX_SIZE_PX = flags.DEFINE_integer(
   'max_size_px', 384, 'Larger views are reduced for matching.', lower_bound=16
+)
+_MESH_VOXELS = flags.DEFINE_integer(
+  'mesh_voxels',
+  160,
+  'Voxels along the longest side of the scene, of which the mesh is made.',
+  lower_bound=8,
+  upper_bound=512,
 )
 flags.mark_flags_as_required(['views', 'output'])
 # Side of the matching window in pixels of the original image, at least.
@@ -140,6 +154,62 @@ def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
   }
 
 
+def _write_page(
+  output: pathlib.Path,
+  folder: pathlib.Path,
+  names: list[str],
+  views: stereo.Views,
+  result: fusion.Reconstruction,
+  mesh: tsdf.Mesh,
+  coverage: float,
+) -> None:
+  """Writes index.html, with all that it shows inside."""
+  cloud = result.cloud
+  difference = _agreement(result.depth_differences)['median']
+  findings = [
+    page.Finding(
+      f'Depth is believed at {100 * coverage:.0f} % of the pixels.',
+      bool(len(cloud.points)),
+    )
+  ]
+  if difference is not None:
+    findings.append(
+      page.Finding(
+        f'Where views agree, their depths differ by {100 * difference:.1f} % '
+        '(median).'
+      )
+    )
+  else:
+    findings.append(
+      page.Finding('The views do not agree on any surface.', False)
+    )
+  text = scene_page.render(
+    title='A scene from its views',
+    made=f'{time.strftime("%Y-%m-%d")}, {len(names)} views of {_VIEWS.value}',
+    next_step='open mesh.glb or points.ply in Blender or MeshLab',
+    findings=findings,
+    fov_deg=views.fov_deg,
+    points=scene_page.points(cloud.points, cloud.colours),
+    mesh=scene_page.mesh(mesh.vertices, mesh.faces, mesh.colours),
+    views=[
+      scene_page.view(name, (folder / name).read_bytes(), pose)
+      for name, pose in zip(names, views.camera2scene)
+    ],
+    places=cloud.points
+    if len(cloud.points)
+    else views.camera2scene[:, :, 3].astype(np.float32),
+  )
+  for words, name in (
+    ('Mesh (GLB)', 'mesh.glb'),
+    ('Mesh (PLY)', 'mesh.ply'),
+    ('Points (PLY)', 'points.ply'),
+    ('Figures (JSON)', 'reconstruction.json'),
+  ):
+    text = page.link(text, output, words, output / name)
+  with files.atomic_path(output / 'index.html') as temporary:
+    temporary.write_text(text)
+
+
 def main() -> None:
   watch = command.Stopwatch()
   if _MIN_DEPTH.value >= _MAX_DEPTH.value:
@@ -151,14 +221,17 @@ def main() -> None:
   working_px = min(max(size, _MIN_SIZE_PX.value), _MAX_SIZE_PX.value)
   sweep, rule = settings(size, working_px, len(names))
   command.say([cores.text()])
+  views = fusion.resize(views, working_px)
   result = fusion.reconstruct(
-    fusion.resize(views, working_px),
+    views,
     sweep,
     rule,
     functools.partial(progress.each, unit='view', desc='depth'),
   )
   with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
+  mesh = tsdf.fuse(views, result.inverse_depths, voxels=_MESH_VOXELS.value)
+  mesh_files.write(output, mesh)
   depth_names = _write_depths(
     output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
   )
@@ -176,6 +249,9 @@ def main() -> None:
       'size_px': size,
       'working_px': working_px,
       'points': count,
+      'mesh_vertices': len(mesh.vertices),
+      'mesh_faces': len(mesh.faces),
+      'mesh_voxels': _MESH_VOXELS.value,
       'coverage': coverage,
       'relative_depth_difference': _agreement(result.depth_differences),
       'per_view': per_view,
@@ -184,12 +260,12 @@ def main() -> None:
       **watch.figures(),
     },
   )
-  command.finish(
-    output,
-    f'{count} points from {len(names)} views, depth believed at '
-    f'{100 * coverage:.0f} % of the pixels',
-    look_at='points.ply',
+  made = (
+    f'{count} points and a mesh of {len(mesh.faces)} triangles from {len(names)} '
+    f'views, depth believed at {100 * coverage:.0f} % of the pixels'
   )
+  _write_page(output, folder, names, views, result, mesh, coverage)
+  command.finish(output, made, look_at='index.html')
 
 
 if __name__ == '__main__':

@@ -127,6 +127,13 @@ WINGS = {
     'odin_jax.predictors',
     'odin_jax.porting',
   ],
+  'odin_jax.generating': [
+    'odin_jax.shared',
+    'odin_jax.panoramas',
+    'odin_jax.geometry',
+    'odin_jax.benchmarks',
+    'odin_jax.predictors',
+  ],
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
   'odin_jax.evaluating': [
     'odin_jax.shared',
@@ -170,7 +177,7 @@ RESTRICTED = {
   # Checkpoints of torch are read and written in one file of odin_jax.
   'torch': (('preprocessing', TORCH_FILES), True),
   # Models of COLMAP are read in one file of odin_jax.
-  'pycolmap': (('preprocessing', 'odin_jax.benchmarks.mipnerf360'), True),
+  'pycolmap': (('preprocessing', 'odin_jax.benchmarks.colmap_model'), True),
   # Only what renders or scores meshes needs it.
   'embreex': (('odin_jax.geometry.meshes',), True),
   'ray': (('preprocessing',), True),

@@ -52,7 +52,7 @@ esac
 
 @pytest.mark.parametrize('status', [75, 2])
 def test_demo_stops_where_a_stage_is_unfinished(repository, tmp_path, status):
-  for name in ('demo.sh', 'setup.sh'):
+  for name in ('demo.sh', 'setup.sh', 'memory.sh'):
     (tmp_path / 'launch').mkdir(exist_ok=True)
     shutil.copy(repository / 'launch' / name, tmp_path / 'launch')
   (tmp_path / 'launch' / 'setup.sh').write_text('')
@@ -218,7 +218,12 @@ def test_commands_are_found_from_any_folder_also_in_a_copy(
 
   first, copy, clone = (tmp_path / name for name in ('first', 'copy', 'clone'))
   for folder in (first, clone):
-    for name in ('launch/setup.sh', 'requirements.txt', 'odin_jax/__init__.py'):
+    for name in (
+      'launch/setup.sh',
+      'launch/memory.sh',
+      'requirements.txt',
+      'odin_jax/__init__.py',
+    ):
       (folder / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(repository / name, folder / name)
   environment = first / '.venv'
@@ -235,6 +240,7 @@ def test_commands_are_found_from_any_folder_also_in_a_copy(
     # A link stays what it is; a copy does not start the first one.
     active = (folder / '.venv/bin/activate').read_text()
     assert str(copy if folder == copy else first) in active
+    assert active.count('export GLIBC_TUNABLES=') == 1
 
 
 def test_setup_for_an_accelerator_installs_once_and_lists_devices_always(

@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import posed_views
+from odin_jax.benchmarks import colmap_model, posed_views
 from odin_jax.shared import camera, errors, files
 
 # Cameras of COLMAP that OpenCV has too: places of fx, fy, cx, cy among their
@@ -51,7 +51,7 @@ def read(
   folder = files.require_folder(folder, 'a scene of Mip-NeRF 360')
   name = 'images' if factor == 1 else f'images_{factor}'
   images = files.require_folder(folder / name, 'the pictures of the scene')
-  model = _read_model(folder / 'sparse' / '0')
+  model = colmap_model.read(folder / 'sparse' / '0')
   of_pose = [image for image in model.images.values() if image.has_pose]
   posed = {image.name: image for image in of_pose}
   if not posed:
@@ -65,9 +65,7 @@ def read(
     image = posed[image_name]
     path = _picture(images, image_name)
     size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
-    scene2camera = posed_views.rigid(
-      image.cam_from_world().matrix(), f'{folder / "sparse/0"}: {image_name}'
-    )
+    scene2camera = colmap_model.scene2camera(image, folder / 'sparse' / '0')
     views.append(
       posed_views.PosedView(
         name=image_name,
@@ -81,40 +79,6 @@ def read(
   return posed_views.PosedViews(
     layout=f'{name}/ and sparse/0', unit=_UNIT, views=tuple(views)
   )
-
-
-def _read_model(path: pathlib.Path) -> Any:
-  # pycolmap brings libraries of its own: imported late, after OpenCV and PIL.
-  import pycolmap
-
-  files.require_folder(path, "COLMAP's model of the scene")
-  for kind in ('.bin', '.txt'):
-    names = [f'{part}{kind}' for part in ('cameras', 'images', 'points3D')]
-    missing = [name for name in names if not (path / name).is_file()]
-    if not missing:
-      break
-    if len(missing) < len(names):
-      raise errors.UserError(
-        f'{path}: {", ".join(missing)} is missing; copy the model again'
-      )
-  else:
-    raise errors.UserError(
-      f'{path}: no model of COLMAP: cameras, images and points3D as .bin or .txt'
-    )
-  try:
-    model = pycolmap.Reconstruction(path)
-    # What images see has to be there, which COLMAP does not check of text.
-    for image in model.images.values():
-      for point in image.points2D:
-        if point.has_point3D():
-          model.point3D(point.point3D_id)
-    return model
-  # Whatever COLMAP checks, and what runs out of bytes.
-  except Exception as error:  # noqa: BLE001
-    reason = ' '.join(str(error).split())
-    raise errors.UserError(
-      f'{path}: COLMAP cannot read this model ({reason}); copy it again'
-    ) from error
 
 
 def _median_depth(

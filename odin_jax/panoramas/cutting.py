@@ -69,31 +69,14 @@ def reduction(width_px: int, height_px: int, view_px_per_rad: float) -> int:
 
 
 class Panorama:
-  """A decoded panorama, ready for views to be cut of it.
+  """A panorama, ready for views to be cut of it.
 
   Args:
-    jpeg: equirectangular; its height spans 180 degrees.
-    width_px: that it should have, even.
-    height_px: that it should have.
-    divisor: from `reduction`.
-
-  Raises:
-    ValueError: it is no decodable JPEG of this size.
+    image: equirectangular, of even width; its height spans 180 degrees.
   """
 
-  def __init__(self, jpeg: bytes, width_px: int, height_px: int, divisor: int):
-    flag = dict(_REDUCTIONS)[divisor]
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
-    self._height, self._width = height_px // divisor, width_px // divisor
-    if image is None or image.shape[:2] != (self._height, self._width):
-      shape = (
-        'none' if image is None else f'{image.shape[1]} x {image.shape[0]}'
-      )
-      raise ValueError(
-        f'its image is no JPEG of {width_px} x {height_px} px '
-        f'(decoded by {divisor}: {shape})'
-      )
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  def __init__(self, image: UInt8[np.ndarray, 'h w 3']):
+    self._height, self._width = image.shape[:2]
     self._padded = equirect.pad(image, _MARGIN_PX)
 
   def cut(self, view: View, size_px: int) -> UInt8[np.ndarray, 's s 3']:
@@ -111,3 +94,31 @@ class Panorama:
     if factor == 1:
       return image
     return cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+
+
+def decode(
+  jpeg: bytes, width_px: int, height_px: int, divisor: int
+) -> Panorama:
+  """The panorama of a JPEG.
+
+  Args:
+    jpeg: as `Panorama` has it.
+    width_px: that it should have, even.
+    height_px: that it should have.
+    divisor: from `reduction`.
+
+  Raises:
+    ValueError: it is no decodable JPEG of this size.
+  """
+  flag = dict(_REDUCTIONS)[divisor]
+  image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
+  if image is None or image.shape[:2] != (
+    height_px // divisor,
+    width_px // divisor,
+  ):
+    shape = 'none' if image is None else f'{image.shape[1]} x {image.shape[0]}'
+    raise ValueError(
+      f'its image is no JPEG of {width_px} x {height_px} px '
+      f'(decoded by {divisor}: {shape})'
+    )
+  return Panorama(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

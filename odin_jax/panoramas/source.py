@@ -281,7 +281,7 @@ class PanoramaSource:
     width_px, height_px = record['width_px'], record['height_px']
     divisor = cutting.reduction(width_px, height_px, self._view_px_per_rad)
     try:
-      panorama = cutting.Panorama(record['image'], width_px, height_px, divisor)
+      panorama = cutting.decode(record['image'], width_px, height_px, divisor)
       distance = depth_png.decode(
         record['distance'], aspect=panorama_schema.MAP_ASPECT
       )

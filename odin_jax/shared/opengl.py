@@ -27,3 +27,9 @@ def camera2scene(
   return camera.compose(
     camera.inverse(SCENE2WORLD), camera.compose(opengl2world, opencv2opengl)
   )
+
+
+def opengl2world(pose: Float[np.ndarray, '3 4']) -> Float[np.ndarray, '3 4']:
+  """The inverse of `camera2scene`: a pose as these programs have it."""
+  opengl2opencv = camera.make_pose(OPENGL2OPENCV, np.zeros(3))
+  return camera.compose(SCENE2WORLD, camera.compose(pose, opengl2opencv))

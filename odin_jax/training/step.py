@@ -16,6 +16,8 @@ from odin_jax.shared import posed_pair
 Config = Mapping[str, Any]
 # params, ema, optimizer and step: a plain pytree of arrays.
 State = dict[str, Any]
+# Of the first layer of AlexNet.
+_STRIDE_PX = 4
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -45,7 +47,7 @@ def _adamw(config: Config) -> optax.GradientTransformation:
 
 
 def _muon(config: Config) -> optax.GradientTransformation:
-  """Muon for kernels, AdamW for vectors.
+  """Muon for kernels, AdamW with Nesterov's momentum for vectors.
 
   Updates of kernels have the root mean square that is usual for AdamW's, so
   that its learning rates serve (Liu et al. 2502.16982, section 2.2). A
@@ -124,6 +126,24 @@ def ema_decay(config: Config, update: Array) -> Array:
   return jnp.minimum(config['ema_decay'], (1 + update) / (10 + update))
 
 
+def _shifted_alike(key: Array, *images: lpips.Images) -> list[lpips.Images]:
+  """All pictures moved by the same few pixels, drawn anew each step.
+
+  AlexNet looks at every fourth pixel, which are those of one row and column of
+  the patches: where it always is the same one, pictures learn a grid.
+  """
+  most = _STRIDE_PX - 1
+  corner = jax.random.randint(key, (2,), 0, _STRIDE_PX)
+  return [
+    jax.lax.dynamic_slice(
+      jnp.pad(x, ((0, 0), (most, 0), (most, 0), (0, 0)), mode='edge'),
+      (0, *corner, 0),
+      x.shape,
+    )
+    for x in images
+  ]
+
+
 def batch_loss(
   model: odin.Odin,
   config: Config,
@@ -135,7 +155,7 @@ def batch_loss(
   """Mean loss of a batch, and figures of it: see `train_step`."""
   settings = config['diffusion']
   prediction = settings['prediction']
-  keys = jax.random.split(key, 4)
+  keys = jax.random.split(key, 5)
   condition = odin.condition(frozen, config, batch)
   x0 = frozen.autoencoder.encode(batch.target / 255.0, keys[3])
   timesteps = schedule.sample_timesteps(
@@ -184,7 +204,9 @@ def batch_loss(
     )
     losses += config['model']['spheres']['depth_weight'] * sum(of_depth)
   if perceptual is not None:
-    distance = perceptual.distance(blended.picture, batch.target / 255.0)
+    distance = perceptual.distance(
+      *_shifted_alike(keys[4], blended.picture, batch.target / 255.0)
+    )
     # The best answer to noise alone is the mean of all pictures, which looks
     # like none of them.
     distance = jnp.where(

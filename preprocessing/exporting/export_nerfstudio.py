@@ -95,12 +95,8 @@ def _intrinsics(sensor: sensors.Sensor) -> dict[str, Any]:
 def _frame(
   name: str, frame2scene: Float[np.ndarray, '3 4'], sensor: sensors.Sensor
 ) -> dict[str, Any]:
-  opengl2frame = camera.make_pose(
-    sensor.sensor2frame @ opengl.OPENGL2OPENCV, np.zeros(3)
-  )
-  opengl2world = camera.compose(
-    opengl.SCENE2WORLD, camera.compose(frame2scene, opengl2frame)
-  )
+  sensor2frame = camera.make_pose(sensor.sensor2frame, np.zeros(3))
+  opengl2world = opengl.opengl2world(camera.compose(frame2scene, sensor2frame))
   return {
     'file_path': f'images/{name}',
     'mask_path': f'masks/{name}.png',

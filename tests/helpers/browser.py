@@ -214,6 +214,8 @@ def started(executable: str, profile: pathlib.Path) -> Iterator[Browser]:
       '--headless',
       '--no-sandbox',
       '--disable-gpu',
+      # WebGL without a GPU, which is slow and right.
+      '--enable-unsafe-swiftshader',
       '--disable-dev-shm-usage',
       '--no-first-run',
       '--disable-background-networking',

@@ -7,6 +7,7 @@ import sys
 import av
 import cv2
 import numpy as np
+from PIL import Image, PngImagePlugin
 import pytest
 
 from odin_jax.geometry import trajectory
@@ -41,7 +42,7 @@ class Model:
     sample[:, -1, -2, 0] = pairs.median_depth
     if pairs.more is not None:
       more = pairs.more
-      assert np.all(more.fov_deg == 75.0)
+      assert np.all(more.fov_deg[more.is_there] == 75.0)
       sample[:, 0, -1, 0] = more.is_there.sum(1) / 255
       sample[:, 0, -1, 1] = more.image[:, 0, 0, 0, 0] / 255
       sample[:, 0, -1, 2] = more.target2view[:, 0, 2, 3]
@@ -97,8 +98,8 @@ KINDS = ('input', 'previous', 'random')
 def outputs(photo):
   folder = photo.parent / 'outputs'
   folder.mkdir()
-  forward = ['--trajectory=forward', '--num_frames=7', '--step=0.1']
-  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step=0.3']
+  forward = ['--trajectory=forward', '--num_frames=7', '--step_length=0.1']
+  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step_length=0.3']
   generate(
     *(
       arguments(photo, folder / kind, *forward, f'--condition_on={kind}')
@@ -108,8 +109,53 @@ def outputs(photo):
     arguments(photo, folder / 'shared', '--num_frames=6', '--noise=shared'),
     arguments(photo, folder / 'shorter', '--num_frames=6'),
     arguments(photo, folder / 'shorter', '--num_frames=3', '--frames_per_s=4'),
+    arguments(photo, folder / 'preview', *orbit, '--preview'),
+    *(
+      arguments(photo, folder / name, f'--trajectory={folder / path}', *flags)
+      for name, path, flags in FILES
+    ),
+    arguments(
+      photo,
+      folder / 'anchors',
+      '--num_frames=10',
+      '--step_length=0.1',
+      '--order=anchors',
+      '--condition_on=nearest',
+    ),
+    arguments(panorama(folder), folder / 'round', '--trajectory=turn_360'),
+    arguments(
+      panorama(folder),
+      folder / 'walk',
+      '--trajectory=forward',
+      '--num_frames=5',
+      '--condition_on=all',
+    ),
   )
   return folder
+
+
+# The cameras of `orbit` as other programs have them.
+FILES = (
+  ('of_poses', 'orbit/poses.json', ()),
+  ('of_preview', 'preview/path.json', ()),
+  ('of_nerfstudio', 'orbit/transforms.json', ()),
+  ('of_colmap', 'orbit/sparse/0', ()),
+  ('of_folder', 'orbit', ('--scale=2',)),
+)
+
+
+def panorama(folder):
+  """Red tells the longitude, 0 to 250 from left to right; its header the kind."""
+  path = folder / 'panorama.png'
+  if not path.exists():
+    red = np.linspace(0, 250, 512).astype(np.uint8)
+    image = np.zeros((256, 512, 3), np.uint8)
+    image[..., 0] = red
+    image[..., 1] = 100
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt('XML:com.adobe.xmp', 'GPano:ProjectionType="equirectangular"')
+    Image.fromarray(image).save(path, pnginfo=text)
+  return path
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -166,6 +212,66 @@ def test_poses_are_given_in_the_axes_of_the_source(outputs):
     step = camera.relative(path[index - 1], path[index])
     expected = np.clip([step[2, 3], 0.5 + step[0, 3]], 0, 1) * 255
     assert np.abs(frames[index, 0, 0, 1:] - expected).max() < 0.6
+
+
+def test_a_preview_has_the_cameras_of_the_run(outputs):
+  path = json.loads((outputs / 'preview' / 'path.json').read_text())
+  content, _ = read_frames(outputs / 'orbit')
+  assert path['fov_deg'] == content['fov_deg']
+  assert [frame['camera2scene'] for frame in path['frames']] == [
+    frame['camera2scene'] for frame in content['frames']
+  ]
+  drawn = cv2.imread(str(outputs / 'preview' / 'path.png'))
+  again = cv2.imread(str(outputs / 'orbit' / 'path.png'))
+  np.testing.assert_array_equal(drawn, again)
+  # Paper, four cameras, and the first one in red.
+  assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
+  assert ((drawn[..., 2] > 180) & (drawn[..., 0] < 60)).any()
+  assert not (outputs / 'preview' / 'frames').exists()
+
+
+@pytest.mark.parametrize('name, path, flags', FILES)
+def test_a_path_is_taken_from_what_other_programs_write(
+  outputs, name, path, flags
+):
+  del path
+  content, frames = read_frames(outputs / name)
+  expected, of_orbit = read_frames(outputs / 'orbit')
+  found, poses = (
+    np.array([frame['camera2scene'] for frame in x['frames']]).reshape(-1, 3, 4)
+    for x in (content, expected)
+  )
+  poses[:, :, 3] *= 2 if flags else 1
+  np.testing.assert_allclose(found, poses, atol=1e-12)
+  np.testing.assert_array_equal(found[0], camera.identity_pose())
+  assert len(frames) == len(of_orbit) == 4
+
+
+def test_anchors_are_made_first_and_others_from_the_nearest(outputs):
+  figures = json.loads((outputs / 'anchors' / 'generate.json').read_text())
+  # 3, 6 and 9 first, each from the nearest of those before.
+  assert figures['conditioned_on'] == [None, 0, 3, 0, 3, 6, 3, 6, 9, 6]
+
+
+def test_what_a_panorama_shows_is_cut_where_the_new_camera_looks(outputs):
+  content, frames = read_frames(outputs / 'round')
+  assert len(frames) == 16 and content['fov_deg'] == 75
+  # Of a turn each source is what the panorama shows there, seen from its place:
+  # its middle column has the red of that longitude, one more for the model.
+  longitude = np.arange(16) / 15 * 360 + 180
+  reds = longitude % 360 / 360 * 250
+  middle = frames[:, SIZE_PX // 2, SIZE_PX // 2, 0].astype(float)
+  middle[1:] -= 1
+  assert np.abs(middle - reds)[(reds > 15) & (reds < 235)].max() < 6
+  np.testing.assert_array_equal(frames[1:, 5, 5, 1], 0)
+  # Of a walk the camera moves, and looks ahead: the source stays the same.
+  _, walk = read_frames(outputs / 'walk')
+  assert len({frame[5, 5, 0] for frame in walk[1:]}) == 1
+  moved = walk[1:, 5, 5, 1].astype(float) / 255
+  np.testing.assert_allclose(moved, 0.05 * np.arange(1, 5), atol=3e-3)
+  figures = json.loads((outputs / 'walk' / 'generate.json').read_text())
+  assert figures['panorama'] and figures['fov_from'] == 'flag'
+  assert figures['conditioned_on'][-1] == [0, 3, 2]
 
 
 def test_every_view_has_its_own_noise_unless_it_is_shared(outputs):
@@ -235,6 +341,11 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       arguments(photo, out, '--background=greenish'),
       arguments(photo, out, '--trajectory=sideways'),
       arguments(photo, out, '--num_frames=1'),
+      arguments(photo, out, '--scale=2'),
+      arguments(photo, out, '--trajectory=turn_360', '--step_length=0.1'),
+      arguments(photo, out, f'--trajectory={text}'),
+      arguments(photo, out, f'--trajectory={tmp_path}'),
+      arguments(photo, out, '--panorama'),
       arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
     ],
     FAKE_MODEL,
@@ -248,6 +359,11 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       ['greenish'],
       ['sideways'],
       ['num_frames'],
+      ['--scale', '--trajectory=forward'],
+      ['--step_length', 'turn_360'],
+      ['notes.jpg', 'no whole JSON'],
+      ['cameras, images and points3D'],
+      ['100x40', 'twice as wide'],
       ['absent'],
     ],
   )

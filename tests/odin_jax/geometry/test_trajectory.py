@@ -75,6 +75,57 @@ def test_a_loop_comes_back_the_way_it_went(count, places):
   np.testing.assert_array_equal(path, there[list(map(int, places))])
 
 
+TO_AND_FRO = {'orbit': 'orbit_right', 'dolly': 'forward'}
+
+
+@pytest.mark.parametrize('name', TO_AND_FRO)
+def test_to_and_fro_goes_as_far_to_either_side_and_comes_back(name):
+  path = trajectory.camera_path(name, 9, 0.1)
+  there = trajectory.camera_path(TO_AND_FRO[name], 3, 0.1)
+  np.testing.assert_allclose(path[:3], there, atol=1e-15)
+  np.testing.assert_allclose(path[[4, 8]], path[[0, 0]], atol=1e-15)
+  # To the other side it is the inverse motion of the first.
+  sign = -1 if name == 'dolly' else np.array([-1, 1, 1])
+  np.testing.assert_allclose(path[6, :, 3], sign * path[2, :, 3], atol=1e-15)
+  lengths = np.linalg.norm(np.diff(path[:, :, 3], axis=0), axis=1)
+  np.testing.assert_allclose(lengths, lengths[0])
+
+
+def test_looking_around_turns_to_all_four_sides_on_the_spot():
+  path = trajectory.camera_path('look_around', 17, 0.1)
+  assert not path[:, :, 3].any()
+  angles = np.deg2rad([camera.yaw_pitch_deg(pose[:, 2]) for pose in path])
+  yaw = [0, 0.1, 0.2, 0.1, 0, -0.1, -0.2, -0.1, 0] + [0] * 8
+  pitch = [0] * 9 + [0.1, 0.2, 0.1, 0, -0.1, -0.2, -0.1, 0]
+  np.testing.assert_allclose(angles, np.stack([yaw, pitch], -1), atol=1e-12)
+
+
+@pytest.mark.parametrize('count', [2, 5, 13])
+def test_a_turn_goes_once_round_whatever_the_step(count):
+  path = trajectory.camera_path('turn_360', count, 0.1)
+  np.testing.assert_array_equal(
+    path, trajectory.camera_path('turn_360', count, 2.0)
+  )
+  np.testing.assert_array_equal(path[0], path[-1])
+  steps = camera.rotation_angle_deg(
+    camera.relative(path[:-1], path[1:])[:, :, :3]
+  )
+  expected = 360 / (count - 1)
+  np.testing.assert_allclose(steps, min(expected, 360 - expected), atol=1e-9)
+
+
+def test_a_spiral_looks_at_the_pivot_and_grows_in_about_equal_steps():
+  path = trajectory.camera_path('spiral', 40, 0.05)
+  pivot = np.broadcast_to([[0.0, 0.0, 1.0]], (40, 1, 3))
+  in_cameras = camera.transform(camera.inverse(path), pivot)
+  np.testing.assert_allclose(in_cameras[..., :2], 0, atol=1e-12)
+  assert np.all(np.diff(np.hypot(path[:, 0, 3], path[:, 1, 3])) > 0)
+  # It goes round more than once.
+  assert set(np.sign(path[5:, 0, 3])) == set(np.sign(path[5:, 1, 3])) == {-1, 1}
+  lengths = np.linalg.norm(np.diff(path[:, :, 3], axis=0), axis=1)
+  assert np.all((lengths > 0.03) & (lengths < 0.06))
+
+
 def test_weaving_moves_sideways_as_well_as_forward():
   path = trajectory.camera_path('weave', 32, 0.05)
   assert np.all(np.diff(path[:, 2, 3]) > 0)

@@ -51,7 +51,7 @@ def test_a_view_is_the_average_over_its_pixels(panorama, angles):
   view = a_view(*angles)
   divisor = cutting.reduction(WIDTH, HEIGHT, SIZE / 2)
   assert divisor == 2
-  cut = cutting.Panorama(jpeg, WIDTH, HEIGHT, divisor).cut(view, SIZE)
+  cut = cutting.decode(jpeg, WIDTH, HEIGHT, divisor).cut(view, SIZE)
   truth = sampled(image, view, FINER)
   error = np.abs(cut - truth).mean()
   aliased = np.abs(sampled(image, view, 1) - truth).mean()
@@ -65,7 +65,7 @@ def test_a_view_across_the_seam_is_that_of_the_turned_panorama(panorama):
 
   def cut(pixels, yaw_deg):
     png = cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
-    return cutting.Panorama(png, WIDTH, HEIGHT, 1).cut(
+    return cutting.decode(png, WIDTH, HEIGHT, 1).cut(
       a_view(yaw_deg, 20.0), SIZE
     )
 
@@ -94,6 +94,6 @@ def test_a_panorama_stays_twice_as_fine_as_its_views(
 
 def test_a_picture_of_another_size_is_refused(panorama):
   with pytest.raises(ValueError, match='no JPEG of 512 x 256 px'):
-    cutting.Panorama(panorama[0], 512, 256, 1)
+    cutting.decode(panorama[0], 512, 256, 1)
   with pytest.raises(ValueError, match='none'):
-    cutting.Panorama(b'no picture', 512, 256, 1)
+    cutting.decode(b'no picture', 512, 256, 1)

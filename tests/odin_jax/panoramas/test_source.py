@@ -76,7 +76,7 @@ def test_a_view_is_what_the_world_shows_there(folder, world, yaw_deg):
   turn = camera.view2frame_rotation(yaw_deg, 8.0)
   view = cutting.View(turn @ choice.rotation_z(np.deg2rad(15.0)), 90.0)
   shape = record['width_px'], record['height_px']
-  cut = cutting.Panorama(record['image'], *shape, 1).cut(view, SIZE)
+  cut = cutting.decode(record['image'], *shape, 1).cut(view, SIZE)
   frame2world = world.walk.frame2world(record['time_s'])
   rays = camera.view_rays(90.0, SIZE * rendering.supersampling(SIZE))
   rays /= np.linalg.norm(rays, axis=-1, keepdims=True)

@@ -1,0 +1,78 @@
+"""Models of COLMAP, binary or text: cameras, images and points3D.
+
+https://colmap.github.io/format.html; its axes and pixels are ours.
+"""
+
+import pathlib
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from odin_jax.benchmarks import posed_views
+from odin_jax.shared import camera, errors, files
+
+
+def read(path: pathlib.Path) -> Any:
+  """The `pycolmap.Reconstruction` in a folder.
+
+  Raises:
+    errors.UserError: no such folder, a file of it is missing, or it cannot be
+      read.
+  """
+  # pycolmap brings libraries of its own: imported late, after OpenCV and PIL.
+  import pycolmap
+
+  files.require_folder(path, "COLMAP's model of the scene")
+  for kind in ('.bin', '.txt'):
+    names = [f'{part}{kind}' for part in ('cameras', 'images', 'points3D')]
+    missing = [name for name in names if not (path / name).is_file()]
+    if not missing:
+      break
+    if len(missing) < len(names):
+      raise errors.UserError(
+        f'{path}: {", ".join(missing)} is missing; copy the model again'
+      )
+  else:
+    raise errors.UserError(
+      f'{path}: no model of COLMAP: cameras, images and points3D as .bin or .txt'
+    )
+  try:
+    model = pycolmap.Reconstruction(path)
+    # What images see has to be there, which COLMAP does not check of text.
+    for image in model.images.values():
+      for point in image.points2D:
+        if point.has_point3D():
+          model.point3D(point.point3D_id)
+    return model
+  # Whatever COLMAP checks, and what runs out of bytes.
+  except Exception as error:  # noqa: BLE001
+    reason = ' '.join(str(error).split())
+    raise errors.UserError(
+      f'{path}: COLMAP cannot read this model ({reason}); copy it again'
+    ) from error
+
+
+def scene2camera(image: Any, path: pathlib.Path) -> Float[np.ndarray, '3 4']:
+  """The pose of an image of a model in a folder.
+
+  Raises:
+    errors.UserError: it is no rotation and translation.
+  """
+  return posed_views.rigid(
+    image.cam_from_world().matrix(), f'{path}: {image.name}'
+  )
+
+
+def camera2scene(path: pathlib.Path) -> Float[np.ndarray, 'n 3 4']:
+  """Poses of all images of the model in a folder, in the order of their names.
+
+  Raises:
+    errors.UserError: as `read` and `scene2camera`.
+  """
+  posed = [image for image in read(path).images.values() if image.has_pose]
+  poses = [
+    camera.inverse(scene2camera(image, path))
+    for image in sorted(posed, key=lambda image: image.name)
+  ]
+  return np.array(poses).reshape(-1, 3, 4)

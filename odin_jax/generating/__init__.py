@@ -1,0 +1,1 @@
+"""One image and a path -> views: input, path, order, outputs."""

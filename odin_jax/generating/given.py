@@ -1,0 +1,130 @@
+"""What is given: a photo, or a panorama, of which a view is cut at will."""
+
+import dataclasses
+import os
+import pathlib
+
+from absl import logging
+import cv2
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from odin_jax.panoramas import cutting
+from odin_jax.shared import camera, errors, photo_header, user_images
+
+# Of photos that say nothing and panoramas: that of the views of records.
+USUAL_FOV_DEG = 90.0
+# How far the sides of a panorama may be from 2:1.
+_RATIO_TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """The image to start from.
+
+  Attributes:
+    image: as it is, upright, RGB.
+    fov_deg: full field of view of the views of it.
+    fov_from: `flag`, `header`, or `assumed`.
+    is_panorama: equirectangular, all of the sphere; its middle lies ahead.
+  """
+
+  image: UInt8[np.ndarray, 'h w 3']
+  fov_deg: float
+  fov_from: str
+  is_panorama: bool
+
+  def view(
+    self, camera2scene: Float[np.ndarray, '3 4'], size_px: int
+  ) -> tuple[UInt8[np.ndarray, 's s 3'], Float[np.ndarray, '3 4']]:
+    """The view that a camera there is best imagined from, and its own pose.
+
+    Of a photo its square middle. Of a panorama what it shows in the direction
+    in which that camera looks: what is left to imagine is that it moved.
+
+    Args:
+      camera2scene: of the camera.
+      size_px: side of the view.
+    """
+    if not self.is_panorama:
+      return square_middle(self.image, size_px), camera.identity_pose()
+    rotation = camera2scene[:, :3]
+    # Averaged down first: of a large panorama a small view takes seconds.
+    view_px_per_rad = camera.intrinsics(self.fov_deg, size_px)[0, 0]
+    width = 2 * int(np.ceil(2 * np.pi * view_px_per_rad))
+    image = self.image
+    if width < image.shape[1]:
+      size = (width, width // 2)
+      image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    cut = cutting.Panorama(image).cut(
+      cutting.View(rotation, self.fov_deg), size_px
+    )
+    return cut, camera.make_pose(rotation, np.zeros(3))
+
+
+def read(
+  path: str | os.PathLike[str],
+  *,
+  background: tuple[int, int, int],
+  fov_deg: float | None,
+  is_panorama: bool | None,
+) -> Given:
+  """Reads the image to start from.
+
+  Args:
+    path: of the file.
+    background: what shines through where it is transparent.
+    fov_deg: of the views; None: as its header says.
+    is_panorama: None: as its header says.
+
+  Raises:
+    errors.UserError: no image, a damaged one, or a panorama that is not all of
+      the sphere.
+  """
+  path = pathlib.Path(path)
+  image = user_images.read(
+    path, 'the image to start from', background=background
+  )
+  height, width = image.shape[:2]
+  if is_panorama is None:
+    is_panorama = photo_header.is_equirectangular(path)
+    if not is_panorama and width == 2 * height:
+      logging.warning(
+        '%s: is twice as wide as high: taken for a photo; --panorama if it is '
+        'a 360-degree panorama, --nopanorama if not',
+        path,
+      )
+  if is_panorama and (
+    abs(width / height / 2 - 1) > _RATIO_TOLERANCE or width % 2
+  ):
+    raise errors.UserError(
+      f'{path}: has {width}x{height} px; a panorama is equirectangular, all of '
+      'the sphere, twice as wide as high; --nopanorama takes it for a photo'
+    )
+  fov_from = 'flag'
+  if fov_deg is None and not is_panorama:
+    fov_deg, fov_from = photo_header.fov_deg(path), 'header'
+  if fov_deg is None:
+    fov_deg, fov_from = USUAL_FOV_DEG, 'assumed'
+  if fov_from == 'header':
+    logging.info('%s: %.1f degrees wide, by its header', path, fov_deg)
+  if fov_from == 'assumed' and not is_panorama:
+    logging.info(
+      '%s: no focal length in its header; its square middle is taken to be %g '
+      'degrees wide, and --fov_deg says otherwise',
+      path,
+      fov_deg,
+    )
+  return Given(image, float(fov_deg), fov_from, is_panorama)
+
+
+def square_middle(
+  image: UInt8[np.ndarray, 'h w 3'], size_px: int
+) -> UInt8[np.ndarray, 's s 3']:
+  """The square middle of an image, area-averaged to `size_px`."""
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  image = image[top : top + side, left : left + side]
+  interpolation = cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC
+  return cv2.resize(image, (size_px, size_px), interpolation=interpolation)

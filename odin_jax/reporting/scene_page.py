@@ -1,0 +1,116 @@
+"""The page of a reconstructed scene: to fly through its points and its mesh.
+
+One file that opens from disk. Drawn by three.js (`three/`, bundled by
+launch/bundle_three.sh).
+"""
+
+import base64
+import pathlib
+from typing import Any
+
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
+import numpy as np
+
+from odin_jax.shared import page
+
+_FOLDER = pathlib.Path(__file__).parent
+_TEMPLATE = _FOLDER / 'scene_page.html'
+_THREE = _FOLDER / 'three' / 'three.js'
+# More make the page slow to load; a random choice of them shows the same.
+MOST_POINTS = 1_000_000
+# Of the extent, what may lie beyond what is first looked at, at either end.
+_OUTLIERS_PERCENT = 5.0
+
+
+def _packed(values: Shaped[np.ndarray, '...'], kind: str) -> str:
+  """Numbers as the page unpacks them: little-endian, base64."""
+  return base64.b64encode(values.astype(kind).tobytes()).decode()
+
+
+def points(
+  places: Float32[np.ndarray, 'n 3'], colours: UInt8[np.ndarray, 'n 3']
+) -> dict[str, Any]:
+  """Points for the page, in random order, so that any first ones show all."""
+  order = np.random.default_rng(0).permutation(len(places))[:MOST_POINTS]
+  return {
+    'count': len(order),
+    'all': len(places),
+    'xyz': _packed(places[order], '<f4'),
+    'rgb': _packed(colours[order], 'u1'),
+  }
+
+
+def mesh(
+  vertices: Float32[np.ndarray, 'n 3'],
+  faces: Int[np.ndarray, 'm 3'],
+  colours: UInt8[np.ndarray, 'n 3'],
+) -> dict[str, Any]:
+  """A coloured mesh for the page."""
+  return {
+    'count': len(faces),
+    'xyz': _packed(vertices, '<f4'),
+    'rgb': _packed(colours, 'u1'),
+    'faces': _packed(faces, '<u4'),
+  }
+
+
+def view(
+  name: str, image: bytes, camera2scene: Float[np.ndarray, '3 4']
+) -> dict[str, Any]:
+  """A view that the scene was made of.
+
+  Args:
+    name: of its file.
+    image: PNG.
+    camera2scene: its pose.
+  """
+  return {
+    'name': name,
+    'image': page.data_uri(image, 'image/png'),
+    'camera2scene': camera2scene.ravel().tolist(),
+  }
+
+
+def render(
+  *,
+  title: str,
+  made: str,
+  next_step: str,
+  findings: list[page.Finding],
+  fov_deg: float,
+  points: dict[str, Any],
+  mesh: dict[str, Any],
+  views: list[dict[str, Any]],
+  places: Float32[np.ndarray, 'n 3'],
+) -> str:
+  """The page.
+
+  Args:
+    title: of it.
+    made: how it was made, and when.
+    next_step: what to do next.
+    findings: what is to be said of the scene.
+    fov_deg: of all views.
+    points: from `points`.
+    mesh: from `mesh`.
+    views: from `view`, at least one.
+    places: of points, or of cameras where there are none, that tell where to
+      look first.
+  """
+  low, high = np.percentile(
+    places, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT], axis=0
+  )
+  data = {
+    'title': title,
+    'made': made,
+    'next': next_step,
+    'verdict': page.verdict(findings),
+    'fov_deg': fov_deg,
+    'centre': np.median(places, axis=0).tolist(),
+    'size': max(float(np.linalg.norm(high - low)), 1e-3),
+    'points': points,
+    'mesh': mesh,
+    'views': views,
+  }
+  text = page.render(_TEMPLATE, data)
+  return text.replace('/*THREE*/', _THREE.read_text(), 1)

@@ -1,0 +1,64 @@
+"""What the header of an image file tells of the camera that took it."""
+
+import io
+import os
+import pathlib
+import re
+
+import numpy as np
+from PIL import Image
+
+# EXIF (CIPA DC-008), in the folder of EXIF's own tags.
+_EXIF = 0x8769
+_FOCAL_LENGTH_35MM = 0xA405
+_WIDTH, _HEIGHT = 0xA002, 0xA003
+# Diagonal of a frame of 35 mm film, 36 x 24 mm, by which CIPA DC-008 defines
+# that focal length.
+_DIAGONAL_MM = float(np.hypot(36, 24))
+# By which the sides' ratio may differ from that of the camera's picture.
+_SAME_RATIO = 0.02
+# https://developers.google.com/streetview/spherical-metadata
+_EQUIRECTANGULAR = re.compile(
+  rb'GPano:ProjectionType(?:=["\']|>)\s*equirectangular'
+)
+# XMP stands before the picture.
+_HEADER_BYTES = 1 << 18
+
+
+def fov_deg(path: str | os.PathLike[str]) -> float | None:
+  """Field of view of an image's square middle, full, in degrees.
+
+  By the focal length that EXIF gives for 35 mm film. None where it gives none,
+  and where the image was cropped to other proportions since.
+
+  Args:
+    path: of an image that can be read.
+  """
+  with Image.open(path) as image:
+    tags = image.getexif().get_ifd(_EXIF)
+    size = image.size
+  focal_mm = _positive(tags.get(_FOCAL_LENGTH_35MM))
+  if focal_mm is None:
+    return None
+  taken = [_positive(tags.get(tag)) for tag in (_WIDTH, _HEIGHT)]
+  if None not in taken:
+    ratios = [max(sides) / min(sides) for sides in (taken, size)]
+    if abs(ratios[0] / ratios[1] - 1) > _SAME_RATIO:
+      return None
+  focal_px = focal_mm / _DIAGONAL_MM * np.hypot(*size)
+  return float(2 * np.rad2deg(np.arctan(min(size) / 2 / focal_px)))
+
+
+def _positive(value: object) -> float | None:
+  """A number as EXIF has it; 0 says that it is not known."""
+  try:
+    number = float(value)
+  except (TypeError, ValueError, ZeroDivisionError):
+    return None
+  return number if 0 < number < float('inf') else None
+
+
+def is_equirectangular(path: str | os.PathLike[str]) -> bool:
+  """Whether XMP says that an image is a panorama of this projection."""
+  with io.FileIO(pathlib.Path(path)) as file:
+    return _EQUIRECTANGULAR.search(file.read(_HEADER_BYTES)) is not None
