@@ -54,6 +54,7 @@ from odin_jax.shared import (
   files,
   locks,
   progress,
+  storage,
   workdirs,
 )
 from odin_jax.sources import opening
@@ -305,9 +306,10 @@ def _finish(
 ) -> None:
   """Writes the figures, and says what comes next."""
   files.write_json(workdir / 'final.json', figures)
+  # What evaluate can read: one folder of this machine.
+  here = [path for path in _RECORDS.value if not storage.is_address(path)]
   given = {
-    # One that evaluate reads: no mixture.
-    'data': _RECORDS.value[0],
+    'data': here[0] if here else 'DIR',
     'workdir': _WORKDIR.value,
     'output': command.beside(_WORKDIR.value, 'scores'),
     'config.image_size_px': config['image_size_px'],

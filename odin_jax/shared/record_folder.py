@@ -104,13 +104,12 @@ class RecordFolder:
         'copy or make the folder again'
       )
     self._names = names
-    self._files, self._indices = [], []
-    for name in names:
-      kept = record_index.read(self._folder, name, schema_of)
-      index, frames = kept or (None, None)
-      file = self._folder.file(name)
-      self._files.append(tfrecord.RecordFile(file, frames))
-      self._indices.append(index)
+    self._files = [
+      tfrecord.RecordFile(
+        self._folder.file(name), record_index.read_frames(self._folder, name)
+      )
+      for name in names
+    ]
     _check_manifest(self._folder, dict(zip(names, self._files, strict=True)))
     # Of the first record of each shard, among all.
     self._starts = np.cumsum([0, *map(len, self._files)]).tolist()
@@ -180,12 +179,17 @@ class RecordFolder:
     return whole if self._chosen is None else whole.select(self._chosen)
 
   def _whole_index(self) -> record_index.Index:
-    for shard, name in enumerate(self._names):
-      if self._indices[shard] is None:
-        self._indices[shard] = record_index.make(
-          self._folder, name, self._files[shard], self._schema
+    indices = []
+    for name, file in zip(self._names, self._files, strict=True):
+      index = record_index.read(self._folder, name, self._schema)
+      if index is None:
+        index = record_index.make(self._folder, name, file, self._schema)
+      if len(index.rows) != len(file):
+        raise errors.UserError(
+          f'{file.path}: has changed since it was opened; start again'
         )
-    return record_index.joined(self._indices)
+      indices.append(index)
+    return record_index.joined(indices)
 
   def depth_px(self) -> int | None:
     """Side of the first map of depth of pairs; None where there is none."""

@@ -18,10 +18,11 @@ file of its own and renames it.
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import socket
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 import zipfile
 
 from absl import logging
@@ -69,28 +70,52 @@ def joined(indices: Sequence[Index]) -> Index:
   return Index(rows, video_ids)
 
 
+def read_frames(
+  folder: storage.Folder, name: str
+) -> UInt64[np.ndarray, 'n 2'] | None:
+  """Where the records of a shard are; None where no index says it.
+
+  Args:
+    folder: that has the shard.
+    name: of the shard.
+  """
+  return _read(folder, name, lambda kept: kept['frames'])
+
+
 def read(
   folder: storage.Folder, name: str, schema_of: schema.Schema
-) -> tuple[Index, UInt64[np.ndarray, 'n 2']] | None:
-  """The index of a shard, and where its records are; None where there is none.
+) -> Index | None:
+  """The index of a shard; None where there is none.
 
   Args:
     folder: that has the shard.
     name: of the shard.
     schema_of: the kind of its records.
   """
-  stamp = _stamp(folder.file(name))
+  index = _read(
+    folder, name, lambda kept: Index(kept['rows'], kept['video_ids'])
+  )
+  is_of_kind = index and index.rows.dtype == _columns(schema_of)
+  return index if is_of_kind else None
+
+
+def _read(
+  folder: storage.Folder, name: str, take: Callable[[Any], Any]
+) -> Any | None:
+  """What is taken of the file of a shard; None where none is of the shard."""
+  stamp = None
   for place in _places(folder):
+    path = place / f'{name}.npz'
+    if not os.path.isfile(path):
+      continue
+    stamp = stamp or _stamp(folder.file(name))
     try:
-      with np.load(place / f'{name}.npz') as kept:
-        if str(kept['stamp']) != stamp:
-          continue
-        index, frames = Index(kept['rows'], kept['video_ids']), kept['frames']
+      with np.load(path) as kept:
+        if str(kept['stamp']) == stamp:
+          return take(kept)
     # What is cut or damaged, or not of this code.
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       continue
-    if index.rows.dtype == _columns(schema_of):
-      return index, frames
   return None
 
 
@@ -148,10 +173,12 @@ def _fill(
       if feature.optional and name not in values:
         row[name] = np.nan
         continue
-      value = np.reshape(values[name], feature.shape)
-      if not np.isfinite(value).all():
+      if not all(map(math.isfinite, values[name])):
         raise ValueError(f'{name}: not finite')
-      row[name] = value
+      if feature.shape:
+        row[name] = np.reshape(values[name], feature.shape)
+      else:
+        (row[name],) = values[name]
 
 
 def _is_map(feature: schema.Feature) -> bool:

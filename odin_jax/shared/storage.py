@@ -7,7 +7,7 @@ gcsfs has to be installed.
 import hashlib
 import os
 import pathlib
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from odin_jax.shared import errors, files
 
@@ -63,8 +63,8 @@ class File(Protocol):
   def read(self, start: int, length: int) -> bytes:
     """Some of its bytes, fewer at its end; from any thread."""
 
-  def in_order(self) -> BinaryIO:
-    """The file opened, read ahead."""
+  def in_order(self) -> Any:
+    """The file opened in binary, read ahead."""
 
 
 class LocalFile:
@@ -86,7 +86,7 @@ class LocalFile:
       self._fd = os.open(self.path, os.O_RDONLY)
     return os.pread(self._fd, length, start)
 
-  def in_order(self) -> BinaryIO:
+  def in_order(self) -> Any:
     return open(self.path, 'rb')
 
   def __getstate__(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class RemoteFile:
   def read(self, start: int, length: int) -> bytes:
     return self._ask('cat_file', self._inside, start=start, end=start + length)
 
-  def in_order(self) -> BinaryIO:
+  def in_order(self) -> Any:
     return self._ask(
       'open',
       self._inside,

@@ -118,7 +118,7 @@ def test_pairs_are_mixed_with_what_is_cut_of_panoramas(
     [
       '--config.steps=3',
       '--config.max_corrupt_records=1',
-      f'--records={folder}',
+      f'--records=file://{folder}',
     ],
   )
   process = command(workdir, *given, '--config.mixture.weights=1,3')

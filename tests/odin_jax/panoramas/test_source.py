@@ -305,7 +305,8 @@ def test_panoramas_are_mixed_with_pairs(folder, tmp_path):
     config = checkpoint.plain(config.to_dict())
     return opening.open_sources(paths, config, depth=True, num_sources=2)
 
-  alone = opened(str(folder))
+  # Behind an address, too.
+  alone = opened(f'file://{folder}')
   assert alone.made_of == '5 panoramas' and alone.read.keys() == {'panoramas'}
   mixed = opened(str(folder), pairs, **{'mixture.weights': (1, 2)})
   assert mixed.made_of == '4 pairs and 5 panoramas'
