@@ -120,10 +120,9 @@ class PairSource:
         f'the {self._size_px} px asked for; lower the image size'
       ) from error
     except ValueError as error:
-      shard, position = self._records.place(index)
       raise tfrecord.CorruptRecordError(
-        f'{shard}: record {position} of {record["video_id"]}: {error}; make '
-        'the records again'
+        f'{self.place(index)} of {record["video_id"]}: {error}; make the records '
+        'again'
       ) from error
     return posed_pair.PosedPair(
       source=source[0],
@@ -184,6 +183,11 @@ class PairSource:
     return image_files.decode_square_jpeg(
       jpeg, self._size_px, stored_px=self._stored_px
     )
+
+  def place(self, index: int) -> str:
+    """Where a record is, for people."""
+    shard, position = self._records.place(index)
+    return f'{shard}: record {position}'
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""
@@ -270,6 +274,9 @@ class Source(Protocol):
 
   def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
     """A pair for the example that takes this index in its epoch."""
+
+  def place(self, index: int) -> str:
+    """Where what an index names is, for people."""
 
   def fingerprint(self) -> str:
     """Digest that tells other records from these."""

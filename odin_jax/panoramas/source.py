@@ -301,10 +301,9 @@ class PanoramaSource:
       )
       masked = _decode_mask(record['mask'])
     except ValueError as error:
-      shard, position = self._records.place(index)
       raise tfrecord.CorruptRecordError(
-        f'{shard}: {self._records.split} panorama {position} of '
-        f'{record["video_id"]}: {error}; make the records again'
+        f'{self.place(index)} of {record["video_id"]}: {error}; make the records '
+        'again'
       ) from error
     return _Frame(
       panorama,
@@ -320,6 +319,11 @@ class PanoramaSource:
         f'{record["width_px"]} px, too few for views of {self._size_px} px; '
         'lower the image size, or raise config.panoramas.min_fov_deg'
       )
+
+  def place(self, index: int) -> str:
+    """Where a panorama is, for people."""
+    shard, position = self._records.place(index)
+    return f'{shard}: {self._records.split} panorama {position}'
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of all panoramas."""

@@ -81,6 +81,11 @@ class Mixture:
     source, own = self._find(index)
     return source.draw(own, rng)
 
+  def place(self, index: int) -> str:
+    """See `odin_jax.batches.Source`."""
+    source, own = self._find(index)
+    return source.place(own)
+
   def order(self, seed: int) -> Any:
     """See `odin_jax.batches.Mixed`."""
     if self._shares is None:

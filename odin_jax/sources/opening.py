@@ -42,6 +42,7 @@ def open_sources(
   paths: Sequence[str],
   config: dict[str, Any],
   *,
+  split: str = 'train',
   depth: bool,
   num_sources: int,
 ) -> Opened:
@@ -50,6 +51,7 @@ def open_sources(
   Args:
     paths: of the folders, or their addresses.
     config: of the training; read, not changed.
+    split: `train` or `test`.
     depth: give the depth of the views.
     num_sources: views given of each scene.
 
@@ -84,6 +86,7 @@ def open_sources(
       raise errors.UserError(f'config.panoramas: {error}') from error
     read['panoramas'] = config['panoramas']
   given = {
+    'split': split,
     'image_size_px': config['image_size_px'],
     'cache': config['cache_records'],
     'depth': depth,
@@ -158,7 +161,7 @@ def _opened(
   sides: dict[str, int] = {}
   for path, is_pairs in zip(paths, are_pairs, strict=True):
     if is_pairs:
-      opened[path] = batches.PairSource(path, 'train', filters=filters, **given)
+      opened[path] = batches.PairSource(path, filters=filters, **given)
       if opened[path].known_depth_px:
         sides[path] = opened[path].known_depth_px
   if len(set(sides.values())) > 1:
@@ -173,13 +176,13 @@ def _opened(
   for path, is_pairs in zip(paths, are_pairs, strict=True):
     if not is_pairs:
       opened[path] = panoramas.PanoramaSource(
-        path, 'train', rules=rules, depth_px=side, **given
+        path, rules=rules, depth_px=side, **given
       )
       side = side or opened[path].depth_px
   for path, is_pairs in zip(paths, are_pairs, strict=True):
     if is_pairs and side and path not in sides:
       opened[path] = batches.PairSource(
-        path, 'train', filters=filters, empty_depth_px=side, **given
+        path, filters=filters, empty_depth_px=side, **given
       )
   return [opened[path] for path in paths]
 

@@ -83,6 +83,10 @@ class Skipping:
         last = error
     raise last
 
+  def place(self, index: int) -> str:
+    """Where the record is that an index names, were it sound."""
+    return self._source.place(index)
+
   def fingerprint(self) -> str:
     """See `odin_jax.batches.Source`."""
     return self._source.fingerprint()

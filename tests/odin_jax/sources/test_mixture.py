@@ -27,6 +27,9 @@ class Numbers:
     number = np.array(self.first + index)
     return posed_pair.PosedPair(number, number, number, number, number)
 
+  def place(self, index):
+    return f'number {self.first + index}'
+
   def fingerprint(self):
     return f'{self.first}'
 
@@ -85,6 +88,9 @@ def test_an_example_follows_from_its_number_and_the_seed():
   assert [int(again[i]) for i in (49, 3, 20)] == [whole[i] for i in (49, 3, 20)]
   other = batches.order(a_mixture((2, 1)), 1)
   assert [int(other[i]) for i in range(50)] != whole
+  mixed = a_mixture((2, 1))
+  for index in whole:
+    assert mixed.place(index) == f'number {mixed[index].source}'
   # Sources of one length are not in step.
   twins = taken(a_mixture((1, 1), (90, 90)), range(100))
   own = collections.defaultdict(list)

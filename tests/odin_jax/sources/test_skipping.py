@@ -77,6 +77,7 @@ def test_the_next_record_comes_for_a_damaged_one(
     index = int(order[number])
     expected = good[4 if index == 3 else index]
     np.testing.assert_array_equal(examples[number].target2source, expected)
+  assert source.place(3) == f'{tmp_path / SHARD}: record 3'
   # Once, though it was read in both epochs.
   assert allowance.figures() == {'corrupt_records': 1}
   (line,) = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
