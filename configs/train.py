@@ -39,6 +39,7 @@ Arguments after the recipe's name change it; '' and 0 mean the recipe's own:
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
@@ -149,6 +150,24 @@ def _common() -> ml_collections.ConfigDict:
     min_coverage=0.5,
     max_masked_share=0.2,
   )
+  # Which records of pairs are trained on, by what they say of themselves; None:
+  # all. Gaps are between the two frames, errors one sigma.
+  config.filters = dict(
+    min_overlap=config_dict.placeholder(float),
+    min_confidence=config_dict.placeholder(float),
+    max_hops=config_dict.placeholder(float),
+    min_gap_s=config_dict.placeholder(float),
+    max_gap_s=config_dict.placeholder(float),
+    max_rotation_error_deg=config_dict.placeholder(float),
+    max_direction_error_deg=config_dict.placeholder(float),
+  )
+  config.mixture = dict(
+    # Of several --records: how often each is taken, in their order, such as
+    # 3,1. Without: as if their records lay in one folder.
+    weights=(),
+  )
+  # Damaged records that each process may skip; one more stops it.
+  config.max_corrupt_records = 0
   # Clipping is ours, and so is that vectors (biases, norms) do not decay;
   # Zero-1-to-3 does neither.
   config.optimizer = dict(

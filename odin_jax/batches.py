@@ -9,9 +9,10 @@ input: a resume is exact, on any number of hosts.
 """
 
 from concurrent import futures
+import contextlib
 import hashlib
 import os
-from typing import Iterator, Protocol, runtime_checkable
+from typing import Any, Iterator, Protocol, runtime_checkable
 
 import cv2
 from jaxtyping import Float32, Int, UInt8
@@ -24,8 +25,10 @@ from odin_jax.shared import (
   image_files,
   more_views,
   posed_pair,
+  record_filters,
   record_folder,
   schema,
+  tfrecord,
 )
 
 
@@ -37,16 +40,7 @@ def _stored_px(record: schema.Record) -> int:
 
 
 # Side of the maps of depth where no record has one.
-_EMPTY_DEPTH_PX = 32
-
-
-def _depth_px(records: record_folder.RecordFolder) -> int:
-  """Side of the first map of depth; a folder without any is read to its end."""
-  for record in records:
-    for name in ('source/depth', 'target/depth'):
-      if name in record:
-        return depth_png.side_px(record[name])
-  return _EMPTY_DEPTH_PX
+EMPTY_DEPTH_PX = 32
 
 
 class PairSource:
@@ -62,10 +56,17 @@ class PairSource:
       is known, where records have none. All maps have the side of the first.
     num_sources: views given of each scene; those beside the pair's source are
       its `more`.
+    filters: records that do not pass are left out.
+    empty_depth_px: side of the maps where no record has any.
+
+  Attributes:
+    known_depth_px: side of the maps; None where nobody asks for them, or no
+      record has any.
 
   Raises:
-    errors.UserError: see `RecordFolder`; an image or a map of depth that cannot
-      be decoded; maps of several sides.
+    errors.UserError: see `RecordFolder`; maps of depth of several sides; its
+      subclass `CorruptRecordError`: an image or a map of depth that cannot be
+      decoded.
   """
 
   def __init__(
@@ -77,11 +78,16 @@ class PairSource:
     cache: bool = False,
     depth: bool = False,
     num_sources: int = 1,
+    filters: record_filters.Filters = record_filters.NONE,
+    empty_depth_px: int = EMPTY_DEPTH_PX,
   ):
-    self._records = record_folder.RecordFolder(path, split)
+    self._records = record_folder.RecordFolder(path, split, filters=filters)
     self._size_px = image_size_px
-    self._stored_px = _stored_px(self._records[0])
-    self._depth_px = _depth_px(self._records) if depth else None
+    self._stored_px = _stored_px(self._records.first())
+    self.known_depth_px = self._depth_px = None
+    if depth:
+      self.known_depth_px = self._records.depth_px()
+      self._depth_px = self.known_depth_px or empty_depth_px
     self._num_more = num_sources - 1
     self._neighbours = (
       more_views.Neighbours(self._records) if self._num_more else None
@@ -114,9 +120,9 @@ class PairSource:
         f'the {self._size_px} px asked for; lower the image size'
       ) from error
     except ValueError as error:
-      raise errors.UserError(
-        f'{self._records.path}: {self._records.split} record {index} of '
-        f'{record["video_id"]}: {error}; make the records again'
+      raise tfrecord.CorruptRecordError(
+        f'{self.place(index)} of {record["video_id"]}: {error}; make the records '
+        'again'
       ) from error
     return posed_pair.PosedPair(
       source=source[0],
@@ -153,6 +159,10 @@ class PairSource:
       depth_px=self._depth_px,
     )
 
+  def has_more(self) -> bool:
+    """Whether any pair has a view beside its source to be given."""
+    return self._neighbours is not None and self._neighbours.are_there()
+
   def _depth(
     self, record: schema.Record, name: str
   ) -> Float32[np.ndarray, 'd d']:
@@ -174,11 +184,18 @@ class PairSource:
       jpeg, self._size_px, stored_px=self._stored_px
     )
 
+  def place(self, index: int) -> str:
+    """Where a record is, for people."""
+    shard, position = self._records.place(index)
+    return f'{shard}: record {position}'
+
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""
     digest = hashlib.sha256(str(len(self)).encode())
     for index in range(min(len(self), 100)):
-      digest.update(self._records[index]['target2source'].tobytes())
+      # Whoever reads a damaged record says so.
+      with contextlib.suppress(tfrecord.CorruptRecordError):
+        digest.update(self._records[index]['target2source'].tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -258,8 +275,19 @@ class Source(Protocol):
   def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
     """A pair for the example that takes this index in its epoch."""
 
+  def place(self, index: int) -> str:
+    """Where what an index names is, for people."""
+
   def fingerprint(self) -> str:
     """Digest that tells other records from these."""
+
+
+@runtime_checkable
+class Mixed(Source, Protocol):
+  """A source that has an order of its own."""
+
+  def order(self, seed: int) -> Any:
+    """The index that each example takes, as a grain.MapDataset without end."""
 
 
 @runtime_checkable
@@ -295,11 +323,22 @@ def examples(
       return pair
     return thinned(pair, int(rng.integers(len(pair.more.is_there) + 1)))
 
+  return order(source, seed).random_map(example)
+
+
+def order(source: Source, seed: int) -> Any:
+  """The index that each example takes, as a grain.MapDataset without end."""
+  if isinstance(source, Mixed):
+    return source.order(seed)
+  return shuffled(len(source), seed)
+
+
+def shuffled(count: int, seed: int) -> Any:
+  """An endless grain.MapDataset of numbers below `count`, each once an epoch."""
   # Here, for a command reads its flags before what is slow to load.
   import grain
 
-  dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  return dataset.random_map(example)
+  return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
 def batches(

@@ -3,6 +3,10 @@
   python -m odin_jax.train --config=configs/train.py:world \
     --records=DIR --workdir=DIR [--config.steps=60] [--init=DIR]
 
+Several `--records` are a mixture: `--records=DIR1 --records=DIR2
+--config.mixture.weights=3,1` takes three examples of the first for one of the
+second.
+
 A workdir that holds checkpoints of the same config is continued from the
 newest one: a run that was killed and started again ends with the same
 parameters, bit for bit, as one that was not. SIGTERM and Ctrl-C save and exit
@@ -42,8 +46,6 @@ import numpy as np
 from odin_jax import batches, hosts, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, lpips, odin
-from odin_jax.panoramas import choice
-from odin_jax.panoramas import source as panoramas
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
   command,
@@ -52,14 +54,18 @@ from odin_jax.shared import (
   files,
   locks,
   progress,
-  record_folder,
-  schema,
+  storage,
   workdirs,
 )
+from odin_jax.sources import opening
 from odin_jax.training import journal, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
-_RECORDS = command.define_records('to train on')
+_RECORDS = command.define_paths_of_many(
+  'records',
+  'Folder of records to train on, or its address (gs://bucket/folder); given '
+  'several times, a mixture, see config.mixture.',
+)
 _WORKDIR = command.define_path(
   'workdir',
   'Folder for checkpoints and metrics; made if absent, continued if it holds '
@@ -144,23 +150,18 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
     raise errors.UserError(f'--config: {error}') from error
 
 
-def _open(config: checkpoint.Config) -> batches.Source:
+def _open(config: checkpoint.Config) -> opening.Opened:
   """The records to train on; the config keeps what is read of them."""
-  rules = config.pop('panoramas', {})
-  given = {
-    'image_size_px': config['image_size_px'],
-    'cache': config['cache_records'],
-    'depth': odin.has_spheres(config),
-    'num_sources': conditioning.num_sources(config),
-  }
-  if record_folder.kind(_RECORDS.value) is schema.PAIRS:
-    return batches.PairSource(_RECORDS.value, 'train', **given)
-  try:
-    drawn = choice.Rules(**rules)
-  except (TypeError, ValueError) as error:
-    raise errors.UserError(f'config.panoramas: {error}') from error
-  config['panoramas'] = rules
-  return panoramas.PanoramaSource(_RECORDS.value, 'train', rules=drawn, **given)
+  opened = opening.open_sources(
+    _RECORDS.value,
+    config,
+    depth=odin.has_spheres(config),
+    num_sources=conditioning.num_sources(config),
+  )
+  for name in opening.FIELDS:
+    del config[name]
+  config.update(opened.read, records=opened.source.fingerprint())
+  return opened
 
 
 def _make_encoders(
@@ -305,8 +306,10 @@ def _finish(
 ) -> None:
   """Writes the figures, and says what comes next."""
   files.write_json(workdir / 'final.json', figures)
+  # What evaluate can read: one folder of this machine.
+  here = [path for path in _RECORDS.value if not storage.is_address(path)]
   given = {
-    'data': _RECORDS.value,
+    'data': here[0] if here else 'DIR',
     'workdir': _WORKDIR.value,
     'output': command.beside(_WORKDIR.value, 'scores'),
     'config.image_size_px': config['image_size_px'],
@@ -330,9 +333,7 @@ def _train(group: hosts.Group) -> None:
   perceptual = _perceptual(config)
 
   # -- Input ------------------------------------------------------------------
-  source = _open(config)
-  made_of = f'{len(source)} {"panoramas" if "panoramas" in config else "pairs"}'
-  config['records'] = source.fingerprint()
+  source, made_of, allowance, _ = _open(config)
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
   workdir = _claim_workdir(group)
@@ -425,7 +426,7 @@ def _train(group: hosts.Group) -> None:
         last = done == config['steps'] or stopped_by
         save = last or done % config['checkpoint_every'] == 0
         if save or done % config['log_every'] == 0:
-          row = _summary(metrics, done, since, config)
+          row = _summary(metrics, done, since, config) | allowance.figures()
           rows.write(done, row)
           bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
           metrics, since = [], time.monotonic()
@@ -457,6 +458,7 @@ def _train(group: hosts.Group) -> None:
     'step': done,
     'restored_step': restored_step,
     'params_sha256': checkpoint.params_sha256(state['params']),
+    **allowance.figures(),
   }
   if group.is_first:
     figures |= stopwatch.figures()

@@ -88,6 +88,11 @@ WINGS = {
   # Records -> model -> samples -> scene.
   'odin_jax.batches': ['odin_jax.shared'],
   'odin_jax.panoramas': ['odin_jax.shared'],
+  'odin_jax.sources': [
+    'odin_jax.shared',
+    'odin_jax.batches',
+    'odin_jax.panoramas',
+  ],
   'odin_jax.geometry': ['odin_jax.shared'],
   'odin_jax.benchmarks': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.diffusion': [],

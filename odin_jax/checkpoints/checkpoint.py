@@ -44,6 +44,8 @@ MAY_DIFFER = (
   'keep_period',
   'mesh',
   'cache_records',
+  # A run that met damaged records may be told to go on.
+  'max_corrupt_records',
   'init',
 )
 # The parts of the state, each an item of its own; Orbax wants trees, so the

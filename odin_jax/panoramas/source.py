@@ -26,6 +26,7 @@ from odin_jax.shared import (
   posed_pair,
   record_folder,
   schema,
+  tfrecord,
 )
 
 # Other panoramas that are tried for one, and how often another one takes its
@@ -87,6 +88,10 @@ class PanoramaSource:
       resolution, a quarter as wide.
     num_sources: views given of each target; those beside the pair's source, of
       further panoramas, are its `more`.
+    depth_px: side of the maps of depth, in place of a quarter.
+
+  Attributes:
+    depth_px: side of the maps of depth; None where nobody asks for them.
 
   Raises:
     errors.UserError: see `RecordFolder`; an index or a picture that cannot be
@@ -103,6 +108,7 @@ class PanoramaSource:
     cache: bool = False,
     depth: bool = False,
     num_sources: int = 1,
+    depth_px: int | None = None,
   ):
     self._num_more = num_sources - 1
     self._records = record_folder.RecordFolder(
@@ -116,24 +122,32 @@ class PanoramaSource:
     # Of the finest view.
     focal = camera.intrinsics(rules.min_fov_deg, image_size_px)[0, 0]
     self._view_px_per_rad = float(focal)
-    self._depth_px = self._map_width_px() // _MAP_PER_VIEW if depth else None
+    self.depth_px = None
+    if depth:
+      self.depth_px = depth_px or self._map_width_px() // _MAP_PER_VIEW
     self._rows = _rows_by_component(self._index)
     self._cache: dict[int, _Frame] | None = {} if cache else None
 
   def _other_index(self) -> errors.UserError:
     return errors.UserError(
-      f'{self._records.path / panorama_index.FILE}: is not of these records; '
+      f'{self._records.path}/{panorama_index.FILE}: is not of these records; '
       'copy or make the folder again'
     )
 
   def _map_width_px(self) -> int:
     height_px = png.check_header(
-      self._records[0]['distance'], bits=16, aspect=panorama_schema.MAP_ASPECT
+      self._records.first()['distance'],
+      bits=16,
+      aspect=panorama_schema.MAP_ASPECT,
     )
     return height_px * panorama_schema.MAP_ASPECT
 
   def __len__(self) -> int:
     return len(self._records)
+
+  def has_more(self) -> bool:
+    """Whether any component has a panorama beside those of a pair."""
+    return any(len(rows) > 2 for rows in self._rows.values())
 
   def __getitem__(self, index: int) -> posed_pair.PosedPair:
     """A pair whose source is this panorama, the same each time."""
@@ -186,7 +200,7 @@ class PanoramaSource:
       depths=[self._depth(frame.around, view) for frame, view in views],
       count=self._num_more,
       image_px=self._size_px,
-      depth_px=self._depth_px,
+      depth_px=self.depth_px,
     )
 
   def _choose(self, index: int, rng: np.random.Generator) -> _Chosen:
@@ -259,9 +273,9 @@ class PanoramaSource:
   def _depth(
     self, around: choice.Surroundings, view: cutting.View
   ) -> Float32[np.ndarray, 'd d'] | None:
-    if self._depth_px is None:
+    if self.depth_px is None:
       return None
-    rays = view.rays(self._depth_px)
+    rays = view.rays(self.depth_px)
     distance = interpolated(around.distance, rays)
     # Rays are 1 long along the optical axis.
     return distance / np.linalg.norm(rays, axis=-1)
@@ -287,9 +301,9 @@ class PanoramaSource:
       )
       masked = _decode_mask(record['mask'])
     except ValueError as error:
-      raise errors.UserError(
-        f'{self._records.path}: {self._records.split} panorama {index} of '
-        f'{record["video_id"]}: {error}; make the records again'
+      raise tfrecord.CorruptRecordError(
+        f'{self.place(index)} of {record["video_id"]}: {error}; make the records '
+        'again'
       ) from error
     return _Frame(
       panorama,
@@ -305,6 +319,11 @@ class PanoramaSource:
         f'{record["width_px"]} px, too few for views of {self._size_px} px; '
         'lower the image size, or raise config.panoramas.min_fov_deg'
       )
+
+  def place(self, index: int) -> str:
+    """Where a panorama is, for people."""
+    shard, position = self._records.place(index)
+    return f'{shard}: {self._records.split} panorama {position}'
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of all panoramas."""

@@ -469,6 +469,20 @@ def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
   )
 
 
+def define_paths_of_many(name: str, help: str) -> flags.FlagHolder[list[str]]:
+  """Defines a flag that may be given several times: paths or addresses.
+
+  Paths may hold any letter, commas too.
+  """
+  return flags.DEFINE_multi(
+    _PathParser(files.path_or_address),
+    flags.ArgumentSerializer(),
+    name,
+    None,
+    help,
+  )
+
+
 def define_output(
   what: str = 'Folder to write', *, may_be_address: bool = False
 ) -> flags.FlagHolder[str]:

@@ -53,24 +53,34 @@ class Neighbours:
   """Finds, for a record, views that show what its target shows.
 
   Args:
-    records: all of them are read once.
+    records: their index is made, should there be none.
   """
 
   def __init__(self, records: record_folder.RecordFolder):
     rows = collections.defaultdict(list)
-    self._component: list[tuple[str, int]] = []
-    for index, record in enumerate(records):
-      component = record['video_id'], int(record['scene_id'])
+    self._component: list[tuple[int, int]] = []
+    for index, row in enumerate(records.index().rows):
+      component = int(row['video_id']), int(row['scene_id'])
       self._component.append(component)
-      rows[component].extend(
-        (Place(index, side), *_pose(record, side)) for side in SIDES
-      )
+      if row['is_read']:
+        rows[component].extend(
+          (Place(index, side), *_pose(row, side)) for side in SIDES
+        )
     self._views = {
       component: _Views(
         [row[0] for row in of_one], *map(np.array, list(zip(*of_one))[1:])
       )
       for component, of_one in rows.items()
     }
+
+  def are_there(self) -> bool:
+    """Whether any record has a view beside its source."""
+    return any(
+      self.find(place.record, 1)[0]
+      for views in self._views.values()
+      if len(np.unique(views.time_s)) > len(SIDES)
+      for place in views.places[:: len(SIDES)]
+    )
 
   def find(
     self, index: int, count: int
@@ -119,9 +129,9 @@ class Neighbours:
 
 
 def _pose(
-  record: dict[str, Any], side: str
+  record: Any, side: str
 ) -> tuple[Float[np.ndarray, '3 4'], float, float]:
-  """`view2scene`, field of view and time of one view of a record."""
+  """`view2scene`, field of view and time of one view of a row of the index."""
   rotation = camera.view2frame_rotation(
     float(record[f'{side}/yaw_deg']), float(record[f'{side}/pitch_deg'])
   )

@@ -12,6 +12,7 @@ Who looks for the frames around one would have to read all pictures for it.
 Records hold the same values, and who reads one checks that they do.
 """
 
+import io
 import os
 import pathlib
 from typing import Iterable, Mapping, NamedTuple
@@ -20,7 +21,7 @@ import zipfile
 from jaxtyping import Float32, Int32, Shaped
 import numpy as np
 
-from odin_jax.shared import errors, files, schema
+from odin_jax.shared import errors, files, schema, storage
 
 FILE = 'index.npz'
 
@@ -85,11 +86,15 @@ def read(folder: str | os.PathLike[str], split: str) -> Index:
   Raises:
     errors.UserError: there is no index, or it is damaged.
   """
-  path = files.require_file(
-    pathlib.Path(folder) / FILE, 'the index of a folder of panoramas'
-  )
+  where = storage.Folder(folder, 'a folder of panoramas')
+  path = where.place(FILE)
+  content = where.read(FILE)
+  if content is None:
+    raise errors.UserError(
+      f'{path}: no such file; the index of a folder of panoramas is needed here'
+    )
   try:
-    with np.load(path) as columns:
+    with np.load(io.BytesIO(content)) as columns:
       index = Index(
         columns['video_ids'],
         *(columns[f'{split}/{name}'] for name in Index._fields[1:]),

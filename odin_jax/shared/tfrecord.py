@@ -9,14 +9,16 @@ Our own, since TensorFlow would be needed for nothing else, and its reader gives
 records in their order alone; here each is read by its position.
 """
 
+import array
 import os
-import pathlib
 import struct
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import google_crc32c
+from jaxtyping import UInt64
+import numpy as np
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, storage
 
 _HEADER = struct.Struct('<QI')
 _FOOTER = struct.Struct('<I')
@@ -24,7 +26,7 @@ _MASK_DELTA = 0xA282EAD8
 
 
 class CorruptRecordError(errors.UserError):
-  """A TFRecord file with a broken frame; the message names file and offset."""
+  """A record that is damaged, or a file of them; the message names its place."""
 
 
 def masked_crc(data: bytes) -> int:
@@ -65,28 +67,43 @@ def write_file(path: os.PathLike[str] | str, records: Iterable[bytes]) -> int:
 class RecordFile:
   """Random access to the records of one TFRecord file.
 
-  The constructor walks the frame headers and checks their checksums;
-  `file[i]` reads one record and checks its data. Safe to use from threads
-  and, after pickling, from other processes.
+  The constructor walks the frame headers and checks their checksums, unless it
+  is told of them; `file[i]` reads one record and checks its data. Safe to use
+  from threads and, after pickling, from other processes.
+
+  Args:
+    file: path of the file, or the file.
+    frames: start and length of the data of every record, where they are known.
+
+  Attributes:
+    path: of the file, or its address.
+    frames: see above.
 
   Raises:
     CorruptRecordError: a broken or truncated frame, or an empty file.
   """
 
-  def __init__(self, path: os.PathLike[str] | str):
-    self.path = pathlib.Path(path)
-    self._fd: int | None = None
-    self._offsets = self._index()
+  def __init__(
+    self,
+    file: os.PathLike[str] | str | storage.File,
+    frames: UInt64[np.ndarray, 'n 2'] | None = None,
+  ):
+    if not isinstance(file, storage.File):
+      file = storage.LocalFile(file)
+    self.file = file
+    self.path = file.path
+    self.frames = self._walk() if frames is None else frames
 
-  def _index(self) -> list[tuple[int, int]]:
-    size = self.path.stat().st_size
+  def _walk(self) -> UInt64[np.ndarray, 'n 2']:
+    size = self.file.size()
     if size == 0:
       raise CorruptRecordError(
         f'{self.path}: zero bytes, no records in it; make the records again'
       )
-    offsets = []
+    # Eight bytes a number, for there may be many millions.
+    frames = array.array('Q')
     position = 0
-    with open(self.path, 'rb') as file:
+    with self.file.in_order() as file:
       while position < size:
         file.seek(position)
         header = file.read(_HEADER.size)
@@ -98,9 +115,10 @@ class RecordFile:
         end = position + _HEADER.size + length + _FOOTER.size
         if end > size:
           raise self._corrupt(position, 'truncated data')
-        offsets.append((position + _HEADER.size, length))
+        frames.append(position + _HEADER.size)
+        frames.append(length)
         position = end
-    return offsets
+    return np.frombuffer(frames, np.uint64).reshape(-1, 2)
 
   def _corrupt(self, position: int, reason: str) -> CorruptRecordError:
     return CorruptRecordError(
@@ -109,27 +127,32 @@ class RecordFile:
     )
 
   def __len__(self) -> int:
-    return len(self._offsets)
+    return len(self.frames)
 
   def __getitem__(self, index: int) -> bytes:
-    offset, length = self._offsets[index]
-    if self._fd is None:
-      self._fd = os.open(self.path, os.O_RDONLY)
-    data = os.pread(self._fd, length + _FOOTER.size, offset)
-    if len(data) < length + _FOOTER.size:
-      raise self._corrupt(offset, 'truncated data')
-    (crc,) = _FOOTER.unpack_from(data, length)
-    if crc != masked_crc(data[:length]):
-      raise self._corrupt(offset, 'data checksum differs')
-    return data[:length]
+    offset, length = self.frames[index].tolist()
+    data = self.file.read(offset, length + _FOOTER.size)
+    return self._checked(index, data)
 
-  def __getstate__(self) -> dict[str, Any]:
-    return {**self.__dict__, '_fd': None}
+  def _checked(self, index: int, framed: bytes) -> bytes:
+    """The data of a frame, given from there to its end."""
+    offset, length = self.frames[index].tolist()
+    if len(framed) < length + _FOOTER.size:
+      raise self._corrupt(offset, f'record {index}: truncated data')
+    data = framed[:length]
+    if _FOOTER.unpack_from(framed, length)[0] != masked_crc(data):
+      raise self._corrupt(offset, f'record {index}: data checksum differs')
+    return data
 
-  def __del__(self, close=os.close) -> None:
-    # Bound early: at interpreter shutdown the module's names are gone.
-    if getattr(self, '_fd', None) is not None:
-      close(self._fd)
+  def in_order(self) -> Iterator[bytes | None]:
+    """All records, read ahead; None in place of a damaged one."""
+    with self.file.in_order() as file:
+      for index, (offset, length) in enumerate(self.frames.tolist()):
+        file.seek(offset)
+        try:
+          yield self._checked(index, file.read(length + _FOOTER.size))
+        except CorruptRecordError:
+          yield None
 
 
 def _new_example() -> Any:

@@ -29,6 +29,7 @@ RANGES = {
   'log_every': (1, math.inf),
   'max_to_keep': (1, math.inf),
   'keep_period': (0, math.inf),
+  'max_corrupt_records': (0, math.inf),
   'diffusion.num_timesteps': (1, math.inf),
   'diffusion.timestep_power': (1e-3, math.inf),
   'diffusion.terminal_share': (0, 1),

@@ -9,13 +9,10 @@ import posixpath
 import tempfile
 from typing import Iterator, Protocol, runtime_checkable
 
-import fsspec
-
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, storage
 
 _TOOL = 'preprocessing.download'
 _STAGING_TOOL = f'{_TOOL} --staging'
-_DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs'}
 
 
 @runtime_checkable
@@ -103,17 +100,7 @@ class Remote:
 
   def __init__(self, url: str):
     self.url = url
-    try:
-      self._files, self._root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-      driver = _DRIVERS.get(url.partition('://')[0], 'the driver it names')
-      raise errors.UserError(
-        f'{url}: {error}; pip install {driver}=={fsspec.__version__}'
-      ) from error
-    except ValueError as error:
-      raise errors.UserError(
-        f'{url}: {error}; give a folder, gs://... or s3://...'
-      ) from error
+    self._files, self._root = storage.file_system(url)
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     self.staging = pathlib.Path(
       tempfile.gettempdir(), f'odin-download-{digest}'

@@ -7,7 +7,7 @@ uses the pose can be right and one that does not cannot.
 import cv2
 import numpy as np
 
-from odin_jax.shared import camera, schema, tfrecord
+from odin_jax.shared import camera, depth_png, schema, tfrecord
 
 
 def colour_of_pose(target2source):
@@ -68,3 +68,30 @@ def write_records(folder, split, counts, size_px=48, seed=0):
     folder / schema.shard_name(split, 0, 1), map(schema.encode, records)
   )
   return records
+
+
+def write_changed(folder, count, *, seed=0, depth_px=None, **changes):
+  """One shard of one video with other values; returns the folder's path.
+
+  Args:
+    folder: is made.
+    count: of the records.
+    seed: of what is drawn.
+    depth_px: side of maps of depth, 2 everywhere; None: without.
+    **changes: values, or functions of the record's number.
+  """
+  generator = np.random.default_rng(seed)
+  records = []
+  for number in range(count):
+    record = make_record(generator, 'a', 'train', 32)
+    for name, value in changes.items():
+      record[name] = value(number) if callable(value) else value
+    if depth_px:
+      depth = depth_png.encode(np.full((depth_px, depth_px), 2.0))
+      record |= {'source/depth': depth, 'target/depth': depth}
+    records.append(record)
+  folder.mkdir()
+  tfrecord.write_file(
+    folder / schema.shard_name('train', 0, 1), map(schema.encode, records)
+  )
+  return str(folder)

@@ -108,24 +108,38 @@ def wait_for_step(process, workdir, step):
   wait_for_file(process, workdir / 'metrics.jsonl', f'"step": {step},')
 
 
-def test_pairs_are_cut_of_panoramas_as_it_trains(command, tmp_path):
+def test_pairs_are_mixed_with_what_is_cut_of_panoramas(
+  command, records, tmp_path
+):
   world = true_panoramas.build_world()
-  folder = true_panoramas.write(tmp_path / 'records', world)
-  process = command(tmp_path / 'run', '--config.steps=3', data=folder)
+  folder = true_panoramas.write(tmp_path / 'a,b', world)
+  workdir, given = (
+    tmp_path / 'run',
+    [
+      '--config.steps=3',
+      '--config.max_corrupt_records=1',
+      f'--records=file://{folder}',
+    ],
+  )
+  process = command(workdir, *given, '--config.mixture.weights=1,3')
   stdout, stderr = process.communicate(timeout=300)
   assert process.returncode == 0, stderr[-2000:]
-  assert ' parameters, 5 panoramas, mesh ' in stderr
-  assert ' parameters, 5 panoramas' in stdout
+  assert ' parameters, 40 pairs and 5 panoramas, mesh ' in stderr
+  assert ' parameters, 40 pairs and 5 panoramas' in stdout
+  assert f'--data={records} ' in stdout
+  assert final(workdir)['corrupt_records'] == 0
+  assert read_rows(workdir)[-1]['corrupt_records'] == 0
   # Of what nothing is said these pairs are not.
   status, stderr = finish(
     command(
-      tmp_path / 'run',
-      '--config.steps=3',
+      workdir,
+      *given,
       '--config.panoramas.single_share=0.5',
-      data=folder,
+      '--config.mixture.weights=1,2',
     )
   )
   assert status == 2 and 'panoramas.single_share: 0.1 -> 0.5' in stderr
+  assert 'mixture.weights: [1, 3] -> [1, 2]' in stderr
 
 
 def test_a_run_tells_its_devices_what_it_made_and_nothing_else(
@@ -338,10 +352,13 @@ def test_finished_run_is_left_as_it_is(command, finished):
 
 
 def test_other_config_is_refused_with_a_diff(command, finished):
-  status, stderr = finish(command(finished, '--config.seed=5'))
+  status, stderr = finish(
+    command(finished, '--config.seed=5', '--config.filters.max_hops=2')
+  )
   assert status == 2
   (line,) = [line for line in stderr.splitlines() if 'error:' in line]
   assert 'seed: 0 -> 5' in line and str(finished) in line
+  assert 'filters.max_hops: None -> 2.0' in line
 
 
 def test_folder_of_another_tool_is_refused(command, tmp_path):

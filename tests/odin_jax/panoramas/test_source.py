@@ -10,6 +10,7 @@ import pytest
 from configs import train
 from odin_jax import batches
 from odin_jax.benchmarks import records as benchmark
+from odin_jax.checkpoints import checkpoint
 from odin_jax.panoramas import choice, cutting
 from odin_jax.panoramas import source as panoramas
 from odin_jax.shared import (
@@ -17,14 +18,17 @@ from odin_jax.shared import (
   errors,
   panorama_index,
   panorama_schema,
+  posed_pair,
   psnr,
   record_folder,
   schema,
   tfrecord,
 )
+from odin_jax.sources import opening
 from preprocessing.procedural import rendering
 from preprocessing.writing import dropping, merging, parts
 from tests.helpers import true_panoramas
+from tests.helpers.posed_records import write_changed
 
 SIZE = 64
 RULES = train.get_config().panoramas.to_dict()
@@ -290,6 +294,33 @@ def test_records_of_other_kinds_are_refused(folder, tmp_path):
   shutil.copy(pairs / schema.shard_name('train', 0, 1), both)
   with pytest.raises(errors.UserError, match='both pairs of views and panor'):
     record_folder.kind(both)
+
+
+def test_panoramas_are_mixed_with_pairs(folder, tmp_path):
+  pairs = write_changed(tmp_path / 'pairs', 4, depth_px=8)
+
+  def opened(*paths, **changes):
+    config = train.get_config()
+    config.update_from_flattened_dict({'image_size_px': 16, **changes})
+    config = checkpoint.plain(config.to_dict())
+    return opening.open_sources(paths, config, depth=True, num_sources=2)
+
+  # Behind an address, too.
+  alone = opened(f'file://{folder}')
+  assert alone.made_of == '5 panoramas' and alone.read.keys() == {'panoramas'}
+  mixed = opened(str(folder), pairs, **{'mixture.weights': (1, 2)})
+  assert mixed.made_of == '4 pairs and 5 panoramas'
+  assert mixed.read.keys() == {'mixture', 'panoramas'}
+  examples = batches.examples(mixed.source, seed=0, mirror=True, swap=True)
+  # Stacked, so of one shape: views are cut with depth of the records' side.
+  batch = posed_pair.stack([examples[number] for number in range(6)])
+  assert batch.source.shape == (6, 16, 16, 3)
+  assert batch.target_depth.shape == (6, 8, 8)
+  assert (batch.target_depth == 2).all((1, 2)).sum() == 4
+  again = batches.examples(mixed.source, seed=0, mirror=True, swap=True)
+  assert_same(again[4][:7], examples[4][:7])
+  with pytest.raises(errors.UserError, match='holds panoramas, and config.fil'):
+    opened(str(folder), pairs, **{'filters.min_overlap': 0.5})
 
 
 def rewritten(folder, path, **changes):

@@ -1,0 +1,1 @@
+"""What a training reads: folders of records, mixed, and what is left out."""
