@@ -64,7 +64,9 @@ _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
 _WORKDIR = command.define_model()
-_CHECKPOINT_STEP = command.define_checkpoint_step()
+_CHECKPOINT_STEP = command.define_checkpoint_step(
+  otherwise='the length of a step along the path is --step_length'
+)
 _IMAGE = command.define_path(
   'image', 'The image to start from; its square middle is used.'
 )
@@ -83,10 +85,11 @@ _OUTPUT = command.define_output(
 _NUM_FRAMES = flags.DEFINE_integer(
   'num_frames', 16, 'Views in all, the input image included.', lower_bound=2
 )
-_STEP = flags.DEFINE_float(
-  'step',
+_STEP_LENGTH = flags.DEFINE_float(
+  'step_length',
   0.05,
-  'Length of one step in scene units (1 is the median depth of the scene).',
+  'Length of a step along the path in scene units (1 is the median depth of '
+  'the scene).',
   lower_bound=1e-6,
 )
 _FOV_DEG = flags.DEFINE_float(
@@ -331,7 +334,7 @@ def main() -> None:
   # Readers take poses.json for a finished run; it is written last but one.
   (output / 'poses.json').unlink(missing_ok=True)
   camera2scene = trajectory.camera_path(
-    _TRAJECTORY.value, _NUM_FRAMES.value, _STEP.value
+    _TRAJECTORY.value, _NUM_FRAMES.value, _STEP_LENGTH.value
   )
   if _CONDITION_ON.value == 'all' and predictor.num_sources == 1:
     raise errors.UserError(
@@ -368,7 +371,7 @@ def main() -> None:
       'workdir': str(_WORKDIR.value),
       'trajectory': _TRAJECTORY.value,
       'num_frames': len(frames),
-      'step': _STEP.value,
+      'step_length': _STEP_LENGTH.value,
       'seed': _SEED.value,
       'noise': _NOISE.value,
       'condition_on': _CONDITION_ON.value,

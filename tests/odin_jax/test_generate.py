@@ -97,8 +97,8 @@ KINDS = ('input', 'previous', 'random')
 def outputs(photo):
   folder = photo.parent / 'outputs'
   folder.mkdir()
-  forward = ['--trajectory=forward', '--num_frames=7', '--step=0.1']
-  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step=0.3']
+  forward = ['--trajectory=forward', '--num_frames=7', '--step_length=0.1']
+  orbit = ['--trajectory=orbit_right', '--num_frames=4', '--step_length=0.3']
   generate(
     *(
       arguments(photo, folder / kind, *forward, f'--condition_on={kind}')
@@ -236,6 +236,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       arguments(photo, out, '--trajectory=sideways'),
       arguments(photo, out, '--num_frames=1'),
       arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
+      arguments(photo, out, '--step=0.1'),
     ],
     FAKE_MODEL,
   )
@@ -249,6 +250,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       ['sideways'],
       ['num_frames'],
       ['absent'],
+      ['--step=0.1', 'is no whole number', '--step_length'],
     ],
   )
   # A folder without a checkpoint, and the real loader.

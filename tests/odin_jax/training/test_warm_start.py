@@ -276,7 +276,7 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         '--config=configs/train.py:world,runlocal=True',
         f'--records={tmp_path / "records"}',
         f'--workdir={tmp_path / "other"}',
-        '--checkpoint_step=3',
+        '--step=3',
       ],
     ],
   )
@@ -290,7 +290,7 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
       ['eps', 'SNR'],
       ["'sweep_distances'"],
       ['--init=pretrained', './pretrained'],
-      ['--checkpoint_step', '--init, which is not given'],
+      ['--step: ', '--init, which is not given'],
     ],
   )
 
