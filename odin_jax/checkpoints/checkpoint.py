@@ -1,8 +1,10 @@
 """Checkpoints: the state, the encoders and the config that made them.
 
 Orbax writes asynchronously and renames when all is on disk, so a kill leaves
-the previous checkpoint whole. The parts of a checkpoint can be restored one by
-one and onto any mesh.
+the previous checkpoint whole. Checksums are computed meanwhile, too, and the
+encoders, which no step changes, are one file of the workdir (`encoder_files`);
+checkpoints of earlier versions have them inside. The parts of a checkpoint can
+be restored one by one and onto any mesh.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checksums, pretrained
+from odin_jax.checkpoints import checksums, encoder_files, pretrained
 from odin_jax.models import conditioning, encoders, multisphere
 from odin_jax.shared import errors, files, workdirs
 
@@ -42,6 +44,7 @@ MAY_DIFFER = (
   'log_every',
   'max_to_keep',
   'keep_period',
+  'save_when_busy',
   'mesh',
   'cache_records',
   'init',
@@ -170,6 +173,8 @@ def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
   """
   try:
     yield
+  except errors.UserError:
+    raise
   except Exception as error:
     raise errors.UserError(f'{what} ({_reason(error)}); {otherwise}') from error
 
@@ -210,10 +215,16 @@ class Checkpoints:
     # Here, for a command reads its flags before what is slow to load.
     import orbax.checkpoint as ocp
 
+    from odin_jax.checkpoints import late_json
+
     _pass_over_what_is_abandoned()
     policies = ocp.checkpoint_managers
     self._args = ocp.args
-    self._folder = (workdir / FOLDER).absolute()
+    self._late_json = late_json
+    self._workdir = workdir.absolute()
+    self._folder = self._workdir / FOLDER
+    # Of the encoders, which all steps share.
+    self._encoders_sha256: str | None = None
     self._checksums: dict[int, dict[str, str] | None] = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -246,9 +257,12 @@ class Checkpoints:
   ) -> None:
     """Starts to save a step; one that is saved already is left alone.
 
+    The arrays may be donated as soon as this returns. Waits for the end of a
+    save that is under way.
+
     Raises:
-      NotFiniteError: not all numbers of the state are finite.
-      errors.UserError: this one, or the one before, cannot be written.
+      errors.UserError: the one before cannot be written, or not all of its
+        numbers are finite; of this one the next call, or `close`, tells.
     """
     if self.latest() == step:
       return
@@ -256,24 +270,39 @@ class Checkpoints:
       item: {name: state[name] for name in names}
       for item, names in _ITEMS.items()
     }
-    trees[ENCODERS] = frozen
-    sums, is_finite = checksums.inspect(trees)
-    if not is_finite:
-      raise NotFiniteError(f'step {step}')
+    inspect = checksums.later(trees)
+
+    def seal() -> dict[str, str]:
+      sums, is_finite = inspect()
+      if not is_finite:
+        raise NotFiniteError(f'step {step}: its numbers are not all finite')
+      return checksums.sealed(
+        config, {**sums, ENCODERS: self._keep_encoders(frozen)}
+      )
+
     items = {
       item: self._args.StandardSave(tree) for item, tree in trees.items()
     }
-    kept = checksums.sealed(config, sums)
     with self._writing():
       self._manager.save(
         step,
         args=self._args.Composite(
           **items,
           config=self._args.JsonSave(config),
-          **{CHECKSUMS: self._args.JsonSave(kept)},
+          **{CHECKSUMS: self._late_json.LateJsonSave(seal)},
         ),
         force=True,
       )
+
+  def _keep_encoders(self, frozen: encoders.Encoders) -> str:
+    """Their digest, once they are on disk; of one process, which writes."""
+    if self._encoders_sha256 is None and not jax.process_index():
+      self._encoders_sha256 = encoder_files.write(self._workdir, frozen)
+    return self._encoders_sha256 or ''
+
+  def is_busy(self) -> bool:
+    """Whether a save is under way."""
+    return self._manager.is_saving_in_progress()
 
   def config(self, step: int) -> Config:
     """The config of a step.
@@ -339,7 +368,18 @@ class Checkpoints:
   def restore_encoders(
     self, step: int, config: Config, where: jax.sharding.NamedSharding
   ) -> encoders.Encoders:
-    """The encoders of a step, all of them in one sharding."""
+    """The encoders of a step, all of them in one sharding.
+
+    Raises:
+      errors.UserError: they are not there, or damaged.
+    """
+    sha256 = (self._kept_checksums(step) or {}).get(ENCODERS)
+    if sha256 is not None:
+      frozen = encoder_files.read(
+        self._workdir, sha256, encoders.abstract(config), where
+      )
+      self._encoders_sha256 = sha256
+      return frozen
     frozen = self._restore(
       step,
       **{
@@ -386,7 +426,7 @@ class Checkpoints:
     if step not in self._checksums:
       kept = None
       if (self._folder / str(step) / CHECKSUMS).is_dir():
-        items = {CHECKSUMS: self._args.JsonRestore()}
+        items = {CHECKSUMS: self._late_json.LateJsonRestore()}
         kept = self._restore(step, **items)[CHECKSUMS]
       else:
         _warn_of_no_checksums(self._folder / str(step))
@@ -413,11 +453,20 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.close()
 
-  def _writing(self) -> contextlib.AbstractContextManager[None]:
-    return _as_user_error(
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    with _as_user_error(
       f'{self._folder}: a checkpoint cannot be written',
       'the one before is whole; make room, and the same command goes on from it',
-    )
+    ):
+      try:
+        yield
+      except NotFiniteError as error:
+        raise errors.UserError(
+          f'{self._folder}: {error}, so that it is not saved; the one before is '
+          'whole; lower config.optimizer.learning_rate and start in a new '
+          '--workdir'
+        ) from error
 
 
 def open_step(
