@@ -11,7 +11,7 @@ input: a resume is exact, on any number of hosts.
 from concurrent import futures
 import hashlib
 import os
-from typing import Iterator, Protocol, runtime_checkable
+from typing import Any, Iterable, Iterator, Protocol, runtime_checkable
 
 import cv2
 from jaxtyping import Float32, Int, UInt8
@@ -174,6 +174,11 @@ class PairSource:
       jpeg, self._size_px, stored_px=self._stored_px
     )
 
+  def place(self, index: int) -> str:
+    """Where a record is, for people."""
+    path, position = self._records.place(index)
+    return f'{self._records[index]["video_id"]} ({path.name}:{position})'
+
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""
     digest = hashlib.sha256(str(len(self)).encode())
@@ -258,6 +263,9 @@ class Source(Protocol):
   def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
     """A pair for the example that takes this index in its epoch."""
 
+  def place(self, index: int) -> str:
+    """Where what an index names is, for people."""
+
   def fingerprint(self) -> str:
     """Digest that tells other records from these."""
 
@@ -300,6 +308,48 @@ def examples(
 
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
   return dataset.random_map(example)
+
+
+class _Drawn:
+  """A source that keeps which indices were asked for."""
+
+  def __init__(self, source: Source):
+    self._source = source
+    self.indices: list[int] = []
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> posed_pair.PosedPair:
+    return self._source[index]
+
+  def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
+    """See `Source`."""
+    self.indices.append(index)
+    return self._source.draw(index, rng)
+
+  def place(self, index: int) -> str:
+    """See `Source`."""
+    return self._source.place(index)
+
+  def fingerprint(self) -> str:
+    """See `Source`."""
+    return self._source.fingerprint()
+
+
+def places(source: Source, numbers: Iterable[int], **drawn: Any) -> list[str]:
+  """The records that examples are made of, see `Source.place`.
+
+  Args:
+    source: see `examples`.
+    numbers: of the examples.
+    **drawn: how they are drawn, as `examples` takes it.
+  """
+  recorder = _Drawn(source)
+  dataset = examples(recorder, **drawn)
+  for number in numbers:
+    dataset[number]
+  return [source.place(index) for index in recorder.indices]
 
 
 def batches(

@@ -10,13 +10,14 @@ be restored one by one and onto any mesh.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging as python_logging
 import os
 import pathlib
 import re
 import sys
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 from absl import logging
 import jax
@@ -32,9 +33,11 @@ Config = dict[str, Any]
 FOLDER = 'checkpoints'
 ENCODERS = 'encoders'
 CHECKSUMS = 'checksums'
+# Where a run keeps checkpoints that it did not go on from.
+DAMAGED = 'damaged'
 _OTHERWISE = (
-  'delete this folder, so that an earlier checkpoint is used, or make a new '
-  '--workdir'
+  'odin_jax.train --allow_fallback sets it aside and goes on from the one '
+  'before, other commands read an earlier one by --step'
 )
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
@@ -45,6 +48,8 @@ MAY_DIFFER = (
   'max_to_keep',
   'keep_period',
   'save_when_busy',
+  'max_loss_spike',
+  'sample_every',
   'mesh',
   'cache_records',
   'init',
@@ -109,6 +114,22 @@ def params_sha256(params: Any) -> str:
   return digest.hexdigest()
 
 
+class DamagedError(errors.UserError):
+  """A checkpoint that is not as it was saved; an earlier one may be.
+
+  Args:
+    what: is wrong with it.
+    otherwise: what to do then.
+
+  Attributes:
+    what: the same.
+  """
+
+  def __init__(self, what: str, otherwise: str):
+    super().__init__(f'{what}; {otherwise}')
+    self.what = what
+
+
 class NotFiniteError(ValueError):
   """A state with a NaN or an infinity, which is not saved."""
 
@@ -161,12 +182,19 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
+def _as_user_error(
+  what: str,
+  otherwise: str,
+  kind: Callable[[str, str], errors.UserError] = (
+    lambda what, otherwise: errors.UserError(f'{what}; {otherwise}')
+  ),
+) -> Iterator[None]:
   """Turns a failure of Orbax, which has no errors of its own, into one line.
 
   Args:
     what: that was done, 'PATH: cannot be read' for example.
     otherwise: what to do then.
+    kind: makes the error of the two.
 
   Raises:
     errors.UserError: it failed.
@@ -176,7 +204,7 @@ def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
   except errors.UserError:
     raise
   except Exception as error:
-    raise errors.UserError(f'{what} ({_reason(error)}); {otherwise}') from error
+    raise kind(f'{what} ({_reason(error)})', otherwise) from error
 
 
 @functools.cache
@@ -393,24 +421,25 @@ class Checkpoints:
     """Items of a checkpoint.
 
     Raises:
-      errors.UserError: they can't be read.
+      DamagedError: they can't be read.
     """
     where = self._folder / str(step)
     with _as_user_error(
-      f'{where}: {", ".join(items)}: cannot be read', _OTHERWISE
+      f'{where}: {", ".join(items)}: cannot be read', _OTHERWISE, DamagedError
     ):
       return self._manager.restore(step, args=self._args.Composite(**items))
 
   def _require_same(
     self, step: int, sums: Mapping[str, str], config: Config | None = None
   ) -> None:
-    """Raises errors.UserError unless all is as it was saved."""
+    """Raises DamagedError unless all is as it was saved."""
     kept = self._kept_checksums(step)
     names = kept and checksums.damaged(kept, sums, config)
     if names:
-      raise errors.UserError(
+      raise DamagedError(
         f'{self._folder / str(step)}: {names[0]} is not as it was saved (and '
-        f'{len(names) - 1} more): the disk or a copy damaged it; {_OTHERWISE}'
+        f'{len(names) - 1} more): the disk or a copy damaged it',
+        _OTHERWISE,
       )
 
   def seal(self, step: int) -> dict[str, str]:
@@ -428,20 +457,40 @@ class Checkpoints:
       if (self._folder / str(step) / CHECKSUMS).is_dir():
         items = {CHECKSUMS: self._late_json.LateJsonRestore()}
         kept = self._restore(step, **items)[CHECKSUMS]
+        if not checksums.is_whole(kept):
+          raise DamagedError(
+            f'{self._folder / str(step)}: its checksums are not as they were '
+            f'saved: the disk or a copy damaged them',
+            _OTHERWISE,
+          )
       else:
         _warn_of_no_checksums(self._folder / str(step))
       self._checksums[step] = kept
     return self._checksums[step]
 
   def _require_sound(self, step: int, trees: Mapping[str, Any]) -> None:
-    """Raises errors.UserError unless arrays are as saved, and finite."""
+    """Raises DamagedError unless arrays are as saved, and finite."""
     sums, is_finite = checksums.inspect(trees)
     self._require_same(step, sums)
     if not is_finite:
-      raise errors.UserError(
+      raise DamagedError(
         f'{self._folder / str(step)}: its parameters are not all finite (NaN '
-        f'or infinity): a training that diverged; {_OTHERWISE}'
+        'or infinity): a training that diverged',
+        _OTHERWISE,
       )
+
+  def set_aside(self, step: int) -> pathlib.Path:
+    """Moves a checkpoint to where none is looked for; returns its new place."""
+    for number in itertools.count():
+      name = f'{step}.{number}' if number else str(step)
+      aside = self._workdir / DAMAGED / name
+      if not aside.exists():
+        break
+    aside.parent.mkdir(exist_ok=True)
+    (self._folder / str(step)).rename(aside)
+    self._checksums.pop(step, None)
+    self._manager.reload()
+    return aside
 
   def close(self) -> None:
     """Waits until everything is on disk.

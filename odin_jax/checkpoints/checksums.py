@@ -20,6 +20,8 @@ import numpy as np
 from odin_jax import sharding
 
 CONFIG = 'config'
+# The digest of all others.
+ITSELF = 'itself'
 Sums = tuple[dict[str, str], bool]
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 _SEEDS = (0x9E3779B9, 0x85EBCA6B)
@@ -113,7 +115,14 @@ def sealed(
   config: Mapping[str, Any], sums: Mapping[str, str]
 ) -> dict[str, str]:
   """What is kept beside the arrays: their checksums and the config's digest."""
-  return {CONFIG: config_sha256(config), **sums}
+  kept = {CONFIG: config_sha256(config), **sums}
+  return {**kept, ITSELF: config_sha256(kept)}
+
+
+def is_whole(kept: Mapping[str, str]) -> bool:
+  """Whether what is kept is as `sealed` had it; earlier versions do not tell."""
+  others = {name: kept[name] for name in kept if name != ITSELF}
+  return kept.get(ITSELF, config_sha256(others)) == config_sha256(others)
 
 
 def damaged(

@@ -306,6 +306,11 @@ class PanoramaSource:
         'lower the image size, or raise config.panoramas.min_fov_deg'
       )
 
+  def place(self, index: int) -> str:
+    """See `PairSource.place`."""
+    path, position = self._records.place(index)
+    return f'{self._records[index]["video_id"]} ({path.name}:{position})'
+
   def fingerprint(self) -> str:
     """Digest of the number and the poses of all panoramas."""
     digest = hashlib.sha256(str(len(self)).encode())

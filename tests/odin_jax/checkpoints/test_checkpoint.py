@@ -1,8 +1,12 @@
 """Tests of checkpoints that tests of training do not reach."""
 
+import errno
 import hashlib
+import os
+import resource
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +68,33 @@ def test_the_newest_are_kept_and_those_of_a_period(tmp_path):
     opened.close()
   with pytest.raises(errors.UserError, match='step 1 here; .* of 2, 3'):
     checkpoint.open_step(tmp_path, 1)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
+  frozen = encoders.Encoders(autoencoder=jnp.zeros(2), image=None)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, STATE, frozen, CONFIG)
+  while checkpoints.is_busy():
+    time.sleep(0.01)
+  noise = jnp.asarray(np.random.default_rng(0).normal(size=200_000))
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+  try:
+    checkpoints.save(2, {**STATE, 'ema': {'a': noise}}, frozen, CONFIG)
+    with pytest.raises(errors.UserError) as caught:
+      checkpoints.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert (
+    f'written ({os.strerror(errno.EFBIG)}); the one before is whole'
+    in str(caught.value)
+  )
+  opened, step, _ = checkpoint.open_step(tmp_path)
+  assert step == 1 and opened.steps() == [1]
+  shapes = jax.eval_shape(lambda: STATE['ema'])
+  where = jax.tree.map(lambda _: everywhere(), shapes)
+  assert equal(opened.restore_params(1, 'ema', shapes, where), STATE['ema'])
+  opened.close()
 
 
 # -- Encoders ------------------------------------------------------------------
