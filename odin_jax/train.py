@@ -146,6 +146,32 @@ def _open(config: checkpoint.Config, split: str) -> batches.Source:
   return panoramas.PanoramaSource(_RECORDS.value, split, rules=drawn, **given)
 
 
+def _open_test(config: checkpoint.Config) -> batches.Source | None:
+  """The pairs that are sampled on the way, where some are."""
+  if not config['sample_every']:
+    return None
+  try:
+    return _open(dict(config), 'test')
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'config.sample_every={config["sample_every"]}: samples held-out pairs; '
+      f'{error}, or give 0'
+    ) from error
+
+
+def _traced(config: checkpoint.Config) -> profiling.Steps | None:
+  """The steps to trace, where there are some."""
+  if _PROFILE_STEPS.value is None:
+    return None
+  steps = profiling.parse(_PROFILE_STEPS.value)
+  if steps.last > config['steps']:
+    raise errors.UserError(
+      f'--profile_steps={_PROFILE_STEPS.value}: there are '
+      f'{config["steps"]} steps (config.steps)'
+    )
+  return steps
+
+
 def _make_encoders(
   source: batches.Source, config: checkpoint.Config
 ) -> encoders.Encoders:
@@ -195,9 +221,16 @@ def _start(
 
 
 def _check_restored(
-  workdir: pathlib.Path, restored_step: int, config: checkpoint.Config
+  workdir: pathlib.Path,
+  restored_step: int,
+  config: checkpoint.Config,
+  traced: profiling.Steps | None,
 ) -> None:
   """Refuses a step that this config cannot go on from."""
+  if traced and traced.first <= restored_step:
+    logging.warning(
+      '--profile_steps: nothing is traced, for step %d is done', traced.first
+    )
   if config['init']:
     logging.info(
       '--init is not read: %s goes on from step %d', workdir, restored_step
@@ -271,9 +304,7 @@ def _train(group: hosts.Group) -> None:
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
   _check(config)
-  traced = (
-    profiling.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
-  )
+  traced = _traced(config)
   if _ALLOW_FALLBACK.value and group.of > 1:
     raise errors.UserError(
       '--allow_fallback: is for one process; move the damaged folder out of '
@@ -282,7 +313,7 @@ def _train(group: hosts.Group) -> None:
   perceptual = _perceptual(config)
 
   # -- Input ------------------------------------------------------------------
-  test_pairs = _open(dict(config), 'test') if config['sample_every'] else None
+  test_pairs = _open_test(config)
   source = _open(config, 'train')
   made_of = f'{len(source)} {"panoramas" if "panoramas" in config else "pairs"}'
   config['records'] = source.fingerprint()
@@ -319,7 +350,7 @@ def _train(group: hosts.Group) -> None:
       config,
       may_go_back=_ALLOW_FALLBACK.value,
     )
-    _check_restored(workdir, restored_step, config)
+    _check_restored(workdir, restored_step, config, traced)
   else:
     state, frozen = _start(source, config, mesh, state_shardings, group)
   frozen, perceptual = jax.device_put(

@@ -278,6 +278,19 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         f'--workdir={tmp_path / "other"}',
         '--step=3',
       ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--config.steps=9',
+        '--profile_steps=3:10',
+      ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--config.sample_every=2',
+      ],
     ],
   )
   # Before the one line of the error is that of the devices.
@@ -291,6 +304,8 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
       ["'sweep_distances'"],
       ['--init=pretrained', './pretrained'],
       ['--step: ', '--init, which is not given'],
+      ['--profile_steps=3:10', '9 steps'],
+      ['config.sample_every=2', 'no test records'],
     ],
   )
 
