@@ -176,8 +176,8 @@ class PairSource:
 
   def place(self, index: int) -> str:
     """Where a record is, for people."""
-    path, position = self._records.place(index)
-    return f'{self._records[index]["video_id"]} ({path.name}:{position})'
+    shard, position = self._records.place(index)
+    return f'{shard}: record {position}'
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of the records' first hundred."""
@@ -303,53 +303,27 @@ def examples(
       return pair
     return thinned(pair, int(rng.integers(len(pair.more.is_there) + 1)))
 
+  return order(source, seed).random_map(example)
+
+
+def order(source: Source, seed: int) -> Any:
+  """The index that each example takes, as a grain.MapDataset without end."""
   # Here, for a command reads its flags before what is slow to load.
   import grain
 
-  dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  return dataset.random_map(example)
+  return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
 
-class _Drawn:
-  """A source that keeps which indices were asked for."""
-
-  def __init__(self, source: Source):
-    self._source = source
-    self.indices: list[int] = []
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> posed_pair.PosedPair:
-    return self._source[index]
-
-  def draw(self, index: int, rng: np.random.Generator) -> posed_pair.PosedPair:
-    """See `Source`."""
-    self.indices.append(index)
-    return self._source.draw(index, rng)
-
-  def place(self, index: int) -> str:
-    """See `Source`."""
-    return self._source.place(index)
-
-  def fingerprint(self) -> str:
-    """See `Source`."""
-    return self._source.fingerprint()
-
-
-def places(source: Source, numbers: Iterable[int], **drawn: Any) -> list[str]:
-  """The records that examples are made of, see `Source.place`.
+def places(source: Source, seed: int, numbers: Iterable[int]) -> list[str]:
+  """Where the records of examples are, see `Source.place`.
 
   Args:
     source: see `examples`.
+    seed: see there.
     numbers: of the examples.
-    **drawn: how they are drawn, as `examples` takes it.
   """
-  recorder = _Drawn(source)
-  dataset = examples(recorder, **drawn)
-  for number in numbers:
-    dataset[number]
-  return [source.place(index) for index in recorder.indices]
+  indices = order(source, seed)
+  return [source.place(int(indices[number])) for number in numbers]
 
 
 def batches(

@@ -168,12 +168,7 @@ class Keeper:
     """What to say of a step that went wrong; its records go into a file."""
     size = self.config['batch_size']
     numbers = range((bad.step - 1) * size, bad.step * size)
-    places = batches.places(
-      self._source,
-      numbers,
-      seed=self.config['seed'],
-      **self.config['augment'],
-    )
+    places = batches.places(self._source, self.config['seed'], numbers)
     path = self._workdir / 'diverged.json'
     if self._written:
       what = {'step': bad.step, 'what': bad.what, 'records': places}

@@ -307,9 +307,9 @@ class PanoramaSource:
       )
 
   def place(self, index: int) -> str:
-    """See `PairSource.place`."""
-    path, position = self._records.place(index)
-    return f'{self._records[index]["video_id"]} ({path.name}:{position})'
+    """Where a panorama is, for people."""
+    shard, position = self._records.place(index)
+    return f'{shard}: {self._records.split} panorama {position}'
 
   def fingerprint(self) -> str:
     """Digest of the number and the poses of all panoramas."""
