@@ -251,8 +251,10 @@ class Checkpoints:
     self._late_json = late_json
     self._workdir = workdir.absolute()
     self._folder = self._workdir / FOLDER
-    # Of the encoders, which all steps share.
+    # Of the encoders, which all steps share, and whether some process of this
+    # run has written them, or does so with the first save.
     self._encoders_sha256: str | None = None
+    self._are_encoders_there = False
     self._checksums: dict[int, dict[str, str] | None] = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -299,6 +301,10 @@ class Checkpoints:
       for item, names in _ITEMS.items()
     }
     inspect = checksums.later(trees)
+    if not self._are_encoders_there:
+      self._are_encoders_there = True
+      # By all processes, which may have parts of them.
+      frozen = jax.tree.map(_whole, frozen)
 
     def seal() -> dict[str, str]:
       sums, is_finite = inspect()
@@ -406,7 +412,7 @@ class Checkpoints:
       frozen = encoder_files.read(
         self._workdir, sha256, encoders.abstract(config), where
       )
-      self._encoders_sha256 = sha256
+      self._encoders_sha256, self._are_encoders_there = sha256, True
       return frozen
     frozen = self._restore(
       step,

@@ -16,7 +16,7 @@ from odin_jax import batches, hosts, loop
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
 from odin_jax.shared import errors, interrupts, record_folder
-from odin_jax.training import goodput, profiling
+from odin_jax.training import chips, goodput, profiling
 from tests.helpers import posed_records
 
 STATE = {
@@ -38,7 +38,7 @@ class Step:
     return self
 
   def cost_analysis(self):
-    return None
+    return {'flops': 6e9}
 
   def __call__(self, state, *_):
     loss = self._losses.pop(0)
@@ -110,6 +110,19 @@ def test_a_row_is_the_mean_of_its_steps(run, tmp_path):
   # Of a CPU nobody tells either.
   assert last['mfu'] is None and last['device_peak_mb'] is None
   assert 0 <= first['input_wait_share'] <= 1
+
+
+def test_of_chips_that_are_known_the_share_of_their_rate_is_told(
+  run, tmp_path, monkeypatch
+):
+  peak = chips.peak_flops_per_s
+  assert peak('TPU v5 lite') == 197e12 and peak('TPU v5p') == 459e12
+  assert peak('NVIDIA H100 80GB HBM3') == 989e12 and peak('cpu') is None
+  monkeypatch.setattr(chips, 'peak_flops_per_s', lambda kind: 1e12)
+  run([1.0, 1.0])
+  (row,) = rows(tmp_path)
+  # Three examples a step.
+  assert row['mfu'] == pytest.approx(6e9 * row['examples_per_s'] / 3 / 1e12)
 
 
 def records_of_batch(records, numbers, config):
