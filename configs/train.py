@@ -102,6 +102,13 @@ def _common() -> ml_collections.ConfigDict:
   # Checkpoints: the newest ones, and those of every so many steps; 0: no more.
   config.max_to_keep = 2
   config.keep_period = 0
+  # While the one before is still written a save waits, or is left out; the last
+  # one of a run always waits.
+  config.save_when_busy = 'wait'
+  # A loss so many times the median of the last hundred ends the run; 0: none.
+  config.max_loss_spike = 0.0
+  # Steps between samples of held-out pairs; 0: none.
+  config.sample_every = 0
   # Devices along each mesh axis; data=-1 takes what the others leave.
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   # Random autoencoder and image encoder where no --init is given.

@@ -12,7 +12,7 @@ from concurrent import futures
 import contextlib
 import hashlib
 import os
-from typing import Any, Iterator, Protocol, runtime_checkable
+from typing import Any, Iterable, Iterator, Protocol, runtime_checkable
 
 import cv2
 from jaxtyping import Float32, Int, UInt8
@@ -339,6 +339,18 @@ def shuffled(count: int, seed: int) -> Any:
   import grain
 
   return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def places(source: Source, seed: int, numbers: Iterable[int]) -> list[str]:
+  """Where the records of examples are, see `Source.place`.
+
+  Args:
+    source: see `examples`.
+    seed: see there.
+    numbers: of the examples.
+  """
+  indices = order(source, seed)
+  return [source.place(int(indices[number])) for number in numbers]
 
 
 def batches(

@@ -126,7 +126,7 @@ _REPLAYED = (
   'protocol',
   'predictor',
   'shuffle_poses',
-  'checkpoint_step',
+  'step',
 )
 
 

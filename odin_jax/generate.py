@@ -84,8 +84,11 @@ from odin_jax.shared import (
 _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
+_USUAL_PATH = 'forward'
 _WORKDIR = command.define_model()
-_CHECKPOINT_STEP = command.define_checkpoint_step()
+_CHECKPOINT_STEP = command.define_checkpoint_step(
+  otherwise='the length of a step along the path is --step_length'
+)
 _IMAGE = command.define_path(
   'image',
   'The image to start from: a photo, of which the square middle is used, or a '
@@ -103,11 +106,10 @@ _PANORAMA = flags.DEFINE_bool(
   'Whether the image is a panorama: equirectangular, all of the sphere. By '
   'default as its header says.',
 )
-_TRAJECTORY = flags.DEFINE_string(
+_TRAJECTORY = command.define_path(
   'trajectory',
-  'forward',
   f'The camera path: {", ".join(sorted(trajectory.PATHS))}; or a file of poses, '
-  'or a folder of them.',
+  f'or a folder of them; by default {_USUAL_PATH}.',
 )
 _SCALE = flags.DEFINE_float(
   'scale',
@@ -133,7 +135,8 @@ _NUM_FRAMES = flags.DEFINE_integer(
 _STEP_LENGTH = flags.DEFINE_float(
   'step_length',
   0.05,
-  'Length of one step of a path by name, in scene units.',
+  'Length of one step of a path by name, in scene units (1 is the median depth '
+  'of the scene).',
   lower_bound=1e-6,
 )
 _FOV_DEG = flags.DEFINE_float(
@@ -215,13 +218,12 @@ _FRAMES_PER_S = flags.DEFINE_integer(
 flags.mark_flags_as_required(['workdir', 'image', 'output'])
 
 
-def _path() -> Float[np.ndarray, 'n 3 4']:
-  """The path that the flags ask for.
+def _path(name: str) -> Float[np.ndarray, 'n 3 4']:
+  """The path of a name, or that of a file, as the flags ask for it.
 
   Raises:
     errors.UserError: no such path or file, or flags that are not of it.
   """
-  name = _TRAJECTORY.value
   is_name = name in trajectory.PATHS
   needless = {
     'num_frames': not is_name,
@@ -235,17 +237,17 @@ def _path() -> Float[np.ndarray, 'n 3 4']:
       )
   if is_name:
     return trajectory.camera_path(name, _NUM_FRAMES.value, _STEP_LENGTH.value)
-  path = files.local_path(name)
-  if not os.path.exists(path):
+  if not os.path.exists(name):
     raise errors.UserError(
       f'--trajectory={name}: no such file, and none of the paths '
       f'{", ".join(sorted(trajectory.PATHS))}'
     )
-  return paths.read(path, _SCALE.value)
+  return paths.read(name, _SCALE.value)
 
 
 def _preview(
   output: pathlib.Path,
+  name: str,
   camera2scene: Float[np.ndarray, 'n 3 4'],
   fov_deg: float,
 ) -> None:
@@ -262,7 +264,7 @@ def _preview(
   )
   command.finish(
     output,
-    f'{len(camera2scene)} cameras along the path {_TRAJECTORY.value}; without '
+    f'{len(camera2scene)} cameras along the path {name}; without '
     '--preview their views are imagined',
     look_at=preview.NAME,
   )
@@ -271,7 +273,8 @@ def _preview(
 def main() -> None:
   watch = command.Stopwatch()
   # Before the model, which takes long to load.
-  camera2scene = _path()
+  name = _TRAJECTORY.value or _USUAL_PATH
+  camera2scene = _path(name)
   start = given.read(
     _IMAGE.value,
     background=user_images.parse_colour(_BACKGROUND.value),
@@ -280,7 +283,7 @@ def main() -> None:
   )
   if _PREVIEW.value:
     output = files.claim_output(_OUTPUT.value, _TOOL)
-    _preview(output, camera2scene, start.fov_deg)
+    _preview(output, name, camera2scene, start.fov_deg)
     return
   predictor = predictors.load_model(
     workdirs.require(_WORKDIR.value, 'a training run'),
@@ -333,7 +336,7 @@ def main() -> None:
   outputs.write_cameras(
     output, names, camera2scene, start.fov_deg, predictor.image_size_px
   )
-  is_name = _TRAJECTORY.value in trajectory.PATHS
+  is_name = name in trajectory.PATHS
   # A number where it is one view, a list where there may be several.
   conditioned_on = [
     sources[index]
@@ -349,10 +352,10 @@ def main() -> None:
       'panorama': start.is_panorama,
       'fov_from': start.fov_from,
       'workdir': str(_WORKDIR.value),
-      'trajectory': _TRAJECTORY.value,
+      'trajectory': name,
       'num_frames': len(frames),
       'step': _STEP_LENGTH.value
-      if is_name and _TRAJECTORY.value not in trajectory.STEPLESS
+      if is_name and name not in trajectory.STEPLESS
       else None,
       'scale': None if is_name else _SCALE.value,
       'seed': _SEED.value,
@@ -367,7 +370,7 @@ def main() -> None:
   then = {'views': output, 'output': command.beside(output, 'points')}
   command.finish(
     output,
-    f'{len(frames)} views along the path {_TRAJECTORY.value}',
+    f'{len(frames)} views along the path {name}',
     look_at=outputs.VIDEO,
     then=('make points of them', 'odin_jax.reconstruct', then),
   )

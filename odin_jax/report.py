@@ -7,6 +7,12 @@ Reads what the stages left in the run's folder (`records`, `audit`, `train`,
 `stages.jsonl`) and writes `summary.json` and `index.html` beside them. The page
 opens from disk: images and the 3D data are inside it. The pages of the audit
 and of the model's evaluation get a link back.
+
+  python -m odin_jax.report --workdir=runs/t
+
+says of a training alone, also one that is still going on, where its time went,
+over all restarts (`odin_jax.training.goodput`), and writes it to `goodput.json`
+there.
 """
 
 import sys
@@ -30,9 +36,15 @@ from odin_jax.shared import (
   page,
   quantities,
 )
+from odin_jax.training import goodput
 
 _RUN = command.define_path(
-  'run', 'Folder that holds the folders of the stages.', required=True
+  'run', 'Folder that holds the folders of the stages.'
+)
+_WORKDIR = command.define_path(
+  'workdir',
+  'In its place the --workdir of odin_jax.train, of which is told '
+  'where the time went.',
 )
 _VIDEOS = command.define_path(
   'videos', 'The video, or the folder of videos, of this run.'
@@ -50,6 +62,7 @@ _LINKS = (
   ('Points (PLY)', 'reconstruct/points.ply'),
   ('All figures (JSON)', 'summary.json'),
 )
+_GOODPUT = 'goodput.json'
 
 
 def _row(name: str, *scores: str) -> str:
@@ -78,10 +91,27 @@ def _table(figures: dict[str, Any]) -> str:
   for stage, seconds in figures['seconds'].items():
     peak = figures['peak_rss_mb'][stage]
     lines.append(f'{stage:44}{seconds:9.1f} s{peak:8.0f} MB')
+  if 'goodput' in figures:
+    lines.append(f'training: {goodput.table(figures["goodput"])}')
   return '\n'.join(lines)
 
 
+def _of_training(workdir: pathlib.Path) -> None:
+  """Says where the time of a training went."""
+  figures = goodput.summary(goodput.read(workdir))
+  files.write_json(workdir / _GOODPUT, figures)
+  print(goodput.table(figures))  # noqa: T201 - the result of the command.
+
+
 def main() -> None:
+  if (_RUN.value is None) == (_WORKDIR.value is None):
+    raise errors.UserError(
+      'give --run, the folder of all stages, or --workdir, that of a training'
+    )
+  if _WORKDIR.value is not None:
+    what = 'the --workdir of odin_jax.train'
+    _of_training(files.require_folder(_WORKDIR.value, what))
+    return
   run = files.require_folder(_RUN.value, 'the folder of a run')
   videos = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else None
   if videos and not videos.exists():
@@ -91,6 +121,8 @@ def main() -> None:
     raise errors.UserError(f'{target}: not made by {_TOOL}; move it away')
   locks.acquire(run)
   figures = summary.summarise(run)
+  if (run / 'train' / goodput.NAME).is_file():
+    figures['goodput'] = goodput.summary(goodput.read(run / 'train'))
   files.write_json(run / 'summary.json', figures)
   html = page.render(
     contents.TEMPLATE, contents.gather(run, videos, figures, _TITLE.value)

@@ -21,8 +21,11 @@ On several hosts each process gets `--coordinator=HOST:PORT --num_processes=N
 workdir on a file system that all of them see; see `odin_jax.hosts`. Losses and
 batches are those of one process, and a run goes on with another number.
 
-The workdir gets `checkpoints/`, `metrics.jsonl` (a row every `log_every`
-steps), `tensorboard/` and, when all steps are done, `final.json`.
+The workdir gets `checkpoints/`, `encoders/`, `metrics.jsonl` (a row every
+`log_every` steps, see `odin_jax.training.watching`), `tensorboard/`,
+`goodput.jsonl` (where the time went, `python -m odin_jax.report --workdir=DIR`
+says it), with `config.sample_every` pictures of held-out pairs in `samples/`
+and, when all steps are done, `final.json`.
 """
 
 import sys
@@ -41,10 +44,9 @@ from typing import Any
 
 from absl import flags, logging
 import jax
-import numpy as np
 
-from odin_jax import batches, hosts, sharding
-from odin_jax.checkpoints import checkpoint
+from odin_jax import batches, held_out, hosts, loop, sharding
+from odin_jax.checkpoints import checkpoint, fallback
 from odin_jax.models import conditioning, encoders, lpips, odin
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
@@ -52,13 +54,13 @@ from odin_jax.shared import (
   digests,
   errors,
   files,
+  interrupts,
   locks,
-  progress,
   storage,
   workdirs,
 )
 from odin_jax.sources import opening
-from odin_jax.training import journal, settings, step, warm_start
+from odin_jax.training import profiling, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
 _RECORDS = command.define_paths_of_many(
@@ -80,41 +82,22 @@ _INIT = command.define_path(
   'is refused).',
 )
 _CHECKPOINT_STEP = command.define_checkpoint_step('init')
+_ALLOW_FALLBACK = flags.DEFINE_bool(
+  'allow_fallback',
+  False,
+  'Where the newest checkpoint is damaged, set it aside and go on from the one '
+  'before.',
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+  'profile_steps',
+  None,
+  'FIRST:LAST, such as 100:110: traces these steps into profile/ of the workdir, '
+  'for XProf, TensorBoard or Perfetto.',
+)
 _HOSTS = hosts.define()
 flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
 _INIT_NEEDS = 'another run, or a ported one,'
-
-
-class Interrupt:
-  """Turns signals into a flag that the loop looks at between steps.
-
-  Args:
-    second_ends: a second signal ends this process at once.
-
-  Attributes:
-    number: of the signal that came; 0 where none did.
-  """
-
-  def __init__(self, *, second_ends: bool) -> None:
-    self.number = 0
-    self._second_ends = second_ends
-    self._before = {
-      number: signal.signal(number, self._request)
-      for number in command.STOP_SIGNALS
-    }
-
-  def _request(self, number: int, frame: Any) -> None:
-    del frame
-    self.number = number
-    if self._second_ends:
-      command.end_at_once()
-
-  def close(self) -> None:
-    """From now on a signal ends the process as any other command."""
-    if not self.number:
-      for number, handler in self._before.items():
-        signal.signal(number, handler)
 
 
 def _check(config: checkpoint.Config) -> None:
@@ -150,18 +133,41 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
     raise errors.UserError(f'--config: {error}') from error
 
 
-def _open(config: checkpoint.Config) -> opening.Opened:
-  """The records to train on; the config keeps what is read of them."""
-  opened = opening.open_sources(
+def _open(config: checkpoint.Config, split: str) -> opening.Opened:
+  """The records of a split."""
+  return opening.open_sources(
     _RECORDS.value,
     config,
+    split=split,
     depth=odin.has_spheres(config),
     num_sources=conditioning.num_sources(config),
   )
-  for name in opening.FIELDS:
-    del config[name]
-  config.update(opened.read, records=opened.source.fingerprint())
-  return opened
+
+
+def _open_test(config: checkpoint.Config) -> batches.Source | None:
+  """The pairs that are sampled on the way, where some are."""
+  if not config['sample_every']:
+    return None
+  try:
+    return _open(config, 'test').source
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'config.sample_every={config["sample_every"]}: samples held-out pairs; '
+      f'{error}, or give 0'
+    ) from error
+
+
+def _traced(config: checkpoint.Config) -> profiling.Steps | None:
+  """The steps to trace, where there are some."""
+  if _PROFILE_STEPS.value is None:
+    return None
+  steps = profiling.parse(_PROFILE_STEPS.value)
+  if steps.last > config['steps']:
+    raise errors.UserError(
+      f'--profile_steps={_PROFILE_STEPS.value}: there are '
+      f'{config["steps"]} steps (config.steps)'
+    )
+  return steps
 
 
 def _make_encoders(
@@ -214,12 +220,15 @@ def _start(
 
 def _check_restored(
   workdir: pathlib.Path,
-  checkpoints: checkpoint.Checkpoints,
   restored_step: int,
   config: checkpoint.Config,
+  traced: profiling.Steps | None,
 ) -> None:
-  """Refuses a checkpoint that this config cannot go on from."""
-  checkpoints.check(restored_step, config)
+  """Refuses a step that this config cannot go on from."""
+  if traced and traced.first <= restored_step:
+    logging.warning(
+      '--profile_steps: nothing is traced, for step %d is done', traced.first
+    )
   if config['init']:
     logging.info(
       '--init is not read: %s goes on from step %d', workdir, restored_step
@@ -229,41 +238,6 @@ def _check_restored(
       f'{workdir}: trained for {restored_step} steps already, more than '
       f'config.steps={config["steps"]}; give more, or a new --workdir'
     )
-
-
-def _summary(
-  metrics: list[dict[str, Any]], last_step: int, since: float, config: Any
-) -> dict[str, float]:
-  """Means over the steps since the last row.
-
-  Raises:
-    errors.UserError: the loss of one of the steps is not finite.
-  """
-  # Steps are dispatched ahead of the device: fetching waits for them, so the
-  # clock is read afterwards.
-  fetched = jax.device_get(metrics)
-  seconds = time.monotonic() - since
-  first_step = last_step - len(fetched) + 1
-  for index, values in enumerate(fetched, first_step):
-    if not np.isfinite(values['loss']):
-      raise errors.UserError(_diverged('loss is', index))
-  means = {
-    name: float(np.mean([values[name] for values in fetched]))
-    for name in fetched[0]
-  }
-  return {
-    **means,
-    'learning_rate': float(step.learning_rate(config)(last_step - 1)),
-    'examples_per_s': len(metrics) * config['batch_size'] / seconds,
-  }
-
-
-def _diverged(what: str, last_step: int) -> str:
-  return (
-    f'{_WORKDIR.value}: the {what} not finite at step {last_step}, which is '
-    'not saved; lower config.optimizer.learning_rate and start in a new '
-    '--workdir'
-  )
 
 
 def _perceptual(config: checkpoint.Config) -> lpips.Lpips | None:
@@ -322,18 +296,29 @@ def _finish(
 
 
 def _train(group: hosts.Group) -> None:
-  stopwatch = command.Stopwatch()
+  start_s, stopwatch = time.time(), command.Stopwatch()
   # Of several processes a guard knows of the second signal.
-  interrupt = Interrupt(second_ends=group.of == 1)
+  interrupt = interrupts.Interrupt(second_ends=group.of == 1)
   if not group.is_first:
     logging.set_verbosity(logging.WARNING)
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
   _check(config)
+  traced = _traced(config)
+  if _ALLOW_FALLBACK.value and group.of > 1:
+    raise errors.UserError(
+      '--allow_fallback: is for one process; move the damaged folder out of '
+      f'{_WORKDIR.value}/{checkpoint.FOLDER}, and start all of them again'
+    )
   perceptual = _perceptual(config)
 
   # -- Input ------------------------------------------------------------------
-  source, made_of, allowance, _ = _open(config)
+  test_pairs = _open_test(config)
+  source, made_of, allowance, read = _open(config, 'train')
+  # The config keeps what is read of them.
+  for name in opening.FIELDS:
+    del config[name]
+  config.update(read, records=source.fingerprint())
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
   workdir = _claim_workdir(group)
@@ -360,10 +345,14 @@ def _train(group: hosts.Group) -> None:
     }
   )
   if restored_step:
-    _check_restored(workdir, checkpoints, restored_step, config)
-    state, frozen = checkpoints.restore(
-      restored_step, abstract, state_shardings, config
+    restored_step, state, frozen = fallback.restore_newest(
+      checkpoints,
+      abstract,
+      state_shardings,
+      config,
+      may_go_back=_ALLOW_FALLBACK.value,
     )
+    _check_restored(workdir, restored_step, config, traced)
   else:
     state, frozen = _start(source, config, mesh, state_shardings, group)
   frozen, perceptual = jax.device_put(
@@ -388,62 +377,43 @@ def _train(group: hosts.Group) -> None:
     in_shardings=(state_shardings, batch_sharding, everywhere, everywhere),
     out_shardings=(state_shardings, everywhere),
   )
+  samples = (
+    held_out.HeldOut(test_pairs, config, mesh, state_shardings['ema'])
+    if test_pairs
+    else None
+  )
   own_rows = sharding.own_rows(batch_sharding, config['batch_size'])
-  stream = batches.batches(
-    batches.examples(source, seed=config['seed'], **config['augment']),
-    first_step=restored_step,
-    batch_size=config['batch_size'],
-    rows=own_rows,
+  place = functools.partial(
+    sharding.of_rows, batch_sharding, config['batch_size'], own_rows
+  )
+  stream = (
+    jax.tree.map(place, batch)
+    for batch in batches.batches(
+      batches.examples(source, seed=config['seed'], **config['augment']),
+      first_step=restored_step,
+      batch_size=config['batch_size'],
+      rows=own_rows,
+    )
   )
 
   # -- Loop -------------------------------------------------------------------
-  rows = journal.Journal(workdir if group.is_first else None, restored_step)
-  poll = hosts.Poll(group)
-  metrics: list[dict[str, Any]] = []
-  stopped_by = 0
-  since = time.monotonic()
-  done = restored_step
-  try:
-    with progress.bar(
-      config['steps'],
-      'step',
-      desc='train',
-      initial=restored_step,
-      is_shown=group.is_first,
-    ) as bar:
-      for index in range(restored_step, config['steps']):
-        batch = jax.tree.map(
-          functools.partial(
-            sharding.of_rows, batch_sharding, config['batch_size'], own_rows
-          ),
-          next(stream),
-        )
-        state, values = train_step(state, batch, frozen, perceptual)
-        metrics.append(values)
-        done = index + 1
-        # Asked once: what comes after the save must not end it without one.
-        stopped_by = poll.largest(interrupt.number)
-        last = done == config['steps'] or stopped_by
-        save = last or done % config['checkpoint_every'] == 0
-        if save or done % config['log_every'] == 0:
-          row = _summary(metrics, done, since, config) | allowance.figures()
-          rows.write(done, row)
-          bar.set_postfix_str(f'loss={row["loss"]:.4f}', refresh=False)
-          metrics, since = [], time.monotonic()
-        if save:
-          try:
-            checkpoints.save(done, state, frozen, config)
-          except checkpoint.NotFiniteError as error:
-            # Even from a loss that is finite, a step may lead to NaN.
-            raise errors.UserError(_diverged('parameters are', done)) from error
-        bar.update()
-        if stopped_by:
-          break
-    interrupt.close()
-  finally:
-    rows.close()
-    # Waits for a save under way, which an error leaves whole, too.
-    checkpoints.close()
+  keeper = loop.Keeper(
+    workdir=workdir,
+    config=config,
+    group=group,
+    source=source,
+    records=', '.join(_RECORDS.value),
+    counts=allowance.figures,
+    checkpoints=checkpoints,
+    samples=samples,
+    traced=traced,
+    done=restored_step,
+    start_s=start_s,
+  )
+  state, stopped_by = loop.run(
+    keeper, train_step, state, stream, (frozen, perceptual), interrupt
+  )
+  done = keeper.done
   # What one process says of a step that is saved is true of all.
   group.wait()
 

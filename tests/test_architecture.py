@@ -139,6 +139,22 @@ WINGS = {
     'odin_jax.benchmarks',
     'odin_jax.predictors',
   ],
+  'odin_jax.held_out': [
+    'odin_jax.shared',
+    'odin_jax.batches',
+    'odin_jax.models',
+    'odin_jax.sharding',
+    'odin_jax.predictors',
+  ],
+  'odin_jax.loop': [
+    'odin_jax.shared',
+    'odin_jax.batches',
+    'odin_jax.models',
+    'odin_jax.checkpoints',
+    'odin_jax.training',
+    'odin_jax.hosts',
+    'odin_jax.held_out',
+  ],
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
   'odin_jax.evaluating': [
     'odin_jax.shared',

@@ -1,20 +1,23 @@
 """Checkpoints: the state, the encoders and the config that made them.
 
 Orbax writes asynchronously and renames when all is on disk, so a kill leaves
-the previous checkpoint whole. The parts of a checkpoint can be restored one by
-one and onto any mesh.
+the previous checkpoint whole. Checksums are computed meanwhile, too, and the
+encoders, which no step changes, are one file of the workdir (`encoder_files`);
+checkpoints of earlier versions have them inside. The parts of a checkpoint can
+be restored one by one and onto any mesh.
 """
 
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging as python_logging
 import os
 import pathlib
 import re
 import sys
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 from absl import logging
 import jax
@@ -22,7 +25,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checksums, pretrained
+from odin_jax.checkpoints import checksums, encoder_files, pretrained
 from odin_jax.models import conditioning, encoders, multisphere
 from odin_jax.shared import errors, files, workdirs
 
@@ -30,9 +33,11 @@ Config = dict[str, Any]
 FOLDER = 'checkpoints'
 ENCODERS = 'encoders'
 CHECKSUMS = 'checksums'
+# Where a run keeps checkpoints that it did not go on from.
+DAMAGED = 'damaged'
 _OTHERWISE = (
-  'delete this folder, so that an earlier checkpoint is used, or make a new '
-  '--workdir'
+  'odin_jax.train --allow_fallback sets it aside and goes on from the one '
+  'before, other commands read an earlier one by --step'
 )
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
@@ -42,6 +47,9 @@ MAY_DIFFER = (
   'log_every',
   'max_to_keep',
   'keep_period',
+  'save_when_busy',
+  'max_loss_spike',
+  'sample_every',
   'mesh',
   'cache_records',
   # A run that met damaged records may be told to go on.
@@ -108,6 +116,22 @@ def params_sha256(params: Any) -> str:
   return digest.hexdigest()
 
 
+class DamagedError(errors.UserError):
+  """A checkpoint that is not as it was saved; an earlier one may be.
+
+  Args:
+    what: is wrong with it.
+    otherwise: what to do then.
+
+  Attributes:
+    what: the same.
+  """
+
+  def __init__(self, what: str, otherwise: str):
+    super().__init__(f'{what}; {otherwise}')
+    self.what = what
+
+
 class NotFiniteError(ValueError):
   """A state with a NaN or an infinity, which is not saved."""
 
@@ -160,20 +184,29 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _as_user_error(what: str, otherwise: str) -> Iterator[None]:
+def _as_user_error(
+  what: str,
+  otherwise: str,
+  kind: Callable[[str, str], errors.UserError] = (
+    lambda what, otherwise: errors.UserError(f'{what}; {otherwise}')
+  ),
+) -> Iterator[None]:
   """Turns a failure of Orbax, which has no errors of its own, into one line.
 
   Args:
     what: that was done, 'PATH: cannot be read' for example.
     otherwise: what to do then.
+    kind: makes the error of the two.
 
   Raises:
     errors.UserError: it failed.
   """
   try:
     yield
+  except errors.UserError:
+    raise
   except Exception as error:
-    raise errors.UserError(f'{what} ({_reason(error)}); {otherwise}') from error
+    raise kind(f'{what} ({_reason(error)})', otherwise) from error
 
 
 @functools.cache
@@ -212,10 +245,18 @@ class Checkpoints:
     # Here, for a command reads its flags before what is slow to load.
     import orbax.checkpoint as ocp
 
+    from odin_jax.checkpoints import late_json
+
     _pass_over_what_is_abandoned()
     policies = ocp.checkpoint_managers
     self._args = ocp.args
-    self._folder = (workdir / FOLDER).absolute()
+    self._late_json = late_json
+    self._workdir = workdir.absolute()
+    self._folder = self._workdir / FOLDER
+    # Of the encoders, which all steps share, and whether some process of this
+    # run has written them, or does so with the first save.
+    self._encoders_sha256: str | None = None
+    self._are_encoders_there = False
     self._checksums: dict[int, dict[str, str] | None] = {}
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -248,9 +289,12 @@ class Checkpoints:
   ) -> None:
     """Starts to save a step; one that is saved already is left alone.
 
+    The arrays may be donated as soon as this returns. Waits for the end of a
+    save that is under way.
+
     Raises:
-      NotFiniteError: not all numbers of the state are finite.
-      errors.UserError: this one, or the one before, cannot be written.
+      errors.UserError: the one before cannot be written, or not all of its
+        numbers are finite; of this one the next call, or `close`, tells.
     """
     if self.latest() == step:
       return
@@ -258,24 +302,43 @@ class Checkpoints:
       item: {name: state[name] for name in names}
       for item, names in _ITEMS.items()
     }
-    trees[ENCODERS] = frozen
-    sums, is_finite = checksums.inspect(trees)
-    if not is_finite:
-      raise NotFiniteError(f'step {step}')
+    inspect = checksums.later(trees)
+    if not self._are_encoders_there:
+      self._are_encoders_there = True
+      # By all processes, which may have parts of them.
+      frozen = jax.tree.map(_whole, frozen)
+
+    def seal() -> dict[str, str]:
+      sums, is_finite = inspect()
+      if not is_finite:
+        raise NotFiniteError(f'step {step}: its numbers are not all finite')
+      return checksums.sealed(
+        config, {**sums, ENCODERS: self._keep_encoders(frozen)}
+      )
+
     items = {
       item: self._args.StandardSave(tree) for item, tree in trees.items()
     }
-    kept = checksums.sealed(config, sums)
     with self._writing():
       self._manager.save(
         step,
         args=self._args.Composite(
           **items,
           config=self._args.JsonSave(config),
-          **{CHECKSUMS: self._args.JsonSave(kept)},
+          **{CHECKSUMS: self._late_json.LateJsonSave(seal)},
         ),
         force=True,
       )
+
+  def _keep_encoders(self, frozen: encoders.Encoders) -> str:
+    """Their digest, once they are on disk; of one process, which writes."""
+    if self._encoders_sha256 is None and not jax.process_index():
+      self._encoders_sha256 = encoder_files.write(self._workdir, frozen)
+    return self._encoders_sha256 or ''
+
+  def is_busy(self) -> bool:
+    """Whether a save is under way."""
+    return self._manager.is_saving_in_progress()
 
   def config(self, step: int) -> Config:
     """The config of a step.
@@ -341,7 +404,18 @@ class Checkpoints:
   def restore_encoders(
     self, step: int, config: Config, where: jax.sharding.NamedSharding
   ) -> encoders.Encoders:
-    """The encoders of a step, all of them in one sharding."""
+    """The encoders of a step, all of them in one sharding.
+
+    Raises:
+      errors.UserError: they are not there, or damaged.
+    """
+    sha256 = (self._kept_checksums(step) or {}).get(ENCODERS)
+    if sha256 is not None:
+      frozen = encoder_files.read(
+        self._workdir, sha256, encoders.abstract(config), where
+      )
+      self._encoders_sha256, self._are_encoders_there = sha256, True
+      return frozen
     frozen = self._restore(
       step,
       **{
@@ -355,24 +429,25 @@ class Checkpoints:
     """Items of a checkpoint.
 
     Raises:
-      errors.UserError: they can't be read.
+      DamagedError: they can't be read.
     """
     where = self._folder / str(step)
     with _as_user_error(
-      f'{where}: {", ".join(items)}: cannot be read', _OTHERWISE
+      f'{where}: {", ".join(items)}: cannot be read', _OTHERWISE, DamagedError
     ):
       return self._manager.restore(step, args=self._args.Composite(**items))
 
   def _require_same(
     self, step: int, sums: Mapping[str, str], config: Config | None = None
   ) -> None:
-    """Raises errors.UserError unless all is as it was saved."""
+    """Raises DamagedError unless all is as it was saved."""
     kept = self._kept_checksums(step)
     names = kept and checksums.damaged(kept, sums, config)
     if names:
-      raise errors.UserError(
+      raise DamagedError(
         f'{self._folder / str(step)}: {names[0]} is not as it was saved (and '
-        f'{len(names) - 1} more): the disk or a copy damaged it; {_OTHERWISE}'
+        f'{len(names) - 1} more): the disk or a copy damaged it',
+        _OTHERWISE,
       )
 
   def seal(self, step: int) -> dict[str, str]:
@@ -388,22 +463,42 @@ class Checkpoints:
     if step not in self._checksums:
       kept = None
       if (self._folder / str(step) / CHECKSUMS).is_dir():
-        items = {CHECKSUMS: self._args.JsonRestore()}
+        items = {CHECKSUMS: self._late_json.LateJsonRestore()}
         kept = self._restore(step, **items)[CHECKSUMS]
+        if not checksums.is_whole(kept):
+          raise DamagedError(
+            f'{self._folder / str(step)}: its checksums are not as they were '
+            f'saved: the disk or a copy damaged them',
+            _OTHERWISE,
+          )
       else:
         _warn_of_no_checksums(self._folder / str(step))
       self._checksums[step] = kept
     return self._checksums[step]
 
   def _require_sound(self, step: int, trees: Mapping[str, Any]) -> None:
-    """Raises errors.UserError unless arrays are as saved, and finite."""
+    """Raises DamagedError unless arrays are as saved, and finite."""
     sums, is_finite = checksums.inspect(trees)
     self._require_same(step, sums)
     if not is_finite:
-      raise errors.UserError(
+      raise DamagedError(
         f'{self._folder / str(step)}: its parameters are not all finite (NaN '
-        f'or infinity): a training that diverged; {_OTHERWISE}'
+        'or infinity): a training that diverged',
+        _OTHERWISE,
       )
+
+  def set_aside(self, step: int) -> pathlib.Path:
+    """Moves a checkpoint to where none is looked for; returns its new place."""
+    for number in itertools.count():
+      name = f'{step}.{number}' if number else str(step)
+      aside = self._workdir / DAMAGED / name
+      if not aside.exists():
+        break
+    aside.parent.mkdir(exist_ok=True)
+    (self._folder / str(step)).rename(aside)
+    self._checksums.pop(step, None)
+    self._manager.reload()
+    return aside
 
   def close(self) -> None:
     """Waits until everything is on disk.
@@ -415,11 +510,20 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.close()
 
-  def _writing(self) -> contextlib.AbstractContextManager[None]:
-    return _as_user_error(
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    with _as_user_error(
       f'{self._folder}: a checkpoint cannot be written',
       'the one before is whole; make room, and the same command goes on from it',
-    )
+    ):
+      try:
+        yield
+      except NotFiniteError as error:
+        raise errors.UserError(
+          f'{self._folder}: {error}, so that it is not saved; the one before is '
+          'whole; lower config.optimizer.learning_rate and start in a new '
+          '--workdir'
+        ) from error
 
 
 def open_step(

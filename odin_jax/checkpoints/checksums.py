@@ -11,7 +11,7 @@ depend on their order: arrays have the same ones on any mesh.
 
 import hashlib
 import json
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,13 @@ import numpy as np
 from odin_jax import sharding
 
 CONFIG = 'config'
+# The digest of all others.
+ITSELF = 'itself'
+Sums = tuple[dict[str, str], bool]
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 _SEEDS = (0x9E3779B9, 0x85EBCA6B)
+# Words that the caches of a core hold with what is made of them.
+_BLOCK = 1 << 15
 
 
 def _factors(index: Any, seed: int) -> Any:
@@ -62,11 +67,21 @@ def _inspect(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
   return jnp.stack(sums), jnp.stack(finite or [jnp.array(True)]).all()
 
 
-def inspect(tree: Any) -> tuple[dict[str, str], bool]:
+def inspect(tree: Any) -> Sums:
   """The checksum of every array, by its path, and whether all are finite.
 
   Args:
     tree: of arrays, however they are sharded.
+  """
+  return later(tree)()
+
+
+def later(tree: Any) -> Callable[[], Sums]:
+  """What `inspect` gives, to be asked for in any thread.
+
+  Until then a donation of the arrays, as to the next step, does them no harm:
+  on devices the sums are in the queue before it, and memory of the host that
+  NumPy looks at is not written to again.
   """
   paths = jax.tree_util.tree_leaves_with_path(tree)
   names = [sharding.path_name(path) for path, _ in paths]
@@ -74,11 +89,17 @@ def inspect(tree: Any) -> tuple[dict[str, str], bool]:
   if all(_is_on_host(leaf) for leaf in leaves):
     # Nothing is moved, and nothing compiled.
     arrays = [np.asarray(leaf) for leaf in leaves]
-    sums = [_of_numpy(array) for array in arrays]
-    finite = all(np.isfinite(array).all() for array in arrays)
-  else:
-    sums, finite = jax.device_get(_inspect(leaves))
-  return dict(zip(names, map(_text, sums), strict=True)), bool(finite)
+    return lambda: (
+      dict(zip(names, (_text(_of_numpy(x)) for x in arrays), strict=True)),
+      all(bool(np.isfinite(x).all()) for x in arrays),
+    )
+  inspected = _inspect(leaves)
+
+  def fetch() -> Sums:
+    sums, finite = jax.device_get(inspected)
+    return dict(zip(names, map(_text, sums), strict=True)), bool(finite)
+
+  return fetch
 
 
 def of_lazy(tree: Any) -> dict[str, str]:
@@ -94,7 +115,14 @@ def sealed(
   config: Mapping[str, Any], sums: Mapping[str, str]
 ) -> dict[str, str]:
   """What is kept beside the arrays: their checksums and the config's digest."""
-  return {CONFIG: config_sha256(config), **sums}
+  kept = {CONFIG: config_sha256(config), **sums}
+  return {**kept, ITSELF: config_sha256(kept)}
+
+
+def is_whole(kept: Mapping[str, str]) -> bool:
+  """Whether what is kept is as `sealed` had it; earlier versions do not tell."""
+  others = {name: kept[name] for name in kept if name != ITSELF}
+  return kept.get(ITSELF, config_sha256(others)) == config_sha256(others)
 
 
 def damaged(
@@ -123,8 +151,12 @@ def _of_numpy(array: np.ndarray) -> np.ndarray:
   words = array.reshape(-1)
   if array.dtype != bool:
     words = words.view(_BITS[array.dtype.itemsize])
-  index = np.arange(words.size, dtype=np.uint32)
-  return _sums(words.astype(np.uint32), index, np)
+  sums = np.zeros(len(_SEEDS), np.uint32)
+  for start in range(0, words.size, _BLOCK):
+    block = words[start : start + _BLOCK].astype(np.uint32)
+    index = np.arange(start, start + block.size, dtype=np.uint32)
+    sums += _sums(block, index, np)
+  return sums
 
 
 def _text(sums: np.ndarray) -> str:

@@ -504,17 +504,38 @@ def define_model() -> flags.FlagHolder[str]:
   )
 
 
-def define_checkpoint_step(place: str = 'workdir') -> flags.FlagHolder[int]:
-  """Defines `--checkpoint_step`, of the checkpoint that is read.
+class _CheckpointStepParser(flags.IntegerParser):
+  """A whole number, or what else may have been meant."""
+
+  def __init__(self, otherwise: str):
+    super().__init__(lower_bound=0)
+    self._otherwise = otherwise
+
+  def convert(self, argument: str) -> int:
+    try:
+      return super().convert(argument)
+    except ValueError as error:
+      raise ValueError(
+        'is no whole number, as the step of a checkpoint is' + self._otherwise
+      ) from error
+
+
+def define_checkpoint_step(
+  place: str = 'workdir', otherwise: str = ''
+) -> flags.FlagHolder[int]:
+  """Defines `--step`, of the checkpoint that is read.
 
   Args:
     place: the flag that names its folder.
+    otherwise: what to give in its place, where a number that is not whole may
+      mean something else.
   """
-  return flags.DEFINE_integer(
-    'checkpoint_step',
+  return flags.DEFINE(
+    _CheckpointStepParser(otherwise and f'; {otherwise}'),
+    'step',
     None,
     f'Step of the checkpoint in --{place}; not given: the newest.',
-    lower_bound=0,
+    serializer=flags.ArgumentSerializer(),
   )
 
 

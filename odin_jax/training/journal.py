@@ -4,6 +4,9 @@ import json
 import pathlib
 from typing import Mapping
 
+from jaxtyping import UInt8
+import numpy as np
+
 from odin_jax.shared import files
 
 _NAME = 'metrics.jsonl'
@@ -44,15 +47,23 @@ class Journal:
       str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10
     )
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds the row of a step."""
+  def write(self, step: int, values: Mapping[str, float | None]) -> None:
+    """Adds the row of a step; what is None is null in it."""
     if not self._is_kept:
       return
     row = json.dumps({'step': step, **values}, allow_nan=False)
     self._rows.write(row + '\n')
     self._rows.flush()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      if value is not None:
+        self._events.add_scalar(name, value, step)
+
+  def picture(
+    self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
+  ) -> None:
+    """Adds a picture of a step to TensorBoard."""
+    if self._is_kept:
+      self._events.add_image(name, image, step, dataformats='HWC')
 
   def close(self) -> None:
     """Flushes and closes both files."""

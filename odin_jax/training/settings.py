@@ -18,6 +18,7 @@ CHOICES = {
   'diffusion.prediction': schedule.PREDICTIONS,
   'diffusion.mask_auxiliary': loss.AUXILIARIES,
   'diffusion.spacing': tuple(sampler.SPACINGS),
+  'save_when_busy': ('wait', 'skip'),
   'optimizer.kind': tuple(step.OPTIMIZERS),
   'optimizer.schedule': ('constant', 'cosine'),
 }
@@ -30,6 +31,8 @@ RANGES = {
   'max_to_keep': (1, math.inf),
   'keep_period': (0, math.inf),
   'max_corrupt_records': (0, math.inf),
+  'sample_every': (0, math.inf),
+  'max_loss_spike': (0, math.inf),
   'diffusion.num_timesteps': (1, math.inf),
   'diffusion.timestep_power': (1e-3, math.inf),
   'diffusion.terminal_share': (0, 1),

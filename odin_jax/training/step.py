@@ -214,6 +214,9 @@ def batch_loss(
     )
     figures['perceptual_loss'] = distance.mean()
     losses += config['model']['spheres']['perceptual_weight'] * distance
+  quarters = jax.nn.one_hot(timesteps * 4 // settings['num_timesteps'], 4)
+  figures['loss_sums'] = losses @ quarters
+  figures['loss_counts'] = quarters.sum(axis=0)
   return losses.mean(), figures
 
 
@@ -226,9 +229,12 @@ def train_step(
   config: Config,
   graphdef: nnx.GraphDef,
 ) -> tuple[State, dict[str, Array]]:
-  """The next state, and `loss` and `mask_mean` of the batch.
+  """The next state, and figures of the batch and of the step.
 
-  With depths also `source_depth_loss` and `target_depth_loss`, which are parts
+  These are `loss` and `mask_mean`; `loss_sums` and `loss_counts` of the
+  examples by the quarter of their timestep; `gradient_norm` before it is
+  clipped; `update_norm` and `params_norm`, and whether `params_finite`. With
+  depths also `source_depth_loss` and `target_depth_loss`, which are parts
   of the loss: see `multisphere.depth_losses`; with LPIPS `perceptual_loss`.
 
   Args:
@@ -264,4 +270,13 @@ def train_step(
     'optimizer': opt_state,
     'step': step + 1,
   }
-  return state, {'loss': loss, **figures}
+  return state, {
+    'loss': loss,
+    **figures,
+    'gradient_norm': optax.global_norm(gradients),
+    'update_norm': optax.global_norm(updates),
+    'params_norm': optax.global_norm(params),
+    'params_finite': jnp.stack(
+      [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    ).all(),
+  }

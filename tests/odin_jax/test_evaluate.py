@@ -154,7 +154,7 @@ def outputs(data):
     'mean': ['--predictor=mean', '--config.lpips='],
     'again': ['--predictor=model', '--config.lpips='],
     'no_weights': ['--predictor=copy', '--config.lpips=vgg'],
-    'scenes': [*single, '--predictor=model', '--checkpoint_step=5'],
+    'scenes': [*single, '--predictor=model', '--step=5'],
     'four': [
       '--predictor=model',
       '--config.num_samples=4',
@@ -921,6 +921,10 @@ def test_bad_input_and_other_figures_get_one_line_and_status_2(
         '--config.seed=3',
       ],
       ['--config.seed', '--replay'],
+    ),
+    (
+      [f'--replay={outputs / "model/metrics.json"}', out, '--step=5'],
+      ['--step', '--replay'],
     ),
     ([f'--replay={empty / "metrics.json"}', out], ['empty', 'metrics.json']),
     (

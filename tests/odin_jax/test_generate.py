@@ -347,6 +347,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       arguments(photo, out, f'--trajectory={tmp_path}'),
       arguments(photo, out, '--panorama'),
       arguments(photo, out, f'--workdir={tmp_path / "absent"}'),
+      arguments(photo, out, '--step=0.1'),
     ],
     FAKE_MODEL,
   )
@@ -365,6 +366,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       ['cameras, images and points3D'],
       ['100x40', 'twice as wide'],
       ['absent'],
+      ['--step=0.1', 'is no whole number', '--step_length'],
     ],
   )
   # A folder without a checkpoint, and the real loader.

@@ -11,6 +11,7 @@ import pytest
 
 from odin_jax.reporting import contents, summary, true_path, verdict
 from odin_jax.shared import errors
+from odin_jax.training import goodput
 from tests.helpers import run_folders
 
 
@@ -46,8 +47,12 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   audit.write_text('<nav><!--LINKS--></nav>')
   evaluation = run_folder / 'evaluate' / 'model' / 'index.html'
   evaluation.write_text('<nav><!--LINKS--></nav>')
+  log = goodput.Log(run_folder / 'train', 0)
+  log.add('compiled', 0, compile_s=0.0)
+  log.close()
   done = call(repository, f'--run={run_folder}', f'--videos={videos}')
   assert done.returncode == 0, done.stderr
+  assert 'training: 0.0 s in all, started 1 times, step 0' in done.stdout
   summary = json.loads((run_folder / 'summary.json').read_text())
   assert summary['train']['gain_db'] == pytest.approx(3.0)
   assert summary['train']['ssim_gain'] == pytest.approx(0.2)
@@ -55,6 +60,7 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   assert summary['train']['loss_first'] > summary['train']['loss_last']
   assert summary['pose'] == {'unique': {'flips': 0}}
   assert summary['seconds'] == {'train': 9.5}
+  assert summary['goodput']['seconds'].keys() == goodput.BUCKETS.keys()
   assert summary['peak_rss_mb'] == {'train': 700}
   assert summary['train']['checkpoint'] == {'step': 200, 'steps': 200}
   assert summary['train']['lpips']['copy'] == 0.065
@@ -263,6 +269,14 @@ def test_a_run_that_lacks_a_stage_is_refused(run_folder, repository):
   done = call(repository, f'--run={run_folder}')
   assert done.returncode == 2
   assert 'metrics.jsonl' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_of_a_training_alone_it_says_where_the_time_went(tmp_path, repository):
+  goodput.Log(tmp_path, 7).close()
+  done = call(repository, f'--workdir={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('0.0 s in all, started 1 times, step 7\n')
+  assert json.loads((tmp_path / 'goodput.json').read_text())['step'] == 7
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,10 @@ single_step = jax.jit(
 expected = jax.jit(init)()
 for _ in range(2):
   expected, expected_metrics = single_step(expected, batch, frozen)
+assert expected_metrics['loss_counts'].sum() == 8
+np.testing.assert_allclose(
+  expected_metrics['loss_sums'].sum() / 8, expected_metrics['loss'], rtol=1e-5
+)
 
 shardings, train_step = place(dict(data=2, fsdp=2, tensor=2))
 state = jax.jit(init, out_shardings=shardings)()

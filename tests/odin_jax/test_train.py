@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from configs import train as recipes
 from odin_jax import predictors, sharding
 from odin_jax.checkpoints import checkpoint, checksums
 from odin_jax.shared import errors, locks, posed_pair, record_folder
-from odin_jax.training import journal, step
+from odin_jax.training import goodput, journal, step
 from tests.helpers import default_sampling, true_panoramas
 from tests.helpers.posed_records import write_records
 
@@ -30,6 +31,7 @@ STEPS = 24
 def records(tmp_path_factory):
   folder = tmp_path_factory.mktemp('records')
   write_records(folder, 'train', {'a': 20, 'b': 20})
+  write_records(folder, 'test', {'c': 3})
   return folder
 
 
@@ -78,9 +80,11 @@ def read_rows(workdir):
 
 @pytest.fixture(scope='module')
 def finished(command, tmp_path_factory):
-  """The workdir of an uninterrupted run."""
+  """The workdir of an uninterrupted run, which was watched closely."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  process = command(workdir)
+  process = command(
+    workdir, '--config.sample_every=20', '--profile_steps=15:16'
+  )
   stdout, stderr = process.communicate(timeout=300)
   assert process.returncode == 0, stderr[-2000:]
   workdir.with_name('stdout').write_text(stdout)
@@ -170,14 +174,27 @@ def test_run_leaves_its_figures(finished):
     {*range(2, STEPS + 1, 2), *range(3, STEPS + 1, 3)}
   )
   for row in rows:
-    assert set(row) == {
+    sampled = {'held_out_psnr_db'} if row['step'] == 20 else set()
+    assert set(row) == sampled | {
       'step',
       'loss',
+      'mask_mean',
+      *(f'loss_quarter_{quarter}' for quarter in (1, 2, 3, 4)),
+      'gradient_norm',
+      'update_ratio',
       'learning_rate',
       'examples_per_s',
-      'mask_mean',
+      'input_wait_share',
+      'mfu',
+      'device_peak_mb',
     }
     assert 0 < row['mask_mean'] < 1 and np.isfinite(row['loss'])
+    quarters = [row[f'loss_quarter_{quarter}'] for quarter in (1, 2, 3, 4)]
+    known = [loss for loss in quarters if loss is not None]
+    assert min(known) - 1e-5 <= row['loss'] <= max(known) + 1e-5
+    assert row['gradient_norm'] > 0 and row['update_ratio'] < 0.1
+    # Its first step has a rate of 0.
+    assert row['update_ratio'] > 0
   # The rate counts finished steps, not steps handed to the device: the rows'
   # times add up to less than the run's.
   intervals = np.diff([0] + [row['step'] for row in rows])
@@ -185,10 +202,27 @@ def test_run_leaves_its_figures(finished):
     8 * count / row['examples_per_s']
     for count, row in zip(intervals, rows, strict=True)
   ]
-  assert 0.05 * figures['seconds'] < sum(spent) < figures['seconds']
+  assert 0 < sum(spent) < figures['seconds']
+  seconds = goodput.summary(goodput.read(finished))['seconds']
+  made = seconds['steps'] + seconds['input_wait']
+  assert sum(spent) == pytest.approx(made, rel=0.2, abs=0.2)
   rates = [row['learning_rate'] for row in rows]
   assert max(rates) > 5 * rates[-1] > 0
   assert list((finished / 'tensorboard').iterdir())
+  # What it was watched by.
+  (picture,) = (finished / 'samples').iterdir()
+  image = cv2.imread(str(picture))
+  assert picture.name == f'{20:08d}.png' and image.shape == (8 * 32, 3 * 32, 3)
+  (row,) = [row for row in rows if row['step'] == 20]
+  assert row['held_out_psnr_db'] == pytest.approx(psnr_of_rows(image), abs=1e-3)
+  assert list((finished / 'profile').rglob('*.xplane.pb'))
+
+
+def psnr_of_rows(image):
+  """Mean of the rows: source, target, sample."""
+  _, target, sample = np.split(image.astype(float), 3, axis=1)
+  error = ((target - sample) ** 2).reshape(8, -1).mean(axis=1)
+  return np.mean(10 * np.log10(255**2 / error))
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
@@ -196,21 +230,38 @@ def test_killed_run_ends_like_an_uninterrupted_one(command, finished, tmp_path):
   # Not before step 8: saving step 6, which is over by then, waits until step 3
   # is on disk.
   step = 2 * int(np.random.default_rng().integers(4, STEPS // 2))
+  since = time.time()
   process = command(workdir)
   wait_for_step(process, workdir, step)
   process.send_signal(signal.SIGKILL)
   finish(process)
   # What the kill may leave: rows past the checkpoint, half a line.
-  with open(workdir / 'metrics.jsonl', 'a') as file:
-    file.write('{"step": 23, "lo')
+  for name in ('metrics.jsonl', goodput.NAME):
+    with open(workdir / name, 'a') as file:
+      file.write('{"step": 23, "lo')
 
   status, stderr = finish(command(workdir))
+  seconds = time.time() - since
   assert status == 0, stderr[-2000:]
   figures = final(workdir)
   assert 0 < figures['restored_step'] < STEPS, f'killed at step {step}'
   assert figures['params_sha256'] == final(finished)['params_sha256']
   steps = [row['step'] for row in read_rows(workdir)]
   assert steps == sorted(set(steps)) and steps[-1] == STEPS
+  spent = goodput.summary(goodput.read(workdir))
+  assert spent['starts'] == 2 and spent['step'] == STEPS
+  total = sum(spent['seconds'].values())
+  assert total == pytest.approx(spent['wall_s'], rel=0.01)
+  # Python begins before the run, and ends after it.
+  assert 0.3 * seconds < spent['wall_s'] < seconds
+  for name in ('steps', 'compile', 'checkpoint', 'start', 'down'):
+    assert spent['seconds'][name] > 0, name
+  first, second = (
+    event['step']
+    for event in goodput.read(workdir)
+    if event['event'] == 'start'
+  )
+  assert (first, second) == (0, figures['restored_step'])
 
 
 def stop_while_it_compiles(process, workdir, *numbers):
@@ -325,15 +376,19 @@ def test_a_checkpoint_with_nan_is_refused(
   everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), abstract)
   state, frozen = checkpoints.restore(STEPS, abstract, everywhere, config)
   params = jax.tree.map(lambda leaf: leaf * np.nan, state['params'])
-  diverged = STEPS + 1, {**state, 'params': params}, frozen, config
-  with pytest.raises(checkpoint.NotFiniteError):
-    checkpoints.save(*diverged)
+  diverged = {**state, 'params': params}, frozen, config
   # One of a version that did not look.
-  inspect = checksums.inspect
+  later = checksums.later
   with monkeypatch.context() as patched:
-    patched.setattr(checksums, 'inspect', lambda tree: (inspect(tree)[0], True))
-    checkpoints.save(*diverged)
-  checkpoints.close()
+    patched.setattr(
+      checksums, 'later', lambda tree: lambda: (later(tree)()[0], True)
+    )
+    checkpoints.save(STEPS + 1, *diverged)
+    checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints.save(STEPS + 2, *diverged)
+  with pytest.raises(errors.UserError, match='numbers are not all finite, so'):
+    checkpoints.close()
   with pytest.raises(errors.UserError, match=f'checkpoints/{STEPS + 1}: its'):
     load_model(workdir, ema=False)
   # Its averages are still good.
@@ -372,7 +427,7 @@ def test_folder_of_another_tool_is_refused(command, tmp_path):
 def test_damaged_shard_is_named(command, records, tmp_path, damage):
   folder = tmp_path / 'records'
   folder.mkdir()
-  (shard,) = records.glob('*.tfrecord-*')
+  (shard,) = records.glob('*-train.tfrecord-*')
   content = bytearray(shard.read_bytes())
   content[len(content) // 2] ^= 0xFF
   broken = folder / shard.name

@@ -43,7 +43,7 @@ class Layer(nnx.Module):
     of_tokens = self.time2(context).mean(axis=1)
     hidden = jnp.tanh(self.time1(x) + of_tokens[:, None, None])
     output = self.conv_out(hidden)
-    return output[..., :-1], output[..., -1:]
+    return output[..., :-1], output[..., -1]
 
 unet.UNet = Layer
 whole = batches.batches

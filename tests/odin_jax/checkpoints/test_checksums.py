@@ -1,5 +1,7 @@
 """A checkpoint that is not as it was saved is refused, whatever was damaged."""
 
+import functools
+import json
 import pathlib
 import random
 import shutil
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checkpoint, checksums
+from odin_jax.checkpoints import checkpoint, checksums, fallback
 from odin_jax.models import encoders, odin
 from odin_jax.shared import errors, lazy_array
 from odin_jax.training import step
@@ -87,16 +89,26 @@ def saved(tmp_path_factory):
   return workdir, state, frozen, config
 
 
-def restored(workdir):
-  """All that a training restores."""
-  checkpoints, newest, config = checkpoint.open_step(workdir)
+def places_of(config):
+  """Shapes of the state, and where its arrays go."""
+  return _places_of(json.dumps(config))
+
+
+@functools.cache
+def _places_of(text):
+  config = json.loads(text)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   abstract = jax.eval_shape(
     lambda: step.state_of(config, odin.init_params(config))
   )
-  where = jax.tree.map(lambda _: sharding.replicated(mesh), abstract)
+  return abstract, jax.tree.map(lambda _: sharding.replicated(mesh), abstract)
+
+
+def restored(workdir):
+  """All that a training restores."""
+  checkpoints, newest, config = checkpoint.open_step(workdir)
   try:
-    return (*checkpoints.restore(newest, abstract, where, config), config)
+    return (*checkpoints.restore(newest, *places_of(config), config), config)
   finally:
     checkpoints.close()
 
@@ -139,23 +151,68 @@ def test_a_flipped_byte_is_never_silent(saved, tmp_path):
   assert refused >= _NUM_FLIPS / 4
 
 
-@pytest.mark.parametrize('what', ['cut', 'without', 'empty folder'])
-def test_what_is_missing_is_one_line(saved, tmp_path, what):
-  workdir, *_ = saved
+@pytest.mark.parametrize(
+  'what', ['cut', 'without', 'empty folder', 'config', 'checksums']
+)
+def test_what_is_damaged_is_one_line_or_set_aside(saved, tmp_path, what):
+  workdir, *_, config = saved
   copy = tmp_path / 'run'
   shutil.copytree(workdir, copy)
+  shutil.copytree(
+    copy / checkpoint.FOLDER / '3', copy / checkpoint.FOLDER / '2'
+  )
   newest = copy / checkpoint.FOLDER / '3'
   largest = max(files_of(newest), key=lambda path: path.stat().st_size)
   if what == 'cut':
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
   elif what == 'without':
     shutil.rmtree(newest / 'params')
+  elif what == 'config':
+    flip_a_digit(newest / 'config' / 'metadata', b'"seed": ')
+  elif what == 'checksums':
+    # Of what is in another file.
+    flip_a_digit(newest / 'checksums' / 'metadata', b'"encoders": "')
   else:
     shutil.rmtree(newest)
     newest.mkdir()
-  with pytest.raises(errors.UserError) as caught:
+  with pytest.raises(checkpoint.DamagedError) as caught:
     restored(copy)
   assert '\n' not in str(caught.value) and str(copy) in str(caught.value)
+  assert '--allow_fallback' in str(caught.value)
+
+  checkpoints = checkpoint.Checkpoints(copy)
+  with pytest.raises(checkpoint.DamagedError):
+    go_on(checkpoints, config, may_go_back=False)
+  with mock.patch.object(fallback.logging, 'warning') as warning:
+    step_restored, state, frozen = go_on(checkpoints, config, may_go_back=True)
+  assert step_restored == 2 and equal((state, frozen), tuple(saved[1:3]))
+  aside = copy / checkpoint.DAMAGED / '3'
+  assert aside.is_dir() and not newest.exists()
+  assert aside in warning.call_args.args and 2 in warning.call_args.args
+  # The run goes on as any other.
+  checkpoints.save(3, state, frozen, config)
+  checkpoints.close()
+  assert equal(restored(copy)[:2], (state, frozen))
+  # Where none is left, none is made up.
+  for name in '23':
+    shutil.rmtree(copy / checkpoint.FOLDER / name / 'ema')
+  with (
+    mock.patch.object(fallback.logging, 'warning'),
+    pytest.raises(errors.UserError, match='none before: make a new --workdir'),
+  ):
+    go_on(checkpoint.Checkpoints(copy), config, may_go_back=True)
+
+
+def flip_a_digit(path, behind):
+  content = bytearray(path.read_bytes())
+  content[content.index(behind) + len(behind)] ^= 1
+  path.write_bytes(content)
+
+
+def go_on(checkpoints, config, *, may_go_back):
+  return fallback.restore_newest(
+    checkpoints, *places_of(config), config, may_go_back=may_go_back
+  )
 
 
 def test_a_checkpoint_of_an_earlier_version_is_warned_of_once(saved, tmp_path):

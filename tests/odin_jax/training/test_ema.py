@@ -64,10 +64,20 @@ def test_average_after_every_step_is_that_of_zero123(monkeypatch):
   advance = jax.jit(
     lambda state: step.train_step(
       state, batch, frozen, config=config, graphdef=graphdef
-    )[0]
+    )
   )
   for _ in range(5):
-    state = advance(state)
+    slope = np.asarray(state['params']['slope'])
+    state, figures = advance(state)
+    assert figures['params_finite']
+    for name, vector in (
+      ('gradient_norm', 2 * slope),
+      ('update_norm', 0.3 * 2 * slope),
+      ('params_norm', slope - 0.3 * 2 * slope),
+    ):
+      np.testing.assert_allclose(
+        figures[name], np.linalg.norm(vector), rtol=1e-5, err_msg=name
+      )
     reference.update(torch.tensor(np.asarray(state['params']['slope'])))
     np.testing.assert_allclose(
       state['ema']['slope'], reference.shadow.numpy(), rtol=1e-6

@@ -276,7 +276,20 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
         '--config=configs/train.py:world,runlocal=True',
         f'--records={tmp_path / "records"}',
         f'--workdir={tmp_path / "other"}',
-        '--checkpoint_step=3',
+        '--step=3',
+      ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--config.steps=9',
+        '--profile_steps=3:10',
+      ],
+      [
+        '--config=configs/train.py:world,runlocal=True',
+        f'--records={tmp_path / "records"}',
+        f'--workdir={tmp_path / "other"}',
+        '--config.sample_every=2',
       ],
     ],
   )
@@ -290,7 +303,9 @@ def test_what_a_config_lacks_is_asked_for(tmp_path):
       ['eps', 'SNR'],
       ["'sweep_distances'"],
       ['--init=pretrained', './pretrained'],
-      ['--checkpoint_step', '--init, which is not given'],
+      ['--step: ', '--init, which is not given'],
+      ['--profile_steps=3:10', '9 steps'],
+      ['config.sample_every=2', 'no test records'],
     ],
   )
 
