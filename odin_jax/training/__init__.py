@@ -1,1 +1,1 @@
-"""Training: the pure step, warm starts, settings, the journal."""
+"""Training: the pure step, warm starts, settings, and what is watched of it."""
