@@ -393,6 +393,7 @@ def _train(group: hosts.Group) -> None:
     first_step=restored_step,
     batch_size=config['batch_size'],
     rows=own_rows,
+    num_workers=config['num_workers'],
   )
 
   # -- Loop -------------------------------------------------------------------
@@ -440,6 +441,7 @@ def _train(group: hosts.Group) -> None:
           break
     interrupt.close()
   finally:
+    stream.close()
     rows.close()
     # Waits for a save under way, which an error leaves whole, too.
     checkpoints.close()

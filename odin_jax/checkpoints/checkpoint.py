@@ -44,6 +44,7 @@ MAY_DIFFER = (
   'keep_period',
   'mesh',
   'cache_records',
+  'num_workers',
   'init',
 )
 # The parts of the state, each an item of its own; Orbax wants trees, so the

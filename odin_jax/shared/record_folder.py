@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Iterator
+from typing import Collection, Iterator
 
 from odin_jax.shared import errors, files, panorama_schema, schema, tfrecord
 
@@ -98,9 +98,20 @@ class RecordFolder:
     return self._files[file].path, position
 
   def __getitem__(self, index: int) -> schema.Record:
+    return self.read(index)
+
+  def read(
+    self, index: int, names: Collection[str] | None = None
+  ) -> schema.Record:
+    """A record, or what it has of some features; `split` is to be one of them.
+
+    Args:
+      index: of the record.
+      names: of the features; see `schema.Schema.decode`.
+    """
     file, position = self._index[index]
     try:
-      record = self._schema.decode(self._files[file][position])
+      record = self._schema.decode(self._files[file][position], names)
       if record['split'] != self.split:
         raise schema.SchemaError(f'split: {record["split"]}, not {self.split}')
       return record
