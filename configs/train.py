@@ -99,6 +99,9 @@ def _common() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.log_every = 10
+  # Threads that make batches: more for accelerators that wait for input. On the
+  # CPU the step itself wants the cores.
+  config.num_workers = 1
   # Checkpoints: the newest ones, and those of every so many steps; 0: no more.
   config.max_to_keep = 2
   config.keep_period = 0
@@ -263,6 +266,7 @@ def _odin(config: ml_collections.ConfigDict) -> None:
   # Of the networks' arithmetic; parameters, norms and softmax are float32.
   config.dtype = 'bfloat16'
   config.cache_records = False
+  config.num_workers = 8
   config.augment = dict(mirror=True, swap=True)
   config.autoencoder = dict(
     kind='kl',

@@ -393,6 +393,7 @@ def _train(group: hosts.Group) -> None:
       first_step=restored_step,
       batch_size=config['batch_size'],
       rows=own_rows,
+      num_workers=config['num_workers'],
     )
   )
 

@@ -54,6 +54,7 @@ MAY_DIFFER = (
   'cache_records',
   # A run that met damaged records may be told to go on.
   'max_corrupt_records',
+  'num_workers',
   'init',
 )
 # The parts of the state, each an item of its own; Orbax wants trees, so the

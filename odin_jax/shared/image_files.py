@@ -34,7 +34,7 @@ def _reduction(stored_px: int, size_px: int) -> int:
   for divisor, flag in _REDUCTIONS:
     if stored_px % divisor == 0 and stored_px // divisor >= size_px:
       return flag
-  return cv2.IMREAD_COLOR
+  return cv2.IMREAD_COLOR_RGB
 
 
 def decode_square_jpeg(
@@ -53,9 +53,9 @@ def decode_square_jpeg(
     TooSmallError: the image is smaller than that.
     ValueError: no decodable square image.
   """
-  flag = (
-    cv2.IMREAD_COLOR if stored_px is None else _reduction(stored_px, size_px)
-  )
+  flag = cv2.IMREAD_COLOR_RGB
+  if stored_px is not None:
+    flag = _reduction(stored_px, size_px)
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
   if image is None or image.shape[0] != image.shape[1]:
     shape = None if image is None else image.shape
@@ -64,6 +64,9 @@ def decode_square_jpeg(
     raise TooSmallError(image.shape[0], size_px)
   if image.shape[0] > size_px:
     image = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+  # The decoder has no flag for both, red first and a reduction.
+  if flag == cv2.IMREAD_COLOR_RGB:
+    return image
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

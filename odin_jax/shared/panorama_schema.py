@@ -55,7 +55,7 @@ FEATURES: dict[str, schema.Feature] = {
 
 
 def _check(record: Mapping[str, Any]) -> None:
-  width_px, height_px = record['width_px'], record['height_px']
+  width_px, height_px = record.get('width_px', 2), record.get('height_px', 1)
   if width_px < 2 or width_px % 2 or height_px < 1:
     raise schema.SchemaError(
       f'width_px, height_px: no panorama has {width_px} x {height_px} px'

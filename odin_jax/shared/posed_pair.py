@@ -162,6 +162,55 @@ def stack(pairs: Sequence[PosedPair]) -> PosedPair:
   return _combine(lambda *values: np.stack(values), *pairs)
 
 
+def empty(
+  pair: PosedPair,
+  count: int,
+  make: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
+) -> PosedPair:
+  """A batch for `count` pairs like this one, to `put` them into.
+
+  Args:
+    pair: one of them.
+    count: of pairs.
+    make: makes an array of a shape and a type.
+  """
+  return _combine(
+    lambda x: make((count, *np.shape(x)), np.asarray(x).dtype), pair
+  )
+
+
+def put(
+  batch: PosedPair | MoreViews,
+  row: int,
+  pair: PosedPair | MoreViews,
+  copy: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+  """Writes a pair into a row of a batch, which has what the pair has.
+
+  Args:
+    batch: from `empty`.
+    row: of the batch.
+    pair: of the same shapes and types.
+    copy: writes its second argument into its first.
+
+  Raises:
+    ValueError: the pair's arrays are of other shapes or types.
+  """
+  for values, value in zip(batch, pair, strict=True):
+    if values is None:
+      continue
+    if isinstance(values, tuple):
+      put(values, row, value, copy)
+      continue
+    value = np.asarray(value)
+    if values.shape[1:] != value.shape or values.dtype != value.dtype:
+      raise ValueError(
+        f'a pair has {value.dtype}{value.shape}, others have '
+        f'{values.dtype}{values.shape[1:]}'
+      )
+    copy(values[row, ...], value)
+
+
 def select(
   pairs: PosedPair, rows: slice | Shaped[np.ndarray, 'n']
 ) -> PosedPair:

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Iterator
+from typing import Collection, Iterator
 
 from absl import logging
 import numpy as np
@@ -146,9 +146,20 @@ class RecordFolder:
     return self._files[shard].path, position
 
   def __getitem__(self, index: int) -> schema.Record:
+    return self.read(index)
+
+  def read(
+    self, index: int, names: Collection[str] | None = None
+  ) -> schema.Record:
+    """A record, or what it has of some features; `split` is to be one of them.
+
+    Args:
+      index: of the record.
+      names: of the features; see `schema.Schema.decode`.
+    """
     shard, position = self._find(index)
     try:
-      record = self._schema.decode(self._files[shard][position])
+      record = self._schema.decode(self._files[shard][position], names)
       if record['split'] != self.split:
         raise schema.SchemaError(f'split: {record["split"]}, not {self.split}')
       return record

@@ -183,8 +183,14 @@ def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def decode_example(serialised: bytes) -> dict[str, list[Any]]:
+def decode_example(
+  serialised: bytes, names: Iterable[str] | None = None
+) -> dict[str, list[Any]]:
   """Feature values by name of a serialised tf.train.Example.
+
+  Args:
+    serialised: the example.
+    names: of the features that are wanted, where it has them; None: all.
 
   Raises:
     ValueError: it is none.
@@ -197,8 +203,12 @@ def decode_example(serialised: bytes) -> dict[str, list[Any]]:
     example.ParseFromString(serialised)
   except message.DecodeError as error:
     raise ValueError(str(error)) from error
+  features = example.features.feature
   values = {}
-  for name, feature in example.features.feature.items():
+  for name in features if names is None else names:
+    if name not in features:
+      continue
+    feature = features[name]
     kind = feature.WhichOneof('kind')
     values[name] = list(getattr(feature, kind).value) if kind else []
   return values

@@ -28,6 +28,7 @@ RANGES = {
   'batch_size': (1, math.inf),
   'checkpoint_every': (1, math.inf),
   'log_every': (1, math.inf),
+  'num_workers': (0, math.inf),
   'max_to_keep': (1, math.inf),
   'keep_period': (0, math.inf),
   'max_corrupt_records': (0, math.inf),

@@ -64,6 +64,58 @@ def test_a_batch_follows_from_its_number_alone(folder):
     assert_same(take(folder, step, 1)[0], whole[step])
 
 
+def test_any_number_of_threads_makes_the_same_batches(folder):
+  """Of mirrored images, too, which are copied in another way."""
+  endless = batches.examples(
+    source(folder, num_sources=3, depth=True, cache=True),
+    seed=0,
+    mirror=True,
+    swap=True,
+  )
+  # More examples than a thread takes at once.
+  expected = [
+    posed_pair.stack([endless[12 * step + row] for row in range(12)])
+    for step in range(3, 6)
+  ]
+  for workers in (0, 1, 3):
+    stream = batches.batches(
+      endless, first_step=3, batch_size=12, num_workers=workers
+    )
+    # All are held: none may be written over by a later one.
+    made = list(itertools.islice(stream, 3))
+    stream.close()
+    for batch, truth in zip(made, expected, strict=True):
+      assert_same(batch.more, truth.more)
+      assert_same(batch._replace(more=None), truth._replace(more=None))
+
+
+@pytest.mark.parametrize('workers', [0, 3])
+def test_what_a_thread_runs_into_is_told(folder, workers):
+  class Broken:
+    def __getitem__(self, index):
+      if index == 21:
+        raise errors.UserError('record 21 is damaged')
+      return source(folder)[0]
+
+  stream = batches.batches(
+    Broken(), first_step=0, batch_size=16, num_workers=workers
+  )
+  next(stream)
+  with pytest.raises(errors.UserError, match='record 21'):
+    next(stream)
+
+
+def test_pairs_of_several_shapes_make_no_batch(folder):
+  pair = source(folder)[0]
+  batch = posed_pair.empty(pair, 2)
+  for other in (
+    pair._replace(source=pair.source[1:]),
+    pair._replace(fov_deg=np.float64(90)),
+  ):
+    with pytest.raises(ValueError, match='others have'):
+      posed_pair.put(batch, 0, other, np.copyto)
+
+
 def test_a_host_reads_the_rows_that_it_needs(folder):
   whole = take(folder, 3, 2)
   for rows in map(np.array, ([0, 1], [3], [0, 2])):

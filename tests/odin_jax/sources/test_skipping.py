@@ -49,14 +49,14 @@ def no_jpeg(folder, records):
 
 def wrong_field(folder, records):
   features = tfrecord.decode_example(schema.encode(records[3]))
-  features['overlap'] = [7.0]
+  features['fov_deg'] = [700.0]
   write(folder, [*records[:3], tfrecord.encode_example(features), *records[4:]])
 
 
 DAMAGES = {
   wrong_checksum: f'{SHARD}: record 3: data checksum differs',
   no_jpeg: f'{SHARD}: record 3 of a: ',
-  wrong_field: f'{SHARD}: record 3 is not of schema 1 .overlap',
+  wrong_field: f'{SHARD}: record 3 is not of schema 1 .fov_deg',
 }
 
 
