@@ -2,10 +2,11 @@
 
 Example i of the run is a function of (records, seed, i) alone: the records in
 an order that is reshuffled every epoch, each with its own random augmentation;
-of panoramas (`odin_jax.panoramas`) each with views of its own, too.
+of several folders in turns (`odin_jax.sources.mixture`), of panoramas
+(`odin_jax.panoramas`) each with views of its own, too.
 Batch k holds the examples k * batch_size ... (k + 1) * batch_size - 1, of
-which every host reads the rows that its devices hold. So the step is the whole state of the
-input: a resume is exact, on any number of hosts.
+which every host reads the rows that its devices hold. So the step is the whole
+state of the input: a resume is exact, on any number of hosts.
 """
 
 import collections

@@ -5,6 +5,8 @@ follows from the records alone, so that all hosts and a run that goes on take
 the same.
 """
 
+from typing import Callable
+
 from absl import logging
 import numpy as np
 
@@ -74,7 +76,9 @@ class Skipping:
     """A pair for this index, or one after it."""
     return self._first_sound(index, lambda other: self._source.draw(other, rng))
 
-  def _first_sound(self, index, read) -> posed_pair.PosedPair:
+  def _first_sound(
+    self, index: int, read: Callable[[int], posed_pair.PosedPair]
+  ) -> posed_pair.PosedPair:
     for turn in range(len(self)):
       try:
         return read((index + turn) % len(self))

@@ -15,9 +15,17 @@ import math
 import os
 import pathlib
 import re
+import shutil
 from typing import Any, Collection, Iterable, Iterator, Mapping
 
-from odin_jax.shared import errors, files, record_folder, schema, tfrecord
+from odin_jax.shared import (
+  errors,
+  files,
+  record_folder,
+  record_index,
+  schema,
+  tfrecord,
+)
 from preprocessing.writing import parts
 
 # Known to whoever reads records, too.
@@ -188,7 +196,8 @@ def optional_features(
 
 
 def remove(output: pathlib.Path, *, keep: Collection[str]) -> None:
-  """Removes the shards that are not to be kept."""
+  """Removes the shards that are not to be kept, and what readers know of any."""
+  shutil.rmtree(output / record_index.FOLDER, ignore_errors=True)
   names = '|'.join(kind.name for kind in record_folder.KINDS)
   pattern = re.compile(rf'({names})-\w+\.tfrecord-\d{{5}}-of-\d{{5}}')
   for path in output.iterdir():

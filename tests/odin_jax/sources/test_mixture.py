@@ -61,10 +61,10 @@ def test_turns_are_shared_exactly(shares):
 
 def test_examples_are_taken_by_weight():
   # As they are written: 0.3 is three of 0.1.
-  chosen = taken(a_mixture((0.3, 0.1)), range(800))
-  assert sum(number < 100 for number in chosen) == 600
+  chosen = taken(a_mixture((0.3, 0.1), (60, 40)), range(400))
+  assert sum(number < 100 for number in chosen) == 300
   # Of each source every record once an epoch, in new orders.
-  for first, count in ((0, 50), (100, 70)):
+  for first, count in ((0, 60), (100, 40)):
     own = [number for number in chosen if first <= number < first + 100]
     epochs = [own[i : i + count] for i in range(0, len(own) - count + 1, count)]
     for epoch in epochs:

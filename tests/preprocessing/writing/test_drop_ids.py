@@ -107,6 +107,7 @@ def test_nothing_of_the_videos_is_left(folder, without, with_parts):
   if not with_parts:
     shutil.rmtree(folder / 'parts')
   old = json.loads((folder / 'manifest.json').read_text())
+  record_folder.RecordFolder(folder, 'train').index()
   manifest = dropping.drop(folder, ASKED)
   describing = {'manifest.json', 'ledger.jsonl', 'dropped_ids.txt'}
   left, expected = contents(folder), contents(without)
