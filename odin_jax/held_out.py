@@ -79,7 +79,8 @@ class HeldOut:
     everywhere = sharding.replicated(mesh)
     self._sample = jax.jit(
       sample,
-      in_shardings=(params_shardings, everywhere, split, split),
+      # Encoders are taken as they lie.
+      in_shardings=(params_shardings, None, split, split),
       out_shardings=everywhere,
     )
 

@@ -72,7 +72,7 @@ def read(
   workdir: pathlib.Path,
   sha256: str,
   abstract: encoders.Encoders,
-  where: jax.sharding.NamedSharding,
+  where: Any,
 ) -> encoders.Encoders:
   """The encoders of a checkpoint.
 
@@ -80,7 +80,7 @@ def read(
     workdir: of the run.
     sha256: their digest.
     abstract: shapes and types of their arrays.
-    where: all of them go.
+    where: they go: a sharding, or a tree of them.
 
   Raises:
     errors.UserError: they are not there, damaged or of another config.
@@ -105,19 +105,20 @@ def read(
       'config that it was trained by'
     )
 
-  def place(keys: Any, leaf: Any) -> jax.Array:
+  def place(keys: Any, leaf: Any, of_leaf: jax.sharding.Sharding) -> jax.Array:
     name = sharding.path_name(keys)
     tensor = tensors[name]
     array = np.frombuffer(tensor['data'], _DTYPES[tensor['dtype']])
-    if tuple(tensor['shape']) != leaf.shape or array.dtype != leaf.dtype:
+    if tuple(tensor['shape']) != leaf.shape:
       raise errors.UserError(
-        f'{path}: {name} is {array.dtype} of {tensor["shape"]}, where this '
-        f'config has {leaf.dtype} of {list(leaf.shape)}; give the config that '
-        'it was trained by'
+        f'{path}: {name} is {tensor["shape"]}, where this config has '
+        f'{list(leaf.shape)}; give the config that it was trained by'
       )
-    array = array.reshape(leaf.shape)
+    array = array.reshape(leaf.shape).astype(leaf.dtype)
     return jax.make_array_from_callback(
-      leaf.shape, where, lambda index: array[index]
+      leaf.shape, of_leaf, lambda index: array[index]
     )
 
-  return jax.tree_util.tree_map_with_path(place, abstract)
+  return jax.tree_util.tree_map_with_path(
+    place, abstract, jax.tree.broadcast(where, abstract)
+  )
