@@ -14,12 +14,13 @@ import hashlib
 import itertools
 import os
 import threading
-from typing import Iterator, Protocol, runtime_checkable
+from typing import Callable, Iterator, Protocol, runtime_checkable
 
 import cv2
 from jaxtyping import Float32, Int, Shaped, UInt8
 import numpy as np
 
+from odin_jax import latents
 from odin_jax.shared import (
   camera,
   depth_png,
@@ -78,6 +79,10 @@ class PairSource:
       is known, where records have none. All maps have the side of the first.
     num_sources: views given of each scene; those beside the pair's source are
       its `more`.
+    encoded: latents of the records, which are read in place of images.
+
+  Attributes:
+    records: the records.
 
   Raises:
     errors.UserError: see `RecordFolder`; an image or a map of depth that cannot
@@ -93,8 +98,11 @@ class PairSource:
     cache: bool = False,
     depth: bool = False,
     num_sources: int = 1,
+    encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
+    | None = None,
   ):
-    self._records = record_folder.RecordFolder(path, split)
+    self.records = self._records = record_folder.RecordFolder(path, split)
+    self.latents = None if encoded is None else encoded(self._records)
     self._size_px = image_size_px
     self._stored_px = _stored_px(self._records[0])
     self._depth_px = _depth_px(self._records) if depth else None
@@ -121,6 +129,8 @@ class PairSource:
     return self[index]
 
   def _read(self, index: int) -> posed_pair.PosedPair:
+    if self.latents is not None:
+      return self._read_encoded(index)
     record = self._records.read(index, self._features)
     try:
       source, target = (self._view(record, side) for side in more_views.SIDES)
@@ -144,6 +154,20 @@ class PairSource:
       source_depth=source[1],
       target_depth=target[1],
       more=more,
+    )
+
+  def _read_encoded(self, index: int) -> posed_pair.PosedPair:
+    """A pair whose views are encoded."""
+    record = self._records.read(index, _FEATURES)
+    views = self.latents.read(*self._records.place(index))
+    return posed_pair.PosedPair(
+      source=None,
+      target=None,
+      target2source=record['target2source'],
+      fov_deg=np.float32(record['fov_deg']),
+      median_depth=np.float32(record['median_depth']),
+      source_encoded=views['source'],
+      target_encoded=views['target'],
     )
 
   def _view(
@@ -214,6 +238,14 @@ def _flipped(x: np.ndarray | None, axis: int) -> np.ndarray | None:
   return None if x is None else np.flip(x, axis)
 
 
+def _mirror_of(x: posed_pair.Encoded | None) -> posed_pair.Encoded | None:
+  return x and x.mirrored._replace(mirrored=x._replace(mirrored=None))
+
+
+def _alone(x: posed_pair.Encoded | None) -> posed_pair.Encoded | None:
+  return x and x._replace(mirrored=None)
+
+
 def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair as a mirror shows it: x -> -x in all cameras; exact."""
   more = pair.more and pair.more._replace(
@@ -230,6 +262,8 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     source_depth=_flipped(pair.source_depth, 1),
     target_depth=_flipped(pair.target_depth, 1),
     more=more,
+    source_encoded=_mirror_of(pair.source_encoded),
+    target_encoded=_mirror_of(pair.target_encoded),
   )
 
 
@@ -255,6 +289,8 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     source_depth=pair.target_depth,
     target_depth=pair.source_depth,
     more=more,
+    source_encoded=pair.target_encoded,
+    target_encoded=pair.source_encoded,
   )
 
 
@@ -311,6 +347,11 @@ def examples(
       pair = mirrored(pair)
     if swap and wants_swap:
       pair = swapped(pair)
+    # What could have been drawn goes into no batch.
+    pair = pair._replace(
+      source_encoded=_alone(pair.source_encoded),
+      target_encoded=_alone(pair.target_encoded),
+    )
     if pair.more is None:
       return pair
     return thinned(pair, int(rng.integers(len(pair.more.is_there) + 1)))

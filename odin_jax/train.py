@@ -39,7 +39,7 @@ from absl import flags, logging
 import jax
 import numpy as np
 
-from odin_jax import batches, hosts, sharding
+from odin_jax import batches, hosts, latents, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, lpips, odin
 from odin_jax.panoramas import choice
@@ -72,6 +72,11 @@ _INIT = command.define_path(
   'the word pretrained: the checkpoint that comes with the project '
   '(./pretrained is a folder of that name; where there is one, the word alone '
   'is refused).',
+)
+_LATENTS = command.define_path(
+  'latents',
+  'Output of odin_jax.cache_latents for these records and encoders: views are '
+  'not decoded and encoded again. Losses stay the same.',
 )
 _CHECKPOINT_STEP = command.define_checkpoint_step('init')
 _HOSTS = hosts.define()
@@ -114,6 +119,8 @@ class Interrupt:
 def _check(config: checkpoint.Config) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
+  if _LATENTS.value:
+    settings.check_latents(config)
   if _WORKDIR.value == workdirs.PRETRAINED:
     raise errors.UserError(
       f'--workdir={workdirs.PRETRAINED}: is the checkpoint that comes with the '
@@ -154,13 +161,32 @@ def _open(config: checkpoint.Config) -> batches.Source:
     'num_sources': conditioning.num_sources(config),
   }
   if record_folder.kind(_RECORDS.value) is schema.PAIRS:
-    return batches.PairSource(_RECORDS.value, 'train', **given)
+    encoded = None
+    if _LATENTS.value:
+
+      def encoded(records: record_folder.RecordFolder) -> latents.LatentFolder:
+        return latents.LatentFolder(_LATENTS.value, records, config)
+
+    return batches.PairSource(
+      _RECORDS.value, latents.SPLIT, encoded=encoded, **given
+    )
+  if _LATENTS.value:
+    raise errors.UserError(
+      f'--latents: of pairs, and {_RECORDS.value} holds panoramas, of which '
+      'views are drawn anew; train without it'
+    )
   try:
     drawn = choice.Rules(**rules)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f'config.panoramas: {error}') from error
   config['panoramas'] = rules
   return panoramas.PanoramaSource(_RECORDS.value, 'train', rules=drawn, **given)
+
+
+def _check_encoders(source: batches.Source, frozen: encoders.Encoders) -> None:
+  """Refuses latents that other encoders have made."""
+  if _LATENTS.value:
+    source.latents.require_made_by(checkpoint.params_sha256(frozen))
 
 
 def _make_encoders(
@@ -365,6 +391,7 @@ def _train(group: hosts.Group) -> None:
     )
   else:
     state, frozen = _start(source, config, mesh, state_shardings, group)
+  _check_encoders(source, frozen)
   frozen, perceptual = jax.device_put(
     (frozen, perceptual), sharding.replicated(mesh)
   )

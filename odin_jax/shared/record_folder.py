@@ -92,6 +92,11 @@ class RecordFolder:
   def __len__(self) -> int:
     return len(self._index)
 
+  @property
+  def shards(self) -> list[tfrecord.RecordFile]:
+    """The files, in their order."""
+    return self._files
+
   def place(self, index: int) -> tuple[pathlib.Path, int]:
     """The shard that holds a record, and its position there."""
     file, position = self._index[index]

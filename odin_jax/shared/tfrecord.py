@@ -9,6 +9,7 @@ Our own, since TensorFlow would be needed for nothing else, and its reader gives
 records in their order alone; here each is read by its position.
 """
 
+import hashlib
 import os
 import pathlib
 import struct
@@ -122,6 +123,14 @@ class RecordFile:
     if crc != masked_crc(data[:length]):
       raise self._corrupt(offset, 'data checksum differs')
     return data[:length]
+
+  def digest(self) -> str:
+    """SHA-256 of the checksums of all records' data, which are not read."""
+    digest = hashlib.sha256()
+    with open(self.path, 'rb') as file:
+      for offset, length in self._offsets:
+        digest.update(os.pread(file.fileno(), _FOOTER.size, offset + length))
+    return digest.hexdigest()
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_fd': None}
