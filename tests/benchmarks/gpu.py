@@ -124,7 +124,7 @@ def _world(folder: pathlib.Path, is_full: bool) -> tuple[tuple[str, ...], ...]:
       'preprocessing.worlds',
       f'--output={videos}',
       f'--num_worlds={6 if is_full else 1}',
-      f'--seconds={24 if is_full else 6}',
+      f'--seconds={24 if is_full else 12}',
     ),
     (
       'preprocessing.run',
@@ -268,10 +268,12 @@ def run_all(
     tell: is given a line per part.
   """
   end = time.monotonic() + 60 * minutes
-  results: dict[str, Any] = {}
+  path = folder / 'results.json'
+  # Those of other parts stay.
+  results = json.loads(path.read_text()) if path.exists() else {}
   for part in wanted:
     results[part.name] = run_part(part, folder, end - time.monotonic())
-    files.write_json(folder / 'results.json', results)
+    files.write_json(path, results)
     with files.atomic_path(folder / 'table.md') as temporary:
       temporary.write_text(table(results))
     tell(f'{part.name}: {results[part.name]["status"]}')
