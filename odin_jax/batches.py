@@ -16,12 +16,20 @@ import hashlib
 import itertools
 import os
 import threading
-from typing import Any, Iterable, Iterator, Protocol, runtime_checkable
+from typing import (
+  Any,
+  Callable,
+  Iterable,
+  Iterator,
+  Protocol,
+  runtime_checkable,
+)
 
 import cv2
 from jaxtyping import Float32, Int, Shaped, UInt8
 import numpy as np
 
+from odin_jax import latents
 from odin_jax.shared import (
   camera,
   depth_png,
@@ -75,10 +83,13 @@ class PairSource:
       its `more`.
     filters: records that do not pass are left out.
     empty_depth_px: side of the maps where no record has any.
+    encoded: latents of the records, which are read in place of images.
 
   Attributes:
     known_depth_px: side of the maps; None where nobody asks for them, or no
       record has any.
+    records: the records.
+    latents: of them, or None.
 
   Raises:
     errors.UserError: see `RecordFolder`; maps of depth of several sides; its
@@ -97,8 +108,13 @@ class PairSource:
     num_sources: int = 1,
     filters: record_filters.Filters = record_filters.NONE,
     empty_depth_px: int = EMPTY_DEPTH_PX,
+    encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
+    | None = None,
   ):
-    self._records = record_folder.RecordFolder(path, split, filters=filters)
+    self.records = self._records = record_folder.RecordFolder(
+      path, split, filters=filters
+    )
+    self.latents = None if encoded is None else encoded(self._records)
     self._size_px = image_size_px
     self._stored_px = _stored_px(self._records.first())
     self.known_depth_px = self._depth_px = None
@@ -128,6 +144,8 @@ class PairSource:
     return self[index]
 
   def _read(self, index: int) -> posed_pair.PosedPair:
+    if self.latents is not None:
+      return self._read_encoded(index)
     record = self._records.read(index, self._features)
     try:
       source, target = (self._view(record, side) for side in more_views.SIDES)
@@ -151,6 +169,20 @@ class PairSource:
       source_depth=source[1],
       target_depth=target[1],
       more=more,
+    )
+
+  def _read_encoded(self, index: int) -> posed_pair.PosedPair:
+    """A pair whose views are encoded."""
+    record = self._records.read(index, _FEATURES)
+    views = self.latents.read(*self._records.place(index))
+    return posed_pair.PosedPair(
+      source=None,
+      target=None,
+      target2source=record['target2source'],
+      fov_deg=np.float32(record['fov_deg']),
+      median_depth=np.float32(record['median_depth']),
+      source_encoded=views['source'],
+      target_encoded=views['target'],
     )
 
   def _view(
@@ -232,6 +264,14 @@ def _flipped(x: np.ndarray | None, axis: int) -> np.ndarray | None:
   return None if x is None else np.flip(x, axis)
 
 
+def _mirror_of(x: posed_pair.Encoded | None) -> posed_pair.Encoded | None:
+  return x and x.mirrored._replace(mirrored=x._replace(mirrored=None))
+
+
+def _alone(x: posed_pair.Encoded | None) -> posed_pair.Encoded | None:
+  return x and x._replace(mirrored=None)
+
+
 def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair as a mirror shows it: x -> -x in all cameras; exact."""
   more = pair.more and pair.more._replace(
@@ -248,6 +288,8 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     source_depth=_flipped(pair.source_depth, 1),
     target_depth=_flipped(pair.target_depth, 1),
     more=more,
+    source_encoded=_mirror_of(pair.source_encoded),
+    target_encoded=_mirror_of(pair.target_encoded),
   )
 
 
@@ -273,6 +315,8 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     source_depth=pair.target_depth,
     target_depth=pair.source_depth,
     more=more,
+    source_encoded=pair.target_encoded,
+    target_encoded=pair.source_encoded,
   )
 
 
@@ -340,6 +384,11 @@ def examples(
       pair = mirrored(pair)
     if swap and wants_swap:
       pair = swapped(pair)
+    # What could have been drawn goes into no batch.
+    pair = pair._replace(
+      source_encoded=_alone(pair.source_encoded),
+      target_encoded=_alone(pair.target_encoded),
+    )
     if pair.more is None:
       return pair
     return thinned(pair, int(rng.integers(len(pair.more.is_there) + 1)))

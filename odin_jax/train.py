@@ -35,6 +35,7 @@ if __name__ == '__main__' and not __package__:
   sys.stderr.write('error: type: python -m odin_jax.train\n')
   sys.exit(2)
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -45,7 +46,7 @@ from typing import Any
 from absl import flags, logging
 import jax
 
-from odin_jax import batches, held_out, hosts, loop, sharding
+from odin_jax import batches, held_out, hosts, latents, loop, sharding
 from odin_jax.checkpoints import checkpoint, fallback
 from odin_jax.models import conditioning, encoders, lpips, odin
 from odin_jax.porting import lpips_package
@@ -56,6 +57,7 @@ from odin_jax.shared import (
   files,
   interrupts,
   locks,
+  record_folder,
   storage,
   workdirs,
 )
@@ -81,6 +83,11 @@ _INIT = command.define_path(
   '(./pretrained is a folder of that name; where there is one, the word alone '
   'is refused).',
 )
+_LATENTS = command.define_path(
+  'latents',
+  'Output of odin_jax.cache_latents for these records and encoders: views are '
+  'not decoded and encoded again. Losses stay the same.',
+)
 _CHECKPOINT_STEP = command.define_checkpoint_step('init')
 _ALLOW_FALLBACK = flags.DEFINE_bool(
   'allow_fallback',
@@ -103,6 +110,8 @@ _INIT_NEEDS = 'another run, or a ported one,'
 def _check(config: checkpoint.Config) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
+  if _LATENTS.value:
+    settings.check_latents(config)
   if _WORKDIR.value == workdirs.PRETRAINED:
     raise errors.UserError(
       f'--workdir={workdirs.PRETRAINED}: is the checkpoint that comes with the '
@@ -133,14 +142,23 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
     raise errors.UserError(f'--config: {error}') from error
 
 
-def _open(config: checkpoint.Config, split: str) -> opening.Opened:
-  """The records of a split."""
+def _open(
+  config: checkpoint.Config, split: str, latents_path: str | None = None
+) -> opening.Opened:
+  """The records of a split, and latents of them if there are some."""
+  encoded = None
+  if latents_path:
+
+    def encoded(records: record_folder.RecordFolder) -> latents.LatentFolder:
+      return latents.LatentFolder(latents_path, records, config)
+
   return opening.open_sources(
     _RECORDS.value,
     config,
     split=split,
     depth=odin.has_spheres(config),
     num_sources=conditioning.num_sources(config),
+    encoded=encoded,
   )
 
 
@@ -314,7 +332,9 @@ def _train(group: hosts.Group) -> None:
 
   # -- Input ------------------------------------------------------------------
   test_pairs = _open_test(config)
-  source, made_of, allowance, read = _open(config, 'train')
+  source, made_of, allowance, read, encoded = _open(
+    config, latents.SPLIT, _LATENTS.value
+  )
   # The config keeps what is read of them.
   for name in opening.FIELDS:
     del config[name]
@@ -355,6 +375,8 @@ def _train(group: hosts.Group) -> None:
     _check_restored(workdir, restored_step, config, traced)
   else:
     state, frozen = _start(source, config, mesh, state_shardings, group)
+  if encoded:
+    encoded.require_made_by(checkpoint.params_sha256(frozen))
   frozen, perceptual = jax.device_put(
     (frozen, perceptual), sharding.replicated(mesh)
   )
@@ -386,15 +408,12 @@ def _train(group: hosts.Group) -> None:
   place = functools.partial(
     sharding.of_rows, batch_sharding, config['batch_size'], own_rows
   )
-  stream = (
-    jax.tree.map(place, batch)
-    for batch in batches.batches(
-      batches.examples(source, seed=config['seed'], **config['augment']),
-      first_step=restored_step,
-      batch_size=config['batch_size'],
-      rows=own_rows,
-      num_workers=config['num_workers'],
-    )
+  stream = batches.batches(
+    batches.examples(source, seed=config['seed'], **config['augment']),
+    first_step=restored_step,
+    batch_size=config['batch_size'],
+    rows=own_rows,
+    num_workers=config['num_workers'],
   )
 
   # -- Loop -------------------------------------------------------------------
@@ -411,9 +430,15 @@ def _train(group: hosts.Group) -> None:
     done=restored_step,
     start_s=start_s,
   )
-  state, stopped_by = loop.run(
-    keeper, train_step, state, stream, (frozen, perceptual), interrupt
-  )
+  with contextlib.closing(stream):
+    state, stopped_by = loop.run(
+      keeper,
+      train_step,
+      state,
+      (jax.tree.map(place, batch) for batch in stream),
+      (frozen, perceptual),
+      interrupt,
+    )
   done = keeper.done
   # What one process says of a step that is saved is true of all.
   group.wait()

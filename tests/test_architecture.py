@@ -86,7 +86,13 @@ WINGS = {
     'preprocessing.reading',
   ],
   # Records -> model -> samples -> scene.
-  'odin_jax.batches': ['odin_jax.shared'],
+  'odin_jax.latents': ['odin_jax.shared'],
+  'odin_jax.batches': ['odin_jax.shared', 'odin_jax.latents'],
+  'odin_jax.encoding': [
+    'odin_jax.shared',
+    'odin_jax.latents',
+    'odin_jax.batches',
+  ],
   'odin_jax.panoramas': ['odin_jax.shared'],
   'odin_jax.sources': [
     'odin_jax.shared',
@@ -183,6 +189,7 @@ ENTRY_POINTS = [
   'preprocessing.fps_experiment',
   'preprocessing.audit',
   'odin_jax.train',
+  'odin_jax.cache_latents',
   'odin_jax.evaluate',
   'odin_jax.evaluate_meshes',
   'odin_jax.consistency',

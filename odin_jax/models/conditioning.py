@@ -361,7 +361,7 @@ def image_embedding(
 ) -> Float[Array, 'b d']:
   """Of the source, by the image encoder."""
   del config
-  return frozen.image.encode(pairs.source / 255.0)
+  return encoders.embedding(frozen, pairs.source, pairs.source_encoded)
 
 
 class Clip(Part):

@@ -13,10 +13,12 @@ What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
 from typing import Any, Mapping
 
 import flax.struct
-from jaxtyping import UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from odin_jax.models import autoencoder, image_encoder, vae
+from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
 AUTOENCODERS = ('pca', 'pixels', 'kl')
@@ -69,6 +71,57 @@ def latent_size(config: Config) -> int:
 def image_width(config: Config) -> int:
   """Width of the embeddings that the model takes; 0 if it takes none."""
   return config['image_encoder'].get('projection', 0)
+
+
+def latents(
+  frozen: Encoders,
+  images: UInt8[Array, 'b s s 3'] | None,
+  encoded: posed_pair.Encoded | None,
+  key: Array | None = None,
+) -> Float[Array, 'b n n c']:
+  """Latents of views, which may be encoded already.
+
+  Args:
+    frozen: the encoders.
+    images: the views, sRGB; None where they are encoded.
+    encoded: the views, or None.
+    key: see `vae.KlAutoencoder.encode`.
+  """
+  if encoded is None:
+    return frozen.autoencoder.encode(images / 255.0, key)
+  return frozen.autoencoder.sample(encoded.moments, key)
+
+
+def embedding(
+  frozen: Encoders,
+  images: UInt8[Array, 'b s s 3'] | None,
+  encoded: posed_pair.Encoded | None,
+) -> Float[Array, 'b d']:
+  """Embeddings of views, which may be encoded already; see `latents`."""
+  if encoded is None:
+    return frozen.image.encode(images / 255.0)
+  return encoded.embedding.astype(jnp.float32)
+
+
+def encode_views(
+  frozen: Encoders, images: UInt8[Array, 'b s s 3']
+) -> posed_pair.Encoded:
+  """Views as `latents` and `embedding` take them; of a `kl` autoencoder."""
+  values = images / 255.0
+  embedded = None
+  if frozen.image is not None:
+    # The network computes in that type, so that no bit is lost.
+    embedded = frozen.image.encode(values).astype(frozen.image.dtype)
+  return posed_pair.Encoded(frozen.autoencoder.moments(values), embedded)
+
+
+def encoded_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+  """Shapes of the fields of one encoded view."""
+  size = latent_size(config)
+  shapes = {'moments': (size, size, 2 * latent_channels(config))}
+  if image_width(config):
+    shapes['embedding'] = (image_width(config),)
+  return shapes
 
 
 def _assemble(config: Config, make_kl: Any, make_clip: Any) -> Encoders:

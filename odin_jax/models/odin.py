@@ -74,7 +74,7 @@ def condition(
     config: a whole training config.
     pairs: a batch; their targets make no difference.
   """
-  source = frozen.autoencoder.encode(pairs.source / 255.0)
+  source = encoders.latents(frozen, pairs.source, pairs.source_encoded)
   prepared = conditioning.prepare(frozen, config, pairs)
   if has_spheres(config):
     prepared[_SPHERES] = given = views.given(pairs)

@@ -279,10 +279,22 @@ class KlAutoencoder:
       key: of a sample of the posterior, on which latent diffusion is trained;
         None gives the posterior's mode.
     """
+    return self.sample(self.moments(images), key)
+
+  def moments(
+    self, images: Float[Array, 'b h w 3']
+  ) -> Float[Array, 'b y x two_c']:
+    """Mean and log variance of unscaled latents, in `dtype`."""
     x = (images * 2 - 1).astype(self.dtype)
-    mean, log_variance = (
-      moment.astype(jnp.float32) for moment in self._model().moments(x)
-    )
+    return jnp.concatenate(self._model().moments(x), axis=-1)
+
+  def sample(
+    self,
+    moments: Float[Array, 'b y x two_c'],
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, 'b y x c']:
+    """Scaled latents of their moments; see `encode`."""
+    mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     if key is None:
       return self.scale * mean
     noise = jax.random.normal(key, mean.shape)

@@ -33,11 +33,26 @@ class MoreViews(NamedTuple):
   depth: Array | None = None
 
 
+class Encoded(NamedTuple):
+  """What frozen encoders make of a view, in the type that they compute in.
+
+  Attributes:
+    moments: [*b n n 2c], mean and log variance of its latent, unscaled.
+    embedding: [*b d], of its image encoder; None where there is none.
+    mirrored: of the mirrored view, where examples may be mirrored.
+  """
+
+  moments: Array
+  embedding: Array | None = None
+  mirrored: 'Encoded | None' = None
+
+
 class PosedPair(NamedTuple):
   """Two square views and the pose between them, or a batch of such.
 
   Attributes:
-    source: [*b s s 3] uint8 sRGB, the view that is given.
+    source: [*b s s 3] uint8 sRGB, the view that is given; None where it is
+      `source_encoded`.
     target: [*b s s 3] uint8 sRGB, the view that is to be predicted; None where
       it is not known or nobody's business.
     target2source: [*b 3 4], `x_source = R @ x_target + t`, scene units.
@@ -47,9 +62,11 @@ class PosedPair(NamedTuple):
       scene units, 0 where not known; None where nobody asks for it.
     target_depth: likewise.
     more: what else shows the scene; None where nobody asks for it.
+    source_encoded: of the source, in place of the image; None: not encoded.
+    target_encoded: likewise.
   """
 
-  source: Array
+  source: Array | None
   target: Array | None
   target2source: Array
   fov_deg: Array
@@ -57,6 +74,8 @@ class PosedPair(NamedTuple):
   source_depth: Array | None = None
   target_depth: Array | None = None
   more: MoreViews | None = None
+  source_encoded: Encoded | None = None
+  target_encoded: Encoded | None = None
 
 
 def more_views(
@@ -100,7 +119,7 @@ def _combine(function: Callable[..., Any], *parts: Any) -> Any:
   """A function of the arrays, part by part; None where the first has None."""
   if parts[0] is None:
     return None
-  if isinstance(parts[0], (PosedPair, MoreViews)):
+  if isinstance(parts[0], (PosedPair, MoreViews, Encoded)):
     values = (_combine(function, *x) for x in zip(*parts, strict=True))
     return type(parts[0])(*values)
   return function(*parts)
@@ -180,9 +199,9 @@ def empty(
 
 
 def put(
-  batch: PosedPair | MoreViews,
+  batch: PosedPair | MoreViews | Encoded,
   row: int,
-  pair: PosedPair | MoreViews,
+  pair: PosedPair | MoreViews | Encoded,
   copy: Callable[[np.ndarray, np.ndarray], None],
 ) -> None:
   """Writes a pair into a row of a batch, which has what the pair has.

@@ -140,6 +140,11 @@ class RecordFolder:
     shard = bisect.bisect_right(self._starts, row) - 1
     return shard, row - self._starts[shard]
 
+  @property
+  def shards(self) -> dict[str, tfrecord.RecordFile]:
+    """The files by their names, in their order."""
+    return dict(zip(self._names, self._files, strict=True))
+
   def place(self, index: int) -> tuple[pathlib.Path | str, int]:
     """The shard that holds a record, and its position there."""
     shard, position = self._find(index)

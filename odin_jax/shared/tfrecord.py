@@ -10,6 +10,7 @@ records in their order alone; here each is read by its position.
 """
 
 import array
+import hashlib
 import os
 import struct
 from typing import Any, Iterable, Iterator, Mapping, Sequence
@@ -143,6 +144,13 @@ class RecordFile:
     if _FOOTER.unpack_from(framed, length)[0] != masked_crc(data):
       raise self._corrupt(offset, f'record {index}: data checksum differs')
     return data
+
+  def digest(self) -> str:
+    """SHA-256 of the checksums of all records' data, which are not read."""
+    digest = hashlib.sha256()
+    for offset, length in self.frames.tolist():
+      digest.update(self.file.read(offset + length, _FOOTER.size))
+    return digest.hexdigest()
 
   def in_order(self) -> Iterator[bytes | None]:
     """All records, read ahead; None in place of a damaged one."""

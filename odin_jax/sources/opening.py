@@ -2,11 +2,11 @@
 
 import math
 import os
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from absl import logging
 
-from odin_jax import batches
+from odin_jax import batches, latents
 from odin_jax.panoramas import choice
 from odin_jax.panoramas import source as panoramas
 from odin_jax.shared import (
@@ -30,12 +30,14 @@ class Opened(NamedTuple):
     made_of: how many pairs and panoramas, in words.
     allowance: counts the damaged records that were skipped.
     read: of the `FIELDS` of the config, what was read.
+    encoded: latents that are read in place of images, or None.
   """
 
   source: batches.Source
   made_of: str
   allowance: skipping.Allowance
   read: dict[str, Any]
+  encoded: latents.LatentFolder | None
 
 
 def open_sources(
@@ -45,6 +47,8 @@ def open_sources(
   split: str = 'train',
   depth: bool,
   num_sources: int,
+  encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
+  | None = None,
 ) -> Opened:
   """Opens folders of records.
 
@@ -54,6 +58,7 @@ def open_sources(
     split: `train` or `test`.
     depth: give the depth of the views.
     num_sources: views given of each scene.
+    encoded: opens the latents of the records, which are one folder of pairs.
 
   Raises:
     errors.UserError: see `odin_jax.batches.PairSource` and
@@ -66,25 +71,13 @@ def open_sources(
   filters = record_filters.Filters(config['filters'])
   kinds = [record_folder.kind(path) for path in paths]
   are_pairs = [kind is schema.PAIRS for kind in kinds]
-  read: dict[str, Any] = {}
-  if filters.limits:
-    for path, is_pairs in zip(paths, are_pairs, strict=True):
-      if not is_pairs:
-        raise errors.UserError(
-          f'{path}: holds panoramas, and config.filters.{min(filters.limits)} '
-          'is of records of pairs; leave it out: config.panoramas says what is '
-          'cut'
-        )
-    read['filters'] = filters.limits
-  if weights:
-    read['mixture'] = {'weights': weights}
+  read = _read_of(paths, are_pairs, config, filters, weights)
   rules = None
-  if not all(are_pairs):
+  if 'panoramas' in read:
     try:
-      rules = choice.Rules(**config['panoramas'])
+      rules = choice.Rules(**read['panoramas'])
     except (TypeError, ValueError) as error:
       raise errors.UserError(f'config.panoramas: {error}') from error
-    read['panoramas'] = config['panoramas']
   given = {
     'split': split,
     'image_size_px': config['image_size_px'],
@@ -92,7 +85,11 @@ def open_sources(
     'depth': depth,
     'num_sources': num_sources,
   }
+  if encoded:
+    _check_one_of_pairs(paths, are_pairs)
+    given['encoded'] = encoded
   sources = _opened(paths, are_pairs, given, filters, rules)
+  of_views = sources[0].latents if encoded else None
   if num_sources > 1:
     _check_more(paths, sources)
   counts = [
@@ -112,7 +109,42 @@ def open_sources(
   source = sources[0]
   if len(sources) > 1:
     source = mixture.Mixture(sources, weights or None)
-  return Opened(source, ' and '.join(counts), allowance, read)
+  return Opened(source, ' and '.join(counts), allowance, read, of_views)
+
+
+def _read_of(
+  paths: Sequence[str],
+  are_pairs: Sequence[bool],
+  config: dict[str, Any],
+  filters: record_filters.Filters,
+  weights: list[float | int],
+) -> dict[str, Any]:
+  """What is read of the `FIELDS` of the config."""
+  read: dict[str, Any] = {}
+  if filters.limits:
+    for path, is_pairs in zip(paths, are_pairs, strict=True):
+      if not is_pairs:
+        raise errors.UserError(
+          f'{path}: holds panoramas, and config.filters.{min(filters.limits)} '
+          'is of records of pairs; leave it out: config.panoramas says what is '
+          'cut'
+        )
+    read['filters'] = filters.limits
+  if weights:
+    read['mixture'] = {'weights': weights}
+  if not all(are_pairs):
+    read['panoramas'] = config['panoramas']
+  return read
+
+
+def _check_one_of_pairs(
+  paths: Sequence[str], are_pairs: Sequence[bool]
+) -> None:
+  if list(are_pairs) != [True]:
+    raise errors.UserError(
+      '--latents: are of one folder of pairs, and --records are '
+      f'{", ".join(paths)}; give one folder of pairs, or train without latents'
+    )
 
 
 def _check_different(paths: Sequence[str]) -> None:

@@ -110,6 +110,23 @@ def check(config: Config) -> None:
     raise errors.UserError(f'config.diffusion: {error}') from error
 
 
+def check_latents(config: Config) -> None:
+  """Raises errors.UserError unless latents of records serve a config."""
+  kind = config['autoencoder']['kind']
+  if kind != 'kl':
+    raise errors.UserError(
+      f'config.autoencoder.kind={kind}: takes no time worth saving; latents of '
+      'records are for kl'
+    )
+  for name in conditioning.parse(config['model']['conditioning']):
+    if conditioning.PARTS[name].prepares.keys() - {'image_embedding'}:
+      raise errors.UserError(
+        f'config.model.conditioning: {name} looks at the images themselves, '
+        'which latents of records do not have; leave it out, or train without '
+        '--latents'
+      )
+
+
 def _check_spheres(config: Config) -> None:
   """Raises errors.UserError unless a picture can be blended of spheres."""
   kind, prediction = (

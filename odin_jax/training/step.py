@@ -157,7 +157,7 @@ def batch_loss(
   prediction = settings['prediction']
   keys = jax.random.split(key, 5)
   condition = odin.condition(frozen, config, batch)
-  x0 = frozen.autoencoder.encode(batch.target / 255.0, keys[3])
+  x0 = encoders.latents(frozen, batch.target, batch.target_encoded, keys[3])
   timesteps = schedule.sample_timesteps(
     keys[0],
     x0.shape[0],
