@@ -36,17 +36,13 @@ def _stored_px(record: schema.Record) -> int:
   return 1 if image is None else image.shape[0]
 
 
-# Side of the maps of depth where no record has one.
-_EMPTY_DEPTH_PX = 32
-
-
 def _depth_px(records: record_folder.RecordFolder) -> int:
   """Side of the first map of depth; a folder without any is read to its end."""
   for record in records:
     for name in ('source/depth', 'target/depth'):
       if name in record:
         return depth_png.side_px(record[name])
-  return _EMPTY_DEPTH_PX
+  return posed_pair.EMPTY_DEPTH_PX
 
 
 class PairSource:

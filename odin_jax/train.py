@@ -41,7 +41,7 @@ import numpy as np
 
 from odin_jax import batches, hosts, sharding
 from odin_jax.checkpoints import checkpoint
-from odin_jax.models import conditioning, encoders, lpips, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.panoramas import choice
 from odin_jax.panoramas import source as panoramas
 from odin_jax.porting import lpips_package
@@ -56,7 +56,7 @@ from odin_jax.shared import (
   schema,
   workdirs,
 )
-from odin_jax.training import journal, settings, step, warm_start
+from odin_jax.training import journal, program, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
 _RECORDS = command.define_records('to train on')
@@ -265,25 +265,6 @@ def _diverged(what: str, last_step: int) -> str:
   )
 
 
-def _perceptual(config: checkpoint.Config) -> lpips.Lpips | None:
-  """What pictures are compared by, where that is a part of the loss.
-
-  Raises:
-    errors.UserError: its weights are not here.
-  """
-  if not (
-    odin.has_spheres(config) and config['model']['spheres']['perceptual_weight']
-  ):
-    return None
-  perceptual = lpips_package.load('alex')
-  if perceptual is None:
-    raise errors.UserError(
-      'config.model.spheres.perceptual_weight: needs the weights of LPIPS; '
-      f'{lpips_package.INSTALL}, or give 0'
-    )
-  return perceptual
-
-
 def _claim_workdir(group: hosts.Group) -> pathlib.Path:
   """The workdir, which the first process has for all of them.
 
@@ -327,7 +308,7 @@ def _train(group: hosts.Group) -> None:
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
   _check(config)
-  perceptual = _perceptual(config)
+  perceptual = lpips_package.for_training(config)
 
   # -- Input ------------------------------------------------------------------
   source = _open(config)
@@ -340,8 +321,7 @@ def _train(group: hosts.Group) -> None:
   # -- Mesh and state ---------------------------------------------------------
   logging.info(sharding.devices_text())
   mesh = sharding.make_mesh(config['mesh'])
-  batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
-  state_shardings = sharding.shardings(abstract, mesh, odin.sharding_rules())
+  placement = program.placement(config, mesh, abstract)
 
   # A checkpoint in the workdir goes before a fresh start; a checkpoint that
   # does not fit is an error, never a reason to start afresh.
@@ -361,13 +341,12 @@ def _train(group: hosts.Group) -> None:
   if restored_step:
     _check_restored(workdir, checkpoints, restored_step, config)
     state, frozen = checkpoints.restore(
-      restored_step, abstract, state_shardings, config
+      restored_step, abstract, placement.state, config
     )
   else:
-    state, frozen = _start(source, config, mesh, state_shardings, group)
-  frozen, perceptual = jax.device_put(
-    (frozen, perceptual), sharding.replicated(mesh)
-  )
+    state, frozen = _start(source, config, mesh, placement.state, group)
+  frozen = jax.device_put(encoders.held(frozen, config), placement.frozen)
+  perceptual = jax.device_put(perceptual, placement.everywhere)
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   logging.info(
     '%d parameters, %s, mesh %s, from step %d of %d',
@@ -378,16 +357,8 @@ def _train(group: hosts.Group) -> None:
     config['steps'],
   )
 
-  everywhere = sharding.replicated(mesh)
-  train_step = jax.jit(
-    functools.partial(
-      step.train_step, config=config, graphdef=odin.graph(config)
-    ),
-    donate_argnums=0,
-    in_shardings=(state_shardings, batch_sharding, everywhere, everywhere),
-    out_shardings=(state_shardings, everywhere),
-  )
-  own_rows = sharding.own_rows(batch_sharding, config['batch_size'])
+  train_step = program.Telling(program.jitted(config, mesh, placement))
+  own_rows = sharding.own_rows(placement.batch, config['batch_size'])
   stream = batches.batches(
     batches.examples(source, seed=config['seed'], **config['augment']),
     first_step=restored_step,
@@ -413,7 +384,7 @@ def _train(group: hosts.Group) -> None:
       for index in range(restored_step, config['steps']):
         batch = jax.tree.map(
           functools.partial(
-            sharding.of_rows, batch_sharding, config['batch_size'], own_rows
+            sharding.of_rows, placement.batch, config['batch_size'], own_rows
           ),
           next(stream),
         )

@@ -91,10 +91,10 @@ WINGS = {
   'odin_jax.geometry': ['odin_jax.shared'],
   'odin_jax.benchmarks': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.diffusion': [],
-  'odin_jax.models': ['odin_jax.shared'],
+  'odin_jax.sharding': ['odin_jax.shared'],
+  'odin_jax.models': ['odin_jax.shared', 'odin_jax.sharding'],
   'odin_jax.metrics': ['odin_jax.shared', 'odin_jax.models'],
   'odin_jax.distribution_distance': ['odin_jax.shared'],
-  'odin_jax.sharding': ['odin_jax.shared'],
   'odin_jax.checkpoints': [
     'odin_jax.shared',
     'odin_jax.models',
@@ -117,6 +117,7 @@ WINGS = {
     'odin_jax.checkpoints',
   ],
   'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
+  'odin_jax.planning': ['odin_jax.shared'],
   'odin_jax.hosts': ['odin_jax.shared'],
   'odin_jax.scoring': [
     'odin_jax.shared',
@@ -154,6 +155,7 @@ ENTRY_POINTS = [
   'preprocessing.records',
   'preprocessing.fps_experiment',
   'preprocessing.audit',
+  'odin_jax.plan',
   'odin_jax.train',
   'odin_jax.evaluate',
   'odin_jax.evaluate_meshes',

@@ -122,7 +122,7 @@ def _abstract(tree: Any, tree_shardings: Any) -> Any:
 
 def _abstract_encoders(config: Config, where: Any) -> Any:
   arrays = encoders.abstract(config)
-  return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
+  return _abstract(arrays, jax.tree.broadcast(where, arrays))
 
 
 @functools.cache
@@ -312,7 +312,9 @@ class Checkpoints:
     self._require_sound(step, {item: restored[item] for item in items})
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
     return state, self.restore_encoders(
-      step, config, sharding.replicated(where)
+      step,
+      config,
+      sharding.frozen_shardings(encoders.abstract(config), where),
     )
 
   def restore_params(
@@ -337,9 +339,9 @@ class Checkpoints:
     return tree[name]
 
   def restore_encoders(
-    self, step: int, config: Config, where: jax.sharding.NamedSharding
+    self, step: int, config: Config, where: Any
   ) -> encoders.Encoders:
-    """The encoders of a step, all of them in one sharding."""
+    """The encoders of a step, in one sharding or in a tree of them."""
     frozen = self._restore(
       step,
       **{

@@ -13,6 +13,7 @@ What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
 from typing import Any, Mapping
 
 import flax.struct
+import jax
 from jaxtyping import UInt8
 import numpy as np
 
@@ -21,6 +22,8 @@ from odin_jax.models import autoencoder, image_encoder, vae
 Config = Mapping[str, Any]
 AUTOENCODERS = ('pca', 'pixels', 'kl')
 IMAGE_ENCODERS = ('none', 'clip')
+# What `config.encoders_dtype` can be.
+HELD = ('float32', 'compute')
 
 
 @flax.struct.dataclass
@@ -92,11 +95,37 @@ def _assemble(config: Config, make_kl: Any, make_clip: Any) -> Encoders:
 
 def abstract(config: Config) -> Encoders:
   """The shapes of both, to restore a checkpoint into."""
-  return _assemble(
+  shapes = _assemble(
     config,
     lambda settings: vae.abstract(settings, dtype=config['dtype']),
     lambda settings: image_encoder.abstract(settings, dtype=config['dtype']),
   )
+  return held(shapes, config)
+
+
+def held_dtype(config: Config) -> str:
+  """Of the kernels of a config's encoders; see configs/train.py."""
+  # Ported checkpoints, and earlier ones, do not say it.
+  dtype = config.get('encoders_dtype', 'float32')
+  return config['dtype'] if dtype == 'compute' else dtype
+
+
+def held(frozen: Encoders, config: Config) -> Encoders:
+  """The encoders, or their shapes, with kernels as `encoders_dtype` has them.
+
+  Layers cast kernels to the dtype that they compute in: of networks that
+  compute in bfloat16 kernels in bfloat16 make no difference to any bit.
+  """
+  dtype = held_dtype(config)
+
+  def hold(path: tuple[Any, ...], leaf: Any) -> Any:
+    if getattr(path[-1], 'key', None) != 'kernel':
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(dtype=dtype)
+    return leaf.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(hold, frozen)
 
 
 def num_fit_images(config: Config) -> int:

@@ -1,0 +1,50 @@
+"""What vendors publish of accelerators, and how much of one a device is."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """The published rates of one chip, decimal units.
+
+  Attributes:
+    flops_per_s: of bfloat16 matrix products, without sparsity.
+    memory_bytes: of its main memory (HBM).
+    memory_bytes_per_s: to and from it.
+    sent_bytes_per_s: to other chips over all of its links together; as much is
+      received at the same time.
+  """
+
+  flops_per_s: float
+  memory_bytes: float
+  memory_bytes_per_s: float
+  sent_bytes_per_s: float
+
+
+_GIB = 2.0**30
+# By the first word of a topology, as libtpu names it.
+CHIPS = {
+  # https://cloud.google.com/tpu/docs/v4: 275 TFLOPs, 32 GiB and 1200 GBps,
+  # 2400 Gbps between chips.
+  'v4': Chip(275e12, 32 * _GIB, 1200e9, 300e9),
+  # https://cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB and 819 GBps,
+  # 400 GBps between chips, both directions together.
+  'v5e': Chip(197e12, 16 * _GIB, 819e9, 200e9),
+  # https://cloud.google.com/tpu/docs/v5p: 459 TFLOPs, 95 GiB and 2765 GBps,
+  # 1200 GBps between chips, both directions together.
+  'v5p': Chip(459e12, 95 * _GIB, 2765e9, 600e9),
+  # https://cloud.google.com/tpu/docs/v6e: 918 TFLOPs, 32 GB and 1638 GBps,
+  # 800 GBps between chips, both directions together.
+  'v6e': Chip(918e12, 32 * _GIB, 1638e9, 400e9),
+  # https://www.nvidia.com/en-us/data-center/h100/ (SXM): 989 TFLOPs, which is
+  # half of what is told with sparsity, 80 GB and 3.35 TB/s, NVLink of 900 GB/s,
+  # both directions together.
+  'h100': Chip(989e12, 80e9, 3350e9, 450e9),
+}
+
+
+def share(chip: Chip, devices_per_chip: int) -> Chip:
+  """What a device has of a chip: half of it where each core is a device."""
+  return Chip(
+    *(value / devices_per_chip for value in dataclasses.astuple(chip))
+  )
