@@ -110,6 +110,9 @@ def _common() -> ml_collections.ConfigDict:
   # Of the kernels of the frozen encoders in memory and in checkpoints; `compute`
   # is config.dtype, which they are cast to in any case.
   config.encoders_dtype = 'float32'
+  # Whether the encoders are split over fsdp too: less memory, and gathered in
+  # every step.
+  config.encoders_split = False
   # Random autoencoder and image encoder where no --init is given.
   config.random_encoders = False
   config.diffusion = dict(

@@ -20,7 +20,13 @@ import re
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 from jaxtyping import Array, Int, Shaped
 import numpy as np
 
@@ -34,6 +40,8 @@ _MOST_FSDP = 16
 # What is smaller is not worth splitting.
 LARGE_BYTES = 2**20
 
+# One of devices, or of numbers alone.
+AnyMesh = Mesh | AbstractMesh
 # End of a parameter's path, as a regular expression, and the axis that splits
 # each of its dimensions or None; (): every device holds all of it.
 Rules = Mapping[str, tuple[str | None, ...]]
@@ -237,7 +245,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def _fitting(
-  axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh
+  axes: Sequence[str | None], shape: tuple[int, ...], mesh: AnyMesh
 ) -> PartitionSpec:
   """The axes, but for those that do not divide their dimension."""
   return PartitionSpec(
@@ -249,7 +257,7 @@ def _fitting(
 
 
 def _spec(
-  name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+  name: str, shape: tuple[int, ...], mesh: AnyMesh, rules: Rules
 ) -> PartitionSpec:
   """How a leaf is split.
 
@@ -268,7 +276,7 @@ def _spec(
 
 
 def _factored_spec(
-  name: str, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules
+  name: str, shapes: Mapping[str, tuple[int, ...]], mesh: AnyMesh, rules: Rules
 ) -> PartitionSpec | None:
   """How Adafactor's mean over a dimension of a parameter is split.
 
@@ -285,7 +293,7 @@ def _factored_spec(
   return PartitionSpec(*axes[:axis], *axes[axis + 1 :])
 
 
-def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
+def shardings(abstract_state: Any, mesh: AnyMesh, rules: Rules) -> Any:
   """A `NamedSharding` for every leaf of the state.
 
   Args:
@@ -312,7 +320,7 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
   return jax.tree_util.tree_map_with_path(where, abstract_state)
 
 
-def frozen_shardings(abstract: Any, mesh: Mesh) -> Any:
+def frozen_shardings(abstract: Any, mesh: AnyMesh) -> Any:
   """A `NamedSharding` for every leaf of networks that are not trained.
 
   What is large is split over `fsdp` along the longest dimension that allows it.
@@ -330,6 +338,6 @@ def frozen_shardings(abstract: Any, mesh: Mesh) -> Any:
   return jax.tree.map(where, abstract)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
   """Every device holds all of it."""
   return NamedSharding(mesh, PartitionSpec())

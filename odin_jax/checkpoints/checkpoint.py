@@ -43,6 +43,7 @@ MAY_DIFFER = (
   'max_to_keep',
   'keep_period',
   'mesh',
+  'encoders_split',
   'cache_records',
   'init',
 )
@@ -312,9 +313,7 @@ class Checkpoints:
     self._require_sound(step, {item: restored[item] for item in items})
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
     return state, self.restore_encoders(
-      step,
-      config,
-      sharding.frozen_shardings(encoders.abstract(config), where),
+      step, config, encoders.shardings(config, where)
     )
 
   def restore_params(

@@ -17,6 +17,7 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
+from odin_jax import sharding
 from odin_jax.models import autoencoder, image_encoder, vae
 
 Config = Mapping[str, Any]
@@ -126,6 +127,17 @@ def held(frozen: Encoders, config: Config) -> Encoders:
     return leaf.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(hold, frozen)
+
+
+def shardings(config: Config, mesh: sharding.AnyMesh) -> Any:
+  """Where every array of the encoders lives, as `encoders_split` has it.
+
+  Ported checkpoints, and earlier ones, do not say it: on every device.
+  """
+  shapes = abstract(config)
+  if config.get('encoders_split', False):
+    return sharding.frozen_shardings(shapes, mesh)
+  return jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
 
 
 def num_fit_images(config: Config) -> int:

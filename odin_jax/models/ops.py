@@ -176,6 +176,9 @@ def attention(q: Queries, k: Keys, v: Values) -> Queries:
   The way is chosen by `implementation`, for the mesh that is traced for.
   """
   name = implementation(sharding.platform(), q, k)
+  if name == 'pallas' and sharding.target() is None and jax.device_count() > 1:
+    # It may be asked of any of them; see `_pallas`.
+    name = 'plain'
   return IMPLEMENTATIONS[name](q, k, v)
 
 

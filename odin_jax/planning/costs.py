@@ -316,7 +316,7 @@ class _Counter:
     computation: str,
     is_fused: bool,
   ) -> None:
-    if self._add_called(costs, instruction, is_fused):
+    if self._add_called(costs, instruction, computation, is_fused):
       return
     given = self._given(instruction, computation)
     kind = _collective_kind(instruction.opcode)
@@ -347,12 +347,17 @@ class _Counter:
       costs.silent_kernels += 1
 
   def _add_called(
-    self, costs: Costs, instruction: hlo.Instruction, is_fused: bool
+    self,
+    costs: Costs,
+    instruction: hlo.Instruction,
+    computation: str,
+    is_fused: bool,
   ) -> bool:
     """Adds what an instruction calls; whether that is all there is to it."""
     opcode = instruction.opcode
     if opcode == 'while':
-      trips = self._program.trips(instruction)
+      around = self._program.computations[computation]
+      trips = self._program.trips(instruction, around)
       costs.unknown_loops += trips is None
       times = 1 if trips is None else trips
       costs.add(self.of(instruction.called('body')), times)

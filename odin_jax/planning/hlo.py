@@ -102,29 +102,79 @@ class Program:
   entry: str
   computations: Mapping[str, Computation]
 
-  def trips(self, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None where that is not known."""
+  def trips(self, loop: Instruction, around: Computation) -> int | None:
+    """How often the body of a `while` runs; None where that is not known.
+
+    Args:
+      loop: the instruction.
+      around: the computation that it stands in.
+    """
     known = re.search(
       r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes
     )
     if known:
       return int(known[1])
-    return self._counted(loop)
+    return self._counted(loop, around)
 
-  def _counted(self, loop: Instruction) -> int | None:
-    """Trips of a loop whose condition is `index < constant`, from 0 by 1."""
+  def _counted(self, loop: Instruction, around: Computation) -> int | None:
+    """Trips of a loop that counts: `while (i < limit) i += step`."""
     condition = self.computations[loop.called('condition')]
-    limits = {
-      name: int(instruction.operand_text)
-      for name, instruction in condition.items()
-      if instruction.opcode == 'constant' and instruction.operand_text.isdigit()
-    }
-    for instruction in condition.values():
-      if instruction.is_root and instruction.opcode == 'compare':
-        is_less = instruction.attribute('direction') == 'LT'
-        limit = limits.get(instruction.operands[1])
-        return limit if is_less else None
+    body = self.computations[loop.called('body')]
+    test = root(condition)
+    if test.opcode != 'compare' or test.attribute('direction') != 'LT':
+      return None
+    index, limit = (condition.get(name) for name in test.operands)
+    if index is None or index.opcode != 'get-tuple-element':
+      return None
+    place = int(index.attribute('index'))
+    first, following = (
+      _element(state, computation, place)
+      for state, computation in (
+        (around.get(loop.operands[0]), around),
+        (root(body), body),
+      )
+    )
+    if following is None or following.opcode != 'add':
+      return None
+    numbers = [constant(limit, condition), constant(first, around)]
+    steps = [constant(body.get(name), body) for name in following.operands]
+    steps = [step for step in steps if step]
+    if None in numbers or len(steps) != 1:
+      return None
+    return max(0, math.ceil((numbers[0] - numbers[1]) / steps[0]))
+
+
+def root(computation: Computation) -> Instruction:
+  """The instruction whose result is the computation's."""
+  return next(x for x in computation.values() if x.is_root)
+
+
+def _source(
+  instruction: Instruction | None, computation: Computation
+) -> Instruction | None:
+  """Where a value comes from that is only handed on."""
+  while instruction and instruction.opcode in ('copy', 'bitcast', 'convert'):
+    instruction = computation.get(instruction.operands[0])
+  return instruction
+
+
+def _element(
+  state: Instruction | None, computation: Computation, place: int
+) -> Instruction | None:
+  """What stands at a place of a tuple; None where it is none."""
+  if state is None or state.opcode != 'tuple':
     return None
+  return _source(computation.get(state.operands[place]), computation)
+
+
+def constant(
+  instruction: Instruction | None, computation: Computation
+) -> int | None:
+  """The whole number that an instruction is, or None."""
+  found = _source(instruction, computation)
+  if found is None or found.opcode != 'constant':
+    return None
+  return int(found.operand_text) if found.operand_text.isdigit() else None
 
 
 def _closing(text: str, opening: str, closing: str) -> int:

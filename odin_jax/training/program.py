@@ -18,6 +18,13 @@ from odin_jax.training import step
 Config = Mapping[str, Any]
 
 
+# Of compilers by platform. For TPUs XLA turns a gather and the product behind it
+# into a loop that passes parts around from an array of this size on (MiB). Of
+# kernels of convolutions these parts are small, 20 channels of 320, and over 16
+# chips the loops move two and a half times the bytes through memory.
+_OPTIONS = {'tpu': {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}}
+
+
 class Placement(NamedTuple):
   """Where the arguments of a step live.
 
@@ -52,7 +59,7 @@ def placement(
     batch=sharding.batch_sharding(
       mesh, config['batch_size'], config['accumulate_steps']
     ),
-    frozen=sharding.frozen_shardings(encoders.abstract(config), mesh),
+    frozen=encoders.shardings(config, mesh),
     everywhere=sharding.replicated(mesh),
   )
 
@@ -69,6 +76,7 @@ def jitted(
     donate_argnums=0,
     in_shardings=tuple(where),
     out_shardings=(where.state, where.everywhere),
+    compiler_options=_OPTIONS.get(mesh.devices.flat[0].platform),
   )
 
 

@@ -250,8 +250,9 @@ def load(
     **config,
     'encoders_dtype': encoders.held_dtype(saved_config),
   }
-  where = sharding.frozen_shardings(encoders.abstract(as_saved), mesh)
-  frozen = checkpoints.restore_encoders(step, as_saved, where)
+  frozen = checkpoints.restore_encoders(
+    step, as_saved, encoders.shardings(as_saved, mesh)
+  )
   checkpoints.close()
   return Start(
     params=restored,

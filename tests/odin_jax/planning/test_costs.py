@@ -33,7 +33,9 @@ HloModule jit_step, is_scheduled=true
   %part = bf16[8,16]{1,0:S(1)} fusion(%all, %i), kind=kLoop, calls=%fused
   %product = bf16[8,8]{1,0} dot(%x, %part), lhs_contracting_dims={1}, rhs_contracting_dims={1}
   %total = bf16[8,8]{1,0} all-reduce(%product), channel_id=3, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %next = (s32[], bf16[8,16]{1,0}, bf16[3,8,16]{2,1,0}) tuple(%i, %x, %all)
+  %step = s32[] constant(STEP)
+  %i.next = s32[] add(%i, %step)
+  ROOT %next = (s32[], bf16[8,16]{1,0}, bf16[3,8,16]{2,1,0}) tuple(%i.next, %x, %all)
 }
 
 %condition (state.1: (s32[], bf16[8,16], bf16[3,8,16])) -> pred[] {
@@ -46,7 +48,8 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main (arg: bf16[8,4]) -> (s32[], bf16[8,16], bf16[3,8,16]) {
   %arg = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(0)
   %whole = bf16[8,16]{1,0:T(8,128)(2,1)} all-gather(%arg), dimensions={1}, replica_groups=GROUPS, use_global_device_ids=true
-  %start = s32[] constant(0)
+  %zero.1 = s32[] constant(0)
+  %start = s32[] copy(%zero.1)
   %three = bf16[3,8,16]{2,1,0} broadcast(%start), dimensions={}
   %init = (s32[], bf16[8,16]{1,0}, bf16[3,8,16]{2,1,0}) tuple(%start, %whole, %three)
   ROOT %loop = (s32[], bf16[8,16]{1,0}, bf16[3,8,16]{2,1,0}) while(%init), condition=%condition, body=%body KNOWN
@@ -54,9 +57,12 @@ ENTRY %main (arg: bf16[8,4]) -> (s32[], bf16[8,16], bf16[3,8,16]) {
 """
 
 
-def loop(limit='3', groups='[2,4]<=[8]', known=''):
-  text = LOOP.replace('LIMIT', limit).replace('GROUPS', groups)
-  return costs.of(text.replace('KNOWN', known))
+def loop(limit='3', step='1', groups='[2,4]<=[8]', known=''):
+  values = {'LIMIT': limit, 'STEP': step, 'GROUPS': groups, 'KNOWN': known}
+  text = LOOP
+  for name, value in values.items():
+    text = text.replace(name, value)
+  return costs.of(text)
 
 
 def test_loops_count_by_their_trips():
@@ -86,30 +92,33 @@ def test_groups_are_read_in_every_spelling(groups):
   assert loop(groups=groups).as_dict() == loop().as_dict()
 
 
+@pytest.mark.parametrize(
+  'limit,step,trips', [('8', '2', 4), ('9', '2', 5), ('0', '1', 0)]
+)
+def test_loops_of_any_step(limit, step, trips):
+  assert loop(limit=limit, step=step).flops == trips * 2 * 8 * 8 * 16
+
+
 def test_what_xla_knows_of_a_loop_goes_before_its_condition():
   known = ', backend_config={"known_trip_count":{"n":"5"},"x":[]}'
   assert loop(known=known).flops == 5 * 2 * 8 * 8 * 16
 
 
 def test_a_loop_of_unknown_length_is_told():
-  found = costs.of(
-    LOOP.replace('constant(LIMIT)', 'parameter(1)')
-    .replace('GROUPS', '[2,4]<=[8]')
-    .replace('KNOWN', '')
-  )
+  found = loop(limit='nothing')
   assert found.unknown_loops == 1
   assert found.flops == 2 * 8 * 8 * 16
 
 
 def test_memory_is_what_is_read_and_written():
-  # The gather, the array of three, and in the loop the part that the fusion
-  # reads (it is written near the processor), the product, and its sum.
-  gather = 8 * 4 * 2 + 8 * 16 * 2
-  body = (8 * 16 * 2 + 4) + (8 * 16 * 2 + 8 * 8 * 2) + 2 * 8 * 8 * 2
-  condition = 4 + 4 + 1
-  assert loop().memory_bytes == gather + (4 + 3 * 8 * 16 * 2) + 3 * (
-    body + condition
-  )
+  # The gather, what copies the index and what fills the array of three; in the
+  # loop the part that the fusion reads (it is written near the processor), the
+  # product, its sum and the next index; and the test.
+  before = (8 * 4 * 2 + 8 * 16 * 2) + (4 + 4) + (4 + 3 * 8 * 16 * 2)
+  part, product, total = 8 * 16 * 2 + 4, 8 * 16 * 2 + 8 * 8 * 2, 2 * 8 * 8 * 2
+  body = part + product + total + 3 * 4
+  test = 4 + 4 + 1
+  assert loop().memory_bytes == before + 3 * (body + test)
 
 
 def test_a_fused_sum_of_which_each_keeps_its_part():
