@@ -1,4 +1,4 @@
-"""What vendors publish of accelerators, and how much of one a device is."""
+"""What vendors publish of accelerators."""
 
 import dataclasses
 
@@ -41,10 +41,3 @@ CHIPS = {
   # both directions together.
   'h100': Chip(989e12, 80e9, 3350e9, 450e9),
 }
-
-
-def share(chip: Chip, devices_per_chip: int) -> Chip:
-  """What a device has of a chip: half of it where each core is a device."""
-  return Chip(
-    *(value / devices_per_chip for value in dataclasses.astuple(chip))
-  )

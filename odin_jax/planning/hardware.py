@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from typing import NamedTuple, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 import jax
 
@@ -12,6 +12,8 @@ from odin_jax.shared import errors
 
 CPU = 'cpu'
 _TPUS = tuple(name for name in chips.CHIPS if name.startswith('v'))
+# What makes a device of both cores of a chip, as they are on machines.
+_DESCRIPTIONS = {'v4': {'chip_config_name': 'megacore'}}
 _EXAMPLES = 'v5e:4x4, v5p:2x2x2, v6e:4x4, or cpu:8'
 
 
@@ -22,7 +24,7 @@ class Hardware(NamedTuple):
     name: as it was given, `v5e:4x4`.
     devices: as JAX has them.
     num_chips: that are rented.
-    chip: the rates of one device; None where none are published.
+    chip: the rates of a device; None where none are published.
   """
 
   name: str
@@ -46,6 +48,8 @@ def prepare() -> None:
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_WORKER_ID': '0',
+    # Any; the topology says what is compiled for.
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     # Errors only.
     'TPU_MIN_LOG_LEVEL': '2',
     'TPU_STDERR_LOG_LEVEL': '2',
@@ -77,10 +81,13 @@ def of(name: str) -> Hardware:
       f'--topology={name}: not known; give one such as {_EXAMPLES}'
     )
   num_chips = math.prod(int(side) for side in shape.split('x'))
-  devices = _described(name)
-  per_chip = max(len(devices) // num_chips, 1)
-  chip = chips.share(chips.CHIPS[kind], per_chip)
-  return Hardware(name, devices, num_chips, chip)
+  devices = _described(name, _DESCRIPTIONS.get(kind, {}))
+  if len(devices) != num_chips:
+    raise errors.UserError(
+      f'--topology={name}: has {len(devices)} devices on {num_chips} chips, of '
+      'which no rates are known'
+    )
+  return Hardware(name, devices, num_chips, chips.CHIPS[kind])
 
 
 def _simulated(name: str, shape: str) -> Hardware:
@@ -101,12 +108,12 @@ def _simulated(name: str, shape: str) -> Hardware:
   return Hardware(name, devices[:count], count, None)
 
 
-def _described(name: str) -> Sequence[jax.Device]:
+def _described(name: str, arguments: Mapping[str, str]) -> Sequence[jax.Device]:
   from jax.experimental import topologies
 
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=name
+      platform='tpu', topology_name=name, **arguments
     ).devices
   except (NotImplementedError, RuntimeError) as error:
     reason = str(error).splitlines()[0][:200]

@@ -40,12 +40,6 @@ def test_a_step_takes_the_longest_of_three(changes, seconds):
   assert predicted['cost_of_100k_steps'] == pytest.approx(2 * hours)
 
 
-def test_a_core_that_is_a_device_has_half_of_a_chip():
-  half = chips.share(CHIP, 2)
-  assert half.memory_bytes == 500
-  assert estimate.seconds(of_step(), half).compute == 8.0
-
-
 def plan(batch, peak, speed, fits=True):
   return {
     'examples_at_once': batch,
