@@ -13,7 +13,7 @@ from configs import train as recipes
 from odin_jax import plan, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
-from odin_jax.planning import hardware
+from odin_jax.planning import estimate, hardware
 from odin_jax.shared import files, posed_pair
 from odin_jax.training import program, step
 from tests.helpers import commands
@@ -88,6 +88,25 @@ def test_a_program_is_compiled_once(planned, monkeypatch):
   assert again['costs'] == found['costs']
   with pytest.raises(AssertionError, match='again'):
     plan._compiled(lowered, 'v5e:2x2', folder)
+
+
+def test_what_does_not_fit_says_what_it_wants(planned, monkeypatch, tmp_path):
+  config, lowered, _, _ = planned
+
+  def run_out(*_):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+      'in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.'
+    )
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', run_out)
+  monkeypatch.setattr(plan, '_lowered', lambda *_: lowered)
+  found = plan._plan(config, hardware.of('cpu:1'), tmp_path)
+  assert not found['fits'] and found['prediction'] is None
+  heading, memory = plan._lines(found)
+  assert heading.endswith('; does not fit')
+  assert memory.endswith('Used 20.50G of 15.75G hbm')
+  assert estimate.front([found]) == []
 
 
 def test_a_search_goes_on_to_the_first_batch_that_does_not_fit(
