@@ -117,7 +117,14 @@ WINGS = {
     'odin_jax.checkpoints',
   ],
   'odin_jax.porting': ['odin_jax.shared', 'odin_jax.models'],
-  'odin_jax.planning': ['odin_jax.shared'],
+  'odin_jax.planning': [
+    'odin_jax.shared',
+    'odin_jax.models',
+    'odin_jax.sharding',
+    'odin_jax.checkpoints',
+    'odin_jax.training',
+    'odin_jax.porting',
+  ],
   'odin_jax.hosts': ['odin_jax.shared'],
   'odin_jax.scoring': [
     'odin_jax.shared',

@@ -4,16 +4,15 @@ import importlib.util
 import json
 from unittest import mock
 
-from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
 
 from configs import train as recipes
-from odin_jax import plan, sharding
+from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
-from odin_jax.planning import estimate, hardware
+from odin_jax.planning import estimate, hardware, plans
 from odin_jax.shared import files, posed_pair
 from odin_jax.training import program, step
 from tests.helpers import commands
@@ -48,9 +47,9 @@ def planned(tmp_path_factory):
   folder = output / 'programs'
   folder.mkdir()
   mesh = sharding.make_mesh(config['mesh'], jax.devices('cpu')[:1])
-  lowered = plan._lowered(config, mesh)
-  with mock.patch.object(plan, '_lowered', lambda *_: lowered):
-    found = plan._plan(config, hardware.of('cpu:1'), folder)
+  lowered = plans.lowered(config, mesh)
+  with mock.patch.object(plans, 'lowered', lambda *_: lowered):
+    found = plans.plan(config, hardware.of('cpu:1'), folder, None)
   return config, lowered, folder, found
 
 
@@ -83,11 +82,11 @@ def test_a_program_is_compiled_once(planned, monkeypatch):
     raise AssertionError('compiled again')
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
-  again = plan._compiled(lowered, 'cpu:1', folder)
+  again = plans.compiled(lowered, 'cpu:1', folder)
   assert again['memory'] == found['memory']
   assert again['costs'] == found['costs']
   with pytest.raises(AssertionError, match='again'):
-    plan._compiled(lowered, 'v5e:2x2', folder)
+    plans.compiled(lowered, 'v5e:2x2', folder)
 
 
 def test_what_does_not_fit_says_what_it_wants(planned, monkeypatch, tmp_path):
@@ -100,10 +99,10 @@ def test_what_does_not_fit_says_what_it_wants(planned, monkeypatch, tmp_path):
     )
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', run_out)
-  monkeypatch.setattr(plan, '_lowered', lambda *_: lowered)
-  found = plan._plan(config, hardware.of('cpu:1'), tmp_path)
+  monkeypatch.setattr(plans, 'lowered', lambda *_: lowered)
+  found = plans.plan(config, hardware.of('cpu:1'), tmp_path, None)
   assert not found['fits'] and found['prediction'] is None
-  heading, memory = plan._lines(found)
+  heading, memory = plans.lines(found)
   assert heading.endswith('; does not fit')
   assert memory.endswith('Used 20.50G of 15.75G hbm')
   assert estimate.front([found]) == []
@@ -112,20 +111,21 @@ def test_what_does_not_fit_says_what_it_wants(planned, monkeypatch, tmp_path):
 def test_a_search_goes_on_to_the_first_batch_that_does_not_fit(
   monkeypatch, tmp_path
 ):
-  def fake(config, place, folder):
+  def fake(config, place, folder, price):
     size, remat = config['batch_size'], config['model']['unet']['remat']
     return {'batch': size, 'remat': remat, 'fits': size < 8}
 
-  monkeypatch.setattr(plan, '_plan', fake)
-  monkeypatch.setattr(plan, '_heading', str)
-  with flagsaver.as_parsed(
-    topology='cpu:1',
-    output=str(tmp_path),
-    batches='4,2,8,16',
-    remats='full,none',
-    fsdps='1',
-  ):
-    found = list(plan._searched(tiny(), hardware.of('cpu:1'), tmp_path))
+  monkeypatch.setattr(plans, 'plan', fake)
+  monkeypatch.setattr(plans, 'heading', str)
+  found = plans.searched(
+    tiny(),
+    hardware.of('cpu:1'),
+    tmp_path,
+    None,
+    fsdps=[1],
+    remats=['full', 'none'],
+    batches=[4, 2, 8, 16],
+  )
   assert [(row['remat'], row['batch']) for row in found] == [
     (remat, batch) for remat in ('full', 'none') for batch in (2, 4, 8)
   ]
