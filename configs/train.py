@@ -112,8 +112,18 @@ def _common() -> ml_collections.ConfigDict:
   config.max_loss_spike = 0.0
   # Steps between samples of held-out pairs; 0: none.
   config.sample_every = 0
-  # Devices along each mesh axis; data=-1 takes what the others leave.
+  # Devices along each mesh axis; data=-1 takes what the others leave, and with
+  # fsdp=-1, too, parameters are split over as many as divide the rest and 16.
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  # Parts that a batch is cut into, one after the other: less memory, and the
+  # same step.
+  config.accumulate_steps = 1
+  # Of the kernels of the frozen encoders in memory and in checkpoints; `compute`
+  # is config.dtype, which they are cast to in any case.
+  config.encoders_dtype = 'float32'
+  # Whether the encoders are split over fsdp too: less memory, and gathered in
+  # every step.
+  config.encoders_split = False
   # Random autoencoder and image encoder where no --init is given.
   config.random_encoders = False
   config.diffusion = dict(
@@ -181,7 +191,7 @@ def _common() -> ml_collections.ConfigDict:
   # Clipping is ours, and so is that vectors (biases, norms) do not decay;
   # Zero-1-to-3 does neither.
   config.optimizer = dict(
-    # `adamw`; or `muon`, for kernels.
+    # `adamw`; `adafactor`, next to no memory; or `muon`, for kernels.
     kind='adamw',
     learning_rate=1e-4,
     schedule='cosine',
@@ -192,6 +202,9 @@ def _common() -> ml_collections.ConfigDict:
     b1=0.9,
     b2=0.999,
     max_gradient_norm=1.0,
+    # What gradients are summed in over examples and devices; `compute` is
+    # config.dtype.
+    gradient_sum_dtype='float32',
   )
   return config
 
@@ -262,6 +275,9 @@ def _odin(config: ml_collections.ConfigDict) -> None:
   config.steps = 100_000
   config.batch_size = 1536
   config.checkpoint_every = 1000
+  # The state is 13.8 GB: on chips of 16 GiB it has to be split.
+  config.mesh.fsdp = -1
+  config.encoders_dtype = 'compute'
   config.image_size_px = 256
   # Of the networks' arithmetic; parameters, norms and softmax are float32.
   config.dtype = 'bfloat16'
@@ -313,6 +329,8 @@ def _odin(config: ml_collections.ConfigDict) -> None:
   config.diffusion.spacing = 'leading'
   config.optimizer.schedule = 'constant'
   config.optimizer.conditioning_factor = 10.0
+  # Half of the bytes between chips.
+  config.optimizer.gradient_sum_dtype = 'compute'
   config.ema_decay = 0.9999
 
 

@@ -4,6 +4,8 @@
 #   bash launch/setup.sh --tests    and what the tests need
 #   bash launch/setup.sh --cuda     and jax for NVIDIA GPUs
 #   bash launch/setup.sh --tpu      and jax for Cloud TPUs
+#   bash launch/setup.sh --plan     and the compiler for them alone, which
+#                                   odin_jax.plan needs where there is no TPU
 # Arguments go together. --cuda and --tpu end with one line that names the
 # devices that jax finds; they fail where it finds none of that kind.
 # With .venv active the commands work from any folder. After this folder was
@@ -13,7 +15,7 @@
 set -euo pipefail
 for argument in "$@"; do
   case "$argument" in
-    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
   esac
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,8 +30,8 @@ platforms=()
 for argument in "$@"; do
   case "$argument" in
     --tests) lists+=(tests/requirements.txt tests/requirements-no-deps.txt) ;;
-    --cuda | --tpu) platforms+=("${argument#--}") ;;
-    *) stop "unknown argument $argument; there are --tests, --cuda and --tpu" ;;
+    --cuda | --tpu | --plan) platforms+=("${argument#--}") ;;
+    *) stop "unknown argument $argument; there are --tests, --cuda, --tpu and --plan" ;;
   esac
 done
 
@@ -115,9 +117,10 @@ link_here() {
 extras=()
 for platform in "${platforms[@]}"; do
   extra=$platform
-  if [ "$platform" = cuda ]; then
-    extra=$(cuda_extra)
-  fi
+  case "$platform" in
+    cuda) extra=$(cuda_extra) ;;
+    plan) extra=tpu ;;
+  esac
   extras+=("$extra")
 done
 
@@ -155,6 +158,7 @@ for extra in "${extras[@]}"; do
 done
 # What drivers print goes to a file: one line says what came of it.
 for platform in "${platforms[@]}"; do
+  [ "$platform" = plan ] && continue
   if ! line=$(.venv/bin/python -m launch.devices "$platform" 2> .venv/devices.log); then
     stop "${line:-jax does not start, see .venv/devices.log}"
   fi

@@ -52,10 +52,6 @@ def _stored_px(record: schema.Record) -> int:
   return 1 if image is None else image.shape[0]
 
 
-# Side of the maps of depth where no record has one.
-EMPTY_DEPTH_PX = 32
-
-
 # What a pair is made of, with what names it where something is wrong.
 _FEATURES = (
   *(f'{side}/image' for side in more_views.SIDES),
@@ -107,7 +103,7 @@ class PairSource:
     depth: bool = False,
     num_sources: int = 1,
     filters: record_filters.Filters = record_filters.NONE,
-    empty_depth_px: int = EMPTY_DEPTH_PX,
+    empty_depth_px: int = posed_pair.EMPTY_DEPTH_PX,
     encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
     | None = None,
   ):

@@ -4,6 +4,7 @@ import pathlib
 import time
 from typing import Any, Callable, Iterator, Mapping
 
+from absl import logging
 import numpy as np
 
 from odin_jax import batches, held_out, hosts
@@ -17,7 +18,14 @@ from odin_jax.shared import (
   posed_pair,
   progress,
 )
-from odin_jax.training import goodput, journal, profiling, step, watching
+from odin_jax.training import (
+  goodput,
+  journal,
+  profiling,
+  program,
+  step,
+  watching,
+)
 
 # Of the records that an error names.
 _MOST_NAMED = 6
@@ -72,19 +80,20 @@ class Keeper:
   def compile(self, train_step: Any, *arguments: Any) -> Any:
     """The program of a step."""
     since = time.monotonic()
-    program = train_step.lower(*arguments).compile()
+    compiled = train_step.lower(*arguments).compile()
     seconds = time.monotonic() - since
     self._events.add('compiled', self.done, compile_s=seconds)
     self._watch.restart()
-    self._watch.compiled((program.cost_analysis() or {}).get('flops'))
-    return program
+    self._watch.compiled((compiled.cost_analysis() or {}).get('flops'))
+    logging.info('%s', program.memory(compiled).text())
+    return compiled
 
   def make(
-    self, program: Any, state: step.State, waited_s: float, *arguments: Any
+    self, compiled: Any, state: step.State, waited_s: float, *arguments: Any
   ) -> step.State:
     """The state after the next step, for whose batch the devices waited."""
     self._profile.before(self.done + 1)
-    state, figures = program(state, *arguments)
+    state, figures = compiled(state, *arguments)
     self._watch.add(figures, waited_s)
     self.done += 1
     self._profile.after(self.done, figures)
@@ -239,7 +248,7 @@ def _run(
 ) -> tuple[step.State, int]:
   steps, group = keeper.config['steps'], keeper.group
   poll = hosts.Poll(group)
-  program, stopped_by = None, 0
+  compiled, stopped_by = None, 0
   with progress.bar(
     steps, 'step', desc='train', initial=keeper.done, is_shown=group.is_first
   ) as bar:
@@ -250,10 +259,10 @@ def _run(
       except (errors.UserError, OSError) as error:
         raise keeper.keep_unread(state, fixed[0], error) from error
       waited_s = time.monotonic() - since
-      if program is None:
-        program = keeper.compile(train_step, state, batch, *fixed)
+      if compiled is None:
+        compiled = keeper.compile(train_step, state, batch, *fixed)
         waited_s = 0.0
-      state = keeper.make(program, state, waited_s, batch, *fixed)
+      state = keeper.make(compiled, state, waited_s, batch, *fixed)
       # Asked once: what comes after the save must not end it without one.
       stopped_by = poll.largest(interrupt.number)
       is_last = keeper.done == steps or bool(stopped_by)

@@ -309,7 +309,7 @@ class Model:
     self._arrays, self._config = (params, frozen), config
     self._mesh, self._facts = mesh, protocol
     self._sample = jax.jit(
-      sample_with,
+      sharding.traced_for(mesh, sample_with),
       in_shardings=(everywhere, everywhere, batch, batch),
       out_shardings=batch,
     )

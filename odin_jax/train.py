@@ -48,7 +48,7 @@ import jax
 
 from odin_jax import batches, held_out, hosts, latents, loop, sharding
 from odin_jax.checkpoints import checkpoint, fallback
-from odin_jax.models import conditioning, encoders, lpips, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
   command,
@@ -62,7 +62,7 @@ from odin_jax.shared import (
   workdirs,
 )
 from odin_jax.sources import opening
-from odin_jax.training import profiling, settings, step, warm_start
+from odin_jax.training import profiling, program, settings, step, warm_start
 
 _CONFIG = command.define_config('configs/train.py')
 _RECORDS = command.define_paths_of_many(
@@ -258,25 +258,6 @@ def _check_restored(
     )
 
 
-def _perceptual(config: checkpoint.Config) -> lpips.Lpips | None:
-  """What pictures are compared by, where that is a part of the loss.
-
-  Raises:
-    errors.UserError: its weights are not here.
-  """
-  if not (
-    odin.has_spheres(config) and config['model']['spheres']['perceptual_weight']
-  ):
-    return None
-  perceptual = lpips_package.load('alex')
-  if perceptual is None:
-    raise errors.UserError(
-      'config.model.spheres.perceptual_weight: needs the weights of LPIPS; '
-      f'{lpips_package.INSTALL}, or give 0'
-    )
-  return perceptual
-
-
 def _claim_workdir(group: hosts.Group) -> pathlib.Path:
   """The workdir, which the first process has for all of them.
 
@@ -328,7 +309,7 @@ def _train(group: hosts.Group) -> None:
       '--allow_fallback: is for one process; move the damaged folder out of '
       f'{_WORKDIR.value}/{checkpoint.FOLDER}, and start all of them again'
     )
-  perceptual = _perceptual(config)
+  perceptual = lpips_package.for_training(config)
 
   # -- Input ------------------------------------------------------------------
   test_pairs = _open_test(config)
@@ -346,8 +327,7 @@ def _train(group: hosts.Group) -> None:
   # -- Mesh and state ---------------------------------------------------------
   logging.info(sharding.devices_text())
   mesh = sharding.make_mesh(config['mesh'])
-  batch_sharding = sharding.batch_sharding(mesh, config['batch_size'])
-  state_shardings = sharding.shardings(abstract, mesh, odin.sharding_rules())
+  placement = program.placement(config, mesh, abstract)
 
   # A checkpoint in the workdir goes before a fresh start; a checkpoint that
   # does not fit is an error, never a reason to start afresh.
@@ -368,18 +348,18 @@ def _train(group: hosts.Group) -> None:
     restored_step, state, frozen = fallback.restore_newest(
       checkpoints,
       abstract,
-      state_shardings,
+      placement.state,
       config,
       may_go_back=_ALLOW_FALLBACK.value,
     )
     _check_restored(workdir, restored_step, config, traced)
   else:
-    state, frozen = _start(source, config, mesh, state_shardings, group)
+    state, frozen = _start(source, config, mesh, placement.state, group)
+  frozen = encoders.held(frozen, config)
   if encoded:
     encoded.require_made_by(checkpoint.params_sha256(frozen))
-  frozen, perceptual = jax.device_put(
-    (frozen, perceptual), sharding.replicated(mesh)
-  )
+  frozen = jax.device_put(frozen, placement.frozen)
+  perceptual = jax.device_put(perceptual, placement.everywhere)
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))
   logging.info(
     '%d parameters, %s, mesh %s, from step %d of %d',
@@ -390,23 +370,15 @@ def _train(group: hosts.Group) -> None:
     config['steps'],
   )
 
-  everywhere = sharding.replicated(mesh)
-  train_step = jax.jit(
-    functools.partial(
-      step.train_step, config=config, graphdef=odin.graph(config)
-    ),
-    donate_argnums=0,
-    in_shardings=(state_shardings, batch_sharding, everywhere, everywhere),
-    out_shardings=(state_shardings, everywhere),
-  )
+  train_step = program.jitted(config, mesh, placement)
   samples = (
-    held_out.HeldOut(test_pairs, config, mesh, state_shardings['ema'])
+    held_out.HeldOut(test_pairs, config, mesh, placement.state['ema'])
     if test_pairs
     else None
   )
-  own_rows = sharding.own_rows(batch_sharding, config['batch_size'])
+  own_rows = sharding.own_rows(placement.batch, config['batch_size'])
   place = functools.partial(
-    sharding.of_rows, batch_sharding, config['batch_size'], own_rows
+    sharding.of_rows, placement.batch, config['batch_size'], own_rows
   )
   stream = batches.batches(
     batches.examples(source, seed=config['seed'], **config['augment']),

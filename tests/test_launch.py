@@ -253,6 +253,12 @@ def test_setup_for_an_accelerator_installs_once_and_lists_devices_always(
   assert not done.stderr
 
 
+def test_setup_for_plans_looks_for_no_device(checkout):
+  done, installs = _setup(checkout, '--plan')
+  assert done.returncode == 0 and not done.stdout
+  assert installs[-1].endswith('jax[tpu]')
+
+
 def test_another_cuda_takes_the_place_of_the_first(checkout):
   _setup(checkout, '--cuda', JAX_CUDA='12')
   done, installs = _setup(checkout, '--cuda', JAX_CUDA='13')

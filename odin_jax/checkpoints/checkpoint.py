@@ -51,6 +51,7 @@ MAY_DIFFER = (
   'max_loss_spike',
   'sample_every',
   'mesh',
+  'encoders_split',
   'cache_records',
   # A run that met damaged records may be told to go on.
   'max_corrupt_records',
@@ -149,7 +150,7 @@ def _abstract(tree: Any, tree_shardings: Any) -> Any:
 
 def _abstract_encoders(config: Config, where: Any) -> Any:
   arrays = encoders.abstract(config)
-  return _abstract(arrays, jax.tree.map(lambda _: where, arrays))
+  return _abstract(arrays, jax.tree.broadcast(where, arrays))
 
 
 @functools.cache
@@ -378,7 +379,7 @@ class Checkpoints:
     self._require_sound(step, {item: restored[item] for item in items})
     state = {k: v for item in _ITEMS for k, v in restored[item].items()}
     return state, self.restore_encoders(
-      step, config, sharding.replicated(where)
+      step, config, encoders.shardings(config, where)
     )
 
   def restore_params(
@@ -403,9 +404,9 @@ class Checkpoints:
     return tree[name]
 
   def restore_encoders(
-    self, step: int, config: Config, where: jax.sharding.NamedSharding
+    self, step: int, config: Config, where: Any
   ) -> encoders.Encoders:
-    """The encoders of a step, all of them in one sharding.
+    """The encoders of a step, in one sharding or in a tree of them.
 
     Raises:
       errors.UserError: they are not there, or damaged.

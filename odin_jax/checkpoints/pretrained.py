@@ -120,9 +120,9 @@ class Pretrained:
     self,
     step: int,
     config: Mapping[str, Any],
-    where: jax.sharding.NamedSharding,
+    where: Any,
   ) -> encoders.Encoders:
-    """The encoders, all of them in one sharding.
+    """The encoders, in one sharding or in a tree of them.
 
     Args:
       step: of `latest`.
@@ -134,8 +134,7 @@ class Pretrained:
     """
     del step
     shapes = encoders.abstract(config)
-    everywhere = jax.tree.map(lambda _: where, shapes)
-    return self._restore(_ENCODERS, shapes, everywhere)
+    return self._restore(_ENCODERS, shapes, jax.tree.broadcast(where, shapes))
 
   def close(self) -> None:
     """Nothing is open."""

@@ -44,10 +44,12 @@ class PatchPca:
   scale = 1.0
 
   def encode(
-    self, images: Float[Array, 'b s s 3'], key: Array | None = None
+    self,
+    images: Float[Array, 'b s s 3'],
+    noise: Float[Array, 'b n n c'] | None = None,
   ) -> Float[Array, 'b n n c']:
-    """Latents of sRGB images, values in [0, 1]; `key` makes no difference."""
-    del key
+    """Latents of sRGB images, values in [0, 1]; `noise` makes no difference."""
+    del noise
     return (_patches(images * 2 - 1, self.patch_px) - self.mean) @ self.encoder
 
   def decode(self, latents: Float[Array, 'b n n c']) -> Float[Array, 'b s s 3']:

@@ -13,16 +13,20 @@ What `config.autoencoder.kind` and `config.image_encoder.kind` can name:
 from typing import Any, Mapping
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 
+from odin_jax import sharding
 from odin_jax.models import autoencoder, image_encoder, vae
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
 AUTOENCODERS = ('pca', 'pixels', 'kl')
 IMAGE_ENCODERS = ('none', 'clip')
+# What `config.encoders_dtype` can be.
+HELD = ('float32', 'compute')
 
 
 @flax.struct.dataclass
@@ -77,7 +81,7 @@ def latents(
   frozen: Encoders,
   images: UInt8[Array, 'b s s 3'] | None,
   encoded: posed_pair.Encoded | None,
-  key: Array | None = None,
+  noise: Float[Array, 'b n n c'] | None = None,
 ) -> Float[Array, 'b n n c']:
   """Latents of views, which may be encoded already.
 
@@ -85,11 +89,11 @@ def latents(
     frozen: the encoders.
     images: the views, sRGB; None where they are encoded.
     encoded: the views, or None.
-    key: see `vae.KlAutoencoder.encode`.
+    noise: see `vae.KlAutoencoder.encode`.
   """
   if encoded is None:
-    return frozen.autoencoder.encode(images / 255.0, key)
-  return frozen.autoencoder.sample(encoded.moments, key)
+    return frozen.autoencoder.encode(images / 255.0, noise)
+  return frozen.autoencoder.sample(encoded.moments, noise)
 
 
 def embedding(
@@ -145,11 +149,48 @@ def _assemble(config: Config, make_kl: Any, make_clip: Any) -> Encoders:
 
 def abstract(config: Config) -> Encoders:
   """The shapes of both, to restore a checkpoint into."""
-  return _assemble(
+  shapes = _assemble(
     config,
     lambda settings: vae.abstract(settings, dtype=config['dtype']),
     lambda settings: image_encoder.abstract(settings, dtype=config['dtype']),
   )
+  return held(shapes, config)
+
+
+def held_dtype(config: Config) -> str:
+  """Of the kernels of a config's encoders; see configs/train.py."""
+  # Ported checkpoints, and earlier ones, do not say it.
+  dtype = config.get('encoders_dtype', 'float32')
+  return config['dtype'] if dtype == 'compute' else dtype
+
+
+def held(frozen: Encoders, config: Config) -> Encoders:
+  """The encoders, or their shapes, with kernels as `encoders_dtype` has them.
+
+  Layers cast kernels to the dtype that they compute in: of networks that
+  compute in bfloat16 kernels in bfloat16 make no difference to any bit.
+  """
+  dtype = held_dtype(config)
+
+  def hold(path: tuple[Any, ...], leaf: Any) -> Any:
+    if getattr(path[-1], 'key', None) != 'kernel':
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(dtype=dtype)
+    return leaf.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(hold, frozen)
+
+
+def shardings(config: Config, mesh: sharding.AnyMesh) -> Any:
+  """Where every array of the encoders lives, as `encoders_split` has it.
+
+  Ported checkpoints, and earlier ones, do not say it: on every device.
+  """
+  shapes = abstract(config)
+  if config.get('encoders_split', False):
+    return sharding.frozen_shardings(shapes, mesh)
+  return jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
 
 
 def num_fit_images(config: Config) -> int:

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odin_jax import sharding
 from odin_jax.models import ops
 
 Image = Float[Array, 'b h w c']
@@ -55,10 +56,11 @@ class Linear(nnx.Module):
   def __call__(
     self, x: Float[Array, '*b inputs']
   ) -> Float[Array, '*b outputs']:
-    y = x @ self.kernel[...].astype(x.dtype)
+    x = sharding.by_example(x)
+    y = ops.matmul(x, self.kernel[...])
     if self.bias is not None:
-      y = y + self.bias[...].astype(x.dtype)
-    return checkpoint_name(y, LINEAR)
+      y = ops.add_bias(y, self.bias[...])
+    return checkpoint_name(sharding.by_example(y), LINEAR)
 
 
 class Conv(nnx.Module):
@@ -83,15 +85,16 @@ class Conv(nnx.Module):
     self.padding = padding or (size // 2, size // 2)
 
   def __call__(self, x: Image) -> Float[Array, 'b y x outputs']:
+    x = sharding.by_example(x)
     y = ops.conv2d(
       x,
-      self.kernel[...].astype(x.dtype),
+      self.kernel[...],
       stride=self.stride,
       padding=(self.padding, self.padding),
     )
     if self.bias is not None:
-      y = y + self.bias[...].astype(x.dtype)
-    return checkpoint_name(y, CONV)
+      y = ops.add_bias(y, self.bias[...])
+    return checkpoint_name(sharding.by_example(y), CONV)
 
 
 class LayerNorm(nnx.Module):

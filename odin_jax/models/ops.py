@@ -1,12 +1,16 @@
 """Convolution and attention, in the form that is fastest on the device."""
 
+import contextlib
+import contextvars
 import functools
-from typing import Callable
+from typing import Callable, Iterator
 
 from einops import rearrange
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from odin_jax import sharding
 
 Queries = Float[Array, 'b n h d']
 Keys = Float[Array, 'b m h d']
@@ -30,10 +34,64 @@ def conv2d(
 
   Args:
     x: images.
-    kernel: HWIO.
+    kernel: HWIO; it is cast to the dtype of the images.
     stride: in both directions.
     padding: zeros before and after, rows then columns.
   """
+  if _is_summed_wider(x, kernel):
+    return _wide_conv2d(x, kernel, stride, padding)
+  return _conv2d(x, kernel.astype(x.dtype), stride, padding)
+
+
+def matmul(
+  x: Float[Array, '*b c'], kernel: Float[Array, 'c d']
+) -> Float[Array, '*b d']:
+  """x @ kernel; the kernel is cast to the dtype of x."""
+  if _is_summed_wider(x, kernel):
+    return _wide_matmul(x, kernel)
+  return x @ kernel.astype(x.dtype)
+
+
+def add_bias(
+  x: Float[Array, '*b c'], bias: Float[Array, 'c']
+) -> Float[Array, '*b c']:
+  """x + bias; the bias is cast to the dtype of x.
+
+  It is cast where it is as large as x, so that its gradient, a sum over all
+  positions, is one of its own dtype.
+  """
+  return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
+
+
+# -- What gradients are summed in ----------------------------------------------
+
+_SUM_DTYPE: contextvars.ContextVar[str] = contextvars.ContextVar(
+  'sum_dtype', default='compute'
+)
+
+
+@contextlib.contextmanager
+def gradients_summed_in(dtype: str) -> Iterator[None]:
+  """Functions that are traced inside sum the gradients of parameters so.
+
+  Args:
+    dtype: `float32`; or `compute`: as the network computes, so that chips sum
+      theirs in it too.
+  """
+  token = _SUM_DTYPE.set(dtype)
+  try:
+    yield
+  finally:
+    _SUM_DTYPE.reset(token)
+
+
+def _is_summed_wider(x: Array, parameter: Array) -> bool:
+  return parameter.dtype != x.dtype and _SUM_DTYPE.get() == 'float32'
+
+
+def _conv2d(
+  x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], ...]
+) -> Array:
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -43,12 +101,84 @@ def conv2d(
   )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _wide_conv2d(
+  x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], ...]
+) -> Array:
+  return _conv2d(x, kernel.astype(x.dtype), stride, padding)
+
+
+def _wide_conv2d_forward(
+  x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], ...]
+) -> tuple[Array, tuple]:
+  return _wide_conv2d(x, kernel, stride, padding), (x, kernel)
+
+
+def _wide_conv2d_backward(
+  stride: int, padding: tuple[tuple[int, int], ...], saved: tuple, dy: Array
+) -> tuple[Array, Array]:
+  x, kernel = saved
+  narrow = kernel.astype(x.dtype)
+  (dx,) = jax.linear_transpose(
+    lambda x: _conv2d(x, narrow, stride, padding), x
+  )(dy)
+  # Examples are summed over, as channels are forwards; outputs lie `stride`
+  # apart on the images.
+  after = [
+    size + (outputs - 1) * stride - inputs - before
+    for size, outputs, inputs, (before, _) in zip(
+      kernel.shape, dy.shape[1:], x.shape[1:], padding
+    )
+  ]
+  dkernel = jax.lax.conv_general_dilated(
+    x,
+    dy,
+    window_strides=(1, 1),
+    padding=[
+      (before, end) for (before, _), end in zip(padding, after, strict=True)
+    ],
+    rhs_dilation=(stride, stride),
+    dimension_numbers=('CHWN', 'IHWO', 'HWNC'),
+    preferred_element_type=kernel.dtype,
+  )
+  return dx, dkernel
+
+
+_wide_conv2d.defvjp(_wide_conv2d_forward, _wide_conv2d_backward)
+
+
+@jax.custom_vjp
+def _wide_matmul(x: Array, kernel: Array) -> Array:
+  return x @ kernel.astype(x.dtype)
+
+
+def _wide_matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
+  return _wide_matmul(x, kernel), (x, kernel)
+
+
+def _wide_matmul_backward(saved: tuple, dy: Array) -> tuple[Array, Array]:
+  x, kernel = saved
+  dkernel = jnp.einsum(
+    '...c,...d->cd', x, dy, preferred_element_type=kernel.dtype
+  )
+  return dy @ kernel.astype(x.dtype).T, dkernel
+
+
+_wide_matmul.defvjp(_wide_matmul_forward, _wide_matmul_backward)
+
+
+# -- Attention -----------------------------------------------------------------
+
+
 def attention(q: Queries, k: Keys, v: Values) -> Queries:
   """softmax(q k^T / sqrt(d)) v of every head; the softmax in float32.
 
-  The way is chosen by `implementation`, for JAX's default device.
+  The way is chosen by `implementation`, for the mesh that is traced for.
   """
-  name = implementation(jax.default_backend(), q, k)
+  name = implementation(sharding.platform(), q, k)
+  if name == 'pallas' and sharding.target() is None and jax.device_count() > 1:
+    # It may be asked of any of them; see `_pallas`.
+    name = 'plain'
   return IMPLEMENTATIONS[name](q, k, v)
 
 
@@ -70,14 +200,11 @@ def implementation(
     # What cuDNN's flash attention takes on every card since Ampere
     # (jax/_src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention).
     'gpu': ('cudnn', half and d <= 128 and d % 8 == 0),
-    # XLA cannot split a Pallas kernel between devices. It pads heads to 128
-    # too; what the kernel saves is the weights' way through memory.
+    # XLA pads heads to 128 too; what the kernel saves is the weights' way
+    # through memory.
     'tpu': (
       'pallas',
-      min(n, m) >= _LONG
-      and n % _TILE == m % _TILE == 0
-      and d <= _TILE
-      and jax.device_count() == 1,
+      min(n, m) >= _LONG and n % _TILE == m % _TILE == 0 and d <= _TILE,
     ),
     'cpu': ('blockwise', n * m >= _LONG * _LONG // 4 and n % _BLOCK == 0),
   }
@@ -99,6 +226,20 @@ def _plain(q: Queries, k: Keys, v: Values) -> Queries:
 
 
 def _pallas(q: Queries, k: Keys, v: Values) -> Queries:
+  """The kernel on the examples, and heads, that each device has.
+
+  XLA cannot split it between devices: it would gather them all on each.
+  """
+  mesh = sharding.target()
+  if mesh is None or mesh.size == 1:
+    return _flash(q, k, v)
+  spec = sharding.heads_spec(q.shape)
+  return jax.shard_map(
+    _flash, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )(q, k, v)
+
+
+def _flash(q: Queries, k: Keys, v: Values) -> Queries:
   # Here, for a command reads its flags before what is slow to load.
   from jax.experimental.pallas.ops.tpu import flash_attention
 

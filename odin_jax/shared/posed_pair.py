@@ -13,6 +13,8 @@ from odin_jax.shared import camera
 
 # Of NumPy or JAX.
 Array = Any
+# Side of the maps of depth of records that have none.
+EMPTY_DEPTH_PX = 32
 
 
 class MoreViews(NamedTuple):

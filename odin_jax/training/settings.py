@@ -12,6 +12,7 @@ Config = Mapping[str, Any]
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
+  'encoders_dtype': encoders.HELD,
   'autoencoder.kind': encoders.AUTOENCODERS,
   'image_encoder.kind': encoders.IMAGE_ENCODERS,
   'diffusion.schedule': schedule.SCHEDULES,
@@ -21,11 +22,13 @@ CHOICES = {
   'save_when_busy': ('wait', 'skip'),
   'optimizer.kind': tuple(step.OPTIMIZERS),
   'optimizer.schedule': ('constant', 'cosine'),
+  'optimizer.gradient_sum_dtype': ('float32', 'compute'),
 }
 # The least and the most.
 RANGES = {
   'steps': (1, math.inf),
   'batch_size': (1, math.inf),
+  'accumulate_steps': (1, math.inf),
   'checkpoint_every': (1, math.inf),
   'log_every': (1, math.inf),
   'num_workers': (0, math.inf),
@@ -87,6 +90,11 @@ def check(config: Config) -> None:
         f'config.{name}={value}: must be at least {least:g}'
         + (f' and at most {most:.3g}' if most < math.inf else '')
       )
+  if config['batch_size'] % config['accumulate_steps']:
+    raise errors.UserError(
+      f'config.batch_size={config["batch_size"]} is not divisible by '
+      f'config.accumulate_steps={config["accumulate_steps"]}'
+    )
   parts = conditioning.parse(config['model']['conditioning'])
   if conditioning.num_sources(config) > 1 and not (
     odin.has_spheres(config) or 'sweep' in parts

@@ -1,6 +1,6 @@
 """The training state and one pure step of it."""
 
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
 from flax import nnx
 import jax
@@ -8,9 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
+from odin_jax import sharding
 from odin_jax.diffusion import loss as diffusion_loss
 from odin_jax.diffusion import schedule
-from odin_jax.models import conditioning, encoders, lpips, multisphere, odin
+from odin_jax.models import (
+  conditioning,
+  encoders,
+  lpips,
+  multisphere,
+  odin,
+  ops,
+)
 from odin_jax.shared import posed_pair
 
 Config = Mapping[str, Any]
@@ -75,11 +83,27 @@ def _muon(config: Config) -> optax.GradientTransformation:
   )
 
 
-OPTIMIZERS = {'adamw': _adamw, 'muon': _muon}
+def _adafactor(config: Config) -> optax.GradientTransformation:
+  """Adafactor without momentum (Shazeer and Stern 2018, 1804.04235).
+
+  Second moments of kernels are kept as means over rows and columns: next to no
+  memory, where Adam has two arrays as large as the parameters. Learning rate
+  and decay are those of AdamW: neither is scaled by the parameters' size.
+  """
+  settings = config['optimizer']
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(1.0),
+    optax.add_decayed_weights(settings['weight_decay'], mask=_is_kernel),
+    optax.scale_by_learning_rate(learning_rate(config)),
+  )
 
 
 def _is_kernel(params: Any) -> Any:
   return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+OPTIMIZERS = {'adamw': _adamw, 'adafactor': _adafactor, 'muon': _muon}
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -144,6 +168,29 @@ def _shifted_alike(key: Array, *images: lpips.Images) -> list[lpips.Images]:
   ]
 
 
+class Part(NamedTuple):
+  """A part of a batch: every `of`-th example, from the `index`-th on.
+
+  So each device has its share of every part, and none is moved.
+  """
+
+  index: Array | int
+  of: int
+
+  def rows(self, values: Array) -> Array:
+    """Its own of values of the whole batch."""
+    if self.of == 1:
+      return values
+    return _parts(values, self.of)[:, self.index]
+
+
+_WHOLE = Part(0, 1)
+
+
+def _parts(values: Array, count: int) -> Array:
+  return values.reshape(-1, count, *values.shape[1:])
+
+
 def batch_loss(
   model: odin.Odin,
   config: Config,
@@ -151,24 +198,37 @@ def batch_loss(
   batch: posed_pair.PosedPair,
   key: Array,
   perceptual: lpips.Lpips | None = None,
+  part: Part = _WHOLE,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
-  """Mean loss of a batch, and figures of it: see `train_step`."""
+  """Mean loss of a batch, and figures of it: see `train_step`.
+
+  Of a part of a batch what is drawn is what the whole batch would draw for it.
+  """
   settings = config['diffusion']
   prediction = settings['prediction']
   keys = jax.random.split(key, 5)
-  condition = odin.condition(frozen, config, batch)
-  x0 = encoders.latents(frozen, batch.target, batch.target_encoded, keys[3])
+  count = batch.target2source.shape[0] * part.of
+  size = encoders.latent_size(config)
+  latents = (count, size, size, encoders.latent_channels(config))
   timesteps = schedule.sample_timesteps(
     keys[0],
-    x0.shape[0],
+    count,
     settings['num_timesteps'],
     power=settings['timestep_power'],
     terminal_share=settings['terminal_share'],
   )
-  noise = jax.random.normal(keys[1], x0.shape)
-  drop = conditioning.draw_drop(
-    jax.random.uniform(keys[2], (x0.shape[0],)), settings['condition_dropout']
+  timesteps, noise, uniform, posterior = (
+    sharding.by_example(part.rows(drawn))
+    for drawn in (
+      timesteps,
+      jax.random.normal(keys[1], latents),
+      jax.random.uniform(keys[2], (count,)),
+      jax.random.normal(keys[3], latents),
+    )
   )
+  condition = odin.condition(frozen, config, batch)
+  x0 = encoders.latents(frozen, batch.target, batch.target_encoded, posterior)
+  drop = conditioning.draw_drop(uniform, settings['condition_dropout'])
   alpha_bars = schedule.alpha_bars(
     settings['schedule'],
     settings['num_timesteps'],
@@ -220,6 +280,33 @@ def batch_loss(
   return losses.mean(), figures
 
 
+def _sum_dtype(config: Config) -> str:
+  return config.get('optimizer', {}).get('gradient_sum_dtype', 'compute')
+
+
+def _accumulated(
+  function: Callable[[posed_pair.PosedPair, Part], Any],
+  batch: posed_pair.PosedPair,
+  count: int,
+) -> Any:
+  """The mean of a function of the parts of a batch, one after the other."""
+  if count == 1:
+    return function(batch, _WHOLE)
+  parts = jax.tree.map(lambda x: _parts(x, count).swapaxes(0, 1), batch)
+
+  def add(total: Any, index_and_batch: tuple[Array, Any]) -> tuple[Any, None]:
+    index, batch = index_and_batch
+    batch = jax.tree.map(sharding.by_example, batch)
+    terms = function(batch, Part(index, count))
+    return jax.tree.map(jnp.add, total, terms), None
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(lambda batch: function(batch, Part(0, count)), first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+  return jax.tree.map(lambda x: x / count, total)
+
+
 def train_step(
   state: State,
   batch: posed_pair.PosedPair,
@@ -249,13 +336,17 @@ def train_step(
   step = state['step']
   key = jax.random.fold_in(jax.random.key(config['seed']), step)
 
-  def loss_of(params: Any) -> tuple[Array, dict[str, Array]]:
-    model = nnx.merge(graphdef, params)
-    return batch_loss(model, config, frozen, batch, key, perceptual)
+  def slope(batch: posed_pair.PosedPair, part: Part) -> Any:
+    def loss_of(params: Any) -> tuple[Array, dict[str, Array]]:
+      model = nnx.merge(graphdef, params)
+      return batch_loss(model, config, frozen, batch, key, perceptual, part)
 
-  (loss, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-    state['params']
-  )
+    return jax.value_and_grad(loss_of, has_aux=True)(state['params'])
+
+  with ops.gradients_summed_in(_sum_dtype(config)):
+    (loss, figures), gradients = _accumulated(
+      slope, batch, config.get('accumulate_steps', 1)
+    )
   updates, opt_state = optimizer(config).update(
     gradients, state['optimizer'], state['params']
   )

@@ -245,7 +245,14 @@ def load(
     saved,
     sharding.shardings(saved, mesh, odin.sharding_rules()),
   )
-  frozen = checkpoints.restore_encoders(step, config, sharding.replicated(mesh))
+  # As they were saved; the run casts them to what it holds them in.
+  as_saved = {
+    **config,
+    'encoders_dtype': encoders.held_dtype(saved_config),
+  }
+  frozen = checkpoints.restore_encoders(
+    step, as_saved, encoders.shardings(as_saved, mesh)
+  )
   checkpoints.close()
   return Start(
     params=restored,

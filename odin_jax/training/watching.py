@@ -24,7 +24,8 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from odin_jax.training import chips, step
+from odin_jax.shared import chips
+from odin_jax.training import step
 
 Config = Mapping[str, Any]
 Row = dict[str, float | None]

@@ -15,8 +15,8 @@ from configs import train as recipes
 from odin_jax import batches, hosts, loop
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
-from odin_jax.shared import errors, interrupts, record_folder
-from odin_jax.training import chips, goodput, profiling
+from odin_jax.shared import chips, errors, interrupts, record_folder
+from odin_jax.training import goodput, profiling
 from tests.helpers import posed_records
 
 STATE = {

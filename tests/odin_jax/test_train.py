@@ -152,8 +152,11 @@ def test_a_run_tells_its_devices_what_it_made_and_nothing_else(
   lines = finished.with_name('stderr').read_text().splitlines()
   assert lines[0].startswith('devices: 1 x cpu (')
   assert ' parameters, 40 pairs, mesh ' in lines[1]
+  memory = [line for line in lines[2:] if line.startswith('memory of a step ')]
+  assert len(memory) == 1 and ' peak 0.0' in memory[0]
   # A slow machine says every 30 s how far it is.
-  assert all(line.startswith('train: step ') for line in lines[2:])
+  others = set(lines[2:]) - set(memory)
+  assert all(line.startswith('train: step ') for line in others)
   made, following = finished.with_name('stdout').read_text().splitlines()
   assert made.startswith(f'{finished}: step {STEPS} of {STEPS}, ')
   assert following == (

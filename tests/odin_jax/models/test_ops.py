@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from odin_jax import sharding
 from odin_jax.models import ops
 
 # Compiled for eight devices of which each has one example.
 SHARDED = """
 import jax
 import jax.numpy as jnp
+from odin_jax import sharding
 from odin_jax.models import ops
 
 mesh = jax.make_mesh((8,), ('data',))
@@ -52,6 +55,19 @@ for function, arguments, shardings in (
   print(function.__name__, 'all-reduce(' in text)
   for name in ('all-gather', 'all-to-all', 'collective-permute'):
     assert name not in text, (function.__name__, name)
+
+# The TPU's kernel gets the examples and heads that each device has.
+sharding.platform = lambda: 'tpu'
+mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+tokens = jax.ShapeDtypeStruct((4, 1024, 2, 40), jnp.bfloat16)
+where = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+function = sharding.traced_for(
+  mesh, jax.grad(lambda *x: jnp.sum(ops.attention(*x).astype(jnp.float32)))
+)
+traced = jax.jit(function, in_shardings=where).trace(tokens, tokens, tokens)
+text = traced.lower(lowering_platforms=('tpu',)).as_text()
+kernels = [line for line in text.splitlines() if 'tpu_custom_call' in line]
+print('kernels', len(kernels), all('tensor<1x1x1024x' in k for k in kernels))
 """
 
 
@@ -237,18 +253,14 @@ def test_implementation(platform, n, m, d, dtype, name):
   assert ops.implementation(platform, q, k) == name
 
 
-def test_pallas_is_not_asked_of_several_devices(monkeypatch):
-  monkeypatch.setattr(jax, 'device_count', lambda: 4)
-  q = shape(1024, 40, jnp.bfloat16)
-  assert ops.implementation('tpu', q, q) == 'plain'
-
-
 @pytest.mark.parametrize(
   'platform,lowered_for,call',
   [('gpu', 'cuda', '__cudnn$fmha'), ('tpu', 'tpu', 'tpu_custom_call')],
 )
 def test_kernels_are_in_the_program(monkeypatch, platform, lowered_for, call):
-  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  # What is traced for says it, not what is here.
+  device = mock.Mock(platform=platform)
+  mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([device]), size=1)
   # Asked at tracing, of a library that only machines with a card have.
   monkeypatch.setattr(
     fused_attention_stablehlo, 'check_cudnn_version', lambda: 91100
@@ -259,7 +271,8 @@ def test_kernels_are_in_the_program(monkeypatch, platform, lowered_for, call):
 
   def program(n):
     q = shape(n, 40, jnp.bfloat16)
-    traced = jax.jit(jax.grad(total)).trace(q, q, q)
+    function = sharding.traced_for(mesh, jax.grad(total))
+    traced = jax.jit(function).trace(q, q, q)
     return traced.lower(lowering_platforms=(lowered_for,)).as_text()
 
   assert program(1024).count(call) > 1
@@ -274,4 +287,38 @@ def test_batches_stay_split():
   )
   assert done.returncode == 0, done.stderr
   # The kernel's gradient is a sum over examples; attention has no such.
-  assert done.stdout.split('\n')[:2] == ['conv True', 'attention False']
+  lines = done.stdout.splitlines()
+  assert lines[:2] == ['conv True', 'attention False']
+  assert lines[2] == 'kernels 3 True'
+
+
+@pytest.mark.parametrize('stride,padding', [(1, (1, 1)), (2, (0, 1))])
+def test_gradients_are_summed_in_float32_where_that_is_asked(stride, padding):
+  x = random(64, 6, 8, 3, dtype=jnp.bfloat16)
+  parameters = random(3, 3, 3, 4, seed=1), random(4, 5, seed=2), random(5)
+
+  def layers(x, kernel, matrix, bias):
+    y = ops.conv2d(x, kernel, stride=stride, padding=(padding, padding))
+    return ops.add_bias(ops.matmul(y, matrix), bias)
+
+  dy = random(*jax.eval_shape(layers, x, *parameters).shape, seed=3)
+  dy = dy.astype(x.dtype)
+  y, dx, *narrow, narrow_bias = gradients(layers, (x, *parameters), dy)
+  with ops.gradients_summed_in('float32'):
+    wide_y, wide_dx, *wide, bias = gradients(layers, (x, *parameters), dy)
+  np.testing.assert_array_equal(y, wide_y)
+  np.testing.assert_array_equal(dx, wide_dx)
+  # Of biases gradients are always summed so.
+  np.testing.assert_array_equal(narrow_bias, bias)
+  exact = np.asarray(dy, np.float64).sum((0, 1, 2))
+  np.testing.assert_allclose(bias, exact, rtol=1e-4)
+
+  def fits(values):
+    rounded = values.astype(jnp.bfloat16).astype(jnp.float32)
+    return bool((rounded == values).all())
+
+  for a, b in zip(narrow, wide, strict=True):
+    assert a.dtype == b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=2**-6 * float(jnp.abs(b).max()))
+    # What is summed in bfloat16 is a number of bfloat16.
+    assert fits(a) and not fits(b)

@@ -131,7 +131,7 @@ def test_home_is_expanded_and_variables_are_not(call, monkeypatch, tmp_path):
 
 def test_every_flag_that_is_a_path_is_defined_as_one(repository):
   no_paths = {'title', 'url', 'proxy', 'ray_address', 'background'}
-  no_paths |= {'coordinator', 'profile_steps'}
+  no_paths |= {'coordinator', 'profile_steps', 'topology'}
   for folder in ('odin_jax', 'preprocessing'):
     for path in (repository / folder).glob('*.py'):
       for call in ast.walk(ast.parse(path.read_text())):
@@ -348,7 +348,8 @@ for name in using_jax:
 
 
 def test_flags_are_read_before_what_is_slow_to_load(repository):
-  using_jax = {'train', 'cache_latents', 'evaluate', 'generate', 'port_weights'}
+  using_jax = {'train', 'cache_latents', 'plan', 'evaluate', 'generate'}
+  using_jax |= {'port_weights'}
   using_jax = {f'odin_jax.{name}' for name in using_jax}
   light = set(COMMANDS) - using_jax
   done = subprocess.run(
