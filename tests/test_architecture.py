@@ -96,6 +96,7 @@ WINGS = {
   'odin_jax.panoramas': ['odin_jax.shared'],
   'odin_jax.sources': [
     'odin_jax.shared',
+    'odin_jax.latents',
     'odin_jax.batches',
     'odin_jax.panoramas',
   ],

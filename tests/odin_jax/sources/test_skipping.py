@@ -70,7 +70,7 @@ def test_the_next_record_comes_for_a_damaged_one(
     first = opened(tmp_path, 0).source
     for index in range(COUNT):
       first[index]
-  source, _, allowance, _ = opened(tmp_path, 1)
+  source, _, allowance, *_ = opened(tmp_path, 1)
   examples = batches.examples(source, seed=0, mirror=False, swap=False)
   order = batches.order(source, 0)
   for number in range(2 * COUNT):
@@ -90,7 +90,7 @@ def test_one_more_than_the_limit_stops(tmp_path, records):
   for number in (3, 4):
     records[number]['source/image'] = b'no picture'
   write(tmp_path, records)
-  source, _, allowance, _ = opened(tmp_path, 2)
+  source, _, allowance, *_ = opened(tmp_path, 2)
   assert (source[3].target == source[5].target).all()
   assert allowance.count == 2
   source = opened(tmp_path, 1).source
@@ -102,7 +102,7 @@ def test_one_more_than_the_limit_stops(tmp_path, records):
 
 def test_a_shard_that_was_cut_since_is_damage_of_its_records(tmp_path, records):
   write(tmp_path, records)
-  source, _, allowance, _ = opened(tmp_path, COUNT - 1)
+  source, _, allowance, *_ = opened(tmp_path, COUNT - 1)
   hopeless = opened(tmp_path, COUNT).source
   with open(tmp_path / SHARD, 'r+b') as file:
     file.truncate(len(tfrecord.frame(schema.encode(records[0]))) + 10)
