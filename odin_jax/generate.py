@@ -293,11 +293,11 @@ def main() -> None:
       guidance=_GUIDANCE.value,
       guidance_rescale=_GUIDANCE_RESCALE.value,
       spacing=_SPACING.value,
-      in_turn=_CONDITION_ON.value == 'in_turn',
     ),
     batch_size=_BATCH_SIZE.value,
     ema=_EMA.value,
     step=_CHECKPOINT_STEP.value,
+    is_in_turn=_CONDITION_ON.value == 'in_turn',
   )
   if _CONDITION_ON.value == 'all' and predictor.num_sources == 1:
     raise errors.UserError(

@@ -155,8 +155,6 @@ class Sampling:
     guidance_rescale: share of the conditional output's deviation that the
       guided one is given back (2305.08891, section 3.4); 0 is none.
     spacing: of the timesteps; '' is that of the training config.
-    in_turn: of several views each step looks at one, drawn anew (see
-      `odin_jax.diffusion.in_turn`); else at all that the model takes.
   """
 
   sampler: str
@@ -164,7 +162,6 @@ class Sampling:
   guidance: float
   guidance_rescale: float
   spacing: str
-  in_turn: bool = False
 
 
 def _timesteps(sampling: Sampling, diffusion: Any) -> sampler.Timesteps:
@@ -210,6 +207,7 @@ def sample(
   seeds: Int[Array, 'b'],
   *,
   sampling: Sampling,
+  is_in_turn: bool = False,
 ) -> Float[Array, 'b s s 3']:
   """One sample of the target view per example, values in [0, 1].
 
@@ -221,9 +219,11 @@ def sample(
     seeds: of each example's noise, so that a sample does not depend on the
       batch it is drawn in.
     sampling: how; its spacing is given.
+    is_in_turn: of several views each step looks at one, drawn anew (see
+      `odin_jax.diffusion.in_turn`); else at all that the model takes.
   """
   diffusion = config['diffusion']
-  looks = _one_by_one(pairs) if sampling.in_turn else [pairs]
+  looks = _one_by_one(pairs) if is_in_turn else [pairs]
   conditions = [odin.condition(frozen, config, look) for look in looks]
   kept = jnp.zeros(len(pairs.source), bool)
   conds = [
@@ -241,7 +241,7 @@ def sample(
     return model.denoise(x, timestep, cond).output
 
   cond, null = conds[0], nulls[0]
-  if sampling.in_turn and pairs.more is not None:
+  if is_in_turn and pairs.more is not None:
     denoise = in_turn.denoising(denoise)
     count = 1 + pairs.more.is_there.sum(1)
     cond, null = (in_turn.stack(x, seeds, count) for x in (conds, nulls))
@@ -283,9 +283,11 @@ class Model:
     batch_size: of one call of the network; smaller requests are padded to
       powers of two, so that few shapes are compiled.
     protocol: further facts for the protocol.
+    is_in_turn: see `sample`.
   """
 
   name = 'model'
+  _is_in_turn = False
 
   def __init__(
     self,
@@ -297,6 +299,7 @@ class Model:
     sampling: Sampling,
     batch_size: int,
     protocol: dict[str, Any],
+    is_in_turn: bool = False,
   ):
     graphdef = odin.graph(config)
     batch = jax.sharding.NamedSharding(mesh, sharding.BATCH)
@@ -304,7 +307,15 @@ class Model:
 
     def sample_with(params, frozen, pairs, seeds):
       model = nnx.merge(graphdef, params)
-      return sample(model, frozen, config, pairs, seeds, sampling=sampling)
+      return sample(
+        model,
+        frozen,
+        config,
+        pairs,
+        seeds,
+        sampling=sampling,
+        is_in_turn=is_in_turn,
+      )
 
     self._arrays, self._config = (params, frozen), config
     self._mesh, self._facts = mesh, protocol
@@ -316,7 +327,7 @@ class Model:
     self._placed = batch
     self._devices = mesh.size
     self._batch_size = batch_size
-    self._in_turn = sampling.in_turn
+    self._is_in_turn = is_in_turn
     self.num_sources = conditioning.num_sources(config)
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
@@ -349,6 +360,7 @@ class Model:
       sampling=sampling,
       batch_size=self._batch_size,
       protocol=self._facts,
+      is_in_turn=self._is_in_turn,
     )
 
   def _padded(self, count: int) -> int:
@@ -372,7 +384,7 @@ class Model:
         target2source=pairs.target2source,
         fov_deg=pairs.fov_deg,
         median_depth=pairs.median_depth,
-        more=pairs.more if self.num_sources > 1 or self._in_turn else None,
+        more=pairs.more if self.num_sources > 1 or self._is_in_turn else None,
       )
     )
     seeds = seeds.astype(np.int32)
@@ -467,6 +479,7 @@ def load_model(
   batch_size: int,
   ema: bool,
   step: int | None = None,
+  is_in_turn: bool = False,
 ) -> Model:
   """The model of a checkpoint of a training run, or a ported one.
 
@@ -478,6 +491,7 @@ def load_model(
     ema: use the moving average of the parameters; a ported checkpoint has one
       set of parameters only.
     step: of the checkpoint; None: the newest.
+    is_in_turn: see `sample`.
 
   Raises:
     errors.UserError: no checkpoint there; a part of the model is not there;
@@ -507,6 +521,7 @@ def load_model(
     mesh=mesh,
     sampling=sampling,
     batch_size=batch_size,
+    is_in_turn=is_in_turn,
     protocol={
       'ema': averaged or config.get('ported_average', False),
       'ported_from': config.get('ported_from'),

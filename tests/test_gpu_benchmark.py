@@ -3,7 +3,7 @@
 import json
 import time
 
-from tests.benchmarks import gpu
+from tests.helpers import gpu_parts_list, limited_parts
 
 _PRINTS = 'print(\'{"rate": 3}\', flush=True)'
 
@@ -15,7 +15,7 @@ def part(folder, name, *programs, limit_s=60.0, wheels=()):
     module = f'part_{name}_{index}'
     (folder / f'{module}.py').write_text(program)
     lines.append((module,))
-  return gpu.Part(
+  return limited_parts.Part(
     name=name, commands=tuple(lines), limit_s=limit_s, wheels=wheels
   )
 
@@ -28,7 +28,7 @@ def test_parts_end_by_themselves_and_what_they_printed_stays(
   fails = f'{_PRINTS}\nprint(\'{{"half": \', flush=True)\nraise MemoryError'
   told = []
   start = time.monotonic()
-  results = gpu.run_all(
+  results = limited_parts.run_all(
     [
       part(tmp_path, 'slow', hangs, limit_s=3.0),
       part(tmp_path, 'poor', fails, _PRINTS),
@@ -55,7 +55,7 @@ def test_parts_end_by_themselves_and_what_they_printed_stays(
 
 
 def test_parts_beyond_all_the_time_are_not_started(tmp_path):
-  results = gpu.run_all(
+  results = limited_parts.run_all(
     [part(tmp_path, 'late', _PRINTS)], tmp_path, 0.0, lambda line: None
   )
   assert results['late']['status'] == 'no time left'
@@ -63,7 +63,7 @@ def test_parts_beyond_all_the_time_are_not_started(tmp_path):
 
 def test_the_parts_of_both_sizes_have_names_of_their_own(tmp_path):
   for size in ('tiny', 'full'):
-    names = [part.name for part in gpu.parts(size, tmp_path)]
+    names = [part.name for part in gpu_parts_list.parts(size, tmp_path)]
     assert len({*names}) == len(names)
     assert {name.split('_')[0] for name in names} == {
       'devices',

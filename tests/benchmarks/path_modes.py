@@ -100,10 +100,10 @@ def main() -> None:
         guidance=1.0,
         guidance_rescale=0.0,
         spacing='',
-        in_turn=is_in_turn,
       ),
       batch_size=16,
       ema=True,
+      is_in_turn=is_in_turn,
     )
     for is_in_turn in (False, True)
   }

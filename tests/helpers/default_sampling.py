@@ -10,7 +10,7 @@ _PROTOCOL = evaluate.get_config()
 
 def sampling(**changes) -> predictors.Sampling:
   names = [field.name for field in dataclasses.fields(predictors.Sampling)]
-  protocol = {name: _PROTOCOL[name] for name in names if name in _PROTOCOL}
+  protocol = {name: _PROTOCOL[name] for name in names}
   return predictors.Sampling(**{**protocol, **changes})
 
 

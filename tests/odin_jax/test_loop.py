@@ -16,7 +16,7 @@ from odin_jax import batches, hosts, loop
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
 from odin_jax.shared import chips, errors, interrupts, record_folder
-from odin_jax.training import goodput, profiling
+from odin_jax.training import goodput, profiling, program
 from tests.helpers import posed_records
 
 STATE = {
@@ -61,8 +61,11 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture
-def run(records, tmp_path):
+def run(records, tmp_path, monkeypatch):
   """Runs the loop on given losses; the keeper and what it raised."""
+  # Those losses are no compiled program.
+  none = program.Memory(arguments=0, temporaries=0, code=0, peak=0)
+  monkeypatch.setattr(program, 'memory', lambda compiled: none)
 
   def start(losses, stream=None, change=lambda keeper: None, **given):
     config = checkpoint.plain(recipes.get_config('world').to_dict())
@@ -73,6 +76,7 @@ def run(records, tmp_path):
       group=hosts.ALONE,
       source=batches.PairSource(records, 'train', image_size_px=32),
       records='RECORDS',
+      counts=dict,
       checkpoints=checkpoint.Checkpoints(tmp_path, max_to_keep=99),
       samples=None,
       traced=None,

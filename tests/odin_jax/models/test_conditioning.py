@@ -62,7 +62,8 @@ def build(names, **changes):
   )
   generator = np.random.default_rng(1)
   return graph, jax.tree.map(
-    lambda leaf: generator.normal(0, 0.3, leaf.shape).astype(np.float32), shapes
+    lambda leaf: jnp.asarray(generator.normal(0, 0.3, leaf.shape), jnp.float32),
+    shapes,
   )
 
 
