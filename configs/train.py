@@ -359,7 +359,7 @@ def _small_odin(config: ml_collections.ConfigDict) -> None:
 
 
 def _multisphere(config: ml_collections.ConfigDict) -> None:
-  config.steps = 300
+  config.steps = 400
   config.batch_size = 16
   config.checkpoint_every = 100
   config.image_size_px = 64

@@ -59,6 +59,7 @@ _LINKS = (
   ('Audit of the records', 'audit/index.html'),
   ('Every pair of the evaluation', f'evaluate/{summary.MODEL}/index.html'),
   ('Generated views as a video', 'generate/video.mp4'),
+  ('Fly through the reconstructed scene', 'reconstruct/index.html'),
   ('Points (PLY)', 'reconstruct/points.ply'),
   ('All figures (JSON)', 'summary.json'),
 )
