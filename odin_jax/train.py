@@ -41,6 +41,7 @@ import math
 import pathlib
 import signal
 import time
+import warnings
 from typing import Any
 
 from absl import flags, logging
@@ -233,7 +234,10 @@ def _start(
     return step.state_of(config, params)
 
   state = jax.jit(init_from, donate_argnums=0, out_shardings=state_shardings)
-  return state(start.params), start.encoders
+  with warnings.catch_warnings():
+    # Kernels of other shapes than the checkpoint's take memory of their own.
+    warnings.filterwarnings('ignore', 'Some donated buffers were not usable')
+    return state(start.params), start.encoders
 
 
 def _check_restored(
