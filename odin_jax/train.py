@@ -41,8 +41,8 @@ import math
 import pathlib
 import signal
 import time
-import warnings
 from typing import Any
+import warnings
 
 from absl import flags, logging
 import jax
