@@ -1,5 +1,6 @@
 """The loop of training, and what it leaves in the workdir as it goes on."""
 
+import contextlib
 import pathlib
 import time
 from typing import Any, Callable, Iterator, Mapping
@@ -231,27 +232,17 @@ def run(
     errors.UserError: a batch cannot be read, a step was bad, or a checkpoint
       cannot be written.
   """
-  try:
-    return _run(keeper, train_step, state, stream, fixed, interrupt)
-  finally:
-    interrupt.close()
-    keeper.close()
-
-
-def _run(
-  keeper: Keeper,
-  train_step: Any,
-  state: step.State,
-  stream: Iterator[posed_pair.PosedPair],
-  fixed: tuple[encoders.Encoders, lpips.Lpips | None],
-  interrupt: interrupts.Interrupt,
-) -> tuple[step.State, int]:
   steps, group = keeper.config['steps'], keeper.group
   poll = hosts.Poll(group)
   compiled, stopped_by = None, 0
-  with progress.bar(
-    steps, 'step', desc='train', initial=keeper.done, is_shown=group.is_first
-  ) as bar:
+  with (
+    contextlib.closing(keeper),
+    # The first to be closed.
+    contextlib.closing(interrupt),
+    progress.bar(
+      steps, 'step', desc='train', initial=keeper.done, is_shown=group.is_first
+    ) as bar,
+  ):
     while keeper.done < steps and not stopped_by:
       since = time.monotonic()
       try:
