@@ -85,6 +85,7 @@ _TOOL = 'odin_jax.generate'
 # Views are sampled as evaluation samples them, unless flags say otherwise.
 _PROTOCOL = command.load_config('configs/evaluate.py')
 _USUAL_PATH = 'forward'
+_PREVIEWED = 'path.json'
 _WORKDIR = command.define_model()
 _CHECKPOINT_STEP = command.define_checkpoint_step(
   otherwise='the length of a step along the path is --step_length'
@@ -254,7 +255,7 @@ def _preview(
   """Writes what --preview promises, and says what comes next."""
   preview.write(output, camera2scene, fov_deg)
   files.write_json(
-    output / 'path.json',
+    output / _PREVIEWED,
     {
       'fov_deg': fov_deg,
       'frames': [
@@ -283,6 +284,11 @@ def main() -> None:
   )
   if _PREVIEW.value:
     output = files.claim_output(_OUTPUT.value, _TOOL)
+    if (output / view_folder.POSES).exists():
+      raise errors.UserError(
+        f'{output}: holds the views of a run, which may have another path; give '
+        'the preview a folder of its own'
+      )
     _preview(output, name, camera2scene, start.fov_deg)
     return
   predictor = predictors.load_model(
@@ -306,8 +312,8 @@ def main() -> None:
     )
   logging.info(sharding.devices_text())
   output = files.claim_output(_OUTPUT.value, _TOOL)
-  # Readers take poses.json for a finished run; it is written last but one.
-  (output / view_folder.POSES).unlink(missing_ok=True)
+  outputs.forget_cameras(output)
+  (output / _PREVIEWED).unlink(missing_ok=True)
   most_sources = (
     predictor.num_sources
     if _CONDITION_ON.value == 'all'

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Callable
 
 from absl import logging
 import cv2
@@ -11,6 +12,11 @@ import numpy as np
 
 from odin_jax.panoramas import cutting
 from odin_jax.shared import camera, errors, photo_header, user_images
+
+Image = UInt8[np.ndarray, 's s 3']
+Pose = Float[np.ndarray, '3 4']
+# Of the camera to be imagined -> a view, and where it was taken.
+View = Callable[[Pose], tuple[Image, Pose]]
 
 # Of photos that say nothing and panoramas: that of the views of records.
 USUAL_FOV_DEG = 90.0
@@ -34,21 +40,18 @@ class Given:
   fov_from: str
   is_panorama: bool
 
-  def view(
-    self, camera2scene: Float[np.ndarray, '3 4'], size_px: int
-  ) -> tuple[UInt8[np.ndarray, 's s 3'], Float[np.ndarray, '3 4']]:
-    """The view that a camera there is best imagined from, and its own pose.
+  def views(self, size_px: int) -> View:
+    """Gives the view that a camera is best imagined from, and its own pose.
 
     Of a photo its square middle. Of a panorama what it shows in the direction
     in which that camera looks: what is left to imagine is that it moved.
 
     Args:
-      camera2scene: of the camera.
-      size_px: side of the view.
+      size_px: side of the views.
     """
     if not self.is_panorama:
-      return square_middle(self.image, size_px), camera.identity_pose()
-    rotation = camera2scene[:, :3]
+      middle = square_middle(self.image, size_px), camera.identity_pose()
+      return lambda camera2scene: middle
     # Averaged down first: of a large panorama a small view takes seconds.
     view_px_per_rad = camera.intrinsics(self.fov_deg, size_px)[0, 0]
     width = 2 * int(np.ceil(2 * np.pi * view_px_per_rad))
@@ -56,10 +59,14 @@ class Given:
     if width < image.shape[1]:
       size = (width, width // 2)
       image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    cut = cutting.Panorama(image).cut(
-      cutting.View(rotation, self.fov_deg), size_px
-    )
-    return cut, camera.make_pose(rotation, np.zeros(3))
+    panorama = cutting.Panorama(image)
+
+    def cut(camera2scene: Pose) -> tuple[Image, Pose]:
+      rotation = camera2scene[:, :3]
+      view = panorama.cut(cutting.View(rotation, self.fov_deg), size_px)
+      return view, camera.make_pose(rotation, np.zeros(3))
+
+    return cut
 
 
 def read(
@@ -95,7 +102,9 @@ def read(
         path,
       )
   if is_panorama and (
-    abs(width / height / 2 - 1) > _RATIO_TOLERANCE or width % 2
+    abs(width / height / 2 - 1) > _RATIO_TOLERANCE
+    or width % 2
+    or photo_header.is_cropped(path)
   ):
     raise errors.UserError(
       f'{path}: has {width}x{height} px; a panorama is equirectangular, all of '

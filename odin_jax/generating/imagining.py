@@ -32,11 +32,12 @@ def imagine(
       one shape is compiled.
   """
   size = predictor.image_size_px
-  frames = {0: start.view(camera2scene[0], size)[0]}
+  view_of_given = start.views(size)
+  frames = {0: view_of_given(camera2scene[0])[0]}
 
   def view(number: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     if number == 0:
-      return start.view(camera2scene[target], size)
+      return view_of_given(camera2scene[target])
     return frames[number], camera2scene[number]
 
   def pair(index: int) -> posed_pair.PosedPair:

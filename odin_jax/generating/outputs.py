@@ -21,6 +21,10 @@ from odin_jax.shared import camera, files, image_files, opengl
 
 FRAMES = 'frames'
 VIDEO = 'video.mp4'
+_TRANSFORMS = 'transforms.json'
+_SPARSE = tuple(
+  f'sparse/0/{name}.txt' for name in ('cameras', 'images', 'points3D')
+)
 # Small views are enlarged in the video (not in frames/) for people to see.
 _MIN_VIDEO_PX = 256
 
@@ -68,6 +72,15 @@ def write_video(
     container.mux(stream.encode())
 
 
+def forget_cameras(output: pathlib.Path) -> None:
+  """Removes those of an earlier run, which are not of the pictures to come.
+
+  Readers take poses.json for a finished run.
+  """
+  for name in (view_folder.POSES, _TRANSFORMS, *_SPARSE):
+    (output / name).unlink(missing_ok=True)
+
+
 def write_cameras(
   output: pathlib.Path,
   names: list[str],
@@ -85,7 +98,7 @@ def write_cameras(
     size_px: side of all.
   """
   files.write_json(
-    output / 'transforms.json',
+    output / _TRANSFORMS,
     _nerfstudio(names, camera2scene, fov_deg, size_px),
   )
   sparse = output / 'sparse' / '0'

@@ -21,6 +21,10 @@ _SAME_RATIO = 0.02
 _EQUIRECTANGULAR = re.compile(
   rb'GPano:ProjectionType(?:=["\']|>)\s*equirectangular'
 )
+_WIDTHS = {
+  name: re.compile(rb'GPano:' + name + rb'(?:=["\']|>)\s*(\d+)')
+  for name in (b'CroppedAreaImageWidthPixels', b'FullPanoWidthPixels')
+}
 # XMP stands before the picture.
 _HEADER_BYTES = 1 << 18
 
@@ -60,5 +64,19 @@ def _positive(value: object) -> float | None:
 
 def is_equirectangular(path: str | os.PathLike[str]) -> bool:
   """Whether XMP says that an image is a panorama of this projection."""
+  return _EQUIRECTANGULAR.search(_start(path)) is not None
+
+
+def is_cropped(path: str | os.PathLike[str]) -> bool:
+  """Whether XMP says that a panorama is a part of the sphere."""
+  header = _start(path)
+  found = [pattern.search(header) for pattern in _WIDTHS.values()]
+  if not all(found):
+    return False
+  cropped, full = (int(match[1]) for match in found)
+  return cropped < full
+
+
+def _start(path: str | os.PathLike[str]) -> bytes:
   with io.FileIO(pathlib.Path(path)) as file:
-    return _EQUIRECTANGULAR.search(file.read(_HEADER_BYTES)) is not None
+    return file.read(_HEADER_BYTES)

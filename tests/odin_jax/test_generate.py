@@ -304,6 +304,17 @@ def test_the_video_shows_every_frame_large_enough_in_any_browser(outputs):
   assert content.index(b'moov') < content.index(b'mdat')
 
 
+def test_a_preview_does_not_mix_with_the_views_of_another_path(outputs, photo):
+  before = (outputs / 'shorter' / 'path.png').read_bytes()
+  results = commands.run_all(
+    'odin_jax.generate',
+    [arguments(photo, outputs / 'shorter', '--preview')],
+    FAKE_MODEL,
+  )
+  commands.assert_refused(results, [['holds the views of a run']])
+  assert (outputs / 'shorter' / 'path.png').read_bytes() == before
+
+
 def test_a_shorter_run_leaves_no_frame_of_a_longer_one(outputs):
   assert len(list((outputs / 'shorter' / 'frames').iterdir())) == 3
 

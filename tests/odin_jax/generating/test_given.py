@@ -33,7 +33,7 @@ def test_a_view_of_a_panorama_shows_the_directions_of_its_rays(
   start = given.Given(directions_as_colours(width), 90.0, 'assumed', True)
   rotation = camera.view2frame_rotation(yaw, pitch)
   pose = camera.make_pose(rotation, np.array([0.3, 0.0, -0.2]))
-  view, own = start.view(pose, 24)
+  view, own = start.views(24)(pose)
   np.testing.assert_array_equal(own, camera.make_pose(rotation, np.zeros(3)))
   rays = camera.view_rays(90.0, 24) @ rotation.T
   rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
@@ -46,7 +46,7 @@ def test_a_photo_is_cut_to_its_middle_wherever_the_camera_goes():
   image[:, 30:70] = 200
   start = given.Given(image, 60.0, 'flag', False)
   pose = camera.make_pose(camera.rotation_y(1.0), np.ones(3))
-  view, own = start.view(pose, 8)
+  view, own = start.views(8)(pose)
   assert (view == 200).all()
   np.testing.assert_array_equal(own, camera.identity_pose())
 
@@ -78,3 +78,16 @@ def test_a_part_of_a_sphere_is_refused(tmp_path):
   cv2.imwrite(str(path), np.zeros((20, 64, 3), np.uint8))
   with pytest.raises(errors.UserError, match='64x20 px; a panorama is'):
     read(path, is_panorama=True)
+
+
+def test_a_panorama_that_says_it_is_cropped_is_refused(tmp_path):
+  tags = (
+    b'<x GPano:ProjectionType="equirectangular" '
+    b'GPano:CroppedAreaImageWidthPixels="%d" GPano:FullPanoWidthPixels="64"/>'
+  )
+  # A piece of the sphere may be twice as wide as high, too.
+  piece = photo(tmp_path / 'piece.jpg', (64, 32), xmp=tags % 32)
+  whole = photo(tmp_path / 'whole.jpg', (64, 32), xmp=tags % 64)
+  assert read(whole).is_panorama
+  with pytest.raises(errors.UserError, match='all of the sphere'):
+    read(piece)
