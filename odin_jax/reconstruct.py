@@ -156,16 +156,15 @@ def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
 
 def _write_page(
   output: pathlib.Path,
-  folder: pathlib.Path,
   names: list[str],
   views: stereo.Views,
   result: fusion.Reconstruction,
   mesh: tsdf.Mesh,
   coverage: float,
+  difference: float | None,
 ) -> None:
   """Writes index.html, with all that it shows inside."""
   cloud = result.cloud
-  difference = _agreement(result.depth_differences)['median']
   findings = [
     page.Finding(
       f'Depth is believed at {100 * coverage:.0f} % of the pixels.',
@@ -192,8 +191,8 @@ def _write_page(
     points=scene_page.points(cloud.points, cloud.colours),
     mesh=scene_page.mesh(mesh.vertices, mesh.faces, mesh.colours),
     views=[
-      scene_page.view(name, (folder / name).read_bytes(), pose)
-      for name, pose in zip(names, views.camera2scene)
+      scene_page.view(name, image, pose)
+      for name, image, pose in zip(names, views.images, views.camera2scene)
     ],
     places=cloud.points
     if len(cloud.points)
@@ -241,6 +240,7 @@ def main() -> None:
   ]
   count = len(result.cloud.points)
   coverage = float(np.mean([row['coverage'] for row in per_view]))
+  agreement = _agreement(result.depth_differences)
   files.write_json(
     output / 'reconstruction.json',
     {
@@ -253,7 +253,7 @@ def main() -> None:
       'mesh_faces': len(mesh.faces),
       'mesh_voxels': _MESH_VOXELS.value,
       'coverage': coverage,
-      'relative_depth_difference': _agreement(result.depth_differences),
+      'relative_depth_difference': agreement,
       'per_view': per_view,
       'sweep': dataclasses.asdict(sweep),
       'agreement': dataclasses.asdict(rule),
@@ -264,7 +264,7 @@ def main() -> None:
     f'{count} points and a mesh of {len(mesh.faces)} triangles from {len(names)} '
     f'views, depth believed at {100 * coverage:.0f} % of the pixels'
   )
-  _write_page(output, folder, names, views, result, mesh, coverage)
+  _write_page(output, names, views, result, mesh, coverage, agreement['median'])
   command.finish(output, made, look_at='index.html')
 
 

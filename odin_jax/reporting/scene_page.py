@@ -8,9 +8,11 @@ import base64
 import pathlib
 from typing import Any
 
+import cv2
 from jaxtyping import Float, Float32, Int, Shaped, UInt8
 import numpy as np
 
+from odin_jax.reporting import pair_cells
 from odin_jax.shared import page
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -55,18 +57,20 @@ def mesh(
 
 
 def view(
-  name: str, image: bytes, camera2scene: Float[np.ndarray, '3 4']
+  name: str,
+  image: UInt8[np.ndarray, 'h w 3'],
+  camera2scene: Float[np.ndarray, '3 4'],
 ) -> dict[str, Any]:
   """A view that the scene was made of.
 
   Args:
     name: of its file.
-    image: PNG.
+    image: sRGB.
     camera2scene: its pose.
   """
   return {
     'name': name,
-    'image': page.data_uri(image, 'image/png'),
+    'image': pair_cells.uri(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)),
     'camera2scene': camera2scene.ravel().tolist(),
   }
 

@@ -1,5 +1,6 @@
 """The page of a scene in Chromium: what its canvas shows, and what keys do."""
 
+import base64
 import re
 
 import cv2
@@ -46,7 +47,7 @@ def write(path, with_points=False):
     camera.identity_pose(),
     camera.make_pose(camera.rotation_y(np.pi / 2), np.array([0.1, 0, 0])),
   ]
-  image = cv2.imencode('.png', np.full((8, 8, 3), 128, np.uint8))[1].tobytes()
+  image = np.full((8, 8, 3), 128, np.uint8)
   rng = np.random.default_rng(0)
   places = rng.uniform(-1, 1, (COUNT, 3)).astype(np.float32) + [0, 0, 2]
   shown = places if with_points else places[:0]
@@ -149,3 +150,12 @@ def test_more_points_than_a_page_holds_are_a_random_choice():
   places = np.arange(3 * count, dtype=np.float32).reshape(-1, 3)
   packed = scene_page.points(places, np.zeros((count, 3), np.uint8))
   assert (packed['count'], packed['all']) == (scene_page.MOST_POINTS, count)
+
+
+@pytest.mark.parametrize('size_px', [32, 300])
+def test_pictures_of_views_keep_their_colours(size_px):
+  image = np.full((size_px, size_px, 3), RED, np.uint8)
+  uri = scene_page.view('a.png', image, camera.identity_pose())['image']
+  data = base64.b64decode(uri.split(',')[1])
+  shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  assert np.abs(shown[..., ::-1] - np.int64(RED)).max() < 4
