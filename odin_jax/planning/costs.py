@@ -204,8 +204,11 @@ def _group_size(instruction: hlo.Instruction) -> int:
     return int(found[1])
   if found := re.search(r'replica_groups=\{\{([\d,]*)\}', text):
     return len(found[1].split(','))
-  # replica_groups=mesh['a'=4,'b'=2] {'a'}
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text):
+  # replica_groups=mesh['a'=4,'b'=2] {'a'}, or with device_ids=([2,4]T(1,0))
+  # before the axes.
+  if found := re.search(
+    r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text
+  ):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
     axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
     return math.prod(int(part or sizes[name]) for name, part in axes)

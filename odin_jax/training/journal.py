@@ -1,8 +1,10 @@
 """The journal of a run: `metrics.jsonl` and TensorBoard events."""
 
+import contextlib
 import json
 import pathlib
-from typing import Mapping
+import sys
+from typing import Iterator, Mapping
 
 from jaxtyping import UInt8
 import numpy as np
@@ -23,6 +25,24 @@ def _cut_back(path: pathlib.Path, step: int) -> None:
     temporary.write_text(''.join(kept))
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+  """Imports go as if torch were not installed.
+
+  tensorboardX loads it where it can, and einops then loads its compiler, which
+  takes every training two seconds; nothing here has a use for either.
+  """
+  if 'torch' in sys.modules:
+    yield
+    return
+  # Python's own way to say that a module can't be imported.
+  sys.modules['torch'] = None
+  try:
+    yield
+  finally:
+    del sys.modules['torch']
+
+
 class Journal:
   """Appends rows, each on disk before `write` returns.
 
@@ -40,8 +60,9 @@ class Journal:
     if path.exists():
       _cut_back(path, step)
     self._rows = open(path, 'a')
-    # It loads torch, for seconds, and --help has no use for it.
-    import tensorboardX
+    # Here, since --help has no use for it.
+    with _without_torch():
+      import tensorboardX
 
     self._events = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10

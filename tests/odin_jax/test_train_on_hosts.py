@@ -26,9 +26,7 @@ from flax import nnx
 import jax.numpy as jnp
 import odin_jax.train
 # Once for all.
-import grain, orbax.checkpoint, tensorboardX
-# Once for all.
-import einops, grain, numpy, orbax.checkpoint, tensorboardX
+import einops, grain, numpy, orbax.checkpoint
 from odin_jax import batches
 from odin_jax.models import layers, unet
 

@@ -86,6 +86,7 @@ def test_loops_count_by_their_trips():
     '[2,4]<=[2,2,2]T(1,0,2)',
     "mesh['data'=2,'fsdp'=4] {'fsdp'}",
     "mesh['a'=8] {'a':(1)4}",
+    "mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}",
   ],
 )
 def test_groups_are_read_in_every_spelling(groups):
