@@ -47,6 +47,12 @@ print(json.dumps(results))
 """
 
 
+def with_devices(count):
+  """The value of XLA_FLAGS for a process that is to see so many CPUs."""
+  flag = f'--xla_force_host_platform_device_count={count}'
+  return f'{os.environ["XLA_FLAGS"]} {flag}'
+
+
 def run_all(module, command_lines, setup=''):
   """Runs `python -m module ARGUMENTS` for every list of arguments.
 

@@ -250,7 +250,7 @@ def test_two_processes_of_four_devices_evaluate_as_one(tmp_path):
     'odin_jax.evaluate',
     [both(), [*both(), alone]],
     test_evaluate.FAKE_MODEL,
-    XLA_FLAGS='--xla_force_host_platform_device_count=4',
+    XLA_FLAGS=commands.with_devices(4),
   )
   for status, stderr in stopped:
     assert status == 75, stderr

@@ -118,9 +118,7 @@ def test_training_is_the_same_with_latents(records, made, config, frozen):
       num_workers=0,
     )
     train_step = jax.jit(
-      functools.partial(step.train_step, config=config, graphdef=graphdef),
-      # Compiling takes longer than all steps.
-      compiler_options={'xla_backend_optimization_level': 0},
+      functools.partial(step.train_step, config=config, graphdef=graphdef)
     )
     state, losses = start_state(config), []
     for batch in itertools.islice(stream, 2):

@@ -22,6 +22,7 @@ from odin_jax.checkpoints import checkpoint
 from odin_jax.models import conditioning, encoders, layers, odin
 from odin_jax.shared import errors
 from odin_jax.training import step
+from tests.helpers import commands
 
 SCRIPT = """
 import collections, functools, json, pathlib, sys
@@ -197,15 +198,10 @@ print(json.dumps(dict(
 
 @pytest.fixture(scope='module')
 def findings(tmp_path_factory, repository):
-  flags = (
-    '--xla_force_host_platform_device_count=8',
-    # As in conftest: compiling is most of the time.
-    '--xla_backend_optimization_level=0',
-  )
   done = subprocess.run(
     [sys.executable, '-c', SCRIPT, tmp_path_factory.mktemp('checkpoints')],
     cwd=repository,
-    env=os.environ | {'XLA_FLAGS': ' '.join(flags)},
+    env=os.environ | {'XLA_FLAGS': commands.with_devices(8)},
     capture_output=True,
     text=True,
     timeout=500,

@@ -136,7 +136,6 @@ def ends(folder):
       lines(folder, 'parts', 1),
     ],
     SETUP,
-    XLA_FLAGS='--xla_backend_optimization_level=0',
     JAX_COMPILATION_CACHE_DIR=str(folder / 'cache'),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
   )

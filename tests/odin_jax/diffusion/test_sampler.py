@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from odin_jax.diffusion import sampler, schedule
+from tests.helpers import commands
 
 STABLE_DIFFUSION = dict(
   num_train_timesteps=1000,
@@ -620,7 +621,7 @@ def findings(repository):
   done = subprocess.run(
     [sys.executable, '-c', SHARDED],
     cwd=repository,
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=os.environ | {'XLA_FLAGS': commands.with_devices(8)},
     capture_output=True,
     text=True,
     timeout=300,

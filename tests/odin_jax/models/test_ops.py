@@ -17,6 +17,7 @@ import torch
 
 from odin_jax import sharding
 from odin_jax.models import ops
+from tests.helpers import commands
 
 # Compiled for eight devices of which each has one example.
 SHARDED = """
@@ -281,7 +282,7 @@ def test_kernels_are_in_the_program(monkeypatch, platform, lowered_for, call):
 def test_batches_stay_split():
   done = subprocess.run(
     [sys.executable, '-c', SHARDED],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=os.environ | {'XLA_FLAGS': commands.with_devices(8)},
     capture_output=True,
     text=True,
   )

@@ -1,7 +1,5 @@
 """The U-Net: Stable Diffusion's count of parameters, layers, gradients."""
 
-import functools
-
 from diffusers.models import embeddings
 from flax import nnx
 import jax
@@ -25,11 +23,6 @@ TINY = dict(
   context_dim=6,
   num_groups=4,
   feedforward_factor=2,
-)
-
-# Compilation is what these tests spend their time on.
-fast_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 
 
@@ -69,7 +62,7 @@ def tiny():
     outputs = nnx.merge(graph, state)(x, timestep, context)
     return sum(jnp.sum(jnp.sin(output)) for output in outputs), outputs
 
-  step = fast_jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))
+  step = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))
   return step, random_state(shapes)
 
 
@@ -150,7 +143,7 @@ def block_step(block, remat):
     y = unet.REMAT[remat](nnx.merge(graph, state), *arguments)
     return jnp.sum(jnp.sin(y)), y
 
-  return fast_jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(
+  return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(
     state, *arguments
   )
 
@@ -308,7 +301,7 @@ def test_functions_that_need_float32_get_it(primitive, bfloat16_equations):
 def test_bfloat16_network_gives_almost_the_same(tiny):
   step, state = tiny
   graph, _ = abstract(**TINY, dtype='bfloat16')
-  outputs = fast_jit(lambda s, *x: nnx.merge(graph, s)(*x))(state, *inputs())
+  outputs = jax.jit(lambda s, *x: nnx.merge(graph, s)(*x))(state, *inputs())
   for output, exact in zip(outputs, step(state, *inputs())[1], strict=True):
     assert output.dtype == np.float32
     error = np.linalg.norm(output - exact) / np.linalg.norm(exact)

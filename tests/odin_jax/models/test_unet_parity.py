@@ -142,10 +142,7 @@ def jax_results(params, arguments, cotangent):
 
   x, timestep, context = arguments
   with jax.default_matmul_precision('highest'):
-    # Compilation is what this test spends its time on.
-    outputs, (gradients, *others) = jax.jit(
-      step, compiler_options={'xla_backend_optimization_level': 0}
-    )(state, x, context)
+    outputs, (gradients, *others) = jax.jit(step)(state, x, context)
   return np.asarray(outputs), by_path(gradients), *others
 
 
@@ -220,8 +217,7 @@ def test_the_small_recipe_is_a_network_of_diffusers():
     output, _ = jax.jit(
       lambda state: nnx.merge(graph, state)(
         *map(jnp.asarray, (x, timestep, context))
-      ),
-      compiler_options={'xla_backend_optimization_level': 0},
+      )
     )(state)
   # The motion mask's channel is the last.
   model = loaded(settings | dict(out_channels=channels + 1), params)
