@@ -41,7 +41,7 @@ import math
 import pathlib
 import signal
 import time
-from typing import Any
+from typing import Any, Sequence
 import warnings
 
 from absl import flags, logging
@@ -58,7 +58,6 @@ from odin_jax.shared import (
   files,
   interrupts,
   locks,
-  record_folder,
   storage,
   workdirs,
 )
@@ -70,6 +69,7 @@ _RECORDS = command.define_paths_of_many(
   'records',
   'Folder of records to train on, or its address (gs://bucket/folder); given '
   'several times, a mixture, see config.mixture.',
+  may_be_address=True,
 )
 _WORKDIR = command.define_path(
   'workdir',
@@ -84,10 +84,11 @@ _INIT = command.define_path(
   '(./pretrained is a folder of that name; where there is one, the word alone '
   'is refused).',
 )
-_LATENTS = command.define_path(
+_LATENTS = command.define_paths_of_many(
   'latents',
   'Output of odin_jax.cache_latents for these records and encoders: views are '
-  'not decoded and encoded again. Losses stay the same.',
+  'not decoded and encoded again. Losses stay the same. Given as often as '
+  '--records, in their order.',
 )
 _CHECKPOINT_STEP = command.define_checkpoint_step('init')
 _ALLOW_FALLBACK = flags.DEFINE_bool(
@@ -144,22 +145,16 @@ def _abstract_state(config: checkpoint.Config) -> step.State:
 
 
 def _open(
-  config: checkpoint.Config, split: str, latents_path: str | None = None
+  config: checkpoint.Config, split: str, latents_paths: Sequence[str] = ()
 ) -> opening.Opened:
   """The records of a split, and latents of them if there are some."""
-  encoded = None
-  if latents_path:
-
-    def encoded(records: record_folder.RecordFolder) -> latents.LatentFolder:
-      return latents.LatentFolder(latents_path, records, config)
-
   return opening.open_sources(
     _RECORDS.value,
     config,
     split=split,
     depth=odin.has_spheres(config),
     num_sources=conditioning.num_sources(config),
-    encoded=encoded,
+    latents_paths=latents_paths,
   )
 
 
@@ -318,7 +313,7 @@ def _train(group: hosts.Group) -> None:
   # -- Input ------------------------------------------------------------------
   test_pairs = _open_test(config)
   source, made_of, allowance, read, encoded = _open(
-    config, latents.SPLIT, _LATENTS.value
+    config, latents.SPLIT, _LATENTS.value or []
   )
   # The config keeps what is read of them.
   for name in opening.FIELDS:
@@ -361,7 +356,9 @@ def _train(group: hosts.Group) -> None:
     state, frozen = _start(source, config, mesh, placement.state, group)
   frozen = encoders.held(frozen, config)
   if encoded:
-    encoded.require_made_by(checkpoint.params_sha256(frozen))
+    encoders_sha256 = checkpoint.params_sha256(frozen)
+    for folder in encoded:
+      folder.require_made_by(encoders_sha256)
   frozen = jax.device_put(frozen, placement.frozen)
   perceptual = jax.device_put(perceptual, placement.everywhere)
   count = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract['params']))

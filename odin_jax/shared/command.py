@@ -469,13 +469,16 @@ def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
   )
 
 
-def define_paths_of_many(name: str, help: str) -> flags.FlagHolder[list[str]]:
-  """Defines a flag that may be given several times: paths or addresses.
+def define_paths_of_many(
+  name: str, help: str, *, may_be_address: bool = False
+) -> flags.FlagHolder[list[str]]:
+  """Defines a flag that may be given several times: a path each.
 
   Paths may hold any letter, commas too.
   """
+  check = files.path_or_address if may_be_address else files.local_path
   return flags.DEFINE_multi(
-    _PathParser(files.path_or_address),
+    _PathParser(check),
     flags.ArgumentSerializer(),
     name,
     None,

@@ -1,5 +1,6 @@
 """The folders that a config is trained on, opened as one source."""
 
+import functools
 import math
 import os
 from typing import Any, Callable, NamedTuple, Sequence
@@ -30,14 +31,14 @@ class Opened(NamedTuple):
     made_of: how many pairs and panoramas, in words.
     allowance: counts the damaged records that were skipped.
     read: of the `FIELDS` of the config, what was read.
-    encoded: latents that are read in place of images, or None.
+    encoded: latents that are read in place of images, if any.
   """
 
   source: batches.Source
   made_of: str
   allowance: skipping.Allowance
   read: dict[str, Any]
-  encoded: latents.LatentFolder | None
+  encoded: list[latents.LatentFolder]
 
 
 def open_sources(
@@ -47,8 +48,7 @@ def open_sources(
   split: str = 'train',
   depth: bool,
   num_sources: int,
-  encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
-  | None = None,
+  latents_paths: Sequence[str] = (),
 ) -> Opened:
   """Opens folders of records.
 
@@ -58,7 +58,7 @@ def open_sources(
     split: `train` or `test`.
     depth: give the depth of the views.
     num_sources: views given of each scene.
-    encoded: opens the latents of the records, which are one folder of pairs.
+    latents_paths: of the latents of each folder, or none of any.
 
   Raises:
     errors.UserError: see `odin_jax.batches.PairSource` and
@@ -85,11 +85,15 @@ def open_sources(
     'depth': depth,
     'num_sources': num_sources,
   }
-  if encoded:
-    _check_one_of_pairs(paths, are_pairs)
-    given['encoded'] = encoded
-  sources = _opened(paths, are_pairs, given, filters, rules)
-  of_views = sources[0].latents if encoded else None
+  encoded = {}
+  if latents_paths:
+    _check_latents(latents_paths, paths, are_pairs)
+    for path, of_path in zip(paths, latents_paths, strict=True):
+      encoded[path] = functools.partial(
+        latents.LatentFolder, of_path, config=config
+      )
+  sources = _opened(paths, are_pairs, given, filters, rules, encoded)
+  of_views = [source.latents for source in sources] if encoded else []
   if num_sources > 1:
     _check_more(paths, sources)
   counts = [
@@ -137,14 +141,22 @@ def _read_of(
   return read
 
 
-def _check_one_of_pairs(
-  paths: Sequence[str], are_pairs: Sequence[bool]
+def _check_latents(
+  latents_paths: Sequence[str],
+  paths: Sequence[str],
+  are_pairs: Sequence[bool],
 ) -> None:
-  if list(are_pairs) != [True]:
+  if len(latents_paths) != len(paths):
     raise errors.UserError(
-      '--latents: are of one folder of pairs, and --records are '
-      f'{", ".join(paths)}; give one folder of pairs, or train without latents'
+      f'--latents: {len(latents_paths)} for {len(paths)} folders of records; '
+      'give those of each --records, in their order, or none'
     )
+  for path, is_pairs in zip(paths, are_pairs, strict=True):
+    if not is_pairs:
+      raise errors.UserError(
+        f'--latents: {path} holds panoramas, whose views are cut as it trains; '
+        'give folders of pairs, or train without latents'
+      )
 
 
 def _check_different(paths: Sequence[str]) -> None:
@@ -187,13 +199,20 @@ def _opened(
   given: dict[str, Any],
   filters: record_filters.Filters,
   rules: choice.Rules | None,
+  encoded: dict[str, Callable[..., latents.LatentFolder]],
 ) -> list[batches.Source]:
   """All folders, with maps of depth of one side, if any."""
+
+  def of_pairs(path: str, **more: Any) -> batches.PairSource:
+    return batches.PairSource(
+      path, filters=filters, encoded=encoded.get(path), **given, **more
+    )
+
   opened: dict[str, Any] = {}
   sides: dict[str, int] = {}
   for path, is_pairs in zip(paths, are_pairs, strict=True):
     if is_pairs:
-      opened[path] = batches.PairSource(path, filters=filters, **given)
+      opened[path] = of_pairs(path)
       if opened[path].known_depth_px:
         sides[path] = opened[path].known_depth_px
   if len(set(sides.values())) > 1:
@@ -213,9 +232,7 @@ def _opened(
       side = side or opened[path].depth_px
   for path, is_pairs in zip(paths, are_pairs, strict=True):
     if is_pairs and side and path not in sides:
-      opened[path] = batches.PairSource(
-        path, filters=filters, empty_depth_px=side, **given
-      )
+      opened[path] = of_pairs(path, empty_depth_px=side)
   return [opened[path] for path in paths]
 
 

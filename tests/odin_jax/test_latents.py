@@ -13,6 +13,7 @@ from odin_jax import batches, encoding, latents
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
 from odin_jax.shared import errors, posed_pair, schema, tfrecord
+from odin_jax.sources import opening
 from odin_jax.training import settings, step
 from tests.helpers.posed_records import make_record
 
@@ -201,6 +202,43 @@ def test_latents_of_something_else_are_refused(records, made, config, tmp_path):
   still = config | {'augment': {'mirror': False, 'swap': True}}
   with pytest.raises(tfrecord.CorruptRecordError, match='checksum'):
     open_source(records, plain, still)[0]
+
+
+def test_of_a_mixture_each_folder_has_its_latents(
+  records, made, config, encode, tmp_path
+):
+  others = write_shards(tmp_path / 'others', seed=7)
+  of_others = tmp_path / 'latents'
+  assert make(others, of_others, config, encode) == 0
+
+  def opened(**given):
+    return opening.open_sources(
+      [str(records), str(others)],
+      config | {'mixture': {'weights': (1, 1)}},
+      depth=False,
+      num_sources=1,
+      **given,
+    )
+
+  plain = opened()
+  mixed = opened(latents_paths=[str(made), str(of_others)])
+  assert plain.encoded == [] and len(mixed.encoded) == 2
+  assert mixed.source.fingerprint() == plain.source.fingerprint()
+  poses = set()
+  for index in (0, sum(_COUNTS)):
+    pair, expected = mixed.source[index], plain.source[index]
+    np.testing.assert_array_equal(pair.target2source, expected.target2source)
+    np.testing.assert_allclose(
+      pair.target_encoded.moments,
+      encode(expected.target[None]).moments[0],
+      atol=1e-5,
+    )
+    poses.add(pair.target2source.tobytes())
+  assert len(poses) == 2
+  with pytest.raises(errors.UserError, match='1 for 2 folders of records'):
+    opened(latents_paths=[str(made)])
+  with pytest.raises(errors.UserError, match='of other records than those'):
+    opened(latents_paths=[str(of_others), str(made)])
 
 
 def test_what_latents_cannot_serve_is_refused(config):

@@ -217,7 +217,7 @@ def test_every_command_names_a_next_one_that_there_is(repository, name):
         if isinstance(part, ast.Dict):
           keys = [getattr(key, 'value', None) for key in part.keys]
           given = {key for key in keys if isinstance(key, str)}
-        elif getattr(part.elts[-1], 'id', None) == 'given':
+        elif part.elts and getattr(part.elts[-1], 'id', None) == 'given':
           _, module, _ = part.elts
           path = repository / f'{module.value.replace(".", "/")}.py'
           known = test_readme.flag_names(path, repository)
