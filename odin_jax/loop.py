@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import time
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from absl import logging
 import numpy as np
@@ -27,6 +27,7 @@ from odin_jax.training import (
   step,
   watching,
 )
+from odin_jax.training import trackers as tracking
 
 # Of the records that an error names.
 _MOST_NAMED = 6
@@ -45,6 +46,7 @@ class Keeper:
     checkpoints: of the workdir.
     samples: of held-out pairs, every `config.sample_every` steps; or None.
     traced: steps to trace, or None.
+    trackers: that are told what the journal is told.
     done: steps that are done already.
     start_s: Unix time when the command began.
 
@@ -64,6 +66,7 @@ class Keeper:
     checkpoints: checkpoint.Checkpoints,
     samples: held_out.HeldOut | None,
     traced: profiling.Steps | None,
+    trackers: Sequence[tracking.Tracker],
     done: int,
     start_s: float,
   ):
@@ -73,7 +76,7 @@ class Keeper:
     self._checkpoints, self._samples = checkpoints, samples
     self._counts = counts
     self._written = workdir if group.is_first else None
-    self._rows = journal.Journal(self._written, done)
+    self._rows = journal.Journal(self._written, done, trackers)
     self._events = goodput.Log(self._written, done, start_s)
     self._profile = profiling.Profile(self._written, traced)
     self._watch = watching.Watch(config)

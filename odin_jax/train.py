@@ -62,7 +62,14 @@ from odin_jax.shared import (
   workdirs,
 )
 from odin_jax.sources import opening
-from odin_jax.training import profiling, program, settings, step, warm_start
+from odin_jax.training import (
+  profiling,
+  program,
+  settings,
+  step,
+  trackers,
+  warm_start,
+)
 
 _CONFIG = command.define_config('configs/train.py')
 _RECORDS = command.define_paths_of_many(
@@ -103,6 +110,12 @@ _PROFILE_STEPS = flags.DEFINE_string(
   'FIRST:LAST, such as 100:110: traces these steps into profile/ of the workdir, '
   'for XProf, TensorBoard or Perfetto.',
 )
+_TRACKERS = flags.DEFINE_list(
+  'trackers',
+  [],
+  'Services that figures are sent to as well, where their packages are '
+  'installed: wandb, mlflow.',
+)
 _HOSTS = hosts.define()
 flags.mark_flags_as_required(['records', 'workdir'])
 _TOOL = 'odin_jax.train'
@@ -114,6 +127,7 @@ def _check(config: checkpoint.Config) -> None:
   settings.check(config)
   if _LATENTS.value:
     settings.check_latents(config)
+  trackers.check(_TRACKERS.value)
   if _WORKDIR.value == workdirs.PRETRAINED:
     raise errors.UserError(
       f'--workdir={workdirs.PRETRAINED}: is the checkpoint that comes with the '
@@ -400,6 +414,9 @@ def _train(group: hosts.Group) -> None:
     checkpoints=checkpoints,
     samples=samples,
     traced=traced,
+    trackers=trackers.start(_TRACKERS.value, workdir, config)
+    if group.is_first
+    else [],
     done=restored_step,
     start_s=start_s,
   )

@@ -4,12 +4,13 @@ import contextlib
 import json
 import pathlib
 import sys
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence
 
 from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.shared import files
+from odin_jax.training import trackers as tracking
 
 _NAME = 'metrics.jsonl'
 
@@ -50,10 +51,17 @@ class Journal:
     workdir: of the run; None: rows go nowhere, as where another process of the
       run writes them.
     step: the step that the run goes on from; rows after it are cut off.
+    trackers: that are told, too, where rows are kept.
   """
 
-  def __init__(self, workdir: pathlib.Path | None, step: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path | None,
+    step: int,
+    trackers: Sequence[tracking.Tracker] = (),
+  ):
     self._is_kept = workdir is not None
+    self._trackers = trackers
     if workdir is None:
       return
     path = workdir / _NAME
@@ -75,20 +83,27 @@ class Journal:
     row = json.dumps({'step': step, **values}, allow_nan=False)
     self._rows.write(row + '\n')
     self._rows.flush()
-    for name, value in values.items():
-      if value is not None:
-        self._events.add_scalar(name, value, step)
+    known = {name: x for name, x in values.items() if x is not None}
+    for name, value in known.items():
+      self._events.add_scalar(name, value, step)
+    for tracker in self._trackers:
+      tracker.write(step, known)
 
   def picture(
     self, step: int, name: str, image: UInt8[np.ndarray, 'h w 3']
   ) -> None:
     """Adds a picture of a step to TensorBoard."""
-    if self._is_kept:
-      self._events.add_image(name, image, step, dataformats='HWC')
+    if not self._is_kept:
+      return
+    self._events.add_image(name, image, step, dataformats='HWC')
+    for tracker in self._trackers:
+      tracker.picture(step, name, image)
 
   def close(self) -> None:
-    """Flushes and closes both files."""
+    """Flushes and closes all that is written to."""
     if not self._is_kept:
       return
     self._rows.close()
     self._events.close()
+    for tracker in self._trackers:
+      tracker.close()

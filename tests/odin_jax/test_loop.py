@@ -80,6 +80,7 @@ def run(records, tmp_path, monkeypatch):
       checkpoints=checkpoint.Checkpoints(tmp_path, max_to_keep=99),
       samples=None,
       traced=None,
+      trackers=[],
       done=0,
       start_s=time.time(),
     )
