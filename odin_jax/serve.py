@@ -26,6 +26,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
+import signal
 import socket
 from typing import Iterator
 import urllib.parse
@@ -211,9 +212,10 @@ def main() -> None:
   sys.stdout.flush()
   interrupt = interrupts.Interrupt(second_ends=True)
   asyncio.run(_serve(server, site, listening, interrupt))
+  count = kept.num_waiting()
   raise errors.Unfinished(
-    f'{_OUTPUT.value}: stopped; the same command goes on with '
-    f'{kept.num_waiting()} jobs'
+    f'{_OUTPUT.value}: stopped by {signal.Signals(interrupt.number).name}; the '
+    f'same command goes on with {count} job{"" if count == 1 else "s"}'
   )
 
 

@@ -26,6 +26,11 @@ VIEWS = (
   'for i in 0 1 2; do cp thumbnail.jpg views/frames/00$i.png; done; '
   'cp thumbnail.jpg views/video.mp4; '
 )
+# One view, then the others half a second later.
+SLOW_VIEWS = (
+  'mkdir -p views/frames; cp thumbnail.jpg views/frames/000.png; sleep 0.5; '
+  f'{VIEWS}'
+)
 SCENE = "mkdir -p scene; echo '<p>a scene</p>' > scene/index.html"
 
 
@@ -121,8 +126,9 @@ async def ask(app, method, path, body=b'', query='', chunks=None, **headers):
 
 
 @contextlib.contextmanager
-def listening(app):
-  """The address of a server in a thread, ended with the block."""
+def listening(its_site):
+  """The address of a site's server in a thread, ended with the block."""
+  app = its_site.app(is_local=True, token=None)
   server = uvicorn.Server(
     uvicorn.Config(app, port=0, log_config=None, lifespan='on', ws='none')
   )
@@ -135,6 +141,7 @@ def listening(app):
   try:
     yield f'http://127.0.0.1:{port}/'
   finally:
+    its_site.close()
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()
