@@ -66,8 +66,9 @@ _PORT = flags.DEFINE_integer(
 _TOKEN = flags.DEFINE_string(
   'token',
   None,
-  'Secret that visitors need; by default one is made where --host lets other '
-  'machines in, and none is asked for otherwise.',
+  'Secret that visitors need (whoever works on this machine can read it in the '
+  'list of processes); by default one is made where --host lets other machines '
+  'in, and none is asked for otherwise.',
 )
 _MAX_UPLOAD_MB = flags.DEFINE_integer(
   'max_upload_mb', 64, 'Most megabytes of an image.', 1, 4096

@@ -554,9 +554,8 @@ def test_an_image_is_dropped_and_a_scene_comes_of_it(
     assert 'Done in' in window.run('document.body.innerText')
     # The scene in 3D, in the page.
     window.run("[...document.querySelectorAll('.job button')][0].click()")
-    window.run(
-      UNTIL.format("document.querySelector('iframe')?.contentDocument?.body")
-    )
+    body = "document.querySelector('iframe').contentDocument?.body"
+    window.run(UNTIL.format(f"{body}?.innerText.trim() === 'a scene'"))
     window.run(
       'window.confirm = () => true;'
       "[...document.querySelectorAll('.job button')].at(-1).click()"

@@ -188,10 +188,11 @@ class Site:
     headers = {}
     if path.suffix == '.html':
       headers['content-security-policy'] = _SCENE_POLICY
-    return responses.FileResponse(
+    return _File(
       path,
       media_type=_MEDIA.get(path.suffix, 'application/octet-stream'),
       headers=headers,
+      stat_result=path.stat(),
     )
 
   async def _download(self, request: requests.Request) -> responses.Response:
@@ -279,6 +280,17 @@ class Site:
     if job is None:
       raise _not_found()
     return job
+
+
+class _File(responses.FileResponse):
+  """A file that may be deleted while it is sent: the answer ends there."""
+
+  async def __call__(
+    self, scope: access.Scope, receive: access.Receive, send: access.Send
+  ) -> None:
+    """See `starlette.responses.FileResponse`."""
+    with contextlib.suppress(FileNotFoundError):
+      await super().__call__(scope, receive, send)
 
 
 def _fields(request: requests.Request) -> dict[str, str]:

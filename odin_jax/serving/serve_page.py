@@ -25,8 +25,8 @@ def render(model: dict[str, Any], limits: uploads.Limits) -> tuple[str, str]:
     _TEMPLATE,
     {
       'title': 'Imagine a scene from one image',
-      'made': f'The model is of step {model["step"]} and makes views of '
-      f'{model["image_size_px"]} px.',
+      'made': f'The model, of step {model["step"]} when this server started, '
+      f'makes views of {model["image_size_px"]} px.',
       'next': 'give an image, choose or draw a path, and press Imagine',
       'verdict': [],
       'paths': settings.PATHS,

@@ -12,6 +12,7 @@ import pytest
 
 from odin_jax.generating import paths
 from odin_jax.serving import jobs, running, settings
+from odin_jax.shared import progress
 from tests.helpers import served
 
 
@@ -64,6 +65,7 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   log = tmp_path / 'order.txt'
   steps = served.scripted(
     views=f'echo views $(grep -m1 number job.json) >> {log}; {served.VIEWS}'
+    f'echo ${progress.EVERY_S} > every_s; '
     'echo "generate: view 3 of 3 (100 %), 00:01" >&2; sleep 0.3; '
     # Such as the run that a model was started from.
     """echo '{"model": {"started_from": "/home/me/runs/x"}}' > views/a.json""",
@@ -94,6 +96,8 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   folder = tmp_path / 'jobs' / first.id
   figures = json.loads((folder / 'views' / 'a.json').read_text())
   assert figures == {'model': {'started_from': 'x'}}
+  # Commands tell how far they are as often as they are looked at.
+  assert float((folder / 'every_s').read_text()) < 1
 
 
 @pytest.mark.parametrize(
