@@ -30,7 +30,7 @@ from odin_jax.serving.jobs import (
   Job,
   Jobs,
 )
-from odin_jax.shared import config_files, files, locks, progress, workdirs
+from odin_jax.shared import config_files, errors, files, locks, progress
 
 LOG = 'log.txt'
 _LINE = 'line.json'
@@ -69,7 +69,7 @@ def steps(workdir: pathlib.Path, job: Job, folder: pathlib.Path) -> list[Step]:
   """
   wanted = job.settings
   model = str(workdir)
-  if not workdirs.is_pretrained(workdir):
+  if workdir.is_absolute():
     # By a name that tells nothing.
     model = _MODEL
     (folder / model).unlink(missing_ok=True)
@@ -159,6 +159,8 @@ class Worker:
       await _end_orphan(job)
       self._jobs.save(job)
       status, message = await self._do_steps(job)
+    except errors.UserError as error:
+      status, message = FAILED, host_paths.cut(str(error))
     except Exception as error:  # noqa: BLE001
       # One job must not end the server; what went wrong is told there.
       logging.exception('job %d', job.number)
