@@ -141,6 +141,10 @@ def _address(listening: socket.socket, token: str | None) -> str:
   return f'http://{host}:{port}/{query}'
 
 
+def _jobs(count: int) -> str:
+  return f'{count} job{"" if count == 1 else "s"}'
+
+
 class _Server(uvicorn.Server):
   """One that leaves signals to this command."""
 
@@ -206,17 +210,16 @@ def main() -> None:
   )
   command.say(
     [
-      f'{_OUTPUT.value}: {len(kept)} jobs, {kept.num_waiting()} of them to do',
+      f'{_OUTPUT.value}: {_jobs(len(kept))}, {kept.num_waiting()} to do',
       f'open: {_address(listening, token)}',
     ]
   )
   sys.stdout.flush()
   interrupt = interrupts.Interrupt(second_ends=True)
   asyncio.run(_serve(server, site, listening, interrupt))
-  count = kept.num_waiting()
   raise errors.Unfinished(
     f'{_OUTPUT.value}: stopped by {signal.Signals(interrupt.number).name}; the '
-    f'same command goes on with {count} job{"" if count == 1 else "s"}'
+    f'same command goes on with {_jobs(kept.num_waiting())}'
   )
 
 

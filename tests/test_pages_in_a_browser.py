@@ -521,9 +521,8 @@ def draw_a_line(window):
 def test_an_image_is_dropped_and_a_scene_comes_of_it(
   window, tmp_path, width_px, scheme
 ):
-  kept, _, site = served.site(
-    tmp_path, served.scripted(views=served.SLOW_VIEWS)
-  )
+  views = f'{served.FIRST_VIEW}{served.WAIT_FOR_GO}{served.VIEWS}'
+  kept, _, site = served.site(tmp_path, served.scripted(views=views))
   with served.listening(site) as address:
     window.open(address, width_px, scheme)
     assert window.run("$('go').disabled")
@@ -539,11 +538,12 @@ def test_an_image_is_dropped_and_a_scene_comes_of_it(
     # Views come while others are still made.
     window.run(UNTIL.format(f'{shown} === 1'))
     assert 'imagining the views' in window.run('document.body.innerText')
+    (job,) = kept.all()
+    (kept.folder(job) / 'go').touch()
     window.run(
       UNTIL.format("document.querySelector('.job a[download], .job a')")
     )
     assert window.run(shown) == 3
-    (job,) = kept.all()
     assert job.name == 'my room.png' and job.settings.look == 'along'
     # Forward, then to the right, in scene units.
     (x, z) = job.settings.line[-1]

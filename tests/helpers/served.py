@@ -26,11 +26,9 @@ VIEWS = (
   'for i in 0 1 2; do cp thumbnail.jpg views/frames/00$i.png; done; '
   'cp thumbnail.jpg views/video.mp4; '
 )
-# One view, then the others half a second later.
-SLOW_VIEWS = (
-  'mkdir -p views/frames; cp thumbnail.jpg views/frames/000.png; sleep 0.5; '
-  f'{VIEWS}'
-)
+# Until a file of that name is in the job's folder.
+WAIT_FOR_GO = 'until [ -e go ]; do sleep 0.02; done; '
+FIRST_VIEW = 'mkdir -p views/frames; cp thumbnail.jpg views/frames/000.png; '
 SCENE = "mkdir -p scene; echo '<p>a scene</p>' > scene/index.html"
 
 
@@ -71,7 +69,9 @@ def site(output, steps=None, check=take_any, **limits):
   return kept, worker, routes.Site(kept, worker, limits, page, check)
 
 
-async def ask(app, method, path, body=b'', query='', chunks=None, **headers):
+async def ask(
+  app, method, path, body=b'', query='', chunks=None, answer=None, **headers
+):
   """Status, headers and body of an answer.
 
   Args:
@@ -81,6 +81,7 @@ async def ask(app, method, path, body=b'', query='', chunks=None, **headers):
     body: bytes, or a list of chunks.
     query: of the address.
     chunks: parts of the answer after which the client goes away; None: all.
+    answer: a list that gets the messages of the answer as they come.
     **headers: with _ for -.
   """
   sent = [body] if isinstance(body, bytes) else list(body)
@@ -102,7 +103,7 @@ async def ask(app, method, path, body=b'', query='', chunks=None, **headers):
     'server': ('127.0.0.1', 8000),
   }
   gone = asyncio.Event()
-  answer = []
+  answer = [] if answer is None else answer
 
   async def receive():
     if sent:

@@ -66,19 +66,25 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   steps = served.scripted(
     views=f'echo views $(grep -m1 number job.json) >> {log}; {served.VIEWS}'
     f'echo ${progress.EVERY_S} > every_s; '
-    'echo "generate: view 3 of 3 (100 %), 00:01" >&2; sleep 0.3; '
+    'echo "generate: view 3 of 3 (100 %), 00:01" >&2; '
+    f'{served.WAIT_FOR_GO}'
     # Such as the run that a model was started from.
     """echo '{"model": {"started_from": "/home/me/runs/x"}}' > views/a.json""",
     scene=f'echo scene $(grep -m1 number job.json) >> {log}; {served.SCENE}',
   )
-  shown = []
+  frames = ['000.png', '001.png', '002.png']
+  while_running = {'step': 'views', 'done': 'view 3 of 3', 'frames': frames}
 
   async def during(kept, worker):
-    def is_done():
-      shown.append(kept.public(kept.all()[0]))
-      return all(job.is_over for job in kept.all())
-
-    await until(is_done)
+    first, second = kept.all()
+    # Views are shown as they come.
+    await until(lambda: while_running.items() <= kept.public(first).items())
+    assert kept.public(second)['ahead'] == 1
+    for job in (first, second):
+      (kept.folder(job) / 'go').touch()
+    await until(lambda: first.is_over and second.is_over)
+    shown = kept.public(second)
+    assert shown['has_video'] and shown['has_scene'] and not shown['ahead']
 
   first, second = work(tmp_path, steps, during, count=2)
   assert [line.split() for line in log.read_text().splitlines()] == [
@@ -88,11 +94,6 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   ]
   assert first.status == second.status == jobs.DONE
   assert first.steps_done == ['views', 'scene'] and first.process is None
-  # Views are shown as they come.
-  frames = ['000.png', '001.png', '002.png']
-  while_running = {'step': 'views', 'done': 'view 3 of 3', 'frames': frames}
-  assert any(while_running.items() <= state.items() for state in shown)
-  assert shown[-1]['has_video'] and shown[-1]['has_scene']
   folder = tmp_path / 'jobs' / first.id
   figures = json.loads((folder / 'views' / 'a.json').read_text())
   assert figures == {'model': {'started_from': 'x'}}

@@ -37,7 +37,7 @@ def server(output):
   )
   select.select([process.stdout], [], [], 60)
   first, second = process.stdout.readline(), process.stdout.readline()
-  assert first == f'{output}: 0 jobs, 0 of them to do\n'
+  assert first == f'{output}: 0 jobs, 0 to do\n'
   address = re.fullmatch(
     r'open: (http://127\.0\.0\.1:\d+/)\?token=sixteen-or-more-letters\n', second
   )
