@@ -52,6 +52,7 @@ class Job:
     status: one of `queued`, `running`, `done`, `failed`, `cancelled`.
     steps_done: of `views` and `scene`.
     message: why it failed; None unless it did.
+    notes: what its steps warned of.
     seconds: that its steps took, those that are done.
     process: that runs for it (`odin_jax.shared.locks.Holder`); None: none does.
   """
@@ -65,6 +66,7 @@ class Job:
   status: str = QUEUED
   steps_done: list[str] = dataclasses.field(default_factory=list)
   message: str | None = None
+  notes: list[str] = dataclasses.field(default_factory=list)
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   process: dict[str, Any] | None = None
 
@@ -261,6 +263,7 @@ class Jobs:
         for other in self._jobs.values()
       ),
       'message': job.message,
+      'notes': job.notes,
       'seconds': job.seconds,
       'step': progress.step,
       'done': progress.done,

@@ -40,7 +40,8 @@ _LOOK_EVERY_S = 0.2
 _PATIENCE_S = 3.0
 _LOG_BYTES = 1 << 16
 _PROGRESS = re.compile(r'^\w+: (\w+ [\d.]+ of \d+) \(', re.MULTILINE)
-_ERROR = 'error: '
+_ERROR, _WARNING = 'error: ', 'warning: '
+_MOST_NOTES = 5
 
 
 class Step(NamedTuple):
@@ -191,6 +192,7 @@ class Worker:
       if ended:
         return FAILED, _reason(folder, step, ended)
       await asyncio.to_thread(_cut_host_paths, folder / step.name)
+      job.notes = [*job.notes, *_notes(folder)][:_MOST_NOTES]
       job.seconds[step.name] = round(time.monotonic() - start, 1)
       job.steps_done.append(step.name)
       self._jobs.save(job)
@@ -212,16 +214,20 @@ class Worker:
         # A terminal's interrupt comes to the server alone.
         start_new_session=True,
       )
-    job.process = dataclasses.asdict(locks.holder_of(process.pid))
-    self._jobs.save(job)
     ending = asyncio.create_task(process.wait())
-    while not ending.done():
-      if self._is_closing or job.id in self._cancelled:
+    try:
+      job.process = dataclasses.asdict(locks.holder_of(process.pid))
+      self._jobs.save(job)
+      while not ending.done():
+        if self._is_closing or job.id in self._cancelled:
+          return None
+        await asyncio.wait({ending}, timeout=_LOOK_EVERY_S)
+        self._jobs.show(job, step.name, _progress(folder))
+      return ending.result()
+    finally:
+      # Also where the disk is full: nothing runs that nobody looks at.
+      if not ending.done():
         await _end(process.pid, ending)
-        return None
-      await asyncio.wait({ending}, timeout=_LOOK_EVERY_S)
-      self._jobs.show(job, step.name, _progress(folder))
-    return ending.result()
 
 
 async def _end(pid: int, ending: Awaitable[Any]) -> None:
@@ -264,6 +270,15 @@ def _log(folder: pathlib.Path) -> str:
 def _progress(folder: pathlib.Path) -> str | None:
   found = _PROGRESS.findall(_log(folder))
   return found[-1] if found else None
+
+
+def _notes(folder: pathlib.Path) -> list[str]:
+  """What the last command warned of."""
+  return [
+    host_paths.cut(line.removeprefix(_WARNING), folder)[:500]
+    for line in _log(folder).splitlines()
+    if line.startswith(_WARNING)
+  ]
 
 
 def _reason(folder: pathlib.Path, step: Step, status: int) -> str:

@@ -1,6 +1,7 @@
 """Jobs in their queue: what they run, how they end, and what a restart keeps."""
 
 import asyncio
+import errno
 import json
 import os
 import pathlib
@@ -66,6 +67,7 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   steps = served.scripted(
     views=f'echo views $(grep -m1 number job.json) >> {log}; {served.VIEWS}'
     f'echo ${progress.EVERY_S} > every_s; '
+    'echo "warning: $PWD/input.png: is unlike all it saw" >&2; '
     'echo "generate: view 3 of 3 (100 %), 00:01" >&2; '
     f'{served.WAIT_FOR_GO}'
     # Such as the run that a model was started from.
@@ -97,6 +99,7 @@ def test_jobs_are_done_one_after_the_other_in_order(tmp_path):
   folder = tmp_path / 'jobs' / first.id
   figures = json.loads((folder / 'views' / 'a.json').read_text())
   assert figures == {'model': {'started_from': 'x'}}
+  assert first.notes == ['input.png: is unlike all it saw']
   # Commands tell how far they are as often as they are looked at.
   assert float((folder / 'every_s').read_text()) < 1
 
@@ -131,6 +134,24 @@ def test_a_command_that_is_not_there_fails_the_job_and_not_the_server(tmp_path):
 
   for job in work(tmp_path, steps, during, count=2):
     assert job.message == 'the server met FileNotFoundError'
+
+
+def test_what_cannot_be_kept_runs_no_further(tmp_path, monkeypatch):
+  save, full = jobs.Jobs.save, []
+
+  def save_until_full(kept, job):
+    if job.process and not full:
+      full.append(job.process['pid'])
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    save(kept, job)
+
+  monkeypatch.setattr(jobs.Jobs, 'save', save_until_full)
+
+  async def during(kept, worker):
+    await until(lambda: kept.all()[0].is_over)
+
+  (job,) = work(tmp_path, served.scripted(views='exec sleep 60'), during)
+  assert job.message == 'the server met OSError' and not is_alive(full[0])
 
 
 def is_alive(pid):
