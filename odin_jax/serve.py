@@ -75,8 +75,9 @@ _MAX_UPLOAD_MB = flags.DEFINE_integer(
 )
 _MAX_MEGAPIXELS = flags.DEFINE_integer(
   'max_megapixels',
-  100,
-  'Most million pixels of an image; to read one takes about 15 bytes for each.',
+  80,
+  'Most million pixels of an image; to read one takes 23 bytes of memory for '
+  'each, up to 50 where it is transparent or has 16 bits.',
   1,
   user_images.MAX_PIXELS // 10**6,
 )
