@@ -3,8 +3,8 @@
   python -m odin_jax.serve --workdir=pretrained --output=runs/served
 
 Open the address that it prints, drop an image or a panorama, choose a path by
-name or draw one, and watch the views come; then a video and a scene to fly
-through, and all of it to download. Jobs are done one at a time, as the commands
+name or draw one, and see the views, a video and a scene to fly through, each
+when it is made, and all of it to download. Jobs are done one at a time, as the commands
 `odin_jax.generate` and `odin_jax.reconstruct` do them. They are kept in
 `--output` with all of their files: after a stop (status 75) or a kill the same
 command goes on with those that were not finished.
