@@ -62,7 +62,7 @@ cuda_extra() {
 # with Python 3.11 and torch for CPUs; PyPI's torch brings CUDA's libraries too.
 size() {
   case "$1" in
-    requirements.txt) echo "87 packages, 760 MB to download, 2.9 GB on disk" ;;
+    requirements.txt) echo "91 packages, 760 MB to download, 2.9 GB on disk" ;;
     tests/requirements.txt) echo "29 packages, 49 MB to download, 300 MB on disk" ;;
     tests/requirements-no-deps.txt) echo "1 package" ;;
     jax-*) echo "jax for accelerators, hundreds of MB" ;;

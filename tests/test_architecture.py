@@ -185,6 +185,11 @@ WINGS = {
     'odin_jax.reporting',
   ],
   'odin_jax.experimenting': ['odin_jax.shared'],
+  'odin_jax.serving': [
+    'odin_jax.shared',
+    'odin_jax.geometry',
+    'odin_jax.generating',
+  ],
   # A matcher's options stand with the matcher.
   'configs': ['preprocessing.matchers'],
 }
@@ -206,6 +211,7 @@ ENTRY_POINTS = [
   'odin_jax.generate',
   'odin_jax.reconstruct',
   'odin_jax.report',
+  'odin_jax.serve',
   'odin_jax.experiments',
   'odin_jax.port_weights',
 ]
@@ -218,6 +224,9 @@ RESTRICTED = {
   'pycolmap': (('preprocessing', 'odin_jax.benchmarks.colmap_model'), True),
   # Only what renders or scores meshes needs it.
   'embreex': (('odin_jax.geometry.meshes',), True),
+  # Only what serves needs a server.
+  'starlette': (('odin_jax.serving',), False),
+  'uvicorn': (('odin_jax.serve',), False),
   'ray': (('preprocessing',), True),
   'jax': (('odin_jax',), False),
   'flax': (('odin_jax',), False),

@@ -4,6 +4,8 @@ Their data is made here, with what is awkward in it: long names, many rows,
 parts that are missing.
 """
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,13 @@ from odin_jax.reporting import (
 from odin_jax.shared import camera, page
 from preprocessing.auditing import audit_page, quality, rates_page, sample
 from preprocessing.auditing import verdict as audit_verdict
-from tests.helpers import browser, evaluations, noise_records, run_folders
+from tests.helpers import (
+  browser,
+  evaluations,
+  noise_records,
+  run_folders,
+  served,
+)
 
 LONG_NAME = 'a_walk_through_the_old_town_in_the_rain_' * 4
 WIDTHS_PX = (390, 1400)
@@ -467,3 +475,91 @@ def test_the_true_view_stands_beside_the_imagined_one(window, pages):
   window.open(pages['run of one video'], 1400, 'light')
   assert window.run(f'{shown}.length') == 1
   assert 'no truth is shown' in window.run("$('path-text').textContent")
+
+
+DROP = """
+(() => {{
+  const bytes = Uint8Array.from(atob({image!r}), letter => letter.charCodeAt(0));
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], 'my room.png', {{type: 'image/png'}}));
+  window.dispatchEvent(new DragEvent('drop', {{dataTransfer: dropped, cancelable: true}}));
+}})()
+"""
+UNTIL = """
+new Promise((done, fail) => {{
+  const end = Date.now() + 20000;
+  const look = () => {0} ? done() : Date.now() > end ? fail(new Error({0!r})) : setTimeout(look, 20);
+  look();
+}})
+"""
+
+
+def draw_a_line(window):
+  box = "$('above').getBoundingClientRect()"
+  left, top, width, height = window.run(
+    f"$('above').scrollIntoView({{block: 'center'}}), [{box}.left, {box}.top,"
+    f' {box}.width, {box}.height]'
+  )
+  x, y = left + width / 2, top + 0.75 * height
+  for kind, dx, dy in (
+    ('mousePressed', 0, 0),
+    ('mouseMoved', 0, -60),
+    ('mouseMoved', 60, -60),
+    ('mouseReleased', 60, -60),
+  ):
+    window.call(
+      'Input.dispatchMouseEvent',
+      type=kind,
+      x=x + dx,
+      y=y + dy,
+      button='left',
+      clickCount=1,
+    )
+
+
+@pytest.mark.parametrize('width_px,scheme', [(390, 'dark'), (1400, 'light')])
+def test_an_image_is_dropped_and_a_scene_comes_of_it(
+  window, tmp_path, width_px, scheme
+):
+  views = f'{served.FIRST_VIEW}{served.WAIT_FOR_GO}{served.VIEWS}'
+  kept, _, site = served.site(tmp_path, served.scripted(views=views))
+  with served.listening(site) as address:
+    window.open(address, width_px, scheme)
+    assert window.run("$('go').disabled")
+    image = base64.b64encode(served.image()).decode()
+    window.run(DROP.format(image=image))
+    window.run(UNTIL.format("$('drop-text').textContent.includes('30 x 20')"))
+    # A path of one's own, whose cameras are shown before they are imagined.
+    draw_a_line(window)
+    window.run(UNTIL.format("$('above').dataset.cameras === '16'"))
+    assert window.run("$('trajectory').value") == 'drawn'
+    window.run("$('look').value = 'along'; $('go').click()")
+    shown = "document.querySelectorAll('.job .strip img').length"
+    # Views come while others are still made.
+    window.run(UNTIL.format(f'{shown} === 1'))
+    assert 'imagining the views' in window.run('document.body.innerText')
+    (job,) = kept.all()
+    (kept.folder(job) / 'go').touch()
+    window.run(
+      UNTIL.format("document.querySelector('.job a[download], .job a')")
+    )
+    assert window.run(shown) == 3
+    assert job.name == 'my room.png' and job.settings.look == 'along'
+    # Forward, then to the right, in scene units.
+    (x, z) = job.settings.line[-1]
+    assert x == pytest.approx(z, abs=0.02) and x > 0.1
+    window.run(IMAGES_ARE_LOADED)
+    assert window.run(OVERFLOWING) == []
+    assert window.run(CONTRAST) >= MIN_CONTRAST
+    assert 'Done in' in window.run('document.body.innerText')
+    # The scene in 3D, in the page.
+    window.run("[...document.querySelectorAll('.job button')][0].click()")
+    body = "document.querySelector('iframe').contentDocument?.body"
+    window.run(UNTIL.format(f"{body}?.innerText.trim() === 'a scene'"))
+    window.run(
+      'window.confirm = () => true;'
+      "[...document.querySelectorAll('.job button')].at(-1).click()"
+    )
+    window.run(UNTIL.format("!document.querySelector('.job')"))
+    assert len(kept) == 0
+    assert window.complaints() == []

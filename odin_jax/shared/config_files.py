@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -23,6 +24,12 @@ def import_package() -> None:
     importlib.import_module(_FOLDER)
   finally:
     sys.path.remove(str(REPOSITORY))
+
+
+def environment() -> dict[str, str]:
+  """That of a process which finds this project's packages from any folder."""
+  path = [str(REPOSITORY), os.environ.get('PYTHONPATH', '')]
+  return {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, path))}
 
 
 def load(path: str, argument: str | None = None) -> ml_collections.ConfigDict:

@@ -67,7 +67,7 @@ class Holder:
 
   def is_here(self) -> bool:
     """Whether its number means something to this process."""
-    me = _holder(os.getpid())
+    me = holder_of(os.getpid())
     return (self.host, self.boot, self.pid_namespace) == (
       me.host,
       me.boot,
@@ -78,7 +78,7 @@ class Holder:
     """Whether it is sure that it does not work any more."""
     if self.is_here():
       return not _is_alive(self.pid, self.started)
-    me = _holder(os.getpid())
+    me = holder_of(os.getpid())
     # A job that was started anew has none of its processes left, wherever they
     # were, nor has a machine.
     is_of_job = self.job and self.job == me.job
@@ -108,7 +108,7 @@ def acquire(folder: pathlib.Path, pid: int | None = None) -> None:
     OSError: the folder cannot be written.
   """
   path = folder.resolve() / NAME
-  text = json.dumps(dataclasses.asdict(_holder(pid or os.getpid())))
+  text = json.dumps(dataclasses.asdict(holder_of(pid or os.getpid())))
   with _guard(path.parent) as is_guarded:
     if not _take(path, text):
       return
@@ -230,7 +230,8 @@ def _guard(folder: pathlib.Path) -> Iterator[bool]:
 # -- Processes -----------------------------------------------------------------
 
 
-def _holder(pid: int) -> Holder:
+def holder_of(pid: int) -> Holder:
+  """What tells a process of this machine from all others."""
   return Holder(
     host=socket.gethostname(),
     boot=_line(_PROC / 'sys/kernel/random/boot_id'),

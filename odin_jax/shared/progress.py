@@ -1,17 +1,20 @@
 """How far long work is: a bar on a terminal, few plain lines elsewhere.
 
 A log file keeps every line, so there is at most one for every `LINE_EVERY_S`,
-and none of work that is done before.
+and none of work that is done before. A program that reads the lines sets the
+variable `EVERY_S` for those that it starts.
 """
 
 import math
+import os
 import sys
 import time
 from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import tqdm
 
-LINE_EVERY_S = 30.0
+EVERY_S = 'ODIN_PROGRESS_EVERY_S'
+LINE_EVERY_S = float(os.environ.get(EVERY_S, 30.0))
 Item = TypeVar('Item')
 
 

@@ -111,6 +111,22 @@ def read(
   return composite(read_stored(path, what), background)
 
 
+def size_px(path: str | os.PathLike[str], what: str) -> tuple[int, int]:
+  """Width and height as its header says, before anything is decoded.
+
+  Args:
+    path: of the file.
+    what: what is needed here, should there be no file.
+
+  Raises:
+    errors.UserError: no image, or one of more than `MAX_PIXELS`.
+  """
+  path = pathlib.Path(path)
+  data = files.require_file(path, what).read_bytes()
+  with _faults_named(path, data), _opened(data) as image:
+    return image.size
+
+
 def read_stored(
   path: str | os.PathLike[str], what: str, *, upright: bool = True
 ) -> Shaped[np.ndarray, 'h w c']:

@@ -80,11 +80,11 @@ class Browser:
     message, self._unread = self._unread.split(b'\0', 1)
     return json.loads(message)
 
-  def open(self, path: pathlib.Path, width_px: int, scheme: str) -> None:
+  def open(self, page: pathlib.Path | str, width_px: int, scheme: str) -> None:
     """Opens a page.
 
     Args:
-      path: of the HTML file.
+      page: path of the HTML file, or an address.
       width_px: of the window; less than 600 is a telephone.
       scheme: `light` or `dark`, what the system prefers.
     """
@@ -100,7 +100,8 @@ class Browser:
       features=[{'name': 'prefers-color-scheme', 'value': scheme}],
     )
     self._events.clear()
-    self.call('Page.navigate', url=path.resolve().as_uri())
+    is_path = isinstance(page, pathlib.Path)
+    self.call('Page.navigate', url=page.resolve().as_uri() if is_path else page)
     while not any(
       event.get('method') == 'Page.loadEventFired' for event in self._events
     ):

@@ -131,7 +131,7 @@ def test_home_is_expanded_and_variables_are_not(call, monkeypatch, tmp_path):
 
 def test_every_flag_that_is_a_path_is_defined_as_one(repository):
   no_paths = {'title', 'url', 'proxy', 'ray_address', 'background'}
-  no_paths |= {'coordinator', 'profile_steps', 'topology'}
+  no_paths |= {'coordinator', 'profile_steps', 'topology', 'host', 'token'}
   for folder in ('odin_jax', 'preprocessing'):
     for path in (repository / folder).glob('*.py'):
       for call in ast.walk(ast.parse(path.read_text())):
@@ -199,10 +199,11 @@ def test_what_was_made_is_told_on_any_terminal(monkeypatch, encoding):
   assert buffer.getvalue().endswith(b': one\n')
 
 
-# The other two have lines of their own.
-@pytest.mark.parametrize(
-  'name', sorted({*COMMANDS} - {'odin_jax.report', 'preprocessing.run'})
-)
+# The others have lines of their own.
+_OF_THEIR_OWN = {'odin_jax.report', 'odin_jax.serve', 'preprocessing.run'}
+
+
+@pytest.mark.parametrize('name', sorted({*COMMANDS} - _OF_THEIR_OWN))
 def test_every_command_names_a_next_one_that_there_is(repository, name):
   source = (repository / f'{name.replace(".", "/")}.py').read_text()
   assert 'command.finish(' in source
@@ -349,7 +350,7 @@ for name in using_jax:
 
 def test_flags_are_read_before_what_is_slow_to_load(repository):
   using_jax = {'train', 'cache_latents', 'plan', 'evaluate', 'generate'}
-  using_jax |= {'port_weights'}
+  using_jax |= {'port_weights', 'serve'}
   using_jax = {f'odin_jax.{name}' for name in using_jax}
   light = set(COMMANDS) - using_jax
   done = subprocess.run(

@@ -93,7 +93,7 @@ def end(worker):
 def of_dead(folder, **changes):
   """Leaves the lock of a process that has gone."""
   process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)
-  holder = locks._holder(process.pid)
+  holder = locks.holder_of(process.pid)
   process.communicate(b'\n')
   changed = dataclasses.replace(holder, **changes)
   (folder / locks.NAME).write_text(json.dumps(dataclasses.asdict(changed)))

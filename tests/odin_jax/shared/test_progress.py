@@ -1,5 +1,6 @@
 """Progress: a bar on a terminal, few plain lines in a log."""
 
+import runpy
 import sys
 
 import pytest
@@ -31,6 +32,11 @@ def test_a_log_gets_at_most_one_line_per_thirty_seconds(capsys, every_s):
   assert min(gaps) >= progress.LINE_EVERY_S
   # And it does tell how it goes.
   assert max(gaps) < progress.LINE_EVERY_S + 2 * every_s
+
+
+def test_who_reads_the_lines_says_how_often_they_come(monkeypatch):
+  monkeypatch.setenv(progress.EVERY_S, '0.5')
+  assert runpy.run_path(progress.__file__)['LINE_EVERY_S'] == 0.5
 
 
 def test_a_line_says_what_is_done_and_left(capsys):

@@ -1,0 +1,1 @@
+"""Scenes from images in a browser: jobs, their files, routes and a page."""
