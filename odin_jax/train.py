@@ -160,6 +160,7 @@ def _open(
     depth=odin.has_spheres(config),
     num_sources=conditioning.num_sources(config),
     encoded=encoded,
+    times=conditioning.needs_times(config),
   )
 
 

@@ -49,6 +49,7 @@ def open_sources(
   num_sources: int,
   encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
   | None = None,
+  times: bool = False,
 ) -> Opened:
   """Opens folders of records.
 
@@ -59,6 +60,7 @@ def open_sources(
     depth: give the depth of the views.
     num_sources: views given of each scene.
     encoded: opens the latents of the records, which are one folder of pairs.
+    times: give the times of the views.
 
   Raises:
     errors.UserError: see `odin_jax.batches.PairSource` and
@@ -84,6 +86,7 @@ def open_sources(
     'cache': config['cache_records'],
     'depth': depth,
     'num_sources': num_sources,
+    'times': times,
   }
   if encoded:
     _check_one_of_pairs(paths, are_pairs)
