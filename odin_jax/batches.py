@@ -559,6 +559,17 @@ def batches(
     pool.shutdown()
 
 
+def sound_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
+  """As `sample_images`, without those that cannot be read."""
+  chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
+  images = []
+  for index in chosen:
+    # Training has said what is wrong with those that it needed.
+    with contextlib.suppress(errors.UserError):
+      images.append(source[int(index)].source)
+  return np.stack(images)
+
+
 def sample_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
   """Up to `count` images, spread evenly over the records."""
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))

@@ -62,7 +62,7 @@ from absl import flags, logging
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax import predictors, sharding
+from odin_jax import familiarity, predictors, sharding
 from odin_jax.diffusion import sampler
 from odin_jax.generating import (
   given,
@@ -271,6 +271,31 @@ def _preview(
   )
 
 
+def _familiar(
+  start: given.Given, first: Float[np.ndarray, '3 4'], size_px: int
+) -> dict[str, float] | None:
+  """How far the image is from those of the model's training; None: not known.
+
+  Says so where it is farther than nearly all of them.
+  """
+  known = familiarity.read(_WORKDIR.value)
+  if known is None:
+    return None
+  view, _ = start.views(size_px)(first)
+  distance = known.distance(view)
+  if distance > known.limit:
+    logging.warning(
+      '%s: unlike what the model was trained on (distance %.2f; %g %% of those '
+      'images are within %.2f): expect worse views than it gives of its own '
+      'kind; training on images of this kind helps',
+      _IMAGE.value,
+      distance,
+      100 * familiarity.QUANTILE,
+      known.limit,
+    )
+  return {'distance': distance, 'limit': known.limit}
+
+
 def main() -> None:
   watch = command.Stopwatch()
   # Before the model, which takes long to load.
@@ -310,6 +335,7 @@ def main() -> None:
       f'--condition_on=all: {_WORKDIR.value} was trained on one source at a '
       'time (config.model.sources); in_turn looks at several in turn'
     )
+  familiar = _familiar(start, camera2scene[0], predictor.image_size_px)
   logging.info(sharding.devices_text())
   output = files.claim_output(_OUTPUT.value, _TOOL)
   outputs.forget_cameras(output)
@@ -369,6 +395,7 @@ def main() -> None:
       'condition_on': _CONDITION_ON.value,
       'order': _ORDER.value,
       'conditioned_on': [None, *conditioned_on],
+      'familiarity': familiar,
       'model': predictor.protocol,
       **watch.figures(),
     },

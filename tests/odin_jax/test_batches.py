@@ -245,6 +245,19 @@ def test_fingerprint_tells_records_apart(folder, tmp_path):
   assert source(folder).fingerprint() != source(tmp_path).fingerprint()
 
 
+def test_sound_images_leave_out_what_is_damaged(tmp_path):
+  records = [
+    make_record(np.random.default_rng(i), 'a', 'train') for i in range(3)
+  ]
+  records[1]['source/image'] = b'no JPEG'
+  tfrecord.write_file(
+    tmp_path / schema.shard_name('train', 0, 1), map(schema.encode, records)
+  )
+  whole = source(tmp_path)
+  expected = [whole[i].source for i in (0, 2)]
+  np.testing.assert_array_equal(batches.sound_images(whole, 9), expected)
+
+
 def test_image_that_cannot_be_decoded_is_named(tmp_path):
   records = [
     make_record(np.random.default_rng(i), 'a', 'train') for i in range(2)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
 
+from odin_jax import familiarity
 from odin_jax.geometry import trajectory
 from odin_jax.shared import camera
 from tests.helpers import commands
@@ -80,6 +81,7 @@ def generate(*command_lines):
   results = commands.run_all('odin_jax.generate', command_lines, FAKE_MODEL)
   for status, stderr in results:
     assert status == 0, stderr
+  return [stderr for _, stderr in results]
 
 
 def read_frames(output):
@@ -326,10 +328,31 @@ def test_what_is_transparent_shows_the_background(tmp_path):
   path = tmp_path / 'cut_out.png'
   cv2.imwrite(str(path), image)
   short = ['--num_frames=2']
-  generate(
-    arguments(path, tmp_path / 'white', *short),
-    arguments(path, tmp_path / 'other', *short, '--background=10,20,30'),
+  known, unknown = tmp_path / 'known', tmp_path / 'unknown'
+  unknown.mkdir()
+  noise = np.random.default_rng(0).integers(
+    0, 256, (familiarity.FEWEST_IMAGES, SIZE_PX, SIZE_PX, 3), np.uint8
   )
+  known.mkdir()
+  familiarity.write(known, noise)
+  said = generate(
+    arguments(path, tmp_path / 'white', *short, f'--workdir={known}'),
+    arguments(
+      path,
+      tmp_path / 'other',
+      *short,
+      '--background=10,20,30',
+      f'--workdir={unknown}',
+    ),
+  )
+  # What is white is unlike noise, on which the first model was trained; of the
+  # second nothing is known.
+  figures = [
+    json.loads((tmp_path / name / 'generate.json').read_text())['familiarity']
+    for name in ('white', 'other')
+  ]
+  assert ['unlike what the model' in text for text in said] == [True, False]
+  assert figures[0]['distance'] > figures[0]['limit'] and figures[1] is None
   for name, colour in (('white', 255), ('other', (10, 20, 30))):
     _, frames = read_frames(tmp_path / name)
     assert (frames[0] == colour).all()
