@@ -13,7 +13,8 @@ Mahalanobis', per feature:
   d(x)^2 = z^T ((1 - a) C + a I)^-1 z / n,  a = 0.05
 
 which is about 1 for images of the same kind. `limit` is a quantile of d over
-images that m, s and C were not taken from.
+images of training that m, s and C were not taken from, or a least one: where
+all are of one or a few videos these lie closer together than their kind does.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ NAME = 'familiarity.json'
 NUM_IMAGES, FEWEST_IMAGES = 512, 100
 # Share of the images of training that is nearer than the limit.
 QUANTILE = 0.98
+LEAST_LIMIT = 1.5
 _SHRINKAGE = 0.05
 _LEVELS = 4
 # Of sRGB values in [0, 1]: less is no contrast.
@@ -116,8 +118,8 @@ def of_images(images: UInt8[np.ndarray, 'n s s 3']) -> Familiarity:
   shrunk += _SHRINKAGE * np.eye(len(mean))
   found = Familiarity(mean, deviation, np.linalg.inv(shrunk), np.inf)
   distances = [found.distance(image) for image in others]
-  limit = float(np.quantile(distances, QUANTILE))
-  return dataclasses.replace(found, limit=limit)
+  limit = max(LEAST_LIMIT, np.quantile(distances, QUANTILE))
+  return dataclasses.replace(found, limit=float(limit))
 
 
 def _digest(familiarity: Familiarity) -> str:

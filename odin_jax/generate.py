@@ -392,12 +392,11 @@ def _familiar(run: _Run, size_px: int) -> dict[str, float] | None:
   distance = known.distance(view)
   if distance > known.limit:
     logging.warning(
-      '%s: unlike what the model was trained on (distance %.2f; %g %% of those '
-      'images are within %.2f): expect worse views than it gives of its own '
-      'kind; training on images of this kind helps',
+      '%s: unlike what the model was trained on (distance %.2f; nearly all of '
+      'those images are within %.2f): expect worse views than it gives of its '
+      'own kind; training on images of this kind helps',
       run.image,
       distance,
-      100 * familiarity.QUANTILE,
       known.limit,
     )
   return {'distance': distance, 'limit': known.limit}

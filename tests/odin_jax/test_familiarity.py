@@ -57,9 +57,13 @@ def test_the_distance_is_that_of_mahalanobis():
   expected = np.sqrt(z @ np.linalg.solve(shrunk, z) / len(z))
   # A thousandth is added to every deviation.
   assert known.distance(images[1]) == pytest.approx(expected, rel=0.05)
-  # Two of a hundred, as the limit leaves, of what it was not fitted to.
+  # Two of a hundred are beyond the limit, of what it was not fitted to.
   others = [known.distance(image) for image in images[1::2]]
-  assert sum(distance > known.limit for distance in others) == 1
+  expected = np.quantile(others, familiarity.QUANTILE)
+  assert known.limit == max(familiarity.LEAST_LIMIT, expected)
+  # Images that are nearly one say little of how much their kind varies.
+  same = np.repeat(images[:1], len(images), axis=0)
+  assert familiarity.of_images(same).limit == familiarity.LEAST_LIMIT
 
 
 def test_it_is_read_as_it_was_written_and_damage_is_refused(tmp_path):
