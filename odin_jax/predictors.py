@@ -195,7 +195,9 @@ def _one_by_one(pairs: posed_pair.PosedPair) -> list[posed_pair.PosedPair]:
       target2source=pairs.more.target2view[:, view],
       median_depth=jnp.zeros_like(pairs.median_depth),
       # When those were taken is not known.
-      times_s=None if pairs.times_s is None else pairs.times_s[:, [1, 1]],
+      times_s=pairs.times_s
+      if pairs.times_s is None
+      else jnp.repeat(pairs.times_s[:, 1:], 2, axis=1),
     )
     for view in range(pairs.more.image.shape[1])
   ]
@@ -290,6 +292,7 @@ class Model:
 
   name = 'model'
   _is_in_turn = False
+  _knows_times = False
 
   def __init__(
     self,
