@@ -45,6 +45,9 @@ likewise) are sampled together, in batches that all devices share; each run has
 a folder of its own in the output, named by the image, the path, or both, and is
 what it would be alone.
 
+A line warns of an image that is unlike those that the model was trained on
+(`odin_jax/familiarity.py`), where that is known of the model.
+
 Output: `frames/000.png` (the first view), `frames/001.png`, ...; `poses.json`
 with `fov_deg`, `width`, `height` and `frames` (`file` and `camera2scene`, 12
 numbers row-major: x_scene = R @ x_camera + t, in the axes of the first view;
