@@ -61,6 +61,7 @@ _FEATURES = (
   'video_id',
   'split',
 )
+_TIMES = tuple(f'{side}/time_s' for side in more_views.SIDES)
 _DEPTHS = tuple(f'{side}/depth' for side in more_views.SIDES)
 
 
@@ -80,6 +81,7 @@ class PairSource:
     filters: records that do not pass are left out.
     empty_depth_px: side of the maps where no record has any.
     encoded: latents of the records, which are read in place of images.
+    times: give the times of the views.
 
   Attributes:
     known_depth_px: side of the maps; None where nobody asks for them, or no
@@ -106,6 +108,7 @@ class PairSource:
     empty_depth_px: int = posed_pair.EMPTY_DEPTH_PX,
     encoded: Callable[[record_folder.RecordFolder], latents.LatentFolder]
     | None = None,
+    times: bool = False,
   ):
     self.records = self._records = record_folder.RecordFolder(
       path, split, filters=filters
@@ -117,7 +120,9 @@ class PairSource:
     if depth:
       self.known_depth_px = self._records.depth_px()
       self._depth_px = self.known_depth_px or empty_depth_px
-    self._features = _FEATURES + (_DEPTHS if depth else ())
+    self._has_times = times
+    self._own = _FEATURES + (_TIMES if times else ())
+    self._features = self._own + (_DEPTHS if depth else ())
     self._num_more = num_sources - 1
     self._neighbours = (
       more_views.Neighbours(self._records) if self._num_more else None
@@ -165,11 +170,17 @@ class PairSource:
       source_depth=source[1],
       target_depth=target[1],
       more=more,
+      times_s=self._times(record),
     )
+
+  def _times(self, record: schema.Record) -> Float32[np.ndarray, '2'] | None:
+    if not self._has_times:
+      return None
+    return np.array([record[name] for name in _TIMES], np.float32)
 
   def _read_encoded(self, index: int) -> posed_pair.PosedPair:
     """A pair whose views are encoded."""
-    record = self._records.read(index, _FEATURES)
+    record = self._records.read(index, self._own)
     views = self.latents.read(*self._records.place(index))
     return posed_pair.PosedPair(
       source=None,
@@ -179,6 +190,7 @@ class PairSource:
       median_depth=np.float32(record['median_depth']),
       source_encoded=views['source'],
       target_encoded=views['target'],
+      times_s=self._times(record),
     )
 
   def _view(
@@ -286,6 +298,7 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     more=more,
     source_encoded=_mirror_of(pair.source_encoded),
     target_encoded=_mirror_of(pair.target_encoded),
+    times_s=pair.times_s,
   )
 
 
@@ -313,6 +326,7 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     more=more,
     source_encoded=pair.target_encoded,
     target_encoded=pair.source_encoded,
+    times_s=_flipped(pair.times_s, 0),
   )
 
 
@@ -543,6 +557,17 @@ def batches(
       for part in parts:
         part.cancel()
     pool.shutdown()
+
+
+def sound_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
+  """As `sample_images`, without those that cannot be read."""
+  chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
+  images = []
+  for index in chosen:
+    # Training has said what is wrong with those that it needed.
+    with contextlib.suppress(errors.UserError):
+      images.append(source[int(index)].source)
+  return np.stack(images)
 
 
 def sample_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:

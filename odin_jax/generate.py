@@ -40,6 +40,14 @@ but it sticks to the screen and not to the scene, and matching sees that (a
 short run, 16 views to the right, points where depth is believed: 19 % of the
 pixels against 45 %).
 
+Several images (`--image` given several times) and several paths (`--trajectory`
+likewise) are sampled together, in batches that all devices share; each run has
+a folder of its own in the output, named by the image, the path, or both, and is
+what it would be alone.
+
+A line warns of an image that is unlike those that the model was trained on
+(`odin_jax/familiarity.py`), where that is known of the model.
+
 Output: `frames/000.png` (the first view), `frames/001.png`, ...; `poses.json`
 with `fov_deg`, `width`, `height` and `frames` (`file` and `camera2scene`, 12
 numbers row-major: x_scene = R @ x_camera + t, in the axes of the first view;
@@ -55,14 +63,18 @@ if __name__ == '__main__' and not __package__:
   sys.stderr.write('error: type: python -m odin_jax.generate\n')
   sys.exit(2)
 
+import collections
+import dataclasses
+import itertools
 import os
 import pathlib
+from typing import Any
 
 from absl import flags, logging
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax import predictors, sharding
+from odin_jax import familiarity, predictors, sharding
 from odin_jax.diffusion import sampler
 from odin_jax.generating import (
   given,
@@ -90,10 +102,10 @@ _WORKDIR = command.define_model()
 _CHECKPOINT_STEP = command.define_checkpoint_step(
   otherwise='the length of a step along the path is --step_length'
 )
-_IMAGE = command.define_path(
+_IMAGE = command.define_paths_of_many(
   'image',
   'The image to start from: a photo, of which the square middle is used, or a '
-  'panorama.',
+  'panorama. Given several times: from each of them.',
 )
 _BACKGROUND = flags.DEFINE_string(
   'background',
@@ -107,10 +119,11 @@ _PANORAMA = flags.DEFINE_bool(
   'Whether the image is a panorama: equirectangular, all of the sphere. By '
   'default as its header says.',
 )
-_TRAJECTORY = command.define_path(
+_TRAJECTORY = command.define_paths_of_many(
   'trajectory',
   f'The camera path: {", ".join(sorted(trajectory.PATHS))}; or a file of poses, '
-  f'or a folder of them; by default {_USUAL_PATH}.',
+  f'or a folder of them; by default {_USUAL_PATH}. Given several times: along '
+  'each of them.',
 )
 _SCALE = flags.DEFINE_float(
   'scale',
@@ -219,24 +232,54 @@ _FRAMES_PER_S = flags.DEFINE_integer(
 flags.mark_flags_as_required(['workdir', 'image', 'output'])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+  """One image along one path.
+
+  Attributes:
+    image: as the user named it.
+    start: what it shows.
+    trajectory: as the user named it.
+    camera2scene: its poses.
+    folder: of what is written.
+  """
+
+  image: str
+  start: given.Given
+  trajectory: str
+  camera2scene: Float[np.ndarray, 'n 3 4']
+  folder: pathlib.Path
+
+  @property
+  def has_name(self) -> bool:
+    """Whether its path is one by name."""
+    return self.trajectory in trajectory.PATHS
+
+
+def _check_of_use(names: list[str]) -> None:
+  """Refuses flags that none of the paths reads."""
+  of_use = {
+    'num_frames': lambda name: name in trajectory.PATHS,
+    'step_length': lambda name: (
+      name in trajectory.PATHS and name not in trajectory.STEPLESS
+    ),
+    'scale': lambda name: name not in trajectory.PATHS,
+  }
+  for flag, is_of_use in of_use.items():
+    if flags.FLAGS[flag].present and not any(map(is_of_use, names)):
+      raise errors.UserError(
+        f'--{flag}: makes no difference to --trajectory={", ".join(names)}; '
+        'leave it out'
+      )
+
+
 def _path(name: str) -> Float[np.ndarray, 'n 3 4']:
   """The path of a name, or that of a file, as the flags ask for it.
 
   Raises:
-    errors.UserError: no such path or file, or flags that are not of it.
+    errors.UserError: no such path or file.
   """
-  is_name = name in trajectory.PATHS
-  needless = {
-    'num_frames': not is_name,
-    'step_length': not is_name or name in trajectory.STEPLESS,
-    'scale': is_name,
-  }
-  for flag, is_needless in needless.items():
-    if is_needless and flags.FLAGS[flag].present:
-      raise errors.UserError(
-        f'--{flag}: makes no difference to --trajectory={name}; leave it out'
-      )
-  if is_name:
+  if name in trajectory.PATHS:
     return trajectory.camera_path(name, _NUM_FRAMES.value, _STEP_LENGTH.value)
   if not os.path.exists(name):
     raise errors.UserError(
@@ -246,51 +289,122 @@ def _path(name: str) -> Float[np.ndarray, 'n 3 4']:
   return paths.read(name, _SCALE.value)
 
 
-def _preview(
-  output: pathlib.Path,
-  name: str,
-  camera2scene: Float[np.ndarray, 'n 3 4'],
-  fov_deg: float,
-) -> None:
-  """Writes what --preview promises, and says what comes next."""
-  preview.write(output, camera2scene, fov_deg)
-  files.write_json(
-    output / _PREVIEWED,
-    {
-      'fov_deg': fov_deg,
-      'frames': [
-        {'camera2scene': pose.ravel().tolist()} for pose in camera2scene
-      ],
-    },
-  )
-  command.finish(
-    output,
-    f'{len(camera2scene)} cameras along the path {name}; without '
-    '--preview their views are imagined',
-    look_at=preview.NAME,
-  )
+def _runs() -> list[_Run]:
+  """Every image along every path.
 
-
-def main() -> None:
-  watch = command.Stopwatch()
-  # Before the model, which takes long to load.
-  name = _TRAJECTORY.value or _USUAL_PATH
-  camera2scene = _path(name)
-  start = given.read(
-    _IMAGE.value,
-    background=user_images.parse_colour(_BACKGROUND.value),
-    fov_deg=_FOV_DEG.value,
-    is_panorama=_PANORAMA.value,
-  )
-  if _PREVIEW.value:
-    output = files.claim_output(_OUTPUT.value, _TOOL)
-    if (output / view_folder.POSES).exists():
-      raise errors.UserError(
-        f'{output}: holds the views of a run, which may have another path; give '
-        'the preview a folder of its own'
+  Raises:
+    errors.UserError: an image or a path that is none; flags that are not of
+      them; two that would be written into one folder.
+  """
+  names = _TRAJECTORY.value or [_USUAL_PATH]
+  _check_of_use(names)
+  poses = [_path(name) for name in names]
+  starts = [
+    given.read(
+      image,
+      background=user_images.parse_colour(_BACKGROUND.value),
+      fov_deg=_FOV_DEG.value,
+      is_panorama=_PANORAMA.value,
+    )
+    for image in _IMAGE.value
+  ]
+  runs = []
+  for (image, start), (name, camera2scene) in itertools.product(
+    zip(_IMAGE.value, starts, strict=True), zip(names, poses, strict=True)
+  ):
+    # By what tells it from the others.
+    parts = [pathlib.Path(image).stem] if len(starts) > 1 else []
+    parts += [pathlib.Path(name).stem] if len(names) > 1 else []
+    runs.append(
+      _Run(
+        image=image,
+        start=start,
+        trajectory=name,
+        camera2scene=camera2scene,
+        folder=pathlib.Path(
+          _OUTPUT.value, *(['-'.join(parts)] if parts else [])
+        ),
       )
-    _preview(output, name, camera2scene, start.fov_deg)
-    return
+    )
+  counts = collections.Counter(run.folder for run in runs)
+  folder, count = counts.most_common(1)[0]
+  if count > 1:
+    raise errors.UserError(
+      f'{folder}: is where the views of {count} of the given images and paths '
+      'would go; give each --image and --trajectory once, and files names of '
+      'their own'
+    )
+  return runs
+
+
+def _claim(runs: list[_Run]) -> list[pathlib.Path]:
+  """Makes the output and the folders of all runs, which may be the same."""
+  folders = [pathlib.Path(_OUTPUT.value), *(run.folder for run in runs)]
+  return [
+    files.claim_output(folder, _TOOL) for folder in dict.fromkeys(folders)
+  ]
+
+
+def _preview(runs: list[_Run]) -> None:
+  """Writes what --preview promises, and says what comes next."""
+  _claim(runs)
+  for run in runs:
+    if (run.folder / view_folder.POSES).exists():
+      raise errors.UserError(
+        f'{run.folder}: holds the views of a run, which may have another path; '
+        'give the preview a folder of its own'
+      )
+  for run in runs:
+    preview.write(run.folder, run.camera2scene, run.start.fov_deg)
+    files.write_json(
+      run.folder / _PREVIEWED,
+      {
+        'fov_deg': run.start.fov_deg,
+        'frames': [
+          {'camera2scene': pose.ravel().tolist()} for pose in run.camera2scene
+        ],
+      },
+    )
+  first = runs[0]
+  command.finish(
+    _OUTPUT.value,
+    f'{len(first.camera2scene)} cameras along the path {first.trajectory}'
+    f'{_and_others(runs)}; without --preview their views are imagined',
+    look_at=os.path.relpath(first.folder / preview.NAME, _OUTPUT.value),
+  )
+
+
+def _and_others(runs: list[_Run]) -> str:
+  if len(runs) == 1:
+    return ''
+  folders = ', '.join(run.folder.name for run in runs)
+  return f', and so on: {len(runs)} folders ({folders})'
+
+
+def _familiar(run: _Run, size_px: int) -> dict[str, float] | None:
+  """How far the image is from those of the model's training; None: not known.
+
+  Says so where it is farther than nearly all of them.
+  """
+  known = familiarity.read(_WORKDIR.value)
+  if known is None:
+    return None
+  view, _ = run.start.views(size_px)(run.camera2scene[0])
+  distance = known.distance(view)
+  if distance > known.limit:
+    logging.warning(
+      '%s: unlike what the model was trained on (distance %.2f; nearly all of '
+      'those images are within %.2f): expect worse views than it gives of its '
+      'own kind; training on images of this kind helps',
+      run.image,
+      distance,
+      known.limit,
+    )
+  return {'distance': distance, 'limit': known.limit}
+
+
+def _load() -> predictors.Model:
+  """The model, as the flags ask for it."""
   predictor = predictors.load_model(
     workdirs.require(_WORKDIR.value, 'a training run'),
     sampling=predictors.Sampling(
@@ -310,74 +424,115 @@ def main() -> None:
       f'--condition_on=all: {_WORKDIR.value} was trained on one source at a '
       'time (config.model.sources); in_turn looks at several in turn'
     )
-  logging.info(sharding.devices_text())
-  output = files.claim_output(_OUTPUT.value, _TOOL)
-  outputs.forget_cameras(output)
-  (output / _PREVIEWED).unlink(missing_ok=True)
-  most_sources = (
-    predictor.num_sources
-    if _CONDITION_ON.value == 'all'
-    else order.MOST_IN_TURN
+  return predictor
+
+
+def _walk(run: _Run, most_sources: int) -> imagining.Walk:
+  """A run as it is to be sampled."""
+  count = len(run.camera2scene)
+  return imagining.Walk(
+    start=run.start,
+    camera2scene=run.camera2scene,
+    sources=order.sources(
+      _CONDITION_ON.value,
+      run.camera2scene,
+      order.order(_ORDER.value, count),
+      seed=_SEED.value,
+      num_sources=most_sources,
+      turns_along=run.start.is_panorama,
+    ),
+    seeds=order.noise_seeds(_NOISE.value, count, _SEED.value),
   )
-  sources = order.sources(
-    _CONDITION_ON.value,
-    camera2scene,
-    order.order(_ORDER.value, len(camera2scene)),
-    seed=_SEED.value,
-    num_sources=most_sources,
-    turns_along=start.is_panorama,
-  )
-  seeds = order.noise_seeds(_NOISE.value, len(camera2scene), _SEED.value)
-  frames = imagining.imagine(
-    predictor,
-    start,
-    camera2scene,
-    sources,
-    seeds,
-    most_sources if _CONDITION_ON.value in order.OF_SEVERAL else 1,
-  )
+
+
+def _write(
+  run: _Run,
+  walk: imagining.Walk,
+  frames: UInt8[np.ndarray, 'n s s 3'],
+  facts: dict[str, Any],
+  watch: command.Stopwatch,
+) -> None:
+  """Writes the views of a run, their cameras, and how they came about."""
+  output, poses, fov_deg = run.folder, run.camera2scene, run.start.fov_deg
   names = outputs.write_frames(output, frames)
   outputs.write_video(output, frames, _FRAMES_PER_S.value)
-  preview.write(output, camera2scene, start.fov_deg)
-  outputs.write_cameras(
-    output, names, camera2scene, start.fov_deg, predictor.image_size_px
-  )
-  is_name = name in trajectory.PATHS
+  preview.write(output, poses, fov_deg)
+  outputs.write_cameras(output, names, poses, fov_deg, frames.shape[1])
   # A number where it is one view, a list where there may be several.
   conditioned_on = [
-    sources[index]
+    walk.sources[index]
     if _CONDITION_ON.value in order.OF_SEVERAL
-    else sources[index][0]
+    else walk.sources[index][0]
     for index in range(1, len(frames))
   ]
   files.write_json(
     output / 'generate.json',
     {
-      'image': str(_IMAGE.value),
+      'image': str(run.image),
       'background': _BACKGROUND.value,
-      'panorama': start.is_panorama,
-      'fov_from': start.fov_from,
+      'panorama': run.start.is_panorama,
+      'fov_from': run.start.fov_from,
       'workdir': str(_WORKDIR.value),
-      'trajectory': name,
+      'trajectory': str(run.trajectory),
       'num_frames': len(frames),
       'step': _STEP_LENGTH.value
-      if is_name and name not in trajectory.STEPLESS
+      if run.has_name and run.trajectory not in trajectory.STEPLESS
       else None,
-      'scale': None if is_name else _SCALE.value,
+      'scale': None if run.has_name else _SCALE.value,
       'seed': _SEED.value,
       'noise': _NOISE.value,
       'condition_on': _CONDITION_ON.value,
       'order': _ORDER.value,
       'conditioned_on': [None, *conditioned_on],
-      'model': predictor.protocol,
+      **facts,
       **watch.figures(),
     },
   )
-  then = {'views': output, 'output': command.beside(output, 'points')}
+
+
+def main() -> None:
+  watch = command.Stopwatch()
+  # Before the model, which takes long to load.
+  runs = _runs()
+  if _PREVIEW.value:
+    _preview(runs)
+    return
+  predictor = _load()
+  size_px = predictor.image_size_px
+  of_images = {run.image: run for run in runs}
+  familiar = {
+    image: _familiar(run, size_px) for image, run in of_images.items()
+  }
+  logging.info(sharding.devices_text())
+  for folder in _claim(runs):
+    outputs.forget_cameras(folder)
+    (folder / _PREVIEWED).unlink(missing_ok=True)
+  most_sources = (
+    predictor.num_sources
+    if _CONDITION_ON.value == 'all'
+    else order.MOST_IN_TURN
+  )
+  walks = [_walk(run, most_sources) for run in runs]
+  made = imagining.imagine(
+    predictor,
+    walks,
+    most_sources if _CONDITION_ON.value in order.OF_SEVERAL else 1,
+  )
+  for run, walk, frames in zip(runs, walks, made, strict=True):
+    facts = {
+      'familiarity': familiar[run.image],
+      'model': predictor.protocol,
+    }
+    _write(run, walk, frames, facts, watch)
+  first = runs[0]
+  then = {
+    'views': first.folder,
+    'output': command.beside(_OUTPUT.value, 'points'),
+  }
   command.finish(
-    output,
-    f'{len(frames)} views along the path {name}',
-    look_at=outputs.VIDEO,
+    _OUTPUT.value,
+    f'{len(made[0])} views along the path {first.trajectory}{_and_others(runs)}',
+    look_at=os.path.relpath(first.folder / outputs.VIDEO, _OUTPUT.value),
     then=('make points of them', 'odin_jax.reconstruct', then),
   )
 

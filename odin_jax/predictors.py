@@ -194,6 +194,10 @@ def _one_by_one(pairs: posed_pair.PosedPair) -> list[posed_pair.PosedPair]:
       source=pairs.more.image[:, view],
       target2source=pairs.more.target2view[:, view],
       median_depth=jnp.zeros_like(pairs.median_depth),
+      # When those were taken is not known.
+      times_s=pairs.times_s
+      if pairs.times_s is None
+      else jnp.repeat(pairs.times_s[:, 1:], 2, axis=1),
     )
     for view in range(pairs.more.image.shape[1])
   ]
@@ -288,6 +292,7 @@ class Model:
 
   name = 'model'
   _is_in_turn = False
+  _knows_times = False
 
   def __init__(
     self,
@@ -328,6 +333,7 @@ class Model:
     self._devices = mesh.size
     self._batch_size = batch_size
     self._is_in_turn = is_in_turn
+    self._knows_times = conditioning.needs_times(config)
     self.num_sources = conditioning.num_sources(config)
     self.image_size_px: int = config['image_size_px']
     self.protocol = {
@@ -385,6 +391,7 @@ class Model:
         fov_deg=pairs.fov_deg,
         median_depth=pairs.median_depth,
         more=pairs.more if self.num_sources > 1 or self._is_in_turn else None,
+        times_s=pairs.times_s if self._knows_times else None,
       )
     )
     seeds = seeds.astype(np.int32)

@@ -25,7 +25,8 @@ The workdir gets `checkpoints/`, `encoders/`, `metrics.jsonl` (a row every
 `log_every` steps, see `odin_jax.training.watching`), `tensorboard/`,
 `goodput.jsonl` (where the time went, `python -m odin_jax.report --workdir=DIR`
 says it), with `config.sample_every` pictures of held-out pairs in `samples/`
-and, when all steps are done, `final.json`.
+and, when all steps are done, `final.json` and what the images of the records are
+like (`odin_jax.familiarity`; not of `--latents`, nor of fewer than 100).
 """
 
 import sys
@@ -47,7 +48,15 @@ import warnings
 from absl import flags, logging
 import jax
 
-from odin_jax import batches, held_out, hosts, latents, loop, sharding
+from odin_jax import (
+  batches,
+  familiarity,
+  held_out,
+  hosts,
+  latents,
+  loop,
+  sharding,
+)
 from odin_jax.checkpoints import checkpoint, fallback
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.porting import lpips_package
@@ -169,6 +178,7 @@ def _open(
     depth=odin.has_spheres(config),
     num_sources=conditioning.num_sources(config),
     latents_paths=latents_paths,
+    times=conditioning.needs_times(config),
   )
 
 
@@ -447,6 +457,9 @@ def _train(group: hosts.Group) -> None:
     **allowance.figures(),
   }
   if group.is_first:
+    if not encoded:
+      images = batches.sound_images(source, familiarity.NUM_IMAGES)
+      familiarity.write(workdir, images)
     figures |= stopwatch.figures()
     _finish(workdir, figures, config, f'{count} parameters, {made_of}')
 

@@ -112,6 +112,7 @@ WINGS = {
     'odin_jax.models',
     'odin_jax.sharding',
   ],
+  'odin_jax.familiarity': ['odin_jax.shared', 'odin_jax.checkpoints'],
   'odin_jax.training': [
     'odin_jax.shared',
     'odin_jax.diffusion',

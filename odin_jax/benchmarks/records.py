@@ -119,6 +119,7 @@ def _pair(
     target2source=record['target2source'].astype(np.float64),
     fov_deg=np.float64(record['fov_deg']),
     median_depth=np.float64(record['median_depth']),
+    times_s=np.array([record[f'{side}/time_s'] for side in more_views.SIDES]),
   )
 
 

@@ -1,6 +1,7 @@
-"""The views along a path, each from views that exist already."""
+"""The views along paths, each from views that exist already."""
 
-from typing import Mapping
+import dataclasses
+from typing import Mapping, Sequence
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
@@ -9,69 +10,120 @@ from odin_jax import predictors
 from odin_jax.generating import given
 from odin_jax.shared import camera, posed_pair, progress
 
+View = UInt8[np.ndarray, 's s 3']
 
-def imagine(
-  predictor: predictors.Predictor,
-  start: given.Given,
-  camera2scene: Float[np.ndarray, 'n 3 4'],
-  sources: Mapping[int, list[int]],
-  seeds: Int[np.ndarray, 'n'],
-  most_sources: int,
-) -> UInt8[np.ndarray, 'n s s 3']:
-  """The views at all poses; the first is what is given.
 
-  Views whose sources exist are made together, in one batch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Walk:
+  """One image and one path from it.
 
-  Args:
-    predictor: the model.
+  Attributes:
     start: what is given, which is view 0 wherever it is a source.
     camera2scene: poses of all views.
     sources: of each view after the first, see `order.sources`.
     seeds: of the noise of each view.
-    most_sources: of any view; the model gets so many, some not there, so that
-      one shape is compiled.
   """
-  size = predictor.image_size_px
-  view_of_given = start.views(size)
-  frames = {0: view_of_given(camera2scene[0])[0]}
 
-  def view(number: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+  start: given.Given
+  camera2scene: Float[np.ndarray, 'n 3 4']
+  sources: Mapping[int, list[int]]
+  seeds: Int[np.ndarray, 'n']
+
+
+class _Views:
+  """The views of a walk that exist by now.
+
+  Args:
+    walk: of them.
+    size_px: their side.
+    most_sources: of any view.
+  """
+
+  def __init__(self, walk: Walk, size_px: int, most_sources: int):
+    self._walk = walk
+    self._size_px = size_px
+    self._num_more = most_sources - 1
+    self._view_of_given = walk.start.views(size_px)
+    self.frames = {0: self._view_of_given(walk.camera2scene[0])[0]}
+
+  def ready(self) -> list[int]:
+    """The views that do not exist, but all their sources do."""
+    return [
+      index
+      for index, sources in self._walk.sources.items()
+      if index not in self.frames and self.frames.keys() >= {*sources}
+    ]
+
+  def _view(self, number: int, target: int) -> tuple[View, given.Pose]:
+    poses = self._walk.camera2scene
     if number == 0:
-      return view_of_given(camera2scene[target])
-    return frames[number], camera2scene[number]
+      return self._view_of_given(poses[target])
+    return self.frames[number], poses[number]
 
-  def pair(index: int) -> posed_pair.PosedPair:
-    images, poses = zip(*(view(number, index) for number in sources[index]))
+  def pair(self, index: int) -> posed_pair.PosedPair:
+    """What view `index` is made from."""
+    sources, fov_deg = self._walk.sources[index], self._walk.start.fov_deg
+    images, poses = zip(*(self._view(number, index) for number in sources))
     poses = np.stack(poses)
-    target = np.broadcast_to(camera2scene[index], poses.shape)
+    target = np.broadcast_to(self._walk.camera2scene[index], poses.shape)
     poses = camera.relative(poses, target)
     return posed_pair.PosedPair(
       source=images[0],
       target=None,
       target2source=poses[0],
-      fov_deg=np.float64(start.fov_deg),
+      fov_deg=np.float64(fov_deg),
       # The given image's median depth is the unit; that of others depends on
       # what was imagined.
-      median_depth=np.float64(sources[index][0] == 0),
+      median_depth=np.float64(sources[0] == 0),
       more=posed_pair.more_views(
         images=images[1:],
         target2view=list(poses[1:]),
-        fov_deg=[start.fov_deg] * (most_sources - 1),
-        depths=[None] * (most_sources - 1),
-        count=most_sources - 1,
-        image_px=size,
+        fov_deg=[fov_deg] * self._num_more,
+        depths=[None] * self._num_more,
+        count=self._num_more,
+        image_px=self._size_px,
         depth_px=None,
       )
-      if most_sources > 1
+      if self._num_more
       else None,
     )
 
-  with progress.bar(len(sources), 'view', desc='generate') as bar:
-    while waiting := [index for index in sources if index not in frames]:
-      ready = [index for index in waiting if frames.keys() >= {*sources[index]}]
-      pairs = posed_pair.stack([pair(index) for index in ready])
-      samples = predictor.predict(pairs, seeds[ready])
+
+def imagine(
+  predictor: predictors.Predictor, walks: Sequence[Walk], most_sources: int
+) -> list[UInt8[np.ndarray, 'n s s 3']]:
+  """The views at all poses of each walk; the first is what is given.
+
+  Views whose sources exist are made together, those of all walks in one batch,
+  which the devices share.
+
+  Args:
+    predictor: the model.
+    walks: images and the paths from them; none makes a difference to another.
+    most_sources: of any view; the model gets so many, some not there, so that
+      one shape is compiled.
+  """
+  of_walks = [
+    _Views(walk, predictor.image_size_px, most_sources) for walk in walks
+  ]
+  total = sum(len(walk.sources) for walk in walks)
+  with progress.bar(total, 'view', desc='generate') as bar:
+    while ready := [
+      (number, index)
+      for number, views in enumerate(of_walks)
+      for index in views.ready()
+    ]:
+      samples = predictor.predict(
+        posed_pair.stack(
+          [of_walks[number].pair(index) for number, index in ready]
+        ),
+        np.array([walks[number].seeds[index] for number, index in ready]),
+      )
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
-      frames.update(zip(ready, samples))
+      for (number, index), sample in zip(ready, samples, strict=True):
+        of_walks[number].frames[index] = sample
       bar.update(len(ready))
-  return np.stack([frames[index] for index in range(len(frames))])
+  return [
+    np.stack([views.frames[index] for index in range(len(views.frames))])
+    for views in of_walks
+  ]

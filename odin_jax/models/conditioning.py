@@ -18,6 +18,8 @@ by '+' in the config, as in `clip+se3+plucker`:
            distances (`odin_jax.models.sweep`), encoded, with the share of
            every latent pixel that the source sees; of several sources their
            mean, and how well they agree.
+  time     a token of when source and target were taken, seconds of their video;
+           views whose times are not known are of one moment, the video's first.
 
 A new part is a subclass of `Part` and a row of `PARTS`, whose key is its name
 in the config; nothing else has to know of it. The class says
@@ -587,6 +589,55 @@ class Sweep(Part):
     return condition['prepared']['sweep']
 
 
+# Of the waves that tell times apart, seconds: pairs are seconds apart, videos
+# minutes long.
+_PERIODS_S = tuple(2.0**k for k in range(1, 10))
+
+
+def time_features(times_s: Float[Array, '*b 2']) -> Float[Array, '*b f']:
+  """Sine and cosine of the source's time, and of what passes to the target's.
+
+  Args:
+    times_s: of source and target, seconds.
+  """
+  source, target = times_s[..., 0], times_s[..., 1]
+  numbers = jnp.stack([source, target - source], axis=-1)
+  angles = 2 * jnp.pi * numbers[..., None] / jnp.array(_PERIODS_S)
+  angles = rearrange(angles, '... n p -> ... (n p)')
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def times(
+  frozen: encoders.Encoders, config: Config, pairs: posed_pair.PosedPair
+) -> Float[Array, 'b 2']:
+  """Those of the pairs; zeros where they are not known."""
+  del frozen, config
+  if pairs.times_s is None:
+    return jnp.zeros((len(pairs.target2source), 2))
+  return pairs.times_s
+
+
+class Time(Part):
+  """A token of when the two views were taken."""
+
+  prepares = {'times': times}
+  sharding = {
+    'time1/kernel': ('fsdp', 'tensor'),
+    'time2/kernel': ('tensor', 'fsdp'),
+    r'time[12]/bias': (),
+  }
+
+  def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    width = _context_dim(config)
+    self.time1 = layers.Linear(4 * len(_PERIODS_S), width, rngs=rngs)
+    self.time2 = layers.Linear(width, width, rngs=rngs)
+
+  def tokens(self, condition: Condition, dropped: Array) -> Array:
+    features = time_features(condition['prepared']['times'])
+    token = self.time2(nnx.silu(self.time1(features)))
+    return _zero_where(dropped, token)[:, None]
+
+
 PARTS: dict[str, type[Part]] = {
   'se3': Se3,
   'clip': Clip,
@@ -596,6 +647,7 @@ PARTS: dict[str, type[Part]] = {
   'plucker': Plucker,
   'rays': Rays,
   'sweep': Sweep,
+  'time': Time,
 }
 
 
@@ -617,6 +669,11 @@ def parse(names: str) -> tuple[str, ...]:
         f'{", ".join(PARTS)} at most once'
       )
   return parts
+
+
+def needs_times(config: Config) -> bool:
+  """Whether a part reads `PosedPair.times_s`."""
+  return 'time' in parse(config['model']['conditioning'])
 
 
 def channel_names(config: Config) -> tuple[str, ...]:

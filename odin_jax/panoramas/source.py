@@ -89,6 +89,7 @@ class PanoramaSource:
     num_sources: views given of each target; those beside the pair's source, of
       further panoramas, are its `more`.
     depth_px: side of the maps of depth, in place of a quarter.
+    times: give the times of the views.
 
   Attributes:
     depth_px: side of the maps of depth; None where nobody asks for them.
@@ -109,7 +110,9 @@ class PanoramaSource:
     depth: bool = False,
     num_sources: int = 1,
     depth_px: int | None = None,
+    times: bool = False,
   ):
+    self._has_times = times
     self._num_more = num_sources - 1
     self._records = record_folder.RecordFolder(
       path, split, panorama_schema.PANORAMAS
@@ -268,6 +271,9 @@ class PanoramaSource:
       median_depth=np.float32(source.around.median_distance(views.source)),
       source_depth=self._depth(source.around, views.source),
       target_depth=self._depth(target.around, views.target),
+      times_s=self._index.time_s[[chosen.source, chosen.target]]
+      if self._has_times
+      else None,
     )
 
   def _depth(

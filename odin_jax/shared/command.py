@@ -472,9 +472,14 @@ def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
 def define_paths_of_many(
   name: str, help: str, *, may_be_address: bool = False
 ) -> flags.FlagHolder[list[str]]:
-  """Defines a flag that may be given several times: a path each.
+  """Defines a flag that may be given several times, a path each.
 
   Paths may hold any letter, commas too.
+
+  Args:
+    name: of the flag.
+    help: what they are.
+    may_be_address: whether gs://bucket and the like work, too.
   """
   check = files.path_or_address if may_be_address else files.local_path
   return flags.DEFINE_multi(

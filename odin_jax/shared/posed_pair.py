@@ -66,6 +66,8 @@ class PosedPair(NamedTuple):
     more: what else shows the scene; None where nobody asks for it.
     source_encoded: of the source, in place of the image; None: not encoded.
     target_encoded: likewise.
+    times_s: [*b 2] float32, of source and target in their video, seconds; None
+      where nobody asks for them, or they are not known.
   """
 
   source: Array | None
@@ -78,6 +80,7 @@ class PosedPair(NamedTuple):
   more: MoreViews | None = None
   source_encoded: Encoded | None = None
   target_encoded: Encoded | None = None
+  times_s: Array | None = None
 
 
 def more_views(

@@ -49,6 +49,7 @@ def open_sources(
   depth: bool,
   num_sources: int,
   latents_paths: Sequence[str] = (),
+  times: bool = False,
 ) -> Opened:
   """Opens folders of records.
 
@@ -59,6 +60,7 @@ def open_sources(
     depth: give the depth of the views.
     num_sources: views given of each scene.
     latents_paths: of the latents of each folder, or none of any.
+    times: give the times of the views.
 
   Raises:
     errors.UserError: see `odin_jax.batches.PairSource` and
@@ -84,6 +86,7 @@ def open_sources(
     'cache': config['cache_records'],
     'depth': depth,
     'num_sources': num_sources,
+    'times': times,
   }
   encoded = {}
   if latents_paths:

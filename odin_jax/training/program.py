@@ -110,6 +110,7 @@ def abstract_batch(config: Config) -> posed_pair.PosedPair:
     source_depth=depth(),
     target_depth=depth(),
     more=more if further else None,
+    times_s=floats(2) if conditioning.needs_times(config) else None,
   )
 
 

@@ -24,6 +24,8 @@ CHOICES = {
   'optimizer.schedule': ('constant', 'cosine'),
   'optimizer.gradient_sum_dtype': ('float32', 'compute'),
 }
+# What parts prepare without looking at pixels.
+_NOT_OF_PIXELS = {'image_embedding', 'times'}
 # The least and the most.
 RANGES = {
   'steps': (1, math.inf),
@@ -127,7 +129,7 @@ def check_latents(config: Config) -> None:
       'records are for kl'
     )
   for name in conditioning.parse(config['model']['conditioning']):
-    if conditioning.PARTS[name].prepares.keys() - {'image_embedding'}:
+    if conditioning.PARTS[name].prepares.keys() - _NOT_OF_PIXELS:
       raise errors.UserError(
         f'config.model.conditioning: {name} looks at the images themselves, '
         'which latents of records do not have; leave it out, or train without '

@@ -1,7 +1,8 @@
 """What the motion mask learns, against the true motion of procedural pairs.
 
     python -m tests.benchmarks.motion_mask --output=runs/mask [--steps=600] \\
-        [--lambdas=0.1,0.2,0.5,1] [--eps_lambdas=0.02,0.1,0.5]
+        [--lambdas=0.1,0.2,0.5,1] [--eps_lambdas=0.02,0.1,0.5] \\
+        [--timed_lambdas=none,0.2]
 
 makes outdoor worlds full of things that move, trains the `world` recipe for
 each lambda and without a mask, all with one budget and seed, and measures on
@@ -65,6 +66,12 @@ _LAMBDAS = flags.DEFINE_list(
 _EPS_LAMBDAS = flags.DEFINE_list(
   'eps_lambdas', ['0.02', '0.1', '0.5'], 'With eps prediction; may be empty.'
 )
+_TIMED_LAMBDAS = flags.DEFINE_list(
+  'timed_lambdas',
+  [],
+  'With v prediction and the times of both views for a condition; none: without '
+  'a mask, with two seeds.',
+)
 _IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', 32, 'Of the model.', 16)
 
 _TEST_PAIRS, _BATCH = 160, 32
@@ -97,17 +104,21 @@ class Run:
     prediction: what the network predicts.
     mask_lambda: None trains without a mask.
     seed: of parameters, noise and order.
+    is_timed: whether the times of both views are a condition.
   """
 
   prediction: str = 'v'
   mask_lambda: float | None = None
   seed: int = 0
+  is_timed: bool = False
 
   @property
   def name(self) -> str:
     """Of its folder and its rows."""
     mask = 'none' if self.mask_lambda is None else f'{self.mask_lambda:g}'
-    return f'{self.prediction}_{mask}' + (f'_seed{self.seed}' * bool(self.seed))
+    timed = '_timed' * self.is_timed
+    seed = f'_seed{self.seed}' * bool(self.seed)
+    return f'{self.prediction}_{mask}{timed}{seed}'
 
 
 # -- Training and looking ------------------------------------------------------
@@ -125,6 +136,8 @@ def train(run: Run, data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     else [f'--config.diffusion.mask_lambda={run.mask_lambda}']
   )
   recipe = f'prediction={run.prediction},image_size_px={_IMAGE_SIZE_PX.value}'
+  if run.is_timed:
+    recipe += ',conditioning=se3+rays+sweep+time'
   arguments = [
     sys.executable,
     '-m',
@@ -180,9 +193,12 @@ def make_probe(config: Figures) -> Callable:
   return probe
 
 
-def make_sampler(config: Figures) -> Callable:
+def make_sampler(config: Figures, sampling: predictors.Sampling) -> Callable:
   """(params, encoders, pairs, seeds) -> samples."""
   graph = odin.graph(config)
+  sampling = dataclasses.replace(
+    sampling, spacing=config['diffusion']['spacing']
+  )
 
   @jax.jit
   def sample(params, frozen, pairs, seeds):
@@ -192,7 +208,7 @@ def make_sampler(config: Figures) -> Callable:
       config,
       pairs,
       seeds,
-      sampling=_SAMPLING,
+      sampling=sampling,
     )
 
   return sample
@@ -206,11 +222,13 @@ class Look:
     error: e by timestep, mean over noise draws.
     mask: M, likewise.
     samples: target views, values in [0, 1].
+    means: what one step makes of them, of v about the conditional mean.
   """
 
   error: dict[int, Cells]
   mask: dict[int, Cells]
   samples: Images
+  means: Images
 
 
 class Looker:
@@ -221,22 +239,29 @@ class Looker:
       target2source=pairs.target2source.astype(np.float32),
       fov_deg=pairs.fov_deg.astype(np.float32),
       median_depth=pairs.median_depth.astype(np.float32),
+      times_s=pairs.times_s.astype(np.float32),
     )
-    self._functions: dict[str, tuple[Callable, Callable]] = {}
+    self._functions: dict[str, tuple[Callable, ...]] = {}
 
   def look(self, workdir: pathlib.Path) -> Look:
     """What the run of a workdir makes of the pairs."""
     params, frozen, config = restored.restore(workdir)
-    prediction = config['diffusion']['prediction']
-    if prediction not in self._functions:
-      self._functions[prediction] = make_probe(config), make_sampler(config)
-    probe, sample = self._functions[prediction]
-    maps, samples = [], []
+    kind = config['diffusion']['prediction'] + config['model']['conditioning']
+    if kind not in self._functions:
+      self._functions[kind] = (
+        make_probe(config),
+        make_sampler(config, _SAMPLING),
+        make_sampler(config, dataclasses.replace(_SAMPLING, num_steps=1)),
+      )
+    probe, sample, one_step = self._functions[kind]
+    maps, samples, means = [], [], []
     for start in range(0, len(self._pairs.source), _BATCH):
       pairs = posed_pair.select(self._pairs, slice(start, start + _BATCH))
       maps.append([probe(params, frozen, pairs, t) for t in _TIMESTEPS])
       seeds = np.arange(start, start + len(pairs.source), dtype=np.int32)
-      samples.append(sample(params, frozen, pairs._replace(target=None), seeds))
+      asked = params, frozen, pairs._replace(target=None), seeds
+      samples.append(sample(*asked))
+      means.append(one_step(*asked))
     error, mask = (
       {
         t: np.concatenate([np.asarray(batch[k][i]) for batch in maps])
@@ -244,7 +269,10 @@ class Looker:
       }
       for i in range(2)
     )
-    return Look(error, mask, np.clip(np.concatenate(samples), 0, 1))
+    samples, means = (
+      np.clip(np.concatenate(x), 0, 1) for x in (samples, means)
+    )
+    return Look(error, mask, samples, means)
 
 
 # -- Figures -------------------------------------------------------------------
@@ -384,14 +412,18 @@ def table(rows: dict[str, Figures], runs: list[Run], chance: float) -> str:
     '| prediction, lambda | M, moving / static | '
     f'IoU of 1 - M > {_THRESHOLD:g} | best IoU, 1 - M / e | '
     'average precision, 1 - M / e | PSNR static, gain dB | '
-    'PSNR moving, gain dB |',
-    '|---|---|---|---|---|---|---|',
+    'PSNR moving, gain dB | one step: static | one step: moving |',
+    '|---|---|---|---|---|---|---|---|---|',
   ]
   for run in runs:
     columns = [
       run.name.replace('_', ', '),
       *_detection_columns(rows[run.name]['mask'][t]),
-      *(_psnr_column(psnr) for psnr in rows[run.name]['psnr'].values()),
+      *(
+        _psnr_column(psnr)
+        for views in ('psnr', 'psnr_mean')
+        for psnr in rows[run.name][views].values()
+      ),
     ]
     lines.append(f'| {" | ".join(columns)} |')
   return '\n'.join(lines)
@@ -467,6 +499,11 @@ def plan() -> list[Run]:
   """All runs; the baseline of each prediction goes before its lambdas."""
   runs = [Run(), *(Run(mask_lambda=float(x)) for x in _LAMBDAS.value)]
   runs.append(Run(seed=1))
+  for mask_lambda in _TIMED_LAMBDAS.value:
+    if mask_lambda == 'none':
+      runs += [Run(is_timed=True), Run(is_timed=True, seed=1)]
+    else:
+      runs.append(Run(is_timed=True, mask_lambda=float(mask_lambda)))
   if _EPS_LAMBDAS.value:
     runs.append(Run(prediction='eps'))
   return runs + [
@@ -505,12 +542,15 @@ def main() -> None:
   rows = {
     run.name: {
       'mask': mask_figures(run, looks[run.name], truth, contrast),
-      'psnr': psnr_figures(
-        looks[run.name].samples,
-        looks[Run(prediction=run.prediction).name].samples,
-        images,
-        truth,
-      ),
+      **{
+        name: psnr_figures(
+          getattr(looks[run.name], views),
+          getattr(looks[Run(prediction=run.prediction).name], views),
+          images,
+          truth,
+        )
+        for name, views in (('psnr', 'samples'), ('psnr_mean', 'means'))
+      },
     }
     for run in runs
   }

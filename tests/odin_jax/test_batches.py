@@ -223,10 +223,39 @@ def test_swapped_pair_shows_the_same_points(folder):
   np.testing.assert_allclose(after[1], before[0], atol=1e-3)
 
 
+def test_times_are_given_where_they_are_asked_for(folder):
+  """And change places with the views."""
+  assert source(folder)[2].times_s is None
+  timed = source(folder, times=True)
+  record = timed.records[2]
+  pair = timed[2]
+  expected = [record['source/time_s'], record['target/time_s']]
+  np.testing.assert_array_equal(pair.times_s, np.float32(expected))
+  assert expected[0] != expected[1]
+  for other, times in (
+    (batches.mirrored(pair), expected),
+    (batches.swapped(pair), expected[::-1]),
+  ):
+    np.testing.assert_array_equal(other.times_s, np.float32(times))
+
+
 def test_fingerprint_tells_records_apart(folder, tmp_path):
   write_records(tmp_path, 'train', {'a': 7, 'b': 6}, seed=5)
   assert source(folder).fingerprint() == source(folder).fingerprint()
   assert source(folder).fingerprint() != source(tmp_path).fingerprint()
+
+
+def test_sound_images_leave_out_what_is_damaged(tmp_path):
+  records = [
+    make_record(np.random.default_rng(i), 'a', 'train') for i in range(3)
+  ]
+  records[1]['source/image'] = b'no JPEG'
+  tfrecord.write_file(
+    tmp_path / schema.shard_name('train', 0, 1), map(schema.encode, records)
+  )
+  whole = source(tmp_path)
+  expected = [whole[i].source for i in (0, 2)]
+  np.testing.assert_array_equal(batches.sound_images(whole, 9), expected)
 
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
 
+from odin_jax import familiarity
 from odin_jax.geometry import trajectory
 from odin_jax.shared import camera
 from tests.helpers import commands
@@ -80,6 +81,7 @@ def generate(*command_lines):
   results = commands.run_all('odin_jax.generate', command_lines, FAKE_MODEL)
   for status, stderr in results:
     assert status == 0, stderr
+  return [stderr for _, stderr in results]
 
 
 def read_frames(output):
@@ -110,6 +112,13 @@ def outputs(photo):
     arguments(photo, folder / 'shorter', '--num_frames=6'),
     arguments(photo, folder / 'shorter', '--num_frames=3', '--frames_per_s=4'),
     arguments(photo, folder / 'preview', *orbit, '--preview'),
+    arguments(
+      photo,
+      folder / 'several',
+      *forward,
+      f'--image={panorama(folder)}',
+      '--trajectory=left',
+    ),
     *(
       arguments(photo, folder / name, f'--trajectory={folder / path}', *flags)
       for name, path, flags in FILES
@@ -203,6 +212,34 @@ def test_all_views_that_exist_are_given_the_nearest_first(outputs):
   np.testing.assert_array_equal(told[:, 1], frames[1:-1, 0, 0, 0])
   # The view before is a step behind.
   assert np.abs(told[:, 2] - 0.1 * 255).max() < 0.6
+
+
+def test_several_images_and_paths_are_what_each_would_be_alone(outputs):
+  folder = outputs / 'several'
+  names = [
+    f'{x}-{y}' for x in ('panorama', 'photo') for y in ('forward', 'left')
+  ]
+  assert sorted(x.name for x in folder.iterdir() if x.is_dir()) == names
+  assert not (folder / 'poses.json').exists()
+  content, frames = read_frames(folder / 'photo-forward')
+  alone, expected = read_frames(outputs / 'input')
+  assert content == alone
+  np.testing.assert_array_equal(frames, expected)
+  first, second = (
+    json.loads((x / 'generate.json').read_text())
+    for x in (folder / 'photo-forward', outputs / 'input')
+  )
+  ran = {'seconds', 'peak_rss_mb'}
+  assert {k: first[k] for k in {*first} - ran} == {
+    k: second[k] for k in {*second} - ran
+  }
+  figures = json.loads((folder / 'panorama-left' / 'generate.json').read_text())
+  assert figures['panorama'] and figures['trajectory'] == 'left'
+  _, frames = read_frames(folder / 'panorama-left')
+  # Green is how deep the new camera is, blue how far to the right.
+  np.testing.assert_allclose(frames[1:, 5, 5, 1], 0)
+  moved = 127.5 - 25.5 * np.arange(1, 7)
+  assert np.abs(frames[1:, 5, 5, 2] - moved.clip(0)).max() < 1
 
 
 def test_poses_are_given_in_the_axes_of_the_source(outputs):
@@ -326,10 +363,31 @@ def test_what_is_transparent_shows_the_background(tmp_path):
   path = tmp_path / 'cut_out.png'
   cv2.imwrite(str(path), image)
   short = ['--num_frames=2']
-  generate(
-    arguments(path, tmp_path / 'white', *short),
-    arguments(path, tmp_path / 'other', *short, '--background=10,20,30'),
+  known, unknown = tmp_path / 'known', tmp_path / 'unknown'
+  unknown.mkdir()
+  noise = np.random.default_rng(0).integers(
+    0, 256, (familiarity.FEWEST_IMAGES, SIZE_PX, SIZE_PX, 3), np.uint8
   )
+  known.mkdir()
+  familiarity.write(known, noise)
+  said = generate(
+    arguments(path, tmp_path / 'white', *short, f'--workdir={known}'),
+    arguments(
+      path,
+      tmp_path / 'other',
+      *short,
+      '--background=10,20,30',
+      f'--workdir={unknown}',
+    ),
+  )
+  # What is white is unlike noise, on which the first model was trained; of the
+  # second nothing is known.
+  figures = [
+    json.loads((tmp_path / name / 'generate.json').read_text())['familiarity']
+    for name in ('white', 'other')
+  ]
+  assert ['unlike what the model' in text for text in said] == [True, False]
+  assert figures[0]['distance'] > figures[0]['limit'] and figures[1] is None
   for name, colour in (('white', 255), ('other', (10, 20, 30))):
     _, frames = read_frames(tmp_path / name)
     assert (frames[0] == colour).all()
@@ -352,6 +410,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       arguments(photo, out, '--background=greenish'),
       arguments(photo, out, '--trajectory=sideways'),
       arguments(photo, out, '--num_frames=1'),
+      arguments(photo, out, f'--image={photo}'),
       arguments(photo, out, '--scale=2'),
       arguments(photo, out, '--trajectory=turn_360', '--step_length=0.1'),
       arguments(photo, out, f'--trajectory={text}'),
@@ -371,6 +430,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, photo):
       ['greenish'],
       ['sideways'],
       ['num_frames'],
+      ['out/photo', '2 of the given images'],
       ['--scale', '--trajectory=forward'],
       ['--step_length', 'turn_360'],
       ['notes.jpg', 'no whole JSON'],

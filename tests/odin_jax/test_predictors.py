@@ -182,6 +182,30 @@ def test_a_sweep_is_the_mean_over_distances_of_the_moved_source():
   np.testing.assert_allclose(prediction[0, 8], expected, atol=1e-4)
 
 
+def test_what_is_looked_at_in_turn_is_of_the_moment_of_the_target():
+  """When further views were taken nobody says."""
+  poses = jnp.tile(jnp.eye(3, 4), (2, 1, 1))
+  pairs = posed_pair.PosedPair(
+    source=jnp.zeros((2, 4, 4, 3), jnp.uint8),
+    target=None,
+    target2source=poses,
+    fov_deg=jnp.ones(2),
+    median_depth=jnp.ones(2),
+    more=posed_pair.MoreViews(
+      image=jnp.ones((2, 1, 4, 4, 3), jnp.uint8),
+      target2view=poses[:, None],
+      fov_deg=jnp.ones((2, 1)),
+      is_there=jnp.ones((2, 1), bool),
+    ),
+    times_s=jnp.array([[1.0, 2.0], [3.0, 4.0]]),
+  )
+  first, second = predictors._one_by_one(pairs)
+  np.testing.assert_array_equal(first.times_s, pairs.times_s)
+  np.testing.assert_array_equal(second.times_s, [[2, 2], [4, 4]])
+  _, second = predictors._one_by_one(pairs._replace(times_s=None))
+  assert second.times_s is None and second.source.all()
+
+
 def test_a_model_that_gives_no_numbers_is_told_and_not_scored():
   model = object.__new__(predictors.Model)
   model._arrays, model._placed = (), jax.devices()[0]

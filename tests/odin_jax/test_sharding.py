@@ -32,6 +32,8 @@ import numpy as np
 from configs import train
 from odin_jax import predictors, sharding
 from odin_jax.checkpoints import checkpoint
+from odin_jax.generating import given, imagining
+from odin_jax.geometry import trajectory
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import posed_pair
 from odin_jax.training import program, step
@@ -161,7 +163,7 @@ def samples(count):
     model.predict(posed_pair.select(pairs, slice(i, i + 8)), np.arange(21)[i:i + 8])
     for i in (0, 8, 16)
   ]
-  return np.concatenate(images), sizes
+  return np.concatenate(images), sizes[:3], model, sizes
 
 
 # Of a mesh on which four devices hold the same rows.
@@ -171,8 +173,22 @@ where = sharding.batch_sharding(
 rows = sharding.own_rows(where, 8)
 of_rows = sharding.of_rows(where, 8, rows, pixels[0][rows])
 
-on_one, _ = samples(1)
-on_eight, sizes = samples(8)
+on_one, *_ = samples(1)
+on_eight, sizes, model, all_sizes = samples(8)
+
+# Two images, each along a path of its own: in one batch, and each alone.
+walks = [
+  imagining.Walk(
+    start=given.Given(image, 90.0, 'flag', False),
+    camera2scene=trajectory.camera_path(name, 4, 0.1),
+    sources={1: [0], 2: [0], 3: [0]},
+    seeds=np.arange(4) + seed,
+  )
+  for image, name, seed in zip(pixels[0], ('forward', 'left'), (0, 7))
+]
+together = imagining.imagine(model, walks, 1)
+walk_sizes = all_sizes[3:]
+alone = [imagining.imagine(model, [walk], 1)[0] for walk in walks]
 print(json.dumps(dict(
   devices=jax.device_count(),
   kernel=kernel.shape,
@@ -190,6 +206,9 @@ print(json.dumps(dict(
   of_rows_shard=of_rows.addressable_shards[0].data.shape,
   samples=on_eight.shape,
   sample_sizes=sizes,
+  walk_sizes=walk_sizes,
+  walk_difference=float(np.abs(np.subtract(together, alone, dtype=float)).max()),
+  walks_are_unlike=float(np.abs(np.subtract(*together, dtype=float)).mean()),
   sample_range=[float(on_one.min()), float(on_one.max())],
   sample_difference=float(np.abs(on_eight - on_one).max()),
 )))
@@ -347,6 +366,13 @@ def test_eight_devices_predict_what_one_does(findings):
   assert high - low > 0.2
   # Half of what rounding to 8 bits would see.
   assert findings['sample_difference'] < 1e-3
+
+
+def test_paths_from_several_images_share_a_batch_and_not_their_views(findings):
+  assert findings['walk_sizes'] == [[8, 1]]
+  # A level: what rounding may turn.
+  assert findings['walk_difference'] <= 1
+  assert findings['walks_are_unlike'] > 10
 
 
 @pytest.fixture(scope='module')

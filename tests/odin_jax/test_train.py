@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import train as recipes
-from odin_jax import predictors, sharding
+from odin_jax import familiarity, predictors, sharding
 from odin_jax.checkpoints import checkpoint, checksums
 from odin_jax.shared import errors, locks, posed_pair, record_folder
 from odin_jax.training import goodput, journal, step
@@ -30,7 +30,7 @@ STEPS = 24
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
   folder = tmp_path_factory.mktemp('records')
-  write_records(folder, 'train', {'a': 20, 'b': 20})
+  write_records(folder, 'train', {'a': 60, 'b': 60})
   write_records(folder, 'test', {'c': 3})
   return folder
 
@@ -128,8 +128,8 @@ def test_pairs_are_mixed_with_what_is_cut_of_panoramas(
   process = command(workdir, *given, '--config.mixture.weights=1,3')
   stdout, stderr = process.communicate(timeout=300)
   assert process.returncode == 0, stderr[-2000:]
-  assert ' parameters, 40 pairs and 5 panoramas, mesh ' in stderr
-  assert ' parameters, 40 pairs and 5 panoramas' in stdout
+  assert ' parameters, 120 pairs and 5 panoramas, mesh ' in stderr
+  assert ' parameters, 120 pairs and 5 panoramas' in stdout
   assert f'--data={records} ' in stdout
   assert final(workdir)['corrupt_records'] == 0
   assert read_rows(workdir)[-1]['corrupt_records'] == 0
@@ -151,7 +151,7 @@ def test_a_run_tells_its_devices_what_it_made_and_nothing_else(
 ):
   lines = finished.with_name('stderr').read_text().splitlines()
   assert lines[0].startswith('devices: 1 x cpu (')
-  assert ' parameters, 40 pairs, mesh ' in lines[1]
+  assert ' parameters, 120 pairs, mesh ' in lines[1]
   memory = [line for line in lines[2:] if line.startswith('memory of a step ')]
   assert len(memory) == 1 and ' peak 0.0' in memory[0]
   # A slow machine says every 30 s how far it is.
@@ -168,6 +168,9 @@ def test_a_run_tells_its_devices_what_it_made_and_nothing_else(
 
 def test_run_leaves_its_figures(finished):
   figures = final(finished)
+  # What the images of the records are like, all 120 of them.
+  known = json.loads((finished / familiarity.NAME).read_text())
+  assert known['images'] == 120 and known['image_size_px'] == 32
   assert figures['step'] == STEPS and figures['restored_step'] == 0
   assert len(figures['params_sha256']) == 64
   assert figures['seconds'] > 0 and figures['peak_rss_mb'] > 0

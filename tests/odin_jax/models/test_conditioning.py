@@ -32,6 +32,7 @@ SHAPES = {
   'plucker': (60, 0),
   'rays': (30, 9),
   'sweep': (8, 0),
+  'time': (0, 1),
 }
 zero123_pose = jax.jit(conditioning.zero123_pose)
 zero123_vector = jax.jit(conditioning.zero123_vector)
@@ -96,7 +97,11 @@ def make_condition(batch=2, **changes):
   rotation *= np.linalg.det(rotation)[:, None, None]
   arrays = dict(
     source=normal(SIZE, SIZE, 3),
-    prepared=dict(image_embedding=normal(5), sweep=normal(SIZE, SIZE, 8)),
+    prepared=dict(
+      image_embedding=normal(5),
+      sweep=normal(SIZE, SIZE, 8),
+      times=10 * np.abs(normal(2)),
+    ),
     target2source=camera.make_pose(rotation, normal(3)),
     fov_deg=np.linspace(60, 90, batch),
     median_depth=np.array([0.7] + [0.0] * (batch - 1)),
@@ -485,6 +490,31 @@ def test_what_dropping_changes():
   assert np.abs(context[1, 2:4] - context[0, 2:4]).max() > 0.1
 
 
+def test_times_are_told_apart_and_an_exchange_turns_what_passes():
+  given = floats([[3.0, 5.0], [5.0, 3.0], [3.0, 3.0], [0.0, 0.0]])
+  features = np.asarray(conditioning.time_features(given))
+  sine, cosine = features.reshape(4, 2, 2, 9).swapaxes(0, 1)
+  # Of the source's time, then of what passes: sines are odd, cosines even.
+  np.testing.assert_allclose(sine[0, 1], -sine[1, 1], atol=1e-5)
+  np.testing.assert_allclose(cosine[0, 1], cosine[1, 1], atol=1e-5)
+  np.testing.assert_allclose(sine[0, 0], sine[2, 0], atol=1e-5)
+  # Waves of 2, 4, ... 512 seconds.
+  waves = np.sin(2 * np.pi * 3 / 2.0 ** np.arange(1, 10))
+  np.testing.assert_allclose(sine[0, 0], waves, atol=1e-5)
+  rows = itertools.combinations(features, 2)
+  assert all(np.abs(a - b).max() > 0.1 for a, b in rows)
+  # What is not known is one moment, the first: no time passes.
+  frozen = object.__new__(encoders.Encoders)  # nothing is asked of it
+  unknown = posed_pair.PosedPair(*[jnp.zeros((3, 1))] * 5)
+  config = make_config('time')
+  for pairs, expected in (
+    (unknown, np.zeros((3, 2))),
+    (unknown._replace(times_s=given[:3]), given[:3]),
+  ):
+    prepared = conditioning.prepare(frozen, config, pairs)
+    np.testing.assert_array_equal(prepared['times'], expected)
+
+
 def test_null_is_zeros_after_the_projection():
   channels, context = conditioning.null(
     jnp.ones((2, 3, 3, 5)), jnp.ones((2, 4, 8))
@@ -506,7 +536,7 @@ def test_gradients_reach_every_parameter():
 
   leaves = jax.tree_util.tree_leaves_with_path(gradients(parameters))
   # Two layers of se3 and of rays, one of clip and of the three poses each.
-  assert len(leaves) == 16
+  assert len(leaves) == 20
   for path, leaf in leaves:
     assert np.isfinite(leaf).all(), path
     assert leaf.dtype == jnp.float32

@@ -45,7 +45,13 @@ def folder(world, tmp_path_factory):
 
 
 def a_source(
-  folder, size_px=SIZE, depth=False, cache=True, num_sources=1, **rules
+  folder,
+  size_px=SIZE,
+  depth=False,
+  cache=True,
+  num_sources=1,
+  times=False,
+  **rules,
 ):
   return panoramas.PanoramaSource(
     folder,
@@ -55,6 +61,7 @@ def a_source(
     cache=cache,
     depth=depth,
     num_sources=num_sources,
+    times=times,
   )
 
 
@@ -149,8 +156,10 @@ def test_points_of_the_target_lie_where_the_pose_says_in_the_source(folder):
 
 
 def test_pairs_of_one_panorama_are_exact_rotations(folder):
-  source = a_source(folder, single_share=1.0)
-  for pair in map(source.__getitem__, range(4)):
+  source = a_source(folder, single_share=1.0, times=True)
+  for index, pair in enumerate(map(source.__getitem__, range(4))):
+    time_s = read(folder)[index]['time_s']
+    np.testing.assert_array_equal(pair.times_s, np.float32([time_s, time_s]))
     assert not pair.target2source[:, 3].any()
     rotation = pair.target2source[:, :3].astype(np.float64)
     assert camera.is_rotation(rotation, tolerance=1e-6)

@@ -28,9 +28,13 @@ def a_config(**changes):
   return checkpoint.plain(config.to_dict())
 
 
-def opened(*paths, depth=False, num_sources=1, **changes):
+def opened(*paths, depth=False, num_sources=1, times=False, **changes):
   return opening.open_sources(
-    paths, a_config(**changes), depth=depth, num_sources=num_sources
+    paths,
+    a_config(**changes),
+    depth=depth,
+    num_sources=num_sources,
+    times=times,
   )
 
 
@@ -44,6 +48,8 @@ def test_one_folder_is_what_it_was(folders):
   assert isinstance(one.source, batches.PairSource)
   assert one.made_of == '8 pairs' and one.read == {}
   assert one.allowance.figures() == {}
+  assert one.source[0].times_s is None
+  assert opened(folders['plain'], times=True).source[0].times_s.shape == (2,)
 
 
 def test_maps_of_depth_have_one_side(folders):

@@ -9,7 +9,7 @@ from configs import train as recipes
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.shared import errors
-from odin_jax.training import settings, step
+from odin_jax.training import program, settings, step
 
 
 def config_of(**fields):
@@ -25,6 +25,15 @@ def test_a_batch_is_cut_into_equal_parts():
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   with pytest.raises(errors.UserError, match='1 devices .*accumulate_steps=3'):
     sharding.batch_sharding(mesh, 8, 3)
+
+
+def test_a_batch_has_times_where_a_part_looks_at_them():
+  assert program.abstract_batch(config_of()).times_s is None
+  config = config_of(**{'model.conditioning': 'se3+time'})
+  times_s = program.abstract_batch(config).times_s
+  assert times_s.shape == (config['batch_size'], 2)
+  # They are not of pixels, so that views may be encoded already.
+  settings.check_latents(config | {'autoencoder': {'kind': 'kl'}})
 
 
 def test_parts_are_those_of_the_whole_batch():
