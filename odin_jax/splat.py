@@ -12,9 +12,9 @@ place that the fit did not see. The renderer is `odin_jax/splatting/`: it needs
 nothing but jax, so CPUs, GPUs and TPUs run it alike.
 
 Gaussians start at the points of `--points` (`points.ply` of
-`odin_jax.reconstruct`) or of `--cameras`, and what of `--num_gaussians` is left
-at random depths of random pixels. The points of `--cameras` come from all
-frames, as those of other programs do.
+`odin_jax.reconstruct`) or of `--cameras`, at most three in four of them, and the
+others at random depths of random pixels. Points, as poses, come from all views,
+also from those that are held out here, as those of other programs do.
 
 Output: `splats.ply` (opens in viewers of 3D Gaussian splatting; scene axes and
 units), `splats.json` (PSNR and SSIM of every view that was held out, settings,
@@ -104,6 +104,8 @@ _TILE_PX_ELSE = 16
 def _read() -> inputs.Inputs:
   if (_VIEWS.value is None) == (_CAMERAS.value is None):
     raise errors.UserError('give either --views or --cameras')
+  if _COMPONENT.value and _CAMERAS.value is None:
+    raise errors.UserError('--component goes with --cameras')
   if _VIEWS.value is not None:
     folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
     given = inputs.of_views(folder)
@@ -127,23 +129,6 @@ def _read() -> inputs.Inputs:
 def _held_out(count: int) -> list[int]:
   every = _HOLDOUT_EVERY.value
   return [i for i in range(count) if every and i % every == every // 2]
-
-
-def _start(
-  given: inputs.Inputs, seen: fitting.Views, rng: np.random.Generator
-) -> tuple[initial.Points, int]:
-  """Points at which Gaussians start, and how many of them were given."""
-  count = _NUM_GAUSSIANS.value
-  parts = [] if given.points is None else [given.points]
-  parts = [initial.chosen(points, count, rng) for points in parts]
-  num_given = sum(len(places) for places, _ in parts)
-  if num_given < count:
-    parts.append(
-      initial.in_frusta(
-        seen, count - num_given, _MIN_DEPTH.value, _MAX_DEPTH.value, rng
-      )
-    )
-  return initial.joined(*parts), num_given
 
 
 def _score(
@@ -201,7 +186,14 @@ def main() -> None:
   output = files.claim_output(_OUTPUT.value, _TOOL)
   logging.info(sharding.devices_text())
   rng = np.random.default_rng(_SEED.value)
-  points, num_given = _start(given, views.subset(seen), rng)
+  points, num_given = initial.start(
+    given.points,
+    views.subset(seen),
+    _NUM_GAUSSIANS.value,
+    _MIN_DEPTH.value,
+    _MAX_DEPTH.value,
+    rng,
+  )
   settings = fitting.Settings(steps=_STEPS.value)
   result = fitting.fit(
     initial.gaussians(points),
@@ -259,7 +251,7 @@ def main() -> None:
   command.finish(
     _OUTPUT.value,
     f'{len(result.scene.means)} Gaussians from {len(seen)} views; {known}',
-    look_at='views',
+    look_at='views' if rows else None,
   )
 
 

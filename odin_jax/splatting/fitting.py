@@ -10,6 +10,7 @@ noise on places is left out.
 
 import dataclasses
 import functools
+import math
 from typing import Callable, Iterable
 
 import jax
@@ -244,7 +245,7 @@ def fit(
   moments = _adam.init(scene)
   images, counts = jnp.asarray(views.images), jnp.asarray(views.counts)
   order: list[int] = []
-  losses: list[Float[Array, '']] = []
+  losses: list[float] = []
   relocated = 0
   for number in progress(range(settings.steps)):
     if not order:
@@ -265,23 +266,21 @@ def fit(
         break
       limits = rasterizing.grown(limits, int(pairs))
     scene, moments = stepped, stepped_moments
-    losses.append(loss)
+    losses.append(float(loss))
+    if not math.isfinite(losses[-1]):
+      raise errors.UserError(
+        f'the loss of step {number} is no number; check the poses of the views'
+      )
     is_due = (number + 1) % settings.relocate_every == 0
     if is_due and number < settings.relocate_until * settings.steps:
       scene, moments, moved = relocation.relocate(scene, moments, rng)
       relocated += moved
-  history = np.array(losses)
-  if not np.isfinite(history).all():
-    raise errors.UserError(
-      f'the loss is no number from step {np.argmin(np.isfinite(history))} on; '
-      'check the poses of the views'
-    )
-  round_length = len(images)
+  first, last = losses[: len(images)], losses[-len(images) :]
   return Fit(
     scene=scene,
     limits=limits,
-    first_loss=float(history[:round_length].mean()),
-    last_loss=float(history[-round_length:].mean()),
+    first_loss=float(np.mean(first)),
+    last_loss=float(np.mean(last)),
     relocated=relocated,
   )
 
@@ -290,9 +289,8 @@ def pictures(
   scene: gaussian.Gaussians, views: Views, limits: rasterizing.Limits
 ) -> UInt8[np.ndarray, 'n h w 3']:
   """What the cameras of all views see, with nothing left out."""
-  shown = []
-  for index in range(len(views.images)):
+  shown = np.empty_like(views.images)
+  for index in range(len(shown)):
     made, limits = rasterizing.render_whole(scene, views.camera(index), limits)
-    levels = np.clip(np.asarray(made.image), 0, 1) * 255
-    shown.append(np.rint(levels).astype(np.uint8))
-  return np.stack(shown)
+    shown[index] = np.rint(np.clip(np.asarray(made.image), 0, 1) * 255)
+  return shown

@@ -15,6 +15,8 @@ _SPREAD = 0.7
 _NUM_NEAREST = 3
 _LEAST_SPREAD, _MOST_SPREAD = 1e-4, 0.3
 _OPACITY = 0.3
+# Of all points, that are taken of those given, at most.
+_GIVEN_SHARE = 0.75
 
 
 def in_frusta(
@@ -54,16 +56,38 @@ def in_frusta(
   return points[:, 0], views.images[view, row, column] / 255
 
 
-def chosen(points: Points, count: int, rng: np.random.Generator) -> Points:
-  """At most `count` of the points, at random."""
-  order = rng.permutation(len(points[0]))[:count]
-  return points[0][order], points[1][order]
+def start(
+  given: Points | None,
+  views: fitting.Views,
+  count: int,
+  min_depth: float,
+  max_depth: float,
+  rng: np.random.Generator,
+) -> tuple[Points, int]:
+  """Points at which Gaussians start, and how many of them were given.
 
+  Some are always at random depths: given points lie where views agree, which
+  they do not everywhere.
 
-def joined(*parts: Points) -> Points:
-  """All of several sets of points."""
+  Args:
+    given: points with colours, of which some are taken; None where there are
+      none.
+    views: see `in_frusta`.
+    count: of points.
+    min_depth: see `in_frusta`.
+    max_depth: see `in_frusta`.
+    rng: the only source of randomness.
+  """
+  num_random = count
+  parts = []
+  if given is not None:
+    places, colours = given
+    order = rng.permutation(len(places))[: round(_GIVEN_SHARE * count)]
+    parts.append((places[order], colours[order]))
+    num_random -= len(order)
+  parts.append(in_frusta(views, num_random, min_depth, max_depth, rng))
   places, colours = zip(*parts)
-  return np.concatenate(places), np.concatenate(colours)
+  return (np.concatenate(places), np.concatenate(colours)), count - num_random
 
 
 def gaussians(points: Points) -> gaussian.Gaussians:

@@ -16,6 +16,7 @@ from odin_jax.splatting import (
   initial,
   inputs,
   ply_files,
+  rasterizing,
   relocation,
 )
 from tests.helpers import commands
@@ -168,6 +169,14 @@ def test_panoramas_are_read_with_their_masks_and_made_smaller(tmp_path):
   assert smaller.images.shape == (3, 6, 12, 3)
   # The row of which half is masked does not count.
   assert smaller.counts[:, :4].all() and not smaller.counts[:, 4:].any()
+  none = given.views.subset([])
+  limits = rasterizing.Limits(tile_px=4, pairs=8)
+  assert fitting.pictures(some_gaussians(), none, limits).shape == (
+    0,
+    12,
+    24,
+    3,
+  )
   # Points start in the direction of the pixel that gave their colour.
   points, colours = initial.in_frusta(
     given.views, 50, 0.5, 4.0, np.random.default_rng(0)
@@ -216,6 +225,7 @@ def ran(tmp_path_factory):
     'transforms_2.json: no such file': [cameras, '--component=2', out],
     'its camera is PINHOLE': [cameras, '--component=1', out],
     'no points in PLY': [views, f'--points={folder / "points.ply"}', out],
+    '--component goes with': [views, '--component=1', out],
     'leaves none': [views, '--holdout_every=1', out],
     'smaller than --max_depth': [views, '--min_depth=20', out],
   }
