@@ -16,8 +16,8 @@ Gaussians start at the points of `--points` (`points.ply` of
 others at random depths of random pixels. Points, as poses, come from all views,
 also from those that are held out here, as those of other programs do.
 
-Output: `splats.ply` (opens in viewers of 3D Gaussian splatting; scene axes and
-units), `splats.json` (PSNR and SSIM of every view that was held out, settings,
+Output: `index.html` (a page to fly through them), `splats.ply` (opens in viewers
+of 3D Gaussian splatting; scene axes and units), `splats.json` (PSNR and SSIM of every view that was held out, settings,
 seconds) and `views/000.png`: each such view, truth left, rendering right.
 """
 
@@ -31,6 +31,7 @@ if __name__ == '__main__' and not __package__:
 import dataclasses
 import functools
 import pathlib
+import time
 from typing import Any
 
 from absl import flags, logging
@@ -40,16 +41,20 @@ import numpy as np
 
 from odin_jax import metrics, sharding
 from odin_jax.geometry import stereo
+from odin_jax.reporting import scene_page
 from odin_jax.shared import (
+  camera,
   command,
   errors,
   files,
   image_files,
+  page,
   progress,
   provenance,
   psnr,
 )
 from odin_jax.splatting import fitting, initial, inputs, ply_files
+from odin_jax.splatting import gaussians as gaussian
 
 _TOOL = 'odin_jax.splat'
 _VIEWS = command.define_path(
@@ -60,7 +65,9 @@ _CAMERAS = command.define_path(
   'Folder cameras/VIDEO with transforms.json, of preprocessing.run '
   '--export=nerfstudio.',
 )
-_OUTPUT = command.define_output('Folder for splats.ply, splats.json and views/')
+_OUTPUT = command.define_output(
+  'Folder for index.html, splats.ply, splats.json and views/'
+)
 _COMPONENT = flags.DEFINE_integer(
   'component', 0, 'Which component of --cameras.', lower_bound=0
 )
@@ -99,6 +106,8 @@ flags.mark_flags_as_required(['output'])
 # Small tiles waste fewer pixels, and accelerators want wide ones.
 _TILE_PX = {'cpu': 8}
 _TILE_PX_ELSE = 16
+# What the page shows of a panorama where it was taken.
+_AHEAD_DEG = 90.0
 
 
 def _read() -> inputs.Inputs:
@@ -167,6 +176,59 @@ def _write_views(
 
 def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
   return float(np.mean([row[name] for row in rows])) if rows else None
+
+
+def _write_page(
+  output: pathlib.Path,
+  given: inputs.Inputs,
+  scene: gaussian.Gaussians,
+  known: str,
+) -> None:
+  """Writes index.html, with all that it shows inside."""
+  views = given.views
+  places = np.asarray(scene.means)
+  colours = np.clip(np.asarray(gaussian.colours(scene)), 0, 1) * 255
+  height = views.images.shape[1]
+  if views.focal_px is None:
+    fov_deg, pixel_rad = _AHEAD_DEG, np.pi / height
+    pictures = inputs.ahead(views.images, _AHEAD_DEG)
+  else:
+    fov_deg = float(np.rad2deg(2 * np.arctan(height / 2 / views.focal_px)))
+    pixel_rad, pictures = 1 / views.focal_px, views.images
+  nothing = np.zeros((0, 3), np.float32)
+  text = scene_page.render(
+    title='Gaussians fitted to views',
+    made=f'{time.strftime("%Y-%m-%d")}, {len(given.names)} views of '
+    f'{_VIEWS.value or _CAMERAS.value}',
+    next_step='open splats.ply in a viewer of 3D Gaussian splatting',
+    findings=[page.Finding(f'{known[0].upper()}{known[1:]}.')],
+    fov_deg=fov_deg,
+    points=scene_page.points(nothing, nothing.astype(np.uint8)),
+    mesh=scene_page.mesh(
+      nothing, nothing.astype(np.int64), nothing.astype(np.uint8)
+    ),
+    views=[
+      scene_page.view(name, picture, pose)
+      for name, picture, pose in zip(
+        given.names, pictures, camera.inverse(views.scene2camera)
+      )
+    ],
+    places=places,
+    splats=scene_page.splats(
+      places,
+      np.asarray(gaussian.covariances(scene)),
+      np.rint(colours).astype(np.uint8),
+      np.asarray(gaussian.opacities(scene)),
+      float(pixel_rad),
+    ),
+  )
+  for words, name in (
+    ('Gaussians (PLY)', 'splats.ply'),
+    ('Figures (JSON)', 'splats.json'),
+  ):
+    text = page.link(text, output, words, output / name)
+  with files.atomic_path(output / 'index.html') as temporary:
+    temporary.write_text(text)
 
 
 def main() -> None:
@@ -248,10 +310,11 @@ def main() -> None:
       f'{len(rows)} views held out: PSNR {_mean(rows, "psnr"):.2f} dB, '
       f'SSIM {_mean(rows, "ssim"):.3f}'
     )
+  _write_page(output, given, result.scene, known)
   command.finish(
     _OUTPUT.value,
     f'{len(result.scene.means)} Gaussians from {len(seen)} views; {known}',
-    look_at='views' if rows else None,
+    look_at='index.html',
   )
 
 

@@ -52,6 +52,14 @@ def rotations(quaternions: Float[Array, 'n 4']) -> Float[Array, 'n 3 3']:
   return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
+def covariances(scene: Gaussians) -> Float[Array, 'n 3 3']:
+  """Covariances, square scene units."""
+  spread = rotations(scene.quaternions) * jnp.exp(scene.log_scales)[:, None]
+  return jnp.einsum(
+    'nij,nkj->nik', spread, spread, precision=jax.lax.Precision.HIGHEST
+  )
+
+
 def opacities(gaussians: Gaussians) -> Float[Array, 'n']:
   """How opaque the centre of each is, from 0 to 1."""
   return jax.nn.sigmoid(gaussians.opacity_logits)

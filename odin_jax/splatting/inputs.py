@@ -180,3 +180,22 @@ def at_most(views: fitting.Views, max_height_px: int) -> fitting.Views:
     counts=(smaller(views.counts * np.uint8(255)) == 255).astype(np.uint8),
     focal_px=views.focal_px and views.focal_px * factor,
   )
+
+
+def ahead(
+  panoramas: UInt8[np.ndarray, 'n h w 3'], fov_deg: float
+) -> UInt8[np.ndarray, 'n s s 3']:
+  """The square views along the axes of panoramas, as fine as these."""
+  height, width = panoramas.shape[1:3]
+  size = max(1, round(height * fov_deg / 180))
+  u, v = camera.direction_to_equirect(
+    camera.view_rays(fov_deg, size), width, height
+  )
+  # OpenCV counts from the centre of the first pixel.
+  where = u.astype(np.float32) - 0.5, v.astype(np.float32) - 0.5
+  return np.stack(
+    [
+      cv2.remap(picture, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+      for picture in panoramas
+    ]
+  )

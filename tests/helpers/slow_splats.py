@@ -12,7 +12,7 @@ import numpy as np
 from odin_jax.shared import camera
 
 HARMONIC_0 = 0.28209479177387814
-NEAR, LOW_PASS, WIDEST = 0.05, 0.3, 1.3
+NEAR, WIDEST = 0.05, 1.3
 
 
 class View(NamedTuple):
@@ -22,6 +22,8 @@ class View(NamedTuple):
   width: int
   height: int
   focal_px: float | None
+  # Square pixels.
+  low_pass: float = 0.3
 
 
 def covariance(log_scales, quaternion):
@@ -71,7 +73,9 @@ def in_image(view, u, v, centre, spread):
   jacobian = (
     view.focal_px / z * np.array([[1, 0, -slope[0]], [0, 1, -slope[1]]])
   )
-  inverse = np.linalg.inv(jacobian @ spread @ jacobian.T + LOW_PASS * np.eye(2))
+  inverse = np.linalg.inv(
+    jacobian @ spread @ jacobian.T + view.low_pass * np.eye(2)
+  )
   offset = np.stack(
     [
       u - view.width / 2 - view.focal_px * x / z,
@@ -88,7 +92,7 @@ def on_sphere(view, u, v, centre, spread):
   turn = camera.view2frame_rotation(yaw, pitch)
   pixel_rad = max(2 * np.pi / view.width, np.pi / view.height)
   plane = (turn.T @ spread @ turn)[:2, :2] / (centre @ centre)
-  inverse = np.linalg.inv(plane + LOW_PASS * pixel_rad**2 * np.eye(2))
+  inverse = np.linalg.inv(plane + view.low_pass * pixel_rad**2 * np.eye(2))
   rays = camera.equirect_to_direction(u, v, view.width, view.height) @ turn
   offset = rays[..., :2] / np.where(rays[..., 2:] > 0.2, rays[..., 2:], np.inf)
   power = -np.einsum('...i,ij,...j->...', offset, inverse, offset) / 2
