@@ -37,6 +37,8 @@ from odin_jax.splatting import gaussians as gaussian
 LOW_PASS = 0.3
 # What is more transparent is not drawn; the renderers of others do the same.
 LEAST_ALPHA = 1 / 255
+# By which bounds are drawn wider than they are, lest rounding cut a pixel off.
+_ROUNDING = 1.001
 # Nearer centres are not drawn, scene units (the median depth is about 1).
 NEAR = 0.05
 # Beyond this multiple of the field of view J is that of its edge, lest
@@ -111,7 +113,7 @@ def project(scene: gaussian.Gaussians, view: Camera) -> Footprints:
   spread = precise(turn, gaussian.rotations(scene.quaternions))
   spread = spread * jnp.exp(scene.log_scales)[:, None, :]
   # Squared distance from the centre, in deviations, up to which it is drawn.
-  reach = 2 * jnp.log(
+  reach = (2 * _ROUNDING) * jnp.log(
     jnp.maximum(gaussian.opacities(scene) / LEAST_ALPHA, 1e-9)
   )
   kind = _on_sphere if view.is_panorama else _in_image

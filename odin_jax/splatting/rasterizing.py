@@ -254,16 +254,19 @@ def _blend(
   """Colour and transmittance of every tile."""
   count, _, pixels = rays.shape
 
+  # Gathered here: what a group takes from elsewhere is kept for every group.
+  parts = features[jnp.maximum(chunks.numbers, 0)]
+  rays = rays[jnp.minimum(chunks.tiles, count - 1)]
+
   @jax.checkpoint
   def of_group(
-    numbers: Int[Array, 'g c'], tiles: Int[Array, 'g']
+    part: Float[Array, 'g c f'],
+    is_there: Bool[Array, 'g c'],
+    ray: Float[Array, 'g 3 p'],
   ) -> tuple[Float[Array, 'g 3 p'], Float[Array, 'g p']]:
-    part = features[jnp.maximum(numbers, 0)]
-    alpha = _alpha(
-      part, numbers >= 0, rays[jnp.minimum(tiles, count - 1)], is_panorama
-    )
-    colour = jnp.zeros((len(tiles), 3, pixels), features.dtype)
-    through = jnp.ones((len(tiles), pixels), features.dtype)
+    alpha = _alpha(part, is_there, ray, is_panorama)
+    colour = jnp.zeros_like(ray)
+    through = jnp.ones_like(ray[:, 0])
     for index in range(_CHUNK):
       weight = through * alpha[:, index]
       colour += part[:, index, 10:, None] * weight[:, None]
@@ -271,25 +274,22 @@ def _blend(
     return colour, through
 
   def nothing(
-    numbers: Int[Array, 'g c'], tiles: Int[Array, 'g']
+    part: Float[Array, 'g c f'],
+    is_there: Bool[Array, 'g c'],
+    ray: Float[Array, 'g 3 p'],
   ) -> tuple[Float[Array, 'g 3 p'], Float[Array, 'g p']]:
-    shape = len(tiles), pixels
-    return (
-      jnp.zeros((shape[0], 3, shape[1]), features.dtype),
-      jnp.ones(shape, features.dtype),
-    )
+    del part, is_there
+    return jnp.zeros_like(ray), jnp.ones_like(ray[:, 0])
 
-  def step(
-    number: Int[Array, ''], group: tuple[Int[Array, 'g c'], Int[Array, 'g']]
-  ):
+  def step(number: Int[Array, ''], group: tuple[Array, Array, Array]):
     made = jax.lax.cond(
       number * _GROUP < chunks.used, of_group, nothing, *group
     )
     return number + 1, made
 
-  groups = (
-    chunks.numbers.reshape(-1, _GROUP, _CHUNK),
-    chunks.tiles.reshape(-1, _GROUP),
+  groups = tuple(
+    array.reshape(-1, _GROUP, *array.shape[1:])
+    for array in (parts, chunks.numbers >= 0, rays)
   )
   _, (colour, through) = jax.lax.scan(step, 0, groups)
   colour = colour.reshape(-1, 3, pixels)
