@@ -17,8 +17,8 @@ npm install --silent --no-fund --no-audit "three@$THREE" "esbuild@$ESBUILD"
 cat > entry.js <<'JS'
 export {
   BufferAttribute, BufferGeometry, DoubleSide, Group, LineBasicMaterial, LineSegments, Mesh, MeshBasicMaterial,
-  PerspectiveCamera, PlaneGeometry, Points, PointsMaterial, Raycaster, Scene, SRGBColorSpace, Texture, Vector2,
-  Vector3, WebGLRenderer,
+  PerspectiveCamera, PlaneGeometry, Points, PointsMaterial, Raycaster, Scene, ShaderMaterial, SRGBColorSpace, Texture,
+  Vector2, Vector3, WebGLRenderer,
 } from 'three';
 export { OrbitControls } from 'three/addons/controls/OrbitControls.js';
 JS

@@ -148,6 +148,11 @@ WINGS = {
     'odin_jax.predictors',
     'odin_jax.porting',
   ],
+  'odin_jax.splatting': [
+    'odin_jax.shared',
+    'odin_jax.geometry',
+    'odin_jax.benchmarks',
+  ],
   'odin_jax.generating': [
     'odin_jax.shared',
     'odin_jax.panoramas',
@@ -211,6 +216,7 @@ ENTRY_POINTS = [
   'odin_jax.consistency',
   'odin_jax.generate',
   'odin_jax.reconstruct',
+  'odin_jax.splat',
   'odin_jax.report',
   'odin_jax.serve',
   'odin_jax.experiments',

@@ -1,4 +1,4 @@
-"""The page of a reconstructed scene: to fly through its points and its mesh.
+"""The page of a scene: to fly through its points, its mesh, its Gaussians.
 
 One file that opens from disk. Drawn by three.js (`three/`, bundled by
 launch/bundle_three.sh).
@@ -20,6 +20,8 @@ _TEMPLATE = _FOLDER / 'scene_page.html'
 _THREE = _FOLDER / 'three' / 'three.js'
 # More make the page slow to load; a random choice of them shows the same.
 MOST_POINTS = 1_000_000
+# Each is four corners in the page.
+MOST_SPLATS = 200_000
 # Of the extent, what may lie beyond what is first looked at, at either end.
 _OUTLIERS_PERCENT = 5.0
 
@@ -56,6 +58,37 @@ def mesh(
   }
 
 
+def splats(
+  places: Float32[np.ndarray, 'n 3'],
+  covariances: Float32[np.ndarray, 'n 3 3'],
+  colours: UInt8[np.ndarray, 'n 3'],
+  opacities: Float32[np.ndarray, 'n'],
+  pixel_rad: float,
+) -> dict[str, Any]:
+  """3D Gaussians for the page; of too many those that cover most.
+
+  Args:
+    places: their centres.
+    covariances: in the axes of the scene.
+    colours: sRGB.
+    opacities: of the centres.
+    pixel_rad: angle of a pixel of the views that they were fitted to, by which
+      the low-pass filter of these views is drawn at any size.
+  """
+  cover = opacities * np.trace(covariances, axis1=1, axis2=2)
+  order = np.sort(np.argsort(-cover, kind='stable')[:MOST_SPLATS])
+  alpha = np.rint(np.clip(opacities, 0, 1) * 255).astype(np.uint8)
+  return {
+    'count': len(order),
+    'all': len(places),
+    'xyz': _packed(places[order], '<f4'),
+    'rgba': _packed(np.hstack([colours, alpha[:, None]])[order], 'u1'),
+    'diagonal': _packed(covariances[order][:, [0, 1, 2], [0, 1, 2]], '<f4'),
+    'mixed': _packed(covariances[order][:, [0, 0, 1], [1, 2, 2]], '<f4'),
+    'pixel_rad': pixel_rad,
+  }
+
+
 def view(
   name: str,
   image: UInt8[np.ndarray, 'h w 3'],
@@ -86,6 +119,7 @@ def render(
   mesh: dict[str, Any],
   views: list[dict[str, Any]],
   places: Float32[np.ndarray, 'n 3'],
+  splats: dict[str, Any] | None = None,
 ) -> str:
   """The page.
 
@@ -100,6 +134,7 @@ def render(
     views: from `view`, at least one.
     places: of points, or of cameras where there are none, that tell where to
       look first.
+    splats: from `splats`; None where there are none.
   """
   low, high = np.percentile(
     places, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT], axis=0
@@ -114,6 +149,7 @@ def render(
     'size': max(float(np.linalg.norm(high - low)), 1e-3),
     'points': points,
     'mesh': mesh,
+    'splats': splats or {'count': 0},
     'views': views,
   }
   text = page.render(_TEMPLATE, data)

@@ -9,7 +9,7 @@ import pytest
 
 from odin_jax.reporting import scene_page
 from odin_jax.shared import camera, page
-from tests.helpers import browser
+from tests.helpers import browser, slow_splats
 
 EXECUTABLE = browser.find()
 pytestmark = pytest.mark.skipif(
@@ -81,6 +81,11 @@ def chromium(tmp_path_factory):
     yield it
 
 
+# At rest, with all its pixels.
+AT_REST = """new Promise(done => {
+  const wait = () => performance.now() > settled && !waiting ? done() : setTimeout(wait, 20);
+  wait();
+})"""
 DRAWN = 'new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))'
 
 
@@ -142,6 +147,83 @@ def test_points_are_shown_where_there_is_no_mesh(chromium, tmp_path):
   chromium.run('select(0)')
   shown = [max(pixel(chromium, 0.5 + 0.01 * i, 0.5)) for i in range(-4, 5)]
   assert max(shown) > 150
+  assert complaints(chromium) == []
+
+
+def test_gaussians_are_drawn_as_a_slow_renderer_has_them(chromium, tmp_path):
+  generator = np.random.default_rng(0)
+  count = 14
+  scene = (
+    generator.normal(size=(count, 3)) * [0.5, 0.35, 0.4] + [0, 0, 1.5],
+    generator.normal(-2, 0.5, (count, 3)),
+    generator.normal(size=(count, 4)),
+    generator.normal(1, 1, count),
+    generator.normal(0, 0.8, (count, 3)),
+  )
+  poses = [
+    camera.make_pose(camera.rotation_y(angle), np.array([0.1, 0.05, 0.0]))
+    for angle in (0.0, 0.2)
+  ]
+  spread = np.stack(
+    [slow_splats.covariance(*both) for both in zip(scene[1], scene[2])]
+  )
+  colours = np.clip(0.5 + slow_splats.HARMONIC_0 * scene[4], 0, 1)
+  chromium.open(write(tmp_path / 'empty.html', with_points=True), 390, 'light')
+  width, height = (
+    chromium.run(f"$('scene').client{side}") for side in ('Width', 'Height')
+  )
+  focal_px = height / 2 / np.tan(np.deg2rad(80.0) / 2)
+  # Of the views that they were fitted to a pixel was so many of the canvas.
+  coarse = 30.0
+  nothing = np.zeros((0, 3), np.float32)
+  path = tmp_path / 'index.html'
+  path.write_text(
+    scene_page.render(
+      title='Gaussians',
+      made='today',
+      next_step='look',
+      findings=[page.Finding('They are there.', True)],
+      fov_deg=80.0,
+      points=scene_page.points(nothing, nothing.astype(np.uint8)),
+      mesh=scene_page.mesh(
+        nothing, nothing.astype(int), nothing.astype(np.uint8)
+      ),
+      views=[
+        scene_page.view('a.png', np.zeros((8, 8, 3), np.uint8), pose)
+        for pose in poses
+      ],
+      places=scene[0].astype(np.float32),
+      splats=scene_page.splats(
+        scene[0].astype(np.float32),
+        spread.astype(np.float32),
+        np.rint(colours * 255).astype(np.uint8),
+        (1 / (1 + np.exp(-scene[3]))).astype(np.float32),
+        coarse / focal_px,
+      ),
+    )
+  )
+  chromium.open(path, 390, 'light')
+  assert '14' in chromium.run("$('cards').textContent")
+  # Without the cameras.
+  chromium.run("[...$('layers').children][1].click()")
+  for index, pose in enumerate(poses):
+    chromium.run(f'select({index})')
+    chromium.run(AT_REST)
+    uri = chromium.run(
+      "(renderer.render(stage, eye), $('scene').toDataURL('image/png'))"
+    )
+    data = np.frombuffer(base64.b64decode(uri.split(',')[1]), np.uint8)
+    shown = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    expected, _ = slow_splats.picture(
+      (*scene[:4], (colours - 0.5) / slow_splats.HARMONIC_0),
+      slow_splats.View(
+        camera.inverse(pose), width, height, focal_px, 0.3 * coarse**2
+      ),
+    )
+    assert shown.shape == expected.shape and expected.max() > 0.5
+    # Each is rounded to 8 bits as it is added.
+    error = np.abs(shown - 255 * expected)
+    assert error.mean() < 1 and error.max() < 8, (error.mean(), error.max())
   assert complaints(chromium) == []
 
 

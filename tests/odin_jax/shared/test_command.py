@@ -350,7 +350,7 @@ for name in using_jax:
 
 def test_flags_are_read_before_what_is_slow_to_load(repository):
   using_jax = {'train', 'cache_latents', 'plan', 'evaluate', 'generate'}
-  using_jax |= {'port_weights', 'serve'}
+  using_jax |= {'port_weights', 'serve', 'splat'}
   using_jax = {f'odin_jax.{name}' for name in using_jax}
   light = set(COMMANDS) - using_jax
   done = subprocess.run(
