@@ -4,11 +4,20 @@ What the two have in common is what the rest needs: the ray of a pixel, the
 pixel of a point, and how far two pixels are apart. Depth is what a ray is
 multiplied with: along the optical axis for a perspective view, whose rays have
 z = 1; the distance for a panorama, whose rays have length 1. Axes and pixels
-are those of `odin_jax.shared.camera`.
+are those of `odin_jax.shared.camera`. Both have
+
+    width_px, height_px  of the picture
+    goes_on              whether it goes on beyond its edges, at the other side
+    pixel_rad            angle of a pixel in the middle of the picture
+    rays                 of pixels, at depth 1
+    project              pixels and depths of points in camera axes; what has no
+                         depth above 0 is not seen
+    is_inside            whether pixels lie in the picture
+    apart_px             how far pixels lie apart, in pixels of the middle
+    continued            a picture with what lies beyond its edges, where known
 """
 
 import dataclasses
-from typing import Protocol
 
 from jaxtyping import Bool, Float, Shaped
 import numpy as np
@@ -18,41 +27,6 @@ from odin_jax.shared import camera, equirect
 Pixels = Float[np.ndarray, '*b 2']
 Rays = Float[np.ndarray, '*b 3']
 Depths = Float[np.ndarray, '*b']
-
-
-class Lens(Protocol):
-  """See the module.
-
-  Attributes:
-    width_px: of the picture.
-    height_px: of the picture.
-    goes_on: whether the picture goes on beyond its edges, at the other side.
-  """
-
-  width_px: int
-  height_px: int
-  goes_on: bool
-
-  @property
-  def pixel_rad(self) -> float:
-    """Angle of a pixel in the middle of the picture."""
-
-  def rays(self, pixels: Pixels) -> Rays:
-    """Rays at depth 1."""
-
-  def project(self, points: Rays) -> tuple[Pixels, Depths]:
-    """Pixels and depths of points in camera axes; depth <= 0 is not seen."""
-
-  def is_inside(self, pixels: Pixels) -> Bool[np.ndarray, '*b']:
-    """Whether pixels lie in the picture."""
-
-  def apart_px(self, a: Pixels, b: Pixels) -> Depths:
-    """How far pixels lie apart, in pixels of the middle of the picture."""
-
-  def continued(
-    self, picture: Shaped[np.ndarray, 'h w *c'], margin_px: int
-  ) -> Shaped[np.ndarray, 'H W *c']:
-    """A picture with what lies beyond its edges, where that is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +104,9 @@ class Equirectangular:
     self, picture: Shaped[np.ndarray, 'h w *c'], margin_px: int
   ) -> Shaped[np.ndarray, 'H W *c']:
     return equirect.pad(picture, margin_px)
+
+
+Lens = Perspective | Equirectangular
 
 
 def grid(lens: Lens, margin_px: int = 0) -> Float[np.ndarray, 'h w 2']:
