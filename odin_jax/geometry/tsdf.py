@@ -195,7 +195,8 @@ def _surface(
   if not is_cell.any():
     return NO_MESH
   mask = np.zeros(field.shape, bool)
-  mask[:-1, :-1, :-1] = is_cell
+  # scikit-image looks a cell up at its last corner.
+  mask[1:, 1:, 1:] = is_cell
   # The front is where the field is larger.
   places, faces, _, _ = measure.marching_cubes(
     field, 0.0, mask=mask, gradient_direction='descent'
