@@ -58,10 +58,13 @@ class Perspective:
     return np.concatenate([local, np.ones_like(local[..., :1])], axis=-1)
 
   def project(self, points: Rays) -> tuple[Pixels, Depths]:
-    return camera.project(points, self.intrinsics)
+    # In the precision of the points: half of the time where that is enough.
+    return camera.project(points, self.intrinsics.astype(points.dtype))
 
   def is_inside(self, pixels: Pixels) -> Bool[np.ndarray, '*b']:
-    return np.all((pixels > 0) & (pixels < self.size_px), axis=-1)
+    # A reduction over an axis of two takes several times as long.
+    u, v = np.moveaxis(pixels, -1, 0)
+    return (u > 0) & (u < self.size_px) & (v > 0) & (v < self.size_px)
 
   def apart_px(self, a: Pixels, b: Pixels) -> Depths:
     return np.linalg.norm(a - b, axis=-1)

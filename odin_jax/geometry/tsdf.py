@@ -129,6 +129,8 @@ def _integrate(
       local = points @ pose[:, :3].T + pose[:, 3]
       pixels, z = lens.project(local)
       inside = (z > 0) & lens.is_inside(pixels)
+      if not inside.any():
+        continue
       # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
       place = np.where(inside[:, None], pixels - np.float32(0.5), 0)
       depth = _depth_at(

@@ -158,7 +158,7 @@ def _open3d_mesh(
   matrix = views.intrinsics.copy()
   # Open3D puts the centre of the first pixel at 0.
   matrix[:2, 2] -= 0.5
-  intrinsics = as_tensor(matrix)
+  intrinsics = as_tensor(np.ascontiguousarray(matrix))
   for image, inverse, pose in zip(
     views.images, inverse_depths, views.camera2scene
   ):
@@ -167,8 +167,14 @@ def _open3d_mesh(
     colour = open3d.t.geometry.Image(
       as_tensor(np.ascontiguousarray(image, np.float32) / 255)
     )
-    extrinsics = as_tensor(np.vstack([camera.inverse(pose), [0, 0, 0, 1]]))
-    limits = {'depth_scale': 1.0, 'depth_max': 1e6, 'trunc_voxel_multiplier': 4}
+    extrinsics = as_tensor(
+      np.vstack([camera.inverse(pose), [0.0, 0.0, 0.0, 1.0]])
+    )
+    limits = {
+      'depth_scale': 1.0,
+      'depth_max': 1e6,
+      'trunc_voxel_multiplier': 4.0,
+    }
     blocks = grid.compute_unique_block_coordinates(
       depth, intrinsics, extrinsics, **limits
     )
