@@ -17,6 +17,7 @@ import trimesh
 
 from odin_jax.benchmarks import mipnerf360
 from odin_jax.benchmarks import nerfstudio as nerfstudio_reader
+from odin_jax.geometry import equirectangular_frames
 from odin_jax.shared import camera
 from preprocessing.exporting import cameras, exports, sensors
 from preprocessing.solving import bundle_adjustment, masks, solver
@@ -403,6 +404,21 @@ def test_views_are_read_back_by_the_benchmarks(exported, path, read):
     check_picture(view.read().astype(float), truth.reshape(48, 48, 3))
   names = [view.path.name for view in views]
   assert names == sorted(names)
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_panoramas_are_read_back_for_reconstruction(
+  exported, path, pictures, number
+):
+  frames = equirectangular_frames.read(exported, component=number)
+  own = path.frames(number)
+  np.testing.assert_array_equal(frames.camera2scene, path.frame2scene[own])
+  mask = path.mask.resized(WIDTH, HEIGHT)
+  masked = mask.holds(sensors.Panorama(width=WIDTH, height=HEIGHT).directions())
+  assert masked.any()
+  for frame, image, counts in zip(own, frames.images, frames.counts):
+    check_picture(image.astype(float), pictures[frame].astype(float))
+    np.testing.assert_array_equal(counts, ~masked)
 
 
 def test_the_world_of_nerfstudio_has_z_up(exported, path):
