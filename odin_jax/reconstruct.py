@@ -6,16 +6,27 @@
 `--views` is a folder as `odin_jax.generate` writes it: `poses.json` with
 `fov_deg`, `width`, `height` and `frames` (`file`, `camera2scene` as 12 numbers,
 row-major), and the square images that it names. Any posed views in that layout
-will do, real ones too.
+will do, real ones too. A 360-degree video of your own is made 3D by
 
-Depth comes from a plane sweep (`odin_jax/geometry/stereo.py`), the mesh from the
-signed distances that the depths give on average (`odin_jax/geometry/tsdf.py`).
+  python -m odin_jax.reconstruct --cameras=runs/records/cameras/VIDEO \
+      --output=runs/scene
+
+from the panoramas that `preprocessing.run --export=nerfstudio` (or colmap)
+wrote there, or by `--records` from the panoramas or pairs of a folder of
+records. Both take one component, the largest unless `--component` (and
+`--video`) name another: others have no common place or scale. Lengths are in
+scene units; a video does not tell how many metres one is.
+
+Depth comes from a plane sweep, of panoramas by a sweep of spheres
+(`odin_jax/geometry/stereo.py`), the mesh from the signed distances that the
+depths give on average (`odin_jax/geometry/tsdf.py`).
 
 Output: `points.ply` (binary; points in scene units with colours and normals),
 `mesh.ply` and `mesh.glb` (a coloured surface; none where no depth is believed),
-`index.html` (a page to fly through both), `depth/000.png` per view (inverse depth, near is bright, black where it is not
-believed) and `reconstruction.json`. Views that do not agree give few points or
-none, and the figures say so.
+`index.html` (a page to fly through both, with the cameras; of panoramas what
+they see ahead), `depth/000.png` per view (inverse depth, near is bright, black
+where it is not believed) and `reconstruction.json`. Views that do not agree
+give few points or none, and the figures say so.
 """
 
 import sys
@@ -33,10 +44,19 @@ import time
 
 from absl import flags
 import cv2
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 import numpy as np
 
-from odin_jax.geometry import fusion, mesh_files, stereo, tsdf, view_folder
+from odin_jax.geometry import (
+  equirectangular_frames,
+  fusion,
+  lenses,
+  mesh_files,
+  record_views,
+  stereo,
+  tsdf,
+  view_folder,
+)
 from odin_jax.reporting import scene_page
 from odin_jax.shared import (
   command,
@@ -51,6 +71,24 @@ from odin_jax.shared import (
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = command.define_path(
   'views', 'Folder with poses.json and the images that it names.'
+)
+_CAMERAS = command.define_path(
+  'cameras', 'Folder cameras/VIDEO that preprocessing.run exported.'
+)
+_RECORDS = command.define_path(
+  'records', 'Folder of panoramas or pairs that preprocessing wrote.'
+)
+_VIDEO = flags.DEFINE_string(
+  'video', None, 'Of --records: whose; default: with the largest component.'
+)
+_COMPONENT = flags.DEFINE_integer(
+  'component', None, 'Of a video; default: the largest.', lower_bound=0
+)
+_MAX_VIEWS = flags.DEFINE_integer(
+  'max_views',
+  40,
+  'Of a video as many are taken, evenly spread in time; each takes seconds.',
+  lower_bound=2,
 )
 _OUTPUT = command.define_output(
   'Folder for index.html, points.ply, mesh.ply, mesh.glb, depth/ and figures'
@@ -78,7 +116,10 @@ _MIN_SIZE_PX = flags.DEFINE_integer(
   'min_size_px', 128, 'Smaller views are enlarged for matching.', lower_bound=16
 )
 _MAX_SIZE_PX = flags.DEFINE_integer(
-  'max_size_px', 384, 'Larger views are reduced for matching.', lower_bound=16
+  'max_size_px',
+  None,
+  'Higher views are reduced for matching; default: 384, of panoramas 256.',
+  lower_bound=16,
 )
 _MESH_VOXELS = flags.DEFINE_integer(
   'mesh_voxels',
@@ -87,9 +128,116 @@ _MESH_VOXELS = flags.DEFINE_integer(
   lower_bound=8,
   upper_bound=512,
 )
-flags.mark_flags_as_required(['views', 'output'])
+flags.mark_flags_as_required(['output'])
+# The view ahead of a panorama, for its page.
+_AHEAD = lenses.Perspective(90.0, 192)
+_MOST_VIEW_PX, _MOST_PANORAMA_PX = 384, 256
 # Side of the matching window in pixels of the original image, at least.
 _MIN_WINDOW_PX = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Input:
+  """What is reconstructed.
+
+  Attributes:
+    views: not yet at the size at which they are matched.
+    names: of each.
+    place: where they come from.
+    chosen: which of what is there, for reconstruction.json.
+    unit: what a scene unit is.
+  """
+
+  views: stereo.Views
+  names: list[str]
+  place: str
+  chosen: dict[str, str | int]
+  unit: str
+
+
+_UNIT_OF_RECORDS = (
+  'one is the median depth of the source views of the records of this component'
+)
+
+
+def _check_flags() -> None:
+  """Raises errors.UserError: not one input, or a flag that changes nothing."""
+  inputs = [
+    flag for flag in (_VIEWS, _CAMERAS, _RECORDS) if flag.value is not None
+  ]
+  if len(inputs) != 1:
+    raise errors.UserError(
+      'give one of --views, --cameras and --records, what to reconstruct'
+    )
+  if _VIDEO.value is not None and _RECORDS.value is None:
+    raise errors.UserError(
+      '--video: chooses among --records alone; leave it out'
+    )
+  for flag in (_COMPONENT, _MAX_VIEWS):
+    if flag.present and _VIEWS.value is not None:
+      raise errors.UserError(
+        f'--{flag.name}: all of --views are taken; leave it out'
+      )
+  if _MIN_DEPTH.value >= _MAX_DEPTH.value:
+    raise errors.UserError('--min_depth must be smaller than --max_depth')
+
+
+def _read() -> _Input:
+  """What the flags name."""
+  if _VIEWS.value is not None:
+    folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
+    views, names = view_folder.read(folder)
+    unit = 'that of the poses'
+    return _Input(
+      views=views, names=names, place=str(folder), chosen={}, unit=unit
+    )
+  limits = {
+    'component': _COMPONENT.value,
+    'most': _MAX_VIEWS.value,
+    'max_height_px': _MAX_SIZE_PX.value or _MOST_VIEW_PX,
+  }
+  if _CAMERAS.value is not None:
+    folder = files.require_folder(_CAMERAS.value, 'the cameras of a video')
+    limits['max_height_px'] = _MAX_SIZE_PX.value or _MOST_PANORAMA_PX
+    frames = equirectangular_frames.read(folder, **limits)
+    return _Input(
+      views=stereo.Views(
+        images=frames.images,
+        camera2scene=frames.camera2scene,
+        fov_deg=None,
+        counts=frames.counts,
+      ),
+      names=frames.names,
+      place=str(folder),
+      chosen={
+        'component': frames.component,
+        'num_available': frames.available,
+      },
+      unit=_UNIT_OF_RECORDS,
+    )
+  folder = files.require_folder(_RECORDS.value, 'a folder of records')
+  found = record_views.read(folder, video_id=_VIDEO.value, **limits)
+  return _Input(
+    views=found.views,
+    names=found.names,
+    place=str(folder),
+    chosen={
+      'video_id': found.video_id,
+      'component': found.component,
+      'num_available': found.available,
+    },
+    unit=_UNIT_OF_RECORDS,
+  )
+
+
+def _page_pictures(views: stereo.Views) -> UInt8[np.ndarray, 'n s s 3']:
+  """The views; of panoramas what they see ahead."""
+  if views.fov_deg is not None:
+    return views.images
+  pixels, _ = views.lens.project(_AHEAD.rays(lenses.grid(_AHEAD)))
+  return np.stack(
+    [stereo.sampled(image, views.lens, pixels) for image in views.images]
+  )
 
 
 def settings(
@@ -123,7 +271,7 @@ def settings(
 
 def _write_depths(
   folder: pathlib.Path,
-  inverse_depths: Float32[np.ndarray, 'n s s'],
+  inverse_depths: Float32[np.ndarray, 'n h w'],
   digits: int,
 ) -> list[str]:
   """Writes depth/000.png ...; returns their names."""
@@ -156,7 +304,7 @@ def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
 
 def _write_page(
   output: pathlib.Path,
-  names: list[str],
+  given: _Input,
   views: stereo.Views,
   result: fusion.Reconstruction,
   mesh: tsdf.Mesh,
@@ -182,17 +330,35 @@ def _write_page(
     findings.append(
       page.Finding('The views do not agree on any surface.', False)
     )
+  of_all = given.chosen.get('num_available', len(given.names))
+  if of_all > len(given.names):
+    findings.append(
+      page.Finding(
+        f'{len(given.names)} of {of_all} views were taken; --max_views takes '
+        'more.'
+      )
+    )
+  if given.chosen:
+    findings.append(
+      page.Finding(
+        f'Lengths are in scene units: {given.unit}; a video does not tell '
+        'metres.'
+      )
+    )
   text = scene_page.render(
     title='A scene from its views',
-    made=f'{time.strftime("%Y-%m-%d")}, {len(names)} views of {_VIEWS.value}',
+    made=f'{time.strftime("%Y-%m-%d")}, {len(given.names)} views of '
+    f'{given.place}',
     next_step='open mesh.glb or points.ply in Blender or MeshLab',
     findings=findings,
-    fov_deg=views.fov_deg,
+    fov_deg=views.fov_deg or _AHEAD.fov_deg,
     points=scene_page.points(cloud.points, cloud.colours),
     mesh=scene_page.mesh(mesh.vertices, mesh.faces, mesh.colours),
     views=[
       scene_page.view(name, image, pose)
-      for name, image, pose in zip(names, views.images, views.camera2scene)
+      for name, image, pose in zip(
+        given.names, _page_pictures(views), views.camera2scene
+      )
     ],
     places=cloud.points
     if len(cloud.points)
@@ -211,13 +377,15 @@ def _write_page(
 
 def main() -> None:
   watch = command.Stopwatch()
-  if _MIN_DEPTH.value >= _MAX_DEPTH.value:
-    raise errors.UserError('--min_depth must be smaller than --max_depth')
-  folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
-  views, names = view_folder.read(folder)
+  _check_flags()
+  given = _read()
+  views, names = given.views, given.names
   output = files.claim_output(_OUTPUT.value, _TOOL)
   size = views.size_px
-  working_px = min(max(size, _MIN_SIZE_PX.value), _MAX_SIZE_PX.value)
+  most_px = _MAX_SIZE_PX.value or (
+    _MOST_PANORAMA_PX if views.fov_deg is None else _MOST_VIEW_PX
+  )
+  working_px = min(max(size, _MIN_SIZE_PX.value), most_px)
   sweep, rule = settings(size, working_px, len(names))
   command.say([cores.text()])
   views = fusion.resize(views, working_px)
@@ -244,7 +412,10 @@ def main() -> None:
   files.write_json(
     output / 'reconstruction.json',
     {
-      'views': str(_VIEWS.value),
+      'views': given.place,
+      'camera': 'equirectangular' if views.fov_deg is None else 'perspective',
+      **given.chosen,
+      'scene_unit': given.unit,
       'num_views': len(names),
       'size_px': size,
       'working_px': working_px,
@@ -264,7 +435,7 @@ def main() -> None:
     f'{count} points and a mesh of {len(mesh.faces)} triangles from {len(names)} '
     f'views, depth believed at {100 * coverage:.0f} % of the pixels'
   )
-  _write_page(output, names, views, result, mesh, coverage, agreement['median'])
+  _write_page(output, given, views, result, mesh, coverage, agreement['median'])
   command.finish(output, made, look_at='index.html')
 
 

@@ -14,7 +14,7 @@ import cv2
 from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 
-from odin_jax.geometry import stereo
+from odin_jax.geometry import lenses, stereo
 from odin_jax.shared import camera
 
 
@@ -84,7 +84,7 @@ class Reconstruction:
   """
 
   cloud: PointCloud
-  inverse_depths: Float32[np.ndarray, 'n s s']
+  inverse_depths: Float32[np.ndarray, 'n h w']
   figures: list[ViewFigures]
   depth_differences: Float[np.ndarray, 'm']
 
@@ -100,14 +100,14 @@ class CheckedView:
   """
 
   points: Float[np.ndarray, 'n 3']
-  believed: Bool[np.ndarray, 's s']
+  believed: Bool[np.ndarray, 'h w']
   depth_differences: Float[np.ndarray, 'm']
 
 
 def _scene_points(
-  views: stereo.Views, index: int, depth: Float[np.ndarray, 's s']
+  views: stereo.Views, index: int, depth: Float[np.ndarray, 'h w']
 ) -> Float[np.ndarray, 'p 3']:
-  rays = camera.view_rays(views.fov_deg, views.size_px)
+  rays = views.lens.rays(lenses.grid(views.lens))
   points = (rays * depth[..., None]).reshape(-1, 3).astype(np.float64)
   return camera.transform(views.camera2scene[index], points)
 
@@ -119,10 +119,10 @@ def check(
   rule: Agreement,
 ) -> CheckedView:
   """Keeps the depths of `reference` on which enough other views agree."""
-  size = views.size_px
+  lens = views.lens
   own = maps[reference].depth.astype(np.float64)
   points = _scene_points(views, reference, own)
-  pixels = np.stack(camera.pixel_centres(size, size), -1).reshape(-1, 2)
+  pixels = lenses.grid(lens).reshape(-1, 2)
   own = own.reshape(-1)
   total, count = points.copy(), np.zeros(len(points), int)
   differences = []
@@ -130,12 +130,11 @@ def check(
     if neighbour == reference or neighbour_map is None:
       continue
     returned, agree = _round_trip(views, neighbour, neighbour_map, points)
-    back, depth = camera.project(
-      camera.transform(camera.inverse(views.camera2scene[reference]), returned),
-      views.intrinsics,
+    back, depth = lens.project(
+      camera.transform(camera.inverse(views.camera2scene[reference]), returned)
     )
     difference = np.abs(depth - own) / own
-    agree &= np.linalg.norm(back - pixels, axis=-1) < rule.reprojection_px
+    agree &= lens.apart_px(back, pixels) < rule.reprojection_px
     agree &= difference < rule.relative_depth
     agree &= (
       camera.angle_between_deg(
@@ -151,7 +150,7 @@ def check(
   believed &= maps[reference].correlation.reshape(-1) >= rule.correlation
   return CheckedView(
     points=total[believed] / (1 + count[believed, None]),
-    believed=believed.reshape(size, size),
+    believed=believed.reshape(views.images.shape[1:3]),
     depth_differences=np.concatenate([*differences, np.zeros(0)]),
   )
 
@@ -166,17 +165,14 @@ def _round_trip(
   local = camera.transform(
     camera.inverse(views.camera2scene[neighbour]), points
   )
-  pixels, z = camera.project(local, views.intrinsics)
-  visible = (z > 0) & np.all((pixels > 0) & (pixels < views.size_px), axis=-1)
-  # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
-  where = np.where(visible[:, None], pixels - 0.5, 0).astype(np.float32)
-  depth = cv2.remap(
-    neighbour_map.depth,
-    where.reshape(views.size_px, views.size_px, 2),
-    None,
-    cv2.INTER_LINEAR,
-    borderMode=cv2.BORDER_REPLICATE,
-  ).reshape(-1)
+  lens, shape = views.lens, views.images.shape[1:3]
+  pixels, z = lens.project(local)
+  visible = (z > 0) & lens.is_inside(pixels)
+  where = np.where(visible[:, None], pixels, 0).reshape(*shape, 2)
+  depth = stereo.sampled(neighbour_map.depth, lens, where).reshape(-1)
+  if views.counts is not None:
+    counts = views.counts[neighbour].astype(np.float32)
+    visible &= stereo.sampled(counts, lens, where).reshape(-1) > 0.5
   ray = local / np.where(visible, z, 1)[:, None]
   surface = camera.transform(
     views.camera2scene[neighbour], ray * depth[:, None].astype(np.float64)
@@ -185,12 +181,11 @@ def _round_trip(
 
 
 def normals_of_depth(
-  views: stereo.Views, index: int, depth: Float32[np.ndarray, 's s']
-) -> Float[np.ndarray, 's s 3']:
+  views: stereo.Views, index: int, depth: Float32[np.ndarray, 'h w']
+) -> Float[np.ndarray, 'h w 3']:
   """Unit normals in scene axes that face the camera, from smoothed depth."""
   smooth = cv2.bilateralFilter(1 / depth, 5, 0.1, 2.0)
-  size = views.size_px
-  surface = _scene_points(views, index, 1 / smooth).reshape(size, size, 3)
+  surface = _scene_points(views, index, 1 / smooth).reshape(*depth.shape, 3)
   normal = np.cross(np.gradient(surface, axis=0), np.gradient(surface, axis=1))
   length = np.linalg.norm(normal, axis=-1, keepdims=True)
   normal = normal / np.maximum(length, 1e-12)
@@ -226,7 +221,7 @@ def merge_in_voxels(cloud: PointCloud, voxel: float) -> PointCloud:
 def cloud_of_view(
   views: stereo.Views,
   index: int,
-  depth: Float32[np.ndarray, 's s'],
+  depth: Float32[np.ndarray, 'h w'],
   checked: CheckedView,
 ) -> PointCloud:
   """The believed points of one view with their colours and normals."""
@@ -253,15 +248,23 @@ def join(clouds: list[PointCloud]) -> PointCloud:
 def resize(views: stereo.Views, size_px: int) -> stereo.Views:
   """The same views at another size: area averages down, cubic up."""
   smaller = size_px < views.size_px
-  images = [
-    cv2.resize(
-      image,
-      (size_px, size_px),
-      interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC,
+  height, width = views.images.shape[1:3]
+  # Of panoramas even, so that half a turn is a number of columns.
+  size = size_px, size_px
+  if views.fov_deg is None:
+    size = 2 * round(width * size_px / height / 2), size_px
+
+  def resized(pictures: np.ndarray) -> np.ndarray:
+    how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return np.stack(
+      [cv2.resize(picture, size, interpolation=how) for picture in pictures]
     )
-    for image in views.images
-  ]
-  return dataclasses.replace(views, images=np.stack(images))
+
+  counts = views.counts
+  if counts is not None:
+    # Pixels to which none adds that does not count.
+    counts = resized(np.where(counts, np.uint8(255), np.uint8(0))) == 255
+  return dataclasses.replace(views, images=resized(views.images), counts=counts)
 
 
 def reconstruct(
@@ -278,12 +281,12 @@ def reconstruct(
     rule: which depths are believed.
     progress: wraps the loop over views, for a progress bar.
   """
-  count, size = len(views.images), views.size_px
+  count = len(views.images)
   maps = [
     stereo.depth_map(views, index, sweep) for index in progress(range(count))
   ]
   clouds, figures, differences = [], [], []
-  inverse_depths = np.zeros((count, size, size), np.float32)
+  inverse_depths = np.zeros(views.images.shape[:3], np.float32)
   for index, depth_map in enumerate(maps):
     if depth_map is None:
       figures.append(ViewFigures(coverage=0.0, correlation=None))
@@ -300,7 +303,7 @@ def reconstruct(
       )
     )
   # One pixel at depth 1: points closer than that are the same point seen twice.
-  voxel = 1 / views.intrinsics[0, 0]
+  voxel = views.lens.pixel_rad
   return Reconstruction(
     cloud=merge_in_voxels(join(clouds), voxel),
     inverse_depths=inverse_depths,

@@ -5,14 +5,18 @@ spaced. For the plane z = d of the reference camera, the homography
 
   H(d) = K (R + t [0 0 1] / d) K^-1,   x_neighbour = R @ x_reference + t
 
-says where its pixels lie in a neighbour. The two images are compared by
+says where its pixels lie in a neighbour. A panorama is tried at distances along
+its rays in the same way: spheres take the place of planes, and its edges, where
+it goes on at the other side, are no edges. The two images are compared by
 zero-mean normalised cross-correlation (ZNCC) over a window and its colours, so
 brightness and contrast may differ; of all neighbours the better half counts, so
 what one of them does not see is forgiven (Kang, Szeliski, Chai, "Handling
 occlusions in dense multi-view stereo", 2001). Costs are smoothed along image
 lines (Hirschmueller, "Stereo processing by semi-global matching", 2008), and a
 parabola through the best plane and its two neighbours gives the depth between
-planes.
+planes. A second sweep in finer steps, around that answer instead of planes,
+compares windows that follow the surface, as planes do only where it faces the
+camera (`refined`).
 """
 
 import dataclasses
@@ -21,33 +25,48 @@ import cv2
 from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 
+from odin_jax.geometry import lenses
 from odin_jax.shared import camera
 
 Costs = Float32[np.ndarray, 'h w d']
 # Of colours in [0, 1]; windows with less contrast than this say nothing.
 _NOISE_VARIANCE = 1e-4
+# The finer sweeps look this far to either side, in steps of the first one.
+_FINER = (1.0, 0.5)
+_OFFSETS = np.float32([-1, -0.5, 0, 0.5, 1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-  """Square views with one field of view.
+  """Square views with one field of view, or panoramas of one size.
 
   Attributes:
     images: sRGB.
     camera2scene: pose of every view.
-    fov_deg: full field of view.
+    fov_deg: full field of view; None of equirectangular panoramas.
+    counts: which pixels may be scene; None for all.
   """
 
-  images: UInt8[np.ndarray, 'n s s 3']
+  images: UInt8[np.ndarray, 'n h w 3']
   camera2scene: Float[np.ndarray, 'n 3 4']
-  fov_deg: float
+  fov_deg: float | None
+  counts: Bool[np.ndarray, 'n h w'] | None = None
 
   @property
   def size_px(self) -> int:
+    """Height; of square views the width, too."""
     return self.images.shape[1]
 
   @property
+  def lens(self) -> lenses.Lens:
+    height, width = self.images.shape[1:3]
+    if self.fov_deg is None:
+      return lenses.Equirectangular(width, height)
+    return lenses.Perspective(self.fov_deg, height)
+
+  @property
   def intrinsics(self) -> Float[np.ndarray, '3 3']:
+    """Of square views."""
     return camera.intrinsics(self.fov_deg, self.size_px)
 
   def a2b(self, a: int, b: int) -> Float[np.ndarray, '3 4']:
@@ -87,7 +106,7 @@ class Sweep:
 SWEEP = Sweep(
   min_depth=0.25,
   max_depth=10.0,
-  window_px=7,
+  window_px=5,
   num_neighbours=6,
   baseline=0.2,
   plane_step_px=0.7,
@@ -97,12 +116,12 @@ SWEEP = Sweep(
 )
 
 
-def _grid_rays(views: Views, count: int) -> Float[np.ndarray, 'p 3']:
-  """Rays with z = 1 on an even grid from edge to edge of a view."""
-  grid = np.linspace(0, views.size_px, count)
-  u, v = np.meshgrid(grid, grid)
-  pixels = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3)
-  return pixels @ np.linalg.inv(views.intrinsics).T
+def _grid_rays(lens: lenses.Lens, count: int) -> Float[np.ndarray, 'p 3']:
+  """Rays at depth 1 on an even grid from edge to edge of a view."""
+  u, v = np.meshgrid(
+    np.linspace(0, lens.width_px, count), np.linspace(0, lens.height_px, count)
+  )
+  return lens.rays(np.stack([u, v], -1).reshape(-1, 2))
 
 
 def neighbours(views: Views, reference: int, sweep: Sweep) -> list[int]:
@@ -113,16 +132,15 @@ def neighbours(views: Views, reference: int, sweep: Sweep) -> list[int]:
   nearest to the wanted one win.
   """
   middle = np.sqrt(sweep.min_depth * sweep.max_depth)
-  points = _grid_rays(views, 7) * middle
+  lens = views.lens
+  points = _grid_rays(lens, 7) * middle
   rated = []
   for neighbour in range(len(views.images)):
     pose = views.a2b(reference, neighbour)
     baseline = float(np.linalg.norm(pose[:, 3])) / middle
-    pixels, depth = camera.project(
-      camera.transform(pose, points), views.intrinsics
-    )
-    inside = np.all((pixels >= 0) & (pixels <= views.size_px), axis=-1)
-    if baseline > 1e-3 and np.mean(inside & (depth > 0)) >= 0.5:
+    pixels, depth = lens.project(camera.transform(pose, points))
+    seen = lens.is_inside(pixels) & (depth > 0)
+    if baseline > 1e-3 and np.mean(seen) >= 0.5:
       rated.append((abs(np.log(baseline / sweep.baseline)), neighbour))
   return [neighbour for _, neighbour in sorted(rated)[: sweep.num_neighbours]]
 
@@ -135,17 +153,18 @@ def plane_depths(
   Their number follows from the widest shift that the depth range causes in
   any of the neighbours.
   """
-  size = views.size_px
-  rays = _grid_rays(views, 5)
+  lens = views.lens
+  rays = _grid_rays(lens, 5)
+  most = lens.width_px, lens.height_px
   shift_px = 1.0
   for neighbour in neighbour_views:
     ends = []
     for depth in (sweep.min_depth, sweep.max_depth):
       points = camera.transform(views.a2b(reference, neighbour), rays * depth)
-      pixels, z = camera.project(points, views.intrinsics)
+      pixels, z = lens.project(points)
       # What leaves the image is not searched for.
-      ends.append(np.where(z[:, None] > 0, np.clip(pixels, 0, size), np.nan))
-    lengths = np.linalg.norm(ends[0] - ends[1], axis=-1)
+      ends.append(np.where(z[:, None] > 0, np.clip(pixels, 0, most), np.nan))
+    lengths = lens.apart_px(*ends)
     if np.isfinite(lengths).any():
       shift_px = max(shift_px, float(np.nanmax(lengths)))
   count = int(np.ceil(shift_px / sweep.plane_step_px)) + 1
@@ -159,7 +178,7 @@ def _box(image: np.ndarray, window_px: int) -> np.ndarray:
   )
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> Float32[np.ndarray, 's s']:
+def _dot(a: np.ndarray, b: np.ndarray) -> Float32[np.ndarray, 'h w']:
   """Mean over colours of a product of images."""
   return cv2.transform(a * b, np.full((1, 3), 1 / 3, np.float32))
 
@@ -178,27 +197,30 @@ def _homography(
 class _Windows:
   """An image with the mean and the deviation of the window at every pixel."""
 
-  def __init__(self, image: Float32[np.ndarray, 's s 3'], window_px: int):
+  def __init__(self, image: Float32[np.ndarray, 'h w 3'], window_px: int):
     self.image = image
     self.window_px = window_px
     self.mean = _box(image, window_px)
     variance = self.product(self) + _NOISE_VARIANCE
     self.deviation = np.sqrt(np.maximum(variance, _NOISE_VARIANCE))
 
-  def product(self, other: '_Windows') -> Float32[np.ndarray, 's s']:
+  def product(self, other: '_Windows') -> Float32[np.ndarray, 'h w']:
     """Covariance of the two images in every window, mean over colours."""
     return _box(_dot(self.image, other.image), self.window_px) - _dot(
       self.mean, other.mean
     )
 
-  def correlation(self, other: '_Windows') -> Float32[np.ndarray, 's s']:
+  def correlation(self, other: '_Windows') -> Float32[np.ndarray, 'h w']:
     """ZNCC of every window, in [-1, 1]."""
     return self.product(other) / (self.deviation * other.deviation)
 
 
+Warped = tuple[Float32[np.ndarray, 'h w 3'], Bool[np.ndarray, 'h w']]
+
+
 def _warp(
   image: Float32[np.ndarray, 's s 3'], matrix: Float[np.ndarray, '3 3']
-) -> tuple[Float32[np.ndarray, 's s 3'], Bool[np.ndarray, 's s']]:
+) -> Warped:
   """`image` where the homography says, and which pixels it covers."""
   size = len(image)
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -215,9 +237,109 @@ def _warp(
   return warped, visible
 
 
+def sampled(
+  picture: np.ndarray, lens: lenses.Lens, pixels: Float[np.ndarray, 'h w 2']
+) -> np.ndarray:
+  """A picture of a lens between its pixels, linearly; beyond it, its edge."""
+  # A panorama goes on for as far as what lies between its pixels needs.
+  picture = lens.continued(picture, 1)
+  # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
+  first = np.float32(0.5 - lens.goes_on)
+  return cv2.remap(
+    picture,
+    pixels.astype(np.float32) - first,
+    None,
+    cv2.INTER_LINEAR,
+    borderMode=cv2.BORDER_REPLICATE,
+  )
+
+
+class _Comparison:
+  """A reference view and the neighbours that it is compared with.
+
+  Of a panorama the reference goes on beyond its edges by a margin, so that
+  windows and smoothing know no edge; `cropped` takes it off again.
+  """
+
+  def __init__(
+    self, views: Views, reference: int, neighbours: list[int], window_px: int
+  ):
+    self.views, self.lens = views, views.lens
+    self.reference = reference
+    self.neighbours = neighbours
+    self.window_px = window_px
+    self.margin_px = window_px
+    self.rays = self.lens.rays(lenses.grid(self.lens, self.margin_px)).astype(
+      np.float32
+    )
+    self.target = _Windows(
+      self.lens.continued(self._image(reference), self.margin_px), window_px
+    )
+    self._images = [self._image(view) for view in neighbours]
+    # Windows must not reach into what does not count.
+    self._counts = None
+    if views.counts is not None:
+      window = np.ones((window_px, window_px), np.uint8)
+      self._counts = [
+        cv2.erode(views.counts[view].astype(np.float32), window)
+        for view in neighbours
+      ]
+
+  def _image(self, view: int) -> Float32[np.ndarray, 'h w 3']:
+    return self.views.images[view].astype(np.float32) / 255
+
+  def cropped(self, values: np.ndarray) -> np.ndarray:
+    """Without the margin."""
+    margin = self.margin_px * self.lens.goes_on
+    height, width = values.shape[:2]
+    return values[margin : height - margin, margin : width - margin]
+
+  def costs(
+    self, depth: float | Float32[np.ndarray, 'h w']
+  ) -> Float32[np.ndarray, 'h w']:
+    """Mean of the better half of the neighbours' costs, in [0, 2].
+
+    A cost is 1 - ZNCC; 1, no correlation, where a neighbour sees nothing.
+
+    Args:
+      depth: of a plane, or of every pixel.
+    """
+    costs = np.ones((len(self.neighbours), *self.rays.shape[:2]), np.float32)
+    for index, cost in enumerate(costs):
+      warped, visible = self._warped(index, depth)
+      correlation = self.target.correlation(_Windows(warped, self.window_px))
+      np.subtract(1, correlation, out=cost, where=visible)
+    return _mean_of_lowest(costs, (len(costs) + 1) // 2)
+
+  def _warped(
+    self, index: int, depth: float | Float32[np.ndarray, 'h w']
+  ) -> Warped:
+    """A neighbour as the reference would see it, were its depth this one."""
+    neighbour = self.neighbours[index]
+    image = self._images[index]
+    # The same, and faster, where there are planes.
+    if (
+      isinstance(self.lens, lenses.Perspective)
+      and self._counts is None
+      and np.ndim(depth) == 0
+    ):
+      return _warp(
+        image, _homography(self.views, self.reference, neighbour, float(depth))
+      )
+    pose = self.views.a2b(self.reference, neighbour).astype(np.float32)
+    points = self.rays * np.asarray(depth, np.float32)[..., None]
+    pixels, away = self.lens.project(points @ pose[:, :3].T + pose[:, 3])
+    visible = self.lens.is_inside(pixels) & (away > 0)
+    # Not to overflow where it is not seen.
+    pixels = np.where(visible[..., None], pixels, 0)
+    if self._counts is not None:
+      visible &= sampled(self._counts[index], self.lens, pixels) > 0.999
+    return sampled(image, self.lens, pixels), visible
+
+
 def _mean_of_lowest(
-  values: Float32[np.ndarray, 'k s s'], count: int
-) -> Float32[np.ndarray, 's s']:
+  values: Float32[np.ndarray, 'k h w'], count: int
+) -> Float32[np.ndarray, 'h w']:
   """Mean of the `count` lowest of k values at every pixel.
 
   A selection sort over whole images: with a handful of values it takes a tenth
@@ -243,21 +365,13 @@ def matching_costs(
 
   A cost is 1 - ZNCC; 1, no correlation, where a neighbour sees nothing.
   """
-  images = views.images.astype(np.float32) / 255
-  target = _Windows(images[reference], window_px)
-  size = views.size_px
-  costs = np.empty((len(depths), size, size), np.float32)
-  for plane, depth in enumerate(depths):
-    neighbour_costs = np.ones((len(neighbour_views), size, size), np.float32)
-    for cost, neighbour in zip(neighbour_costs, neighbour_views):
-      warped, visible = _warp(
-        images[neighbour], _homography(views, reference, neighbour, depth)
-      )
-      correlation = target.correlation(_Windows(warped, window_px))
-      np.subtract(1, correlation, out=cost, where=visible)
-    costs[plane] = _mean_of_lowest(
-      neighbour_costs, (len(neighbour_views) + 1) // 2
-    )
+  comparison = _Comparison(views, reference, neighbour_views, window_px)
+  return comparison.cropped(_swept(comparison, depths))
+
+
+def _swept(comparison: _Comparison, depths: Float[np.ndarray, 'd']) -> Costs:
+  """Costs of every depth, margin and all."""
+  costs = np.stack([comparison.costs(depth) for depth in depths])
   return np.ascontiguousarray(np.moveaxis(costs, 0, -1))
 
 
@@ -307,6 +421,34 @@ def _between_planes(
   )
 
 
+def refined(
+  comparison: _Comparison, inverse: Float32[np.ndarray, 'h w'], step: float
+) -> tuple[Float32[np.ndarray, 'h w'], Float32[np.ndarray, 'h w']]:
+  """Inverse depth by a finer sweep around a first answer, and its costs.
+
+  Args:
+    comparison: of the views.
+    inverse: the first answer.
+    step: between the planes that gave it.
+  """
+  for width in _FINER:
+    # Windows that follow the noise of the first answer compare noise.
+    base = cv2.medianBlur(inverse, 5)
+    base = np.where(np.abs(base - inverse) < 2 * step, base, inverse)
+    offsets = np.float32(width * step) * _OFFSETS
+    costs = np.stack(
+      [
+        comparison.costs(1 / np.maximum(base + offset, 0.1 * step))
+        for offset in offsets
+      ],
+      axis=-1,
+    )
+    best = costs.argmin(axis=-1)
+    inverse = base + _between_planes(costs, best, offsets).astype(np.float32)
+    inverse = np.maximum(inverse, np.float32(0.1 * step))
+  return inverse, costs.min(axis=-1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DepthMap:
   """Depth of one view before any check against the others.
@@ -318,8 +460,8 @@ class DepthMap:
       into when nothing moves as a scene does, no minimum that it found.
   """
 
-  depth: Float32[np.ndarray, 's s']
-  correlation: Float32[np.ndarray, 's s']
+  depth: Float32[np.ndarray, 'h w']
+  correlation: Float32[np.ndarray, 'h w']
 
 
 def depth_map(views: Views, reference: int, sweep: Sweep) -> DepthMap | None:
@@ -328,15 +470,20 @@ def depth_map(views: Views, reference: int, sweep: Sweep) -> DepthMap | None:
   if not neighbour_views:
     return None
   depths = plane_depths(views, reference, neighbour_views, sweep)
-  costs = matching_costs(
-    views, reference, neighbour_views, depths, sweep.window_px
-  )
+  comparison = _Comparison(views, reference, neighbour_views, sweep.window_px)
+  costs = _swept(comparison, depths)
   smooth = smooth_costs(costs, sweep.small_penalty, sweep.large_penalty)
   best = smooth.argmin(axis=-1)
-  inverse = _between_planes(smooth, best, 1 / depths)
-  cost = np.take_along_axis(costs, best[..., None], -1)[..., 0]
+  inverse = _between_planes(smooth, best, 1 / depths).astype(np.float32)
+  step = (1 / sweep.min_depth - 1 / sweep.max_depth) / (len(depths) - 1)
+  inverse, cost = refined(comparison, inverse, step)
   at_an_end = (best == 0) | (best == len(depths) - 1)
+  correlation = comparison.cropped(
+    np.where(at_an_end, np.float32(-1), 1 - cost)
+  )
+  if views.counts is not None:
+    correlation = np.where(views.counts[reference], correlation, np.float32(-1))
   return DepthMap(
-    depth=(1 / inverse).astype(np.float32),
-    correlation=np.where(at_an_end, np.float32(-1), 1 - cost),
+    depth=np.ascontiguousarray(comparison.cropped(1 / inverse)),
+    correlation=np.ascontiguousarray(correlation),
   )

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
-from odin_jax.geometry import stereo
+from odin_jax.geometry import lenses, stereo
 from odin_jax.shared import camera
 
 # Of the truncation, in voxels.
@@ -64,7 +64,7 @@ class _Grid:
 
 def fuse(
   views: stereo.Views,
-  inverse_depths: Float32[np.ndarray, 'n s s'],
+  inverse_depths: Float32[np.ndarray, 'n h w'],
   *,
   voxels: int,
 ) -> Mesh:
@@ -85,11 +85,11 @@ def fuse(
 
 def _grid(
   views: stereo.Views,
-  inverse_depths: Float32[np.ndarray, 'n s s'],
+  inverse_depths: Float32[np.ndarray, 'n h w'],
   voxels: int,
 ) -> _Grid | None:
   """Around the known surfaces; None where there is nothing to speak of."""
-  rays = camera.view_rays(views.fov_deg, views.size_px)
+  rays = views.lens.rays(lenses.grid(views.lens))
   points = [
     camera.transform(pose, rays[known] / inverse[known][:, None])
     for pose, inverse in zip(views.camera2scene, inverse_depths)
@@ -112,31 +112,30 @@ def _grid(
 
 
 def _integrate(
-  views: stereo.Views, inverse_depths: Float32[np.ndarray, 'n s s'], grid: _Grid
+  views: stereo.Views, inverse_depths: Float32[np.ndarray, 'n h w'], grid: _Grid
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Field in truncations, -1 to 1; weights; sums of colours and their weight."""
   field = np.zeros(grid.shape, np.float32)
   weight = np.zeros(grid.shape, np.float32)
   colour = np.zeros((*grid.shape, 4), np.float32)
   truncation = _TRUNCATION * grid.voxel
-  size = views.size_px
-  intrinsics = views.intrinsics.astype(np.float32)
+  lens = views.lens
+  last = np.array([lens.width_px - 1, lens.height_px - 1])
   scene2camera = camera.inverse(views.camera2scene).astype(np.float32)
   for x in range(grid.shape[0]):
     points = grid.centres(x)
     layer = grid.shape[1:]
     for index, pose in enumerate(scene2camera):
       local = points @ pose[:, :3].T + pose[:, 3]
-      z = local[:, 2]
-      safe = np.maximum(z, 1e-6)
+      pixels, z = lens.project(local)
+      inside = (z > 0) & lens.is_inside(pixels)
+      if not inside.any():
+        continue
       # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
-      place = local[:, :2] * (intrinsics[0, 0] / safe)[:, None] + (
-        size / 2 - 0.5
-      )
-      inside = (z > 0) & np.all((place > -0.5) & (place < size - 0.5), axis=1)
+      place = np.where(inside[:, None], pixels - np.float32(0.5), 0)
       depth = _depth_at(
         inverse_depths[index],
-        np.where(inside[:, None], place, -1).reshape(*layer, 2),
+        place.astype(np.float32).reshape(*layer, 2),
         truncation,
       ).reshape(-1)
       before = (depth - z) / truncation
@@ -147,9 +146,7 @@ def _integrate(
       field[x] += np.where(seen, before, 0)
       weight[x] += seen
       if near.any():
-        pixels = (
-          np.round(place).astype(int).clip(0, size - 1).reshape(*layer, 2)
-        )
+        pixels = np.round(place).astype(int).clip(0, last).reshape(*layer, 2)
         where = pixels[near]
         values = views.images[index][where[:, 1], where[:, 0]]
         colour[x][near] += np.append(
@@ -159,7 +156,7 @@ def _integrate(
 
 
 def _depth_at(
-  inverse: Float32[np.ndarray, 's s'],
+  inverse: Float32[np.ndarray, 'a b'],
   place: Float32[np.ndarray, 'h w 2'],
   truncation: float,
 ) -> Float32[np.ndarray, 'h w']:
@@ -200,7 +197,8 @@ def _surface(
   if not is_cell.any():
     return NO_MESH
   mask = np.zeros(field.shape, bool)
-  mask[:-1, :-1, :-1] = is_cell
+  # scikit-image looks a cell up at its last corner.
+  mask[1:, 1:, 1:] = is_cell
   # The front is where the field is larger.
   places, faces, _, _ = measure.marching_cubes(
     field, 0.0, mask=mask, gradient_direction='descent'

@@ -2,6 +2,7 @@
 
     path.json                          every keyframe's time and pose
     sparse/N/                          COLMAP model of component N: panoramas
+    sparse/README.txt                  who cannot read it, and what they can
 
 Always written; small. Asked for with `--export`, in COLMAP's or nerfstudio's
 layout or both, which share the pictures:
@@ -44,6 +45,17 @@ _WRITERS = {
   'nerfstudio': export_nerfstudio.write,
 }
 FORMATS = tuple(_WRITERS)
+
+# Beside the models of panoramas: readers that lack their camera stop with a
+# number that says nothing, or take it for another one.
+_README = """\
+N/ is a COLMAP model of component N: the panoramas, camera EQUIRECTANGULAR.
+
+3D Gaussian Splatting (graphdeco-inria), gsplat and a COLMAP without this camera
+cannot read it. They read perspective/sparse/N, pinhole views cut from the same
+panoramas, with the pictures in perspective/images. Where there is no folder
+perspective, preprocessing.run --export=colmap writes it.
+"""
 
 PanoramaOf = Callable[[int], UInt8[np.ndarray, 'h w 3']]
 # Folder -> its sensors, and the mask that each sees.
@@ -144,6 +156,7 @@ def write(
     for form, target in sorted(models):
       for component in path.components:
         _WRITERS[form](target, path, component, rigs[target], colours)
+    (temporary / 'sparse' / 'README.txt').write_text(_README)
   return {
     'models': len(path.components),
     'pictures': len(frames) * sum(len(rig) for rig in shown.values()),

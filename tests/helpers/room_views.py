@@ -40,7 +40,12 @@ class Room:
     self, camera2scene: np.ndarray, fov_deg: float, size_px: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """sRGB uint8 image and exact depth (z) of one view."""
-    rays = camera.view_rays(fov_deg, size_px)
+    return self.seen(camera2scene, camera.view_rays(fov_deg, size_px))
+
+  def seen(
+    self, camera2scene: np.ndarray, rays: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """sRGB uint8 image and what the rays are multiplied with to get there."""
     direction = rays @ camera2scene[:, :3].T
     origin = camera2scene[:, 3]
     with np.errstate(divide='ignore'):
@@ -55,7 +60,7 @@ class Room:
     depth = np.where((root > 0) & (hit > 0), np.minimum(depth, hit), depth)
     points = origin + direction * depth[..., None]
     image = np.round(self.colour(points) * 255).astype(np.uint8)
-    # Rays have z = 1, so their parameter is the depth.
+    # Where rays have z = 1, their parameter is the depth.
     return image, depth
 
   def views(
@@ -63,4 +68,13 @@ class Room:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Images [n s s 3] and depths [n s s] of all poses."""
     pairs = [self.view(pose, fov_deg, size_px) for pose in camera2scene]
+    return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+
+  def panoramas(
+    self, frame2scene: np.ndarray, height_px: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n h 2h 3] and distances [n h 2h] of panoramas at all poses."""
+    u, v = camera.pixel_centres(2 * height_px, height_px)
+    rays = camera.equirect_to_direction(u, v, 2 * height_px, height_px)
+    pairs = [self.seen(pose, rays) for pose in frame2scene]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])

@@ -7,6 +7,7 @@ of a pixel, cast into the room, has to hit the colour of that pixel.
 import dataclasses
 import json
 import pathlib
+import struct
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ import trimesh
 
 from odin_jax.benchmarks import mipnerf360
 from odin_jax.benchmarks import nerfstudio as nerfstudio_reader
+from odin_jax.geometry import equirectangular_frames
 from odin_jax.shared import camera
 from preprocessing.exporting import cameras, exports, sensors
 from preprocessing.solving import bundle_adjustment, masks, solver
@@ -170,6 +172,8 @@ def check_picture(picture, truth):
 
 
 LAYOUTS = ['.', 'perspective']
+# COLMAP's number of it.
+PINHOLE = 1
 MODELS = [(layout, number) for layout in LAYOUTS for number in (0, 1)]
 
 
@@ -192,6 +196,62 @@ def test_colmap_rays_hit_the_colours_of_their_pixels(exported, layout, number):
       rays_to_room(number, rays @ rotation),
     )
     check_picture(picture, truth.reshape(*size[::-1], 3))
+
+
+def read_as_splatting_does(folder):
+  """Cameras and images of a binary model, by the layout that 3DGS reads.
+
+  `read_intrinsics_binary` and `read_extrinsics_binary` in
+  https://github.com/graphdeco-inria/gaussian-splatting/blob/main/scene/colmap_loader.py;
+  gsplat's reader knows the same cameras.
+  """
+  data, place = (folder / 'cameras.bin').read_bytes(), 0
+
+  def take(form):
+    nonlocal place
+    values = struct.unpack_from('<' + form, data, place)
+    place += struct.calcsize('<' + form)
+    return values
+
+  found, images = {}, {}
+  for _ in range(take('Q')[0]):
+    number, model, width, height = take('iiQQ')
+    # Others have other numbers of parameters, and what follows is misread.
+    if model != PINHOLE:
+      raise KeyError(model)
+    found[number] = (width, height, take('4d'))
+  assert place == len(data)
+  data, place = (folder / 'images.bin').read_bytes(), 0
+  for _ in range(take('Q')[0]):
+    _, *pose, number = take('i7di')
+    end = data.index(b'\0', place)
+    name, place = data[place:end].decode(), end + 1
+    take(f'{24 * take("Q")[0]}x')
+    images[name] = np.array(pose), found[number]
+  assert place == len(data)
+  return images
+
+
+def test_splatting_reads_the_views_and_is_told_of_the_panoramas(exported, path):
+  for number in (0, 1):
+    images = read_as_splatting_does(
+      exported / 'perspective/sparse' / str(number)
+    )
+    model = model_of(exported, 'perspective', number)
+    assert len(images) == len(model.images) > 0
+    for image in model.images.values():
+      (*quaternion, x, y, z), (width, height, parameters) = images[image.name]
+      picture = exported / 'perspective/images' / image.name
+      assert read_rgb(picture).shape == (height, width, 3)
+      rotation = Rotation.from_quat(quaternion, scalar_first=True).as_matrix()
+      expected = image.cam_from_world().matrix()
+      np.testing.assert_allclose(rotation, expected[:, :3], atol=1e-12)
+      np.testing.assert_allclose([x, y, z], expected[:, 3], atol=1e-12)
+      np.testing.assert_allclose(parameters, image.camera.params)
+    with pytest.raises(KeyError):
+      read_as_splatting_does(exported / 'sparse' / str(number))
+  told = (exported / 'sparse' / 'README.txt').read_text()
+  assert 'perspective/sparse/N' in told and 'EQUIRECTANGULAR' in told
 
 
 @pytest.mark.parametrize(('layout', 'number'), MODELS)
@@ -344,6 +404,21 @@ def test_views_are_read_back_by_the_benchmarks(exported, path, read):
     check_picture(view.read().astype(float), truth.reshape(48, 48, 3))
   names = [view.path.name for view in views]
   assert names == sorted(names)
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_panoramas_are_read_back_for_reconstruction(
+  exported, path, pictures, number
+):
+  frames = equirectangular_frames.read(exported, component=number)
+  own = path.frames(number)
+  np.testing.assert_array_equal(frames.camera2scene, path.frame2scene[own])
+  mask = path.mask.resized(WIDTH, HEIGHT)
+  masked = mask.holds(sensors.Panorama(width=WIDTH, height=HEIGHT).directions())
+  assert masked.any()
+  for frame, image, counts in zip(own, frames.images, frames.counts):
+    check_picture(image.astype(float), pictures[frame].astype(float))
+    np.testing.assert_array_equal(counts, ~masked)
 
 
 def test_the_world_of_nerfstudio_has_z_up(exported, path):
