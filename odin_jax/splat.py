@@ -62,14 +62,16 @@ _VIEWS = command.define_path(
 )
 _CAMERAS = command.define_path(
   'cameras',
-  'Folder cameras/VIDEO with transforms.json, of preprocessing.run '
-  '--export=nerfstudio.',
+  'Folder cameras/VIDEO of preprocessing.run --export=nerfstudio: panoramas.',
 )
 _OUTPUT = command.define_output(
   'Folder for index.html, splats.ply, splats.json and views/'
 )
 _COMPONENT = flags.DEFINE_integer(
-  'component', 0, 'Which component of --cameras.', lower_bound=0
+  'component',
+  None,
+  'Which component of --cameras; default: the largest.',
+  lower_bound=0,
 )
 _POINTS = command.define_path(
   'points', 'A .ply in scene axes at whose points Gaussians start.'
@@ -113,18 +115,20 @@ _AHEAD_DEG = 90.0
 def _read() -> inputs.Inputs:
   if (_VIEWS.value is None) == (_CAMERAS.value is None):
     raise errors.UserError('give either --views or --cameras')
-  if _COMPONENT.value and _CAMERAS.value is None:
+  if _COMPONENT.value is not None and _CAMERAS.value is None:
     raise errors.UserError('--component goes with --cameras')
   if _VIEWS.value is not None:
     folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
     given = inputs.of_views(folder)
   else:
     folder = files.require_folder(_CAMERAS.value, 'a folder of panoramas')
-    given = inputs.of_cameras(folder, _COMPONENT.value)
+    given = inputs.of_cameras(folder, _COMPONENT.value, _MAX_SIZE_PX.value)
   if _POINTS.value is not None:
     points = inputs.of_file(pathlib.Path(_POINTS.value))
     given = dataclasses.replace(given, points=points)
-  views = inputs.at_most(given.views, _MAX_SIZE_PX.value)
+  views = given.views
+  if _VIEWS.value is not None:
+    views = inputs.at_most(views, _MAX_SIZE_PX.value)
   if min(views.images.shape[1:3]) < fitting.LEAST_SIZE_PX:
     raise errors.UserError(
       f'{folder}: its views have less than {fitting.LEAST_SIZE_PX} px, too few '
@@ -280,7 +284,7 @@ def main() -> None:
     {
       'views': _VIEWS.value,
       'cameras': _CAMERAS.value,
-      'component': _COMPONENT.value if _CAMERAS.value else None,
+      'component': given.component,
       'points': _POINTS.value,
       'num_views': count,
       'width': width,

@@ -148,11 +148,7 @@ WINGS = {
     'odin_jax.predictors',
     'odin_jax.porting',
   ],
-  'odin_jax.splatting': [
-    'odin_jax.shared',
-    'odin_jax.geometry',
-    'odin_jax.benchmarks',
-  ],
+  'odin_jax.splatting': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.generating': [
     'odin_jax.shared',
     'odin_jax.panoramas',

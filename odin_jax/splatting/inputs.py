@@ -2,15 +2,13 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import cv2
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 import numpy as np
 
-from odin_jax.benchmarks import posed_views
-from odin_jax.geometry import ply_files, view_folder
-from odin_jax.shared import camera, errors, files, opengl, user_images
+from odin_jax.geometry import equirectangular_frames, ply_files, view_folder
+from odin_jax.shared import camera, errors, files, opengl
 from odin_jax.splatting import fitting, initial
 
 
@@ -22,11 +20,13 @@ class Inputs:
     views: all of one size.
     names: of their files.
     points: in scene axes, with colours; None where there are none.
+    component: of the video that they are of; None of other views.
   """
 
   views: fitting.Views
   names: list[str]
   points: initial.Points | None
+  component: int | None = None
 
 
 def of_views(folder: pathlib.Path) -> Inputs:
@@ -48,86 +48,45 @@ def of_views(folder: pathlib.Path) -> Inputs:
   )
 
 
-def of_cameras(folder: pathlib.Path, component: int) -> Inputs:
+def of_cameras(
+  folder: pathlib.Path, component: int | None, max_height_px: int
+) -> Inputs:
   """The panoramas of a video that `preprocessing.run` exported.
 
   Args:
     folder: `cameras/VIDEO` of an output folder.
-    component: which of its components.
+    component: which of its components; None for the largest.
+    max_height_px: larger panoramas are made smaller.
 
   Raises:
-    errors.UserError: it was exported without pictures, has no such component,
-      or what its file names is missing or malformed.
+    errors.UserError: see `equirectangular_frames.read` and `of_file`.
   """
-  suffix = f'_{component}' if component else ''
-  path = folder / f'transforms{suffix}.json'
-  if not path.is_file():
-    raise errors.UserError(
-      f'{path}: no such file; preprocessing.run --export=nerfstudio writes it '
-      'with the pictures, one file for each component'
-    )
-  content = files.read_json(
-    path, 'the panoramas', ('camera_model', 'w', 'h', 'frames')
+  frames = equirectangular_frames.read(
+    folder, component=component, max_height_px=max_height_px
   )
-  if content['camera_model'] != 'EQUIRECTANGULAR':
-    raise errors.UserError(
-      f'{path}: its camera is {content["camera_model"]}; give the folder of '
-      'panoramas, cameras/VIDEO'
-    )
-  frames = content['frames']
-  if not isinstance(frames, list) or len(frames) < 2:
-    raise errors.UserError(f'{path}: has fewer than two frames')
-  size = content['w'], content['h']
-  read = [_frame(path, frame, size) for frame in frames]
-  images, counts, poses = zip(*read)
-  points = content.get('ply_file_path')
   return Inputs(
     views=fitting.Views(
-      images=np.stack(images),
-      counts=np.stack(counts),
-      scene2camera=camera.inverse(np.stack(poses)),
+      images=frames.images,
+      counts=frames.counts.astype(np.uint8),
+      scene2camera=camera.inverse(frames.camera2scene),
       focal_px=None,
     ),
-    names=[str(frame['file_path']) for frame in frames],
-    points=None
-    if points is None
-    else _in_scene(of_file(path.parent / str(points))),
+    names=frames.names,
+    points=_exported_points(folder, frames.component),
+    component=frames.component,
   )
 
 
-def _in_scene(points: initial.Points) -> initial.Points:
-  places, colours = points
+def _exported_points(
+  folder: pathlib.Path, component: int
+) -> initial.Points | None:
+  """Those that nerfstudio's files come with, in scene axes."""
+  suffix = f'_{component}' if component else ''
+  path = folder / f'points{suffix}.ply'
+  if not path.is_file():
+    return None
+  places, colours = of_file(path)
   return camera.transform(camera.inverse(opengl.SCENE2WORLD), places), colours
-
-
-def _frame(
-  path: pathlib.Path, frame: Any, size: tuple[int, int]
-) -> tuple[
-  UInt8[np.ndarray, 'h w 3'],
-  UInt8[np.ndarray, 'h w'],
-  Float[np.ndarray, '3 4'],
-]:
-  """Picture, pixels that count, and camera2scene of a frame."""
-  try:
-    name = str(frame['file_path'])
-    matrix = np.array(frame['transform_matrix'], np.float64)
-  except (KeyError, TypeError, ValueError) as error:
-    raise errors.UserError(
-      f'{path}: a frame is malformed ({error!r}); export again'
-    ) from error
-  pose = opengl.camera2scene(posed_views.rigid(matrix, f'{path}: {name}'))
-  image = user_images.read(path.parent / name, 'a panorama')
-  counts = np.ones(image.shape[:2], np.uint8)
-  if frame.get('mask_path'):
-    mask = user_images.read(path.parent / str(frame['mask_path']), 'its mask')
-    counts = (mask[..., 0] > 0).astype(np.uint8)
-  for picture in (image, counts):
-    if picture.shape[1::-1] != tuple(size):
-      raise errors.UserError(
-        f'{path}: {name} or its mask has {picture.shape[1]}x{picture.shape[0]} '
-        f'px, not {size[0]}x{size[1]}; export again'
-      )
-  return image, counts, pose
 
 
 def of_file(path: pathlib.Path) -> initial.Points:
@@ -157,28 +116,20 @@ def of_file(path: pathlib.Path) -> initial.Points:
   return points, colours
 
 
-def at_most(views: fitting.Views, max_height_px: int) -> fitting.Views:
-  """The same views, made smaller where they are higher than that."""
-  height, width = views.images.shape[1:3]
-  if height <= max_height_px:
+def at_most(views: fitting.Views, max_size_px: int) -> fitting.Views:
+  """The same square views, made smaller where they are larger than that."""
+  size = views.images.shape[1]
+  if size <= max_size_px:
     return views
-  factor = max_height_px / height
-  size = round(width * factor), max_height_px
-
-  def smaller(pictures: np.ndarray) -> np.ndarray:
-    return np.stack(
-      [
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        for picture in pictures
-      ]
-    )
-
+  images = [
+    cv2.resize(image, (max_size_px, max_size_px), interpolation=cv2.INTER_AREA)
+    for image in views.images
+  ]
   return dataclasses.replace(
     views,
-    images=smaller(views.images),
-    # Those to which no masked pixel adds.
-    counts=(smaller(views.counts * np.uint8(255)) == 255).astype(np.uint8),
-    focal_px=views.focal_px and views.focal_px * factor,
+    images=np.stack(images),
+    counts=np.ones((len(images), max_size_px, max_size_px), np.uint8),
+    focal_px=views.focal_px * max_size_px / size,
   )
 
 

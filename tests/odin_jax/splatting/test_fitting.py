@@ -3,13 +3,14 @@
 import json
 import struct
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from odin_jax import metrics
 from odin_jax.geometry import trajectory
-from odin_jax.shared import camera, image_files, opengl, user_images
+from odin_jax.shared import camera, image_files, user_images
 from odin_jax.splatting import (
   fitting,
   gaussians,
@@ -135,37 +136,32 @@ def write_panoramas(folder):
   """A folder cameras/VIDEO of three panoramas; the floor is masked."""
   generator = np.random.default_rng(0)
   poses = trajectory.camera_path('weave', 3, 0.1)
-  frames = []
   for name in ('images', 'masks'):
     (folder / name).mkdir(parents=True)
-  for index, pose in enumerate(poses):
+  for index in range(len(poses)):
+    name = f'{index:06d}.jpg'
     image = generator.integers(0, 256, (12, 24, 3), np.uint8)
-    image_files.write(folder / 'images' / f'{index:06d}.png', image)
-    mask = np.full((12, 24, 3), 255, np.uint8)
+    cv2.imwrite(str(folder / 'images' / name), image)
+    mask = np.full((12, 24), 255, np.uint8)
     mask[9:] = 0
-    image_files.write(folder / 'masks' / f'{index:06d}.png', mask)
-    matrix = np.vstack([opengl.opengl2world(pose), [0, 0, 0, 1]])
-    frames.append(
-      {
-        'file_path': f'images/{index:06d}.png',
-        'mask_path': f'masks/{index:06d}.png',
-        'transform_matrix': matrix.tolist(),
-      }
-    )
-  content = {'camera_model': 'EQUIRECTANGULAR', 'w': 24, 'h': 12}
-  content |= {'frames': frames}
-  (folder / 'transforms.json').write_text(json.dumps(content))
-  return poses, content
+    cv2.imwrite(str(folder / 'masks' / f'{name}.png'), mask)
+  frames = [
+    {'time_s': 0.0, 'component': 0, 'frame2scene': pose.tolist()}
+    for pose in poses
+  ]
+  (folder / 'path.json').write_text(json.dumps({'frames': frames}))
+  return poses
 
 
 def test_panoramas_are_read_with_their_masks_and_made_smaller(tmp_path):
-  poses, _ = write_panoramas(tmp_path)
-  given = inputs.of_cameras(tmp_path, 0)
+  poses = write_panoramas(tmp_path)
+  given = inputs.of_cameras(tmp_path, None, 12)
+  assert given.component == 0 and given.points is None
   np.testing.assert_allclose(
     camera.inverse(given.views.scene2camera), poses, atol=1e-9
   )
   assert given.views.counts[:, :9].all() and not given.views.counts[:, 9:].any()
-  smaller = inputs.at_most(given.views, 6)
+  smaller = inputs.of_cameras(tmp_path, 0, 6).views
   assert smaller.images.shape == (3, 6, 12, 3)
   # The row of which half is masked does not count.
   assert smaller.counts[:, :4].all() and not smaller.counts[:, 4:].any()
@@ -209,10 +205,7 @@ def ran(tmp_path_factory):
     frames.append({'file': name, 'camera2scene': pose.ravel().tolist()})
   content = {'fov_deg': FOV_DEG, 'width': 16, 'height': 16, 'frames': frames}
   (room / 'poses.json').write_text(json.dumps(content))
-  _, panoramas = write_panoramas(folder / 'video')
-  (folder / 'video' / 'transforms_1.json').write_text(
-    json.dumps(panoramas | {'camera_model': 'PINHOLE'})
-  )
+  write_panoramas(folder / 'video')
   (folder / 'points.ply').write_text('ply')
   views = f'--views={room}'
   out = f'--output={folder / "out"}'
@@ -222,8 +215,7 @@ def ran(tmp_path_factory):
     'either --views or --cameras': [views, cameras, out],
     'give either': [out],
     'poses.json: no such file': [f'--views={folder / "video"}', out],
-    'transforms_2.json: no such file': [cameras, '--component=2', out],
-    'its camera is PINHOLE': [cameras, '--component=1', out],
+    'has no component 2': [cameras, '--component=2', out],
     'no points in PLY': [views, f'--points={folder / "points.ply"}', out],
     '--component goes with': [views, '--component=1', out],
     'leaves none': [views, '--holdout_every=1', out],
