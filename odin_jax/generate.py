@@ -449,12 +449,12 @@ def _write(
   run: _Run,
   walk: imagining.Walk,
   frames: UInt8[np.ndarray, 'n s s 3'],
+  names: list[str],
   facts: dict[str, Any],
   watch: command.Stopwatch,
 ) -> None:
-  """Writes the views of a run, their cameras, and how they came about."""
+  """Writes the video of a run, its cameras, and how the views came about."""
   output, poses, fov_deg = run.folder, run.camera2scene, run.start.fov_deg
-  names = outputs.write_frames(output, frames)
   outputs.write_video(output, frames, _FRAMES_PER_S.value)
   preview.write(output, poses, fov_deg)
   outputs.write_cameras(output, names, poses, fov_deg, frames.shape[1])
@@ -513,17 +513,22 @@ def main() -> None:
     else order.MOST_IN_TURN
   )
   walks = [_walk(run, most_sources) for run in runs]
+  folders = [
+    outputs.FrameFolder(run.folder, len(run.camera2scene)) for run in runs
+  ]
   made = imagining.imagine(
     predictor,
     walks,
     most_sources if _CONDITION_ON.value in order.OF_SEVERAL else 1,
+    at_once=_BATCH_SIZE.value,
+    show=lambda number, index, view: folders[number].write(index, view),
   )
-  for run, walk, frames in zip(runs, walks, made, strict=True):
+  for run, walk, frames, folder in zip(runs, walks, made, folders, strict=True):
     facts = {
       'familiarity': familiar[run.image],
       'model': predictor.protocol,
     }
-    _write(run, walk, frames, facts, watch)
+    _write(run, walk, frames, folder.names, facts, watch)
   first = runs[0]
   then = {
     'views': first.folder,

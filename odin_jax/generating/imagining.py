@@ -1,7 +1,7 @@
 """The views along paths, each from views that exist already."""
 
 import dataclasses
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
@@ -89,8 +89,17 @@ class _Views:
     )
 
 
+def _nobody(number: int, index: int, view: View) -> None:
+  """Looks at no view."""
+
+
 def imagine(
-  predictor: predictors.Predictor, walks: Sequence[Walk], most_sources: int
+  predictor: predictors.Predictor,
+  walks: Sequence[Walk],
+  most_sources: int,
+  *,
+  at_once: int | None = None,
+  show: Callable[[int, int, View], None] = _nobody,
 ) -> list[UInt8[np.ndarray, 'n s s 3']]:
   """The views at all poses of each walk; the first is what is given.
 
@@ -102,17 +111,22 @@ def imagine(
     walks: images and the paths from them; none makes a difference to another.
     most_sources: of any view; the model gets so many, some not there, so that
       one shape is compiled.
+    at_once: most views of one request; None: all whose sources exist.
+    show: is given each view as soon as it exists: the number of its walk, that
+      of the view, and the view.
   """
   of_walks = [
     _Views(walk, predictor.image_size_px, most_sources) for walk in walks
   ]
+  for number, views in enumerate(of_walks):
+    show(number, 0, views.frames[0])
   total = sum(len(walk.sources) for walk in walks)
   with progress.bar(total, 'view', desc='generate') as bar:
     while ready := [
       (number, index)
       for number, views in enumerate(of_walks)
       for index in views.ready()
-    ]:
+    ][:at_once]:
       samples = predictor.predict(
         posed_pair.stack(
           [of_walks[number].pair(index) for number, index in ready]
@@ -122,6 +136,7 @@ def imagine(
       samples = np.round(np.clip(samples, 0, 1) * 255).astype(np.uint8)
       for (number, index), sample in zip(ready, samples, strict=True):
         of_walks[number].frames[index] = sample
+        show(number, index, sample)
       bar.update(len(ready))
   return [
     np.stack([views.frames[index] for index in range(len(views.frames))])

@@ -32,17 +32,29 @@ Frames = UInt8[np.ndarray, 'n s s 3']
 Path = Float[np.ndarray, 'n 3 4']
 
 
-def write_frames(output: pathlib.Path, frames: Frames) -> list[str]:
-  """Writes frames/000.png ...; returns their names under `output`."""
-  folder = output / FRAMES
-  folder.mkdir(exist_ok=True)
-  for old in folder.glob('*.png'):
-    old.unlink()
-  digits = max(3, len(str(len(frames) - 1)))
-  names = [f'{FRAMES}/{index:0{digits}d}.png' for index in range(len(frames))]
-  for name, frame in zip(names, frames):
-    image_files.write(output / name, frame)
-  return names
+class FrameFolder:
+  """frames/000.png ..., each written as soon as it is there.
+
+  Args:
+    output: of the run; frames of an earlier one are removed.
+    count: how many there will be.
+
+  Attributes:
+    names: under `output`.
+  """
+
+  def __init__(self, output: pathlib.Path, count: int):
+    folder = output / FRAMES
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob('*.png'):
+      old.unlink()
+    digits = max(3, len(str(count - 1)))
+    self._output = output
+    self.names = [f'{FRAMES}/{index:0{digits}d}.png' for index in range(count)]
+
+  def write(self, index: int, frame: UInt8[np.ndarray, 's s 3']) -> None:
+    """Writes the frame of a number."""
+    image_files.write(self._output / self.names[index], frame)
 
 
 def write_video(

@@ -57,6 +57,8 @@ class Step(NamedTuple):
 
 
 # A job, its folder -> its steps.
+# Of those that are imagined.
+_VIEWS_AT_ONCE = 4
 Steps = Callable[[Job, pathlib.Path], list[Step]]
 
 
@@ -80,6 +82,8 @@ def steps(workdir: pathlib.Path, job: Job, folder: pathlib.Path) -> list[Step]:
     f'--image={job.image}',
     f'--output={VIEWS}',
     f'--seed={wanted.seed}',
+    # They are written as they are made, and somebody waits.
+    f'--batch_size={_VIEWS_AT_ONCE}',
   ]
   if wanted.panorama is not None:
     generate += [f'--panorama={wanted.panorama}']

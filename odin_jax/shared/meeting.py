@@ -146,17 +146,18 @@ def together(
   """
   with contextlib.ExitStack() as stack:
     links = stack.enter_context(_met(place))
-    if place.process:
-      port = _wait_for_port(place, links[0])
-    else:
-      port = _free_port()
-      for link in links.values():
-        link.send({'port': port})
-    streams = [link.stream for link in links.values()]
-    forked = _fork(work, port, streams, ends_itself)
-    stack.callback(_end_work, forked, ends_itself)
     try:
+      if place.process:
+        port = _wait_for_port(place, links[0])
+      else:
+        port = _free_port()
+        for link in links.values():
+          link.send({'port': port})
+      streams = [link.stream for link in links.values()]
+      forked = _fork(work, port, streams, ends_itself)
+      stack.callback(_end_work, forked, ends_itself)
       _guard(place, links, forked.report)
+    # From when it has met them: they are told why it ends.
     except KeyboardInterrupt as stopped:
       status, line = command.ending(stopped)
       _tell(links, _End(status, f'{place.name(place.process)}: {line}'))

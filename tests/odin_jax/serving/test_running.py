@@ -276,6 +276,7 @@ def test_a_job_is_what_a_person_would_type(tmp_path):
       'views',
     }
     assert given.pop('--workdir') == 'model' and given.pop('--seed') == '5'
+    assert given.pop('--batch_size') == '4'
     return folder, given
 
   _, given = flags(trajectory='orbit', num_frames=7, step_length=0.1, seed=5)
