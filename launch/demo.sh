@@ -138,7 +138,12 @@ stage consistency/generate odin_jax.consistency \
   --views="$output/generate" --output="$output/consistency/generate"
 [ -n "$video" ] || stage consistency/truth odin_jax.consistency \
   --views="$output/truth" --output="$output/consistency/truth"
-stage reconstruct odin_jax.reconstruct --views="$output/generate" \
+# Of what lies ahead a path straight on tells little: the scene is that of views
+# from side to side.
+stage orbit odin_jax.generate --workdir="$output/train" \
+  --image="$output/evaluate/model/pairs/000_source.png" \
+  --trajectory=orbit --num_steps=1 --output="$output/orbit"
+stage reconstruct odin_jax.reconstruct --views="$output/orbit" \
   --output="$output/reconstruct"
 "$python" -m odin_jax.report --run="$output" --videos="$videos"
 echo "total: $((SECONDS / 60)) min $((SECONDS % 60)) s"

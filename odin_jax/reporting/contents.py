@@ -153,6 +153,13 @@ def _views(run: pathlib.Path, path: dict[str, Any]) -> list[dict[str, Any]]:
   ]
 
 
+def _points_path(run: pathlib.Path) -> list[list[float]]:
+  """Cameras of the views that the points are of; runs of before had one path."""
+  views = run / 'orbit' if (run / 'orbit').is_dir() else run / 'generate'
+  frames = summary.read_json(views / 'poses.json', 'frames')['frames']
+  return [frame['camera2scene'] for frame in frames]
+
+
 def _point_cloud(path: pathlib.Path) -> dict[str, Any]:
   """Positions and colours of a PLY file, thinned to what a page bears."""
   try:
@@ -295,4 +302,5 @@ def gather(
     'grids': _grids(run / 'evaluate'),
     'views': _views(run, figures['path']),
     'points': _point_cloud(run / 'reconstruct' / 'points.ply'),
+    'points_path': _points_path(run),
   }
