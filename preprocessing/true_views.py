@@ -10,6 +10,9 @@ the poses of `--views`. Real videos have no such truth. Writes
 
     frames/000.png, ...  the true views, as large as those of --views
     poses.json           their poses, as odin_jax.generate has them
+    depth.npz            with --depth: `depth` [views s s] of the true views, in
+                         their order, along the optical axis at pixel centres,
+                         scene units; inf where there is no surface
     truth.json           where and when the path starts, metres per scene unit,
                          PSNR of the first view against its truth, every view's
                          file, null from where the path runs into a surface on,
@@ -55,6 +58,9 @@ _EVALUATION = command.define_path(
   required=True,
 )
 _PAIR = flags.DEFINE_integer('pair', 0, 'Number of that pair.', lower_bound=0)
+_DEPTH = flags.DEFINE_bool(
+  'depth', False, 'Whether to write the true depth of each view, too.'
+)
 _OUTPUT = command.define_output('Folder for frames/ and truth.json')
 flags.mark_flags_as_required(['output'])
 # Video compression and the cutting of a small view leave more than this;
@@ -112,6 +118,18 @@ def _write_frames(
   return frames
 
 
+def _write_depths(
+  output: pathlib.Path, depths: list[np.ndarray | None]
+) -> None:
+  """Writes depth.npz, of the views that there are; or removes an old one."""
+  path = output / 'depth.npz'
+  path.unlink(missing_ok=True)
+  if _DEPTH.value:
+    there = [depth for depth in depths if depth is not None]
+    with files.atomic_path(path) as temporary:
+      np.savez_compressed(temporary, depth=np.stack(there))
+
+
 def main() -> None:
   """Reads the flags and renders the path."""
   views = pathlib.Path(_VIEWS.value)
@@ -150,6 +168,7 @@ def main() -> None:
   output = files.claim_output(_OUTPUT.value, _TOOL)
   names = [pathlib.PurePath(view['file']).name for view in poses['frames']]
   frames = _write_frames(output, path.images, names)
+  _write_depths(output, path.depths)
   files.write_json(
     output / 'poses.json',
     {
