@@ -6,7 +6,8 @@
 
 For a path that starts at the source view of an evaluated pair of a procedural
 world: the world is built again, and its caster renders what a camera sees at
-the poses of `--views`. Real videos have no such truth. Writes
+the poses of `--views`. Real videos have no such truth. `--worlds` has its video
+or, of `--pairs`, its records. Writes
 
     frames/000.png, ...  the true views, as large as those of --views
     poses.json           their poses, as odin_jax.generate has them
@@ -43,11 +44,13 @@ from odin_jax.shared import (
   psnr,
   user_images,
 )
-from preprocessing.procedural import footage, scenes, true_path
+from preprocessing.procedural import footage, scenes, true_pairs, true_path
 
 _TOOL = 'preprocessing.true_views'
 _WORLDS = command.define_path(
-  'worlds', 'Folder of videos that preprocessing.worlds made.', required=True
+  'worlds',
+  'Folder of videos, or of records (--pairs), that preprocessing.worlds made.',
+  required=True,
 )
 _VIEWS = command.define_path(
   'views', 'Folder that odin_jax.generate wrote.', required=True
@@ -90,6 +93,14 @@ def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
       'evaluate again'
     )
   return pair
+
+
+def _world(folder: pathlib.Path, video_id: str) -> scenes.World:
+  """The world of a video, or of records that were made without one."""
+  # Records have one, videos have none.
+  if (folder / 'manifest.json').is_file():
+    return true_pairs.rebuild_world(folder, video_id)
+  return footage.rebuild_world(folder, video_id)
 
 
 def _first_pose(
@@ -139,7 +150,7 @@ def main() -> None:
     ('frames', 'fov_deg', 'width'),
   )
   pair = _pair(pathlib.Path(_EVALUATION.value))
-  world = footage.rebuild_world(pathlib.Path(_WORLDS.value), pair['video_id'])
+  world = _world(pathlib.Path(_WORLDS.value), pair['video_id'])
   # Each rendered picture is held until the next.
   time_s = footage.picture_time_s(pair['source_time_s'])
   try:

@@ -213,3 +213,7 @@ def test_the_command_starts_at_the_view_that_was_given(
   views, _ = view_folder.read(tmp_path / 'truth')
   np.testing.assert_array_equal(views.images, expected)
   np.testing.assert_array_equal(views.camera2scene, poses)
+  # Records of --pairs have a manifest; then the note has to be of their kind.
+  (tmp_path / 'worlds' / 'manifest.json').touch()
+  done = call(repository, tmp_path, '--pair=1')
+  assert done.returncode == 2 and '--pairs' in done.stderr
