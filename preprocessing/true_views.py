@@ -6,10 +6,14 @@
 
 For a path that starts at the source view of an evaluated pair of a procedural
 world: the world is built again, and its caster renders what a camera sees at
-the poses of `--views`. Real videos have no such truth. Writes
+the poses of `--views`. Real videos have no such truth. `--worlds` has its video
+or, of `--pairs`, its records. Writes
 
     frames/000.png, ...  the true views, as large as those of --views
     poses.json           their poses, as odin_jax.generate has them
+    depth.npz            with --depth: `depth` [views s s] of the true views, in
+                         their order, along the optical axis at pixel centres,
+                         scene units; inf where there is no surface
     truth.json           where and when the path starts, metres per scene unit,
                          PSNR of the first view against its truth, every view's
                          file, null from where the path runs into a surface on,
@@ -40,11 +44,13 @@ from odin_jax.shared import (
   psnr,
   user_images,
 )
-from preprocessing.procedural import footage, scenes, true_path
+from preprocessing.procedural import footage, scenes, true_pairs, true_path
 
 _TOOL = 'preprocessing.true_views'
 _WORLDS = command.define_path(
-  'worlds', 'Folder of videos that preprocessing.worlds made.', required=True
+  'worlds',
+  'Folder of videos, or of records (--pairs), that preprocessing.worlds made.',
+  required=True,
 )
 _VIEWS = command.define_path(
   'views', 'Folder that odin_jax.generate wrote.', required=True
@@ -55,6 +61,9 @@ _EVALUATION = command.define_path(
   required=True,
 )
 _PAIR = flags.DEFINE_integer('pair', 0, 'Number of that pair.', lower_bound=0)
+_DEPTH = flags.DEFINE_bool(
+  'depth', False, 'Whether to write the true depth of each view, too.'
+)
 _OUTPUT = command.define_output('Folder for frames/ and truth.json')
 flags.mark_flags_as_required(['output'])
 # Video compression and the cutting of a small view leave more than this;
@@ -86,6 +95,14 @@ def _pair(evaluation: pathlib.Path) -> dict[str, Any]:
   return pair
 
 
+def _world(folder: pathlib.Path, video_id: str) -> scenes.World:
+  """The world of a video, or of records that were made without one."""
+  # Records have one, videos have none.
+  if (folder / 'manifest.json').is_file():
+    return true_pairs.rebuild_world(folder, video_id)
+  return footage.rebuild_world(folder, video_id)
+
+
 def _first_pose(
   world: scenes.World, pair: dict[str, Any], time_s: float
 ) -> Float[np.ndarray, '3 4']:
@@ -112,6 +129,18 @@ def _write_frames(
   return frames
 
 
+def _write_depths(
+  output: pathlib.Path, depths: list[np.ndarray | None]
+) -> None:
+  """Writes depth.npz, of the views that there are; or removes an old one."""
+  path = output / 'depth.npz'
+  path.unlink(missing_ok=True)
+  if _DEPTH.value:
+    there = [depth for depth in depths if depth is not None]
+    with files.atomic_path(path) as temporary:
+      np.savez_compressed(temporary, depth=np.stack(there))
+
+
 def main() -> None:
   """Reads the flags and renders the path."""
   views = pathlib.Path(_VIEWS.value)
@@ -121,7 +150,7 @@ def main() -> None:
     ('frames', 'fov_deg', 'width'),
   )
   pair = _pair(pathlib.Path(_EVALUATION.value))
-  world = footage.rebuild_world(pathlib.Path(_WORLDS.value), pair['video_id'])
+  world = _world(pathlib.Path(_WORLDS.value), pair['video_id'])
   # Each rendered picture is held until the next.
   time_s = footage.picture_time_s(pair['source_time_s'])
   try:
@@ -150,6 +179,7 @@ def main() -> None:
   output = files.claim_output(_OUTPUT.value, _TOOL)
   names = [pathlib.PurePath(view['file']).name for view in poses['frames']]
   frames = _write_frames(output, path.images, names)
+  _write_depths(output, path.depths)
   files.write_json(
     output / 'poses.json',
     {

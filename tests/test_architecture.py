@@ -186,7 +186,7 @@ WINGS = {
     'odin_jax.scoring',
     'odin_jax.reporting',
   ],
-  'odin_jax.experimenting': ['odin_jax.shared'],
+  'odin_jax.experimenting': ['odin_jax.shared', 'odin_jax.geometry'],
   'odin_jax.serving': [
     'odin_jax.shared',
     'odin_jax.geometry',
@@ -216,6 +216,7 @@ ENTRY_POINTS = [
   'odin_jax.report',
   'odin_jax.serve',
   'odin_jax.experiments',
+  'odin_jax.reconstruction_experiment',
   'odin_jax.port_weights',
 ]
 TORCH_FILES = 'odin_jax.porting.torch_files'

@@ -7,7 +7,7 @@ metres that is.
 
 import dataclasses
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
@@ -25,10 +25,13 @@ class TruePath:
     images: what a camera sees there; None where the straight way from the first
       camera meets a surface, and from there on: beyond is nothing that the
       first view could tell of.
+    depths: of the same views, along the optical axis at pixel centres, scene
+      units; inf where there is no surface, such as in the sky.
     unit_m: metres per scene unit.
   """
 
   images: list[UInt8[np.ndarray, 's s 3'] | None]
+  depths: list[Float32[np.ndarray, 's s'] | None]
   unit_m: float
 
 
@@ -54,6 +57,19 @@ def _way_is_free(
     return True
   ray = (place / length).reshape(1, 1, 3)
   return bool(_cast(world, time_s, camera2world, ray).distance[0, 0] > length)
+
+
+def _depth_m(
+  world: scenes.World,
+  time_s: float,
+  camera2world: Float[np.ndarray, '3 4'],
+  rays: Float[np.ndarray, 's s 3'],
+) -> Float32[np.ndarray, 's s']:
+  """Depth of what unit rays of a camera meet; inf where it is no surface."""
+  hits = _cast(world, time_s, camera2world, rays)
+  is_surface = ~world.scene.surface_is_backdrop[hits.surface]
+  depth = np.where(is_surface, hits.distance * rays[..., 2], np.inf)
+  return depth.astype(np.float32)
 
 
 def render(
@@ -87,23 +103,25 @@ def render(
   if not static.any():
     raise ValueError('the first view shows nothing that stands still')
   unit_m = float(np.median(hits.distance[static]))
+  centres = rendering.unit_rays(_AHEAD, fov_deg, size_px)
   images: list[np.ndarray | None] = []
+  depths: list[np.ndarray | None] = []
   is_free = True
   for pose in camera2scene:
     camera2first = camera.rescale(pose, unit_m)
     is_free = is_free and _way_is_free(
       world, time_s, first2world, camera2first[:, 3]
     )
+    if not is_free:
+      images.append(None)
+      depths.append(None)
+      continue
+    camera2world = camera.compose(first2world, camera2first)
     images.append(
       rendering.render_rays(
-        world,
-        time_s,
-        camera.compose(first2world, camera2first),
-        rays,
-        fov_deg=fov_deg,
-        size_px=size_px,
+        world, time_s, camera2world, rays, fov_deg=fov_deg, size_px=size_px
       )
-      if is_free
-      else None
     )
-  return TruePath(images, unit_m)
+    depth_m = _depth_m(world, time_s, camera2world, centres)
+    depths.append(depth_m / np.float32(unit_m))
+  return TruePath(images, depths, unit_m)

@@ -80,14 +80,41 @@ def test_the_unit_is_the_median_distance(world):
   assert unit_m == pytest.approx(np.median(hits.distance), rel=0.01)
 
 
+def test_the_depth_of_a_view_is_where_its_rays_end(world):
+  # A step towards what is straight ahead is missing in its depth.
+  step = camera.make_pose(np.eye(3), np.array([0.0, 0.0, 0.05]))
+  path = render(world, camera.identity_pose(), step)
+  first = view2world(world, 1.0)
+  rays = camera.view_rays(90.0, 32)
+  for pose, depth in zip((camera.identity_pose(), step), path.depths):
+    camera2world = camera.compose(first, camera.rescale(pose, path.unit_m))
+    turned = rays @ camera2world[:, :3].T
+    lengths = np.linalg.norm(turned, axis=-1)
+    hits = world.scene.cast(
+      camera2world[:, 3],
+      (turned / lengths[..., None]).astype(np.float32),
+      1.0,
+    )
+    seen = np.isfinite(depth)
+    assert seen.any()
+    np.testing.assert_allclose(
+      (depth * lengths * path.unit_m)[seen], hits.distance[seen], rtol=1e-4
+    )
+  middle = np.s_[15:17, 15:17]
+  closer = np.median(path.depths[0][middle] - path.depths[1][middle])
+  assert closer == pytest.approx(0.05, rel=0.2)
+
+
 def test_the_way_ends_at_a_surface(world):
   ahead = [
     camera.make_pose(np.eye(3), np.array([0.0, 0.0, step]))
     for step in (0.0, 0.05, 50.0)
   ]
-  images = render(world, *ahead, ahead[0]).images
+  path = render(world, *ahead, ahead[0])
+  images = path.images
   # And does not begin again behind it.
   assert [image is None for image in images] == [False, False, True, True]
+  assert [depth is None for depth in path.depths] == [False, False, True, True]
 
 
 def test_only_a_video_that_is_there_has_its_world(world, tmp_path):
@@ -171,11 +198,14 @@ def test_the_command_starts_at_the_view_that_was_given(
   assert done.returncode == 2
   assert 'does not start at' in done.stderr and done.stderr.count('\n') == 1
   assert not (tmp_path / 'truth').exists()
-  done = call(repository, tmp_path, '--pair=1')
+  done = call(repository, tmp_path, '--pair=1', '--depth')
   assert done.returncode == 0, done.stderr
   truth = json.loads((tmp_path / 'truth' / 'truth.json').read_text())
   assert truth['time_s'] == 1.0 and truth['first_view_psnr_db'] > 40
-  expected = render(world, *poses).images
+  path = render(world, *poses)
+  expected = path.images
+  with np.load(tmp_path / 'truth' / 'depth.npz') as content:
+    np.testing.assert_array_equal(content['depth'], path.depths)
   for frame, image in zip(truth['frames'], expected):
     written = cv2.imread(str(tmp_path / 'truth' / frame['file']))[..., ::-1]
     assert np.array_equal(written, image)
@@ -183,3 +213,7 @@ def test_the_command_starts_at_the_view_that_was_given(
   views, _ = view_folder.read(tmp_path / 'truth')
   np.testing.assert_array_equal(views.images, expected)
   np.testing.assert_array_equal(views.camera2scene, poses)
+  # Records of --pairs have a manifest; then the note has to be of their kind.
+  (tmp_path / 'worlds' / 'manifest.json').touch()
+  done = call(repository, tmp_path, '--pair=1')
+  assert done.returncode == 2 and '--pairs' in done.stderr
