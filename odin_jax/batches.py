@@ -559,18 +559,24 @@ def batches(
     pool.shutdown()
 
 
-def sound_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
-  """As `sample_images`, without those that cannot be read."""
+def _spread(source: Source, count: int) -> list[int]:
+  """Up to `count` indices, spread evenly over the records."""
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
+  return chosen.astype(int).tolist()
+
+
+def sound_images(
+  source: Source, count: int
+) -> list[UInt8[np.ndarray, 's s 3']]:
+  """As `sample_images`, without those that cannot be read."""
   images = []
-  for index in chosen:
+  for index in _spread(source, count):
     # Training has said what is wrong with those that it needed.
     with contextlib.suppress(errors.UserError):
-      images.append(source[int(index)].source)
-  return np.stack(images)
+      images.append(source[index].source)
+  return images
 
 
 def sample_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:
   """Up to `count` images, spread evenly over the records."""
-  chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
-  return np.stack([source[int(index)].source for index in chosen])
+  return np.stack([source[index].source for index in _spread(source, count)])

@@ -42,6 +42,7 @@ _FLOOR = 1e-3
 _FLAT = 2 / 255
 
 Image = UInt8[np.ndarray, 's s 3']
+Images = list[Image] | UInt8[np.ndarray, 'n s s 3']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def features(image: Image) -> Float64[np.ndarray, 'f']:
   return np.array(values, np.float64)
 
 
-def of_images(images: UInt8[np.ndarray, 'n s s 3']) -> Familiarity:
+def of_images(images: Images) -> Familiarity:
   """What images are like; every other one is for the limit alone."""
   rows = np.stack([features(image) for image in images])
   fitted, others = rows[::2], images[1::2]
@@ -128,9 +129,7 @@ def _digest(familiarity: Familiarity) -> str:
   )
 
 
-def write(
-  workdir: str | os.PathLike[str], images: UInt8[np.ndarray, 'n s s 3']
-) -> None:
+def write(workdir: str | os.PathLike[str], images: Images) -> None:
   """Writes what images of training are like beside the checkpoints.
 
   Nothing where there are too few to say.
@@ -146,7 +145,7 @@ def write(
     pathlib.Path(workdir) / NAME,
     {
       'images': len(images),
-      'image_size_px': images.shape[1],
+      'image_size_px': len(images[0]),
       **fields,
       'digest': _digest(found),
     },

@@ -44,7 +44,7 @@ import time
 
 from absl import flags
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 import numpy as np
 
 from odin_jax.geometry import (
@@ -131,6 +131,12 @@ _MESH_VOXELS = flags.DEFINE_integer(
 flags.mark_flags_as_required(['output'])
 # The view ahead of a panorama, for its page.
 _AHEAD = lenses.Perspective(90.0, 192)
+_LINKS = {
+  'Mesh (GLB)': 'mesh.glb',
+  'Mesh (PLY)': 'mesh.ply',
+  'Points (PLY)': 'points.ply',
+  'Figures (JSON)': 'reconstruction.json',
+}
 _MOST_VIEW_PX, _MOST_PANORAMA_PX = 384, 256
 # Side of the matching window in pixels of the original image, at least.
 _MIN_WINDOW_PX = 5
@@ -227,16 +233,6 @@ def _read() -> _Input:
       'num_available': found.available,
     },
     unit=_UNIT_OF_RECORDS,
-  )
-
-
-def _page_pictures(views: stereo.Views) -> UInt8[np.ndarray, 'n s s 3']:
-  """The views; of panoramas what they see ahead."""
-  if views.fov_deg is not None:
-    return views.images
-  pixels, _ = views.lens.project(_AHEAD.rays(lenses.grid(_AHEAD)))
-  return np.stack(
-    [stereo.sampled(image, views.lens, pixels) for image in views.images]
   )
 
 
@@ -345,6 +341,9 @@ def _write_page(
         'metres.'
       )
     )
+  pictures = views.images
+  if views.fov_deg is None:
+    pictures = stereo.ahead(views.images, _AHEAD)
   text = scene_page.render(
     title='A scene from its views',
     made=f'{time.strftime("%Y-%m-%d")}, {len(given.names)} views of '
@@ -356,21 +355,13 @@ def _write_page(
     mesh=scene_page.mesh(mesh.vertices, mesh.faces, mesh.colours),
     views=[
       scene_page.view(name, image, pose)
-      for name, image, pose in zip(
-        given.names, _page_pictures(views), views.camera2scene
-      )
+      for name, image, pose in zip(given.names, pictures, views.camera2scene)
     ],
     places=cloud.points
     if len(cloud.points)
     else views.camera2scene[:, :, 3].astype(np.float32),
   )
-  for words, name in (
-    ('Mesh (GLB)', 'mesh.glb'),
-    ('Mesh (PLY)', 'mesh.ply'),
-    ('Points (PLY)', 'points.ply'),
-    ('Figures (JSON)', 'reconstruction.json'),
-  ):
-    text = page.link(text, output, words, output / name)
+  text = page.links(text, output, _LINKS)
   with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(text)
 

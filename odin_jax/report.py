@@ -55,14 +55,14 @@ _TITLE = flags.DEFINE_string(
 
 _TOOL = 'odin_jax.report'
 # Words and paths of what the page links to, where it is there.
-_LINKS = (
-  ('Audit of the records', 'audit/index.html'),
-  ('Every pair of the evaluation', f'evaluate/{summary.MODEL}/index.html'),
-  ('Generated views as a video', 'generate/video.mp4'),
-  ('Fly through the reconstructed scene', 'reconstruct/index.html'),
-  ('Points (PLY)', 'reconstruct/points.ply'),
-  ('All figures (JSON)', 'summary.json'),
-)
+_LINKS = {
+  'Audit of the records': 'audit/index.html',
+  'Every pair of the evaluation': f'evaluate/{summary.MODEL}/index.html',
+  'Generated views as a video': 'generate/video.mp4',
+  'Fly through the reconstructed scene': 'reconstruct/index.html',
+  'Points (PLY)': 'reconstruct/points.ply',
+  'All figures (JSON)': 'summary.json',
+}
 _GOODPUT = 'goodput.json'
 
 
@@ -128,8 +128,7 @@ def main() -> None:
   html = page.render(
     contents.TEMPLATE, contents.gather(run, videos, figures, _TITLE.value)
   )
-  for words, name in _LINKS:
-    html = page.link(html, run, words, run / name)
+  html = page.links(html, run, _LINKS)
   with files.atomic_path(target) as temporary:
     temporary.write_text(html)
   for of in ('audit', f'evaluate/{summary.MODEL}'):

@@ -40,7 +40,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax import metrics, sharding
-from odin_jax.geometry import stereo
+from odin_jax.geometry import lenses, stereo
 from odin_jax.reporting import scene_page
 from odin_jax.shared import (
   camera,
@@ -110,6 +110,7 @@ _TILE_PX = {'cpu': 8}
 _TILE_PX_ELSE = 16
 # What the page shows of a panorama where it was taken.
 _AHEAD_DEG = 90.0
+_LINKS = {'Gaussians (PLY)': 'splats.ply', 'Figures (JSON)': 'splats.json'}
 
 
 def _read() -> inputs.Inputs:
@@ -119,7 +120,7 @@ def _read() -> inputs.Inputs:
     raise errors.UserError('--component goes with --cameras')
   if _VIEWS.value is not None:
     folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
-    given = inputs.of_views(folder)
+    given = inputs.of_views(folder, _MAX_SIZE_PX.value)
   else:
     folder = files.require_folder(_CAMERAS.value, 'a folder of panoramas')
     given = inputs.of_cameras(folder, _COMPONENT.value, _MAX_SIZE_PX.value)
@@ -127,8 +128,6 @@ def _read() -> inputs.Inputs:
     points = inputs.of_file(pathlib.Path(_POINTS.value))
     given = dataclasses.replace(given, points=points)
   views = given.views
-  if _VIEWS.value is not None:
-    views = inputs.at_most(views, _MAX_SIZE_PX.value)
   if min(views.images.shape[1:3]) < fitting.LEAST_SIZE_PX:
     raise errors.UserError(
       f'{folder}: its views have less than {fitting.LEAST_SIZE_PX} px, too few '
@@ -136,7 +135,7 @@ def _read() -> inputs.Inputs:
     )
   if not views.counts.any(axis=(1, 2)).all():
     raise errors.UserError(f'{folder}: a view is masked wholly; export again')
-  return dataclasses.replace(given, views=views)
+  return given
 
 
 def _held_out(count: int) -> list[int]:
@@ -195,7 +194,10 @@ def _write_page(
   height = views.images.shape[1]
   if views.focal_px is None:
     fov_deg, pixel_rad = _AHEAD_DEG, np.pi / height
-    pictures = inputs.ahead(views.images, _AHEAD_DEG)
+    ahead = lenses.Perspective(
+      _AHEAD_DEG, max(1, round(height * _AHEAD_DEG / 180))
+    )
+    pictures = stereo.ahead(views.images, ahead)
   else:
     fov_deg = float(np.rad2deg(2 * np.arctan(height / 2 / views.focal_px)))
     pixel_rad, pictures = 1 / views.focal_px, views.images
@@ -226,11 +228,7 @@ def _write_page(
       float(pixel_rad),
     ),
   )
-  for words, name in (
-    ('Gaussians (PLY)', 'splats.ply'),
-    ('Figures (JSON)', 'splats.json'),
-  ):
-    text = page.link(text, output, words, output / name)
+  text = page.links(text, output, _LINKS)
   with files.atomic_path(output / 'index.html') as temporary:
     temporary.write_text(text)
 

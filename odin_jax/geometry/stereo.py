@@ -254,6 +254,16 @@ def sampled(
   )
 
 
+def ahead(
+  panoramas: UInt8[np.ndarray, 'n h w 3'], lens: lenses.Perspective
+) -> UInt8[np.ndarray, 'n s s 3']:
+  """What a lens shows of panoramas along their axes."""
+  height, width = panoramas.shape[1:3]
+  whole = lenses.Equirectangular(width, height)
+  pixels, _ = whole.project(lens.rays(lenses.grid(lens)))
+  return np.stack([sampled(image, whole, pixels) for image in panoramas])
+
+
 class _Comparison:
   """A reference view and the neighbours that it is compared with.
 

@@ -30,7 +30,8 @@ in the config; nothing else has to know of it. The class says
     same name and gives zeros to new ones, so a name has to tell all that gives
     the channel its meaning, options of the config among it;
   * `prepares`, what it needs of the frozen encoders, made once per pair, and
-    with `needs_image` whether there has to be an image encoder;
+    with `needs_image` whether there has to be an image encoder, with
+    `needs_times` whether records have to give the times of their views;
   * `sharding`, the mesh axes of every parameter that it has.
 
 Its arrays are parameters; constants are Python numbers and tuples.
@@ -278,6 +279,7 @@ class Part(nnx.Module):
 
   Attributes:
     needs_image: whether it reads the embedding of an image encoder.
+    needs_times: whether it reads `PosedPair.times_s`.
     pose_width: where it is one projection of that embedding and a pose's vector,
       the size of that vector: such parts are known in other projects.
     prepares: by its name, what it reads of `Condition.prepared`. Parts that
@@ -291,6 +293,7 @@ class Part(nnx.Module):
   """
 
   needs_image: ClassVar[bool] = False
+  needs_times: ClassVar[bool] = False
   pose_width: ClassVar[int] = 0
   prepares: ClassVar[Mapping[str, Prepare]] = {}
   sharding: ClassVar[Mapping[str, Axes]] = {}
@@ -620,6 +623,7 @@ def times(
 class Time(Part):
   """A token of when the two views were taken."""
 
+  needs_times = True
   prepares = {'times': times}
   sharding = {
     'time1/kernel': ('fsdp', 'tensor'),
@@ -673,7 +677,8 @@ def parse(names: str) -> tuple[str, ...]:
 
 def needs_times(config: Config) -> bool:
   """Whether a part reads `PosedPair.times_s`."""
-  return 'time' in parse(config['model']['conditioning'])
+  names = parse(config['model']['conditioning'])
+  return any(PARTS[name].needs_times for name in names)
 
 
 def channel_names(config: Config) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import html
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 import urllib.parse
 
 from odin_jax.shared import files
@@ -74,6 +74,19 @@ def link(
   if anchor in page:
     return page
   return page.replace(_LINKS, f'{anchor}{html.escape(words)}</a>\n{_LINKS}', 1)
+
+
+def links(page: str, folder: pathlib.Path, targets: Mapping[str, str]) -> str:
+  """A page with a link more to each file of its folder that exists.
+
+  Args:
+    page: its HTML.
+    folder: where the page is or will be.
+    targets: by what the links say, names of files in the folder.
+  """
+  for words, name in targets.items():
+    page = link(page, folder, words, folder / name)
+  return page
 
 
 def add_link(page: pathlib.Path, words: str, target: pathlib.Path) -> None:

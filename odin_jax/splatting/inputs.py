@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 
 import cv2
-from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.geometry import equirectangular_frames, ply_files, view_folder
@@ -29,19 +28,29 @@ class Inputs:
   component: int | None = None
 
 
-def of_views(folder: pathlib.Path) -> Inputs:
+def of_views(folder: pathlib.Path, max_size_px: int) -> Inputs:
   """The views of a folder as `odin_jax.generate` writes it.
+
+  Args:
+    folder: with poses.json.
+    max_size_px: larger views are made smaller.
 
   Raises:
     errors.UserError: see `view_folder.read`.
   """
   views, names = view_folder.read(folder)
+  images = views.images
+  if views.size_px > max_size_px:
+    size = max_size_px, max_size_px
+    images = np.stack(
+      [cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in images]
+    )
   return Inputs(
     views=fitting.Views(
-      images=views.images,
-      counts=np.ones(views.images.shape[:3], np.uint8),
+      images=images,
+      counts=np.ones(images.shape[:3], np.uint8),
       scene2camera=camera.inverse(views.camera2scene),
-      focal_px=float(views.intrinsics[0, 0]),
+      focal_px=float(views.intrinsics[0, 0]) * images.shape[1] / views.size_px,
     ),
     names=names,
     points=None,
@@ -114,39 +123,3 @@ def of_file(path: pathlib.Path) -> initial.Points:
   if colours.shape != points.shape:
     colours = np.full(points.shape, 0.5)
   return points, colours
-
-
-def at_most(views: fitting.Views, max_size_px: int) -> fitting.Views:
-  """The same square views, made smaller where they are larger than that."""
-  size = views.images.shape[1]
-  if size <= max_size_px:
-    return views
-  images = [
-    cv2.resize(image, (max_size_px, max_size_px), interpolation=cv2.INTER_AREA)
-    for image in views.images
-  ]
-  return dataclasses.replace(
-    views,
-    images=np.stack(images),
-    counts=np.ones((len(images), max_size_px, max_size_px), np.uint8),
-    focal_px=views.focal_px * max_size_px / size,
-  )
-
-
-def ahead(
-  panoramas: UInt8[np.ndarray, 'n h w 3'], fov_deg: float
-) -> UInt8[np.ndarray, 'n s s 3']:
-  """The square views along the axes of panoramas, as fine as these."""
-  height, width = panoramas.shape[1:3]
-  size = max(1, round(height * fov_deg / 180))
-  u, v = camera.direction_to_equirect(
-    camera.view_rays(fov_deg, size), width, height
-  )
-  # OpenCV counts from the centre of the first pixel.
-  where = u.astype(np.float32) - 0.5, v.astype(np.float32) - 0.5
-  return np.stack(
-    [
-      cv2.remap(picture, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-      for picture in panoramas
-    ]
-  )

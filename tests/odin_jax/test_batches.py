@@ -256,6 +256,13 @@ def test_sound_images_leave_out_what_is_damaged(tmp_path):
   whole = source(tmp_path)
   expected = [whole[i].source for i in (0, 2)]
   np.testing.assert_array_equal(batches.sound_images(whole, 9), expected)
+  # Not an error: what is said of none is said where they are read.
+  (tmp_path / 'none').mkdir()
+  tfrecord.write_file(
+    tmp_path / 'none' / schema.shard_name('train', 0, 1),
+    [schema.encode(records[1])],
+  )
+  assert not batches.sound_images(source(tmp_path / 'none'), 9)
 
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path):
