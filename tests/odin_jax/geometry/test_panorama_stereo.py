@@ -18,7 +18,7 @@ from odin_jax.geometry import (
   tsdf,
 )
 from odin_jax.shared import camera, errors
-from tests.helpers import commands, true_panoramas
+from tests.helpers import commands, exported_cameras, true_panoramas
 from tests.helpers.room_views import Room
 
 ROOM = Room(max_frequency=25.0)
@@ -131,28 +131,17 @@ def test_the_mesh_of_panoramas_lies_on_the_walls():
 
 def write_cameras(folder, views, *, component=1):
   """A folder as `preprocessing.run` exports it, with strangers in it."""
-  (folder / 'images').mkdir(parents=True)
-  (folder / 'masks').mkdir()
-  frames = [
-    {'time_s': 0.0, 'component': None, 'frame2scene': None},
-    {'time_s': 0.5, 'component': 0, 'frame2scene': np.eye(3, 4).tolist()},
-  ]
-  for image, pose in zip(views.images, views.camera2scene):
-    name = f'{len(frames):06d}.jpg'
-    jpeg = [cv2.IMWRITE_JPEG_QUALITY, 98]
-    cv2.imwrite(str(folder / 'images' / name), image[..., ::-1], jpeg)
-    mask = np.where(MASKED, np.uint8(0), np.uint8(255))
-    cv2.imwrite(str(folder / 'masks' / f'{name}.png'), mask)
-    frames.append(
-      {
-        'time_s': len(frames) / 2,
-        'component': component,
-        'frame2scene': pose.tolist(),
-      }
-    )
-  content = {'video_id': 'video', 'masked_share': 0.2, 'frames': frames}
-  (folder / 'path.json').write_text(json.dumps(content))
-  return content
+  return exported_cameras.write(
+    folder,
+    views.images,
+    views.camera2scene,
+    MASKED,
+    component=component,
+    strangers=[
+      {'time_s': 0.0, 'component': None, 'frame2scene': None},
+      {'time_s': 0.5, 'component': 0, 'frame2scene': np.eye(3, 4).tolist()},
+    ],
+  )
 
 
 def test_the_command_makes_a_scene_of_an_exported_video(tmp_path, walk):

@@ -3,7 +3,6 @@
 import json
 import struct
 
-import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from odin_jax.splatting import (
   rasterizing,
   relocation,
 )
-from tests.helpers import commands
+from tests.helpers import commands, exported_cameras
 from tests.helpers.room_views import Room
 
 FOV_DEG = 80.0
@@ -136,20 +135,10 @@ def write_panoramas(folder):
   """A folder cameras/VIDEO of three panoramas; the floor is masked."""
   generator = np.random.default_rng(0)
   poses = trajectory.camera_path('weave', 3, 0.1)
-  for name in ('images', 'masks'):
-    (folder / name).mkdir(parents=True)
-  for index in range(len(poses)):
-    name = f'{index:06d}.jpg'
-    image = generator.integers(0, 256, (12, 24, 3), np.uint8)
-    cv2.imwrite(str(folder / 'images' / name), image)
-    mask = np.full((12, 24), 255, np.uint8)
-    mask[9:] = 0
-    cv2.imwrite(str(folder / 'masks' / f'{name}.png'), mask)
-  frames = [
-    {'time_s': 0.0, 'component': 0, 'frame2scene': pose.tolist()}
-    for pose in poses
-  ]
-  (folder / 'path.json').write_text(json.dumps({'frames': frames}))
+  images = generator.integers(0, 256, (3, 12, 24, 3), np.uint8)
+  masked = np.zeros((12, 24), bool)
+  masked[9:] = True
+  exported_cameras.write(folder, images, poses, masked)
   return poses
 
 
