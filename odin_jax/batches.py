@@ -45,6 +45,15 @@ from odin_jax.shared import (
 )
 
 
+def _median_depths(record: schema.Record) -> dict[str, np.float32 | None]:
+  """Those of both views; None for the target's where it is not known."""
+  source, target = (record.get(name) for name in schema.MEDIAN_DEPTHS)
+  return {
+    'median_depth': np.float32(source),
+    'target_median_depth': None if target is None else np.float32(target),
+  }
+
+
 def _stored_px(record: schema.Record) -> int:
   """Side of a record's images; 1, which no decoder reduces, if unreadable."""
   encoded = np.frombuffer(record['source/image'], np.uint8)
@@ -57,7 +66,7 @@ _FEATURES = (
   *(f'{side}/image' for side in more_views.SIDES),
   'target2source',
   'fov_deg',
-  'median_depth',
+  *schema.MEDIAN_DEPTHS,
   'video_id',
   'split',
 )
@@ -166,7 +175,7 @@ class PairSource:
       target=target[0],
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
-      median_depth=np.float32(record['median_depth']),
+      **_median_depths(record),
       source_depth=source[1],
       target_depth=target[1],
       more=more,
@@ -187,7 +196,7 @@ class PairSource:
       target=None,
       target2source=record['target2source'],
       fov_deg=np.float32(record['fov_deg']),
-      median_depth=np.float32(record['median_depth']),
+      **_median_depths(record),
       source_encoded=views['source'],
       target_encoded=views['target'],
       times_s=self._times(record),
@@ -293,6 +302,7 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     target2source=_mirrored_pose(pair.target2source),
     fov_deg=pair.fov_deg,
     median_depth=pair.median_depth,
+    target_median_depth=pair.target_median_depth,
     source_depth=_flipped(pair.source_depth, 1),
     target_depth=_flipped(pair.target_depth, 1),
     more=more,
@@ -302,16 +312,10 @@ def mirrored(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   )
 
 
-def _median_depth(depth: Float32[np.ndarray, 'd d'] | None) -> np.float32:
-  known = depth[depth > 0] if depth is not None else ()
-  return np.float32(np.median(known) if len(known) else 0)
-
-
 def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
   """The pair with source and target exchanged.
 
-  Exact, but that the median depth of the target view is not known, unless its
-  depths are.
+  Exact, but that the median depth of the target view may not be known.
   """
   pose = camera.inverse(pair.target2source.astype(np.float64))
   more = pair.more and posed_pair.as_float32(posed_pair.moved(pair.more, pose))
@@ -320,7 +324,10 @@ def swapped(pair: posed_pair.PosedPair) -> posed_pair.PosedPair:
     target=pair.source,
     target2source=pose.astype(np.float32),
     fov_deg=pair.fov_deg,
-    median_depth=_median_depth(pair.target_depth),
+    median_depth=np.float32(0)
+    if pair.target_median_depth is None
+    else pair.target_median_depth,
+    target_median_depth=pair.median_depth,
     source_depth=pair.target_depth,
     target_depth=pair.source_depth,
     more=more,
@@ -396,6 +403,7 @@ def examples(
       pair = swapped(pair)
     # What could have been drawn goes into no batch.
     pair = pair._replace(
+      target_median_depth=None,
       source_encoded=_alone(pair.source_encoded),
       target_encoded=_alone(pair.target_encoded),
     )

@@ -132,7 +132,7 @@ def _views(
         camera2scene=camera2scene,
         size=size,
         # The object is around the origin.
-        depth=float(camera.inverse(camera2scene)[2, 3]) if in_sphere else None,
+        depth=float(np.linalg.norm(camera2scene[:, 3])) if in_sphere else None,
         mask_path=masks.get(number),
       )
     )

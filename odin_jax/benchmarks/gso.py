@@ -31,7 +31,13 @@ import numpy as np
 
 from odin_jax.benchmarks import posed_views, protocols
 from odin_jax.geometry import meshes, obj_files
-from odin_jax.shared import camera, errors, files, opengl, user_images
+from odin_jax.shared import (
+  camera,
+  errors,
+  files,
+  opengl,
+  user_images,
+)
 
 _MODELS = ('meshes/model.obj', 'model.obj')
 _TEXTURES = 'materials/textures'
@@ -221,9 +227,10 @@ def read(
   fov_deg, size_px = protocol.rendering['fov_deg'], protocol.image['size_px'][0]
   views = []
   for number, (elevation_deg, azimuth_deg, camera2object) in enumerate(cameras):
-    hits = caster.cast(
-      camera2object, camera.view_rays(fov_deg, _DEPTH_PX).reshape(-1, 3)
-    )
+    rays = camera.view_rays(fov_deg, _DEPTH_PX).reshape(-1, 3)
+    hits = caster.cast(camera2object, rays)
+    along_axis = (rays[:, 2] / np.linalg.norm(rays, axis=1))[hits.rays]
+    distance = hits.depth / along_axis
     known = {
       'name': f'elevation {elevation_deg:g}, azimuth {azimuth_deg:g}',
       'number': number,
@@ -232,7 +239,7 @@ def read(
         camera.inverse(opengl.SCENE2WORLD), camera2object
       ),
       'size': (size_px, size_px),
-      'depth': float(np.median(hits.depth)) if len(hits.depth) else None,
+      'depth': float(np.median(distance)) if len(distance) else None,
       'background': tuple(protocol.rendering['background']),
       'facts': {'elevation_deg': elevation_deg, 'azimuth_deg': azimuth_deg},
       'mesh': mesh,

@@ -66,35 +66,27 @@ def read(
     path = _picture(images, image_name)
     size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
     scene2camera = colmap_model.scene2camera(image, folder / 'sparse' / '0')
-    views.append(
-      posed_views.PosedView(
-        name=image_name,
-        number=number,
-        path=path,
-        camera2scene=camera.inverse(scene2camera),
-        depth=_median_depth(model, image, scene2camera),
-        **_lens(image.camera, size, str(path)),
-      )
+    view = posed_views.PosedView(
+      name=image_name,
+      number=number,
+      path=path,
+      camera2scene=camera.inverse(scene2camera),
+      **_lens(image.camera, size, str(path)),
     )
+    views.append(view.showing(_points(model, image)))
   return posed_views.PosedViews(
     layout=f'{name}/ and sparse/0', unit=_UNIT, views=tuple(views)
   )
 
 
-def _median_depth(
-  model: Any, image: Any, scene2camera: Float[np.ndarray, '3 4']
-) -> float | None:
-  """Of the points that an image sees."""
+def _points(model: Any, image: Any) -> Float[np.ndarray, 'n 3']:
+  """Those that an image sees, in the scene."""
   points = [
     model.point3D(point.point3D_id).xyz
     for point in image.points2D
     if point.has_point3D()
   ]
-  if not points:
-    return None
-  return float(
-    np.median(camera.transform(scene2camera, np.array(points))[:, 2])
-  )
+  return np.array(points, np.float64).reshape(-1, 3)
 
 
 def _picture(images: pathlib.Path, name: str) -> pathlib.Path:

@@ -4,7 +4,6 @@ https://docs.nerf.studio/quickstart/data_conventions.html. Its axes are those
 of `odin_jax.shared.opengl`, its pixels are ours.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -57,10 +56,7 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
     raise errors.UserError(f'{path}: two frames have one picture')
   if content.get('ply_file_path'):
     points = _points(path.parent / str(content['ply_file_path']))
-    views = [
-      dataclasses.replace(view, depth=_median_depth(view, points))
-      for view in views
-    ]
+    views = [view.showing(points) for view in views]
   return posed_views.PosedViews(
     layout=path.name, unit=f'unit of {path.name}', views=tuple(views)
   )
@@ -81,16 +77,6 @@ def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
   if not np.isfinite(points).all():
     raise errors.UserError(f'{path}: has points that are no numbers')
   return camera.transform(camera.inverse(opengl.SCENE2WORLD), points)
-
-
-def _median_depth(
-  view: posed_views.PosedView, points: Float[np.ndarray, 'n 3']
-) -> float | None:
-  """Of the points that fall into a view; None where none does."""
-  local = camera.transform(camera.inverse(view.camera2scene), points)
-  pixels, depth = camera.project(local, view.intrinsics)
-  inside = (depth > 0) & np.all((pixels > 0) & (pixels < view.size), axis=-1)
-  return float(np.median(depth[inside])) if inside.any() else None
 
 
 def _view(

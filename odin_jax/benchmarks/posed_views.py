@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-from odin_jax.shared import camera, errors, user_images
+from odin_jax.shared import camera, errors, median_depth, user_images
 
 Matrix = Float[np.ndarray, '3 3']
 Size = tuple[int, int]
@@ -132,7 +132,7 @@ class PosedView:
     intrinsics: [3 3], of what `read` gives.
     camera2scene: [3 4].
     size: width and height of what `read` gives, in pixels.
-    depth: typical z of what is seen, in the scene's unit; None if not known.
+    depth: its `median_depth`, in the scene's unit; None if not known.
     mask_path: of a picture that is not 0 where the object is; None without.
     undistortion: what makes a pinhole camera's picture of the file.
     background: what shines through where the picture is transparent.
@@ -169,6 +169,36 @@ class PosedView:
         'not what it had; read the folder again'
       )
     return undistorted
+
+  @property
+  def square_fov_deg(self) -> float:
+    """Of the largest square around the principal point.
+
+    Raises:
+      errors.UserError: that point lies outside of the picture.
+    """
+    k, (width, height) = self.intrinsics, self.size
+    # From the principal point to the nearest border, in focal lengths.
+    half_side = min(
+      min(k[0, 2], width - k[0, 2]) / k[0, 0],
+      min(k[1, 2], height - k[1, 2]) / k[1, 1],
+    )
+    if not half_side > 0:
+      raise errors.UserError(
+        f'{self.path}: its principal point lies outside of it, so it has no '
+        'centred view'
+      )
+    return float(np.rad2deg(2 * np.arctan(half_side)))
+
+  def showing(self, points: Float[np.ndarray, 'n 3']) -> 'PosedView':
+    """The view with the `depth` that points of the scene give it.
+
+    Raises:
+      errors.UserError: see `square_fov_deg`.
+    """
+    local = camera.transform(camera.inverse(self.camera2scene), points)
+    depth = median_depth.of_points(local, self.square_fov_deg)
+    return dataclasses.replace(self, depth=depth or None)
 
   def depths(
     self, fov_deg: float, size_px: int

@@ -92,7 +92,7 @@ def posed_pairs(
     sources, targets, missing = _choose(scene, protocol, num_sources)
     if missing:
       absent[scene.name] = missing
-    fov_deg = min(_fov_deg(view) for view in scene.views.views)
+    fov_deg = min(view.square_fov_deg for view in scene.views.views)
     pictures: dict[int, UInt8[np.ndarray, 's s 3']] = {}
     depths: dict[int, Depths | None] = {}
     for target in targets:
@@ -386,25 +386,6 @@ def _unit(
     poses = np.stack([view.camera2scene for view in scene.views.views])
     unit *= focus.mean_distance(poses)
   return unit
-
-
-def _half_sides(view: posed_views.PosedView) -> tuple[float, float]:
-  """From the principal point to the nearest borders, in focal lengths."""
-  k, (width, height) = view.intrinsics, view.size
-  return (
-    min(k[0, 2], width - k[0, 2]) / k[0, 0],
-    min(k[1, 2], height - k[1, 2]) / k[1, 1],
-  )
-
-
-def _fov_deg(view: posed_views.PosedView) -> float:
-  """Of the largest square around the principal point."""
-  if not min(_half_sides(view)) > 0:
-    raise errors.UserError(
-      f'{view.path}: its principal point lies outside of it, so it has no '
-      'centred view'
-    )
-  return float(np.rad2deg(2 * np.arctan(min(_half_sides(view)))))
 
 
 def _cut(

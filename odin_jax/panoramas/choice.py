@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32
 import numpy as np
 
 from odin_jax.panoramas import cutting
-from odin_jax.shared import camera
+from odin_jax.shared import camera, median_depth
 
 # Points of a panorama that are looked at; a dense map has more.
 _MAX_POINTS = 1500
@@ -149,15 +149,11 @@ class Surroundings:
       return 0.0
     return float(_look_up(self.masked, view.rays(_MASK_PX)).mean())
 
-  def median_distance(self, view: cutting.View) -> float:
-    """Median distance of the points in a view; 0 where there are too few."""
-    inside = _inside(self.points, view)
-    if inside.sum() < _MIN_POINTS:
+  def median_depth(self, view: cutting.View) -> float:
+    """The `median_depth` of a view; 0 where it holds too few points."""
+    if _inside(self.points, view).sum() < _MIN_POINTS:
       return 0.0
-    distances = np.linalg.norm(self.points[inside], axis=1)
-    order = np.argsort(distances)
-    weights = np.cumsum(self.weights[inside][order])
-    return float(distances[order][np.searchsorted(weights, weights[-1] / 2)])
+    return median_depth.of_points(self.points @ view.view2frame, view.fov_deg)
 
 
 class ViewPair(NamedTuple):

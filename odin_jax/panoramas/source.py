@@ -268,7 +268,8 @@ class PanoramaSource:
       target=target.panorama.cut(views.target, self._size_px),
       target2source=pose.astype(np.float32),
       fov_deg=np.float32(views.source.fov_deg),
-      median_depth=np.float32(source.around.median_distance(views.source)),
+      median_depth=np.float32(source.around.median_depth(views.source)),
+      target_median_depth=np.float32(target.around.median_depth(views.target)),
       source_depth=self._depth(source.around, views.source),
       target_depth=self._depth(target.around, views.target),
       times_s=self._index.time_s[[chosen.source, chosen.target]]

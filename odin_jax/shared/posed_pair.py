@@ -59,7 +59,8 @@ class PosedPair(NamedTuple):
       it is not known or nobody's business.
     target2source: [*b 3 4], `x_source = R @ x_target + t`, scene units.
     fov_deg: [*b], full field of view of both views.
-    median_depth: [*b], of the source view, scene units; 0 where not known.
+    median_depth: [*b], of the source view, scene units; 0 where not known; see
+      `odin_jax.shared.median_depth`.
     source_depth: [*b d d] float32, along the optical axis at pixel centres,
       scene units, 0 where not known; None where nobody asks for it.
     target_depth: likewise.
@@ -68,6 +69,8 @@ class PosedPair(NamedTuple):
     target_encoded: likewise.
     times_s: [*b 2] float32, of source and target in their video, seconds; None
       where nobody asks for them, or they are not known.
+    target_median_depth: as `median_depth`, of the target view; None where the
+      two views will not be exchanged.
   """
 
   source: Array | None
@@ -81,6 +84,7 @@ class PosedPair(NamedTuple):
   source_encoded: Encoded | None = None
   target_encoded: Encoded | None = None
   times_s: Array | None = None
+  target_median_depth: Array | None = None
 
 
 def more_views(

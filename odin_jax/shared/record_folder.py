@@ -247,7 +247,8 @@ def _check_manifest(
   if version != schema.SCHEMA_VERSION:
     raise errors.UserError(
       f'{path}: records of schema {version}, and this code reads '
-      f'{schema.SCHEMA_VERSION}; use the code that made them'
+      f'{schema.SCHEMA_VERSION}; make the records again, or use the code that '
+      'made them'
     )
   for name, shard in shards.items():
     count = counts.get(name)

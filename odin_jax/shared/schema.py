@@ -15,7 +15,8 @@ import numpy as np
 
 from odin_jax.shared import camera, png, tfrecord
 
-SCHEMA_VERSION = 1
+# 2: `median_depth` is of what the source view shows, not of what both do.
+SCHEMA_VERSION = 2
 DATASET_NAME = 'odin_pairs'
 SPLITS = ('train', 'test')
 _POSE_SHAPE = (3, 4)
@@ -77,7 +78,12 @@ FEATURES: dict[str, Feature] = {
   'split': Feature(kind='text', meaning='train or test'),
   'scene_id': Feature(kind='int', meaning='component within the video'),
   'median_depth': Feature(
-    kind='float', meaning='of the source view, scene units'
+    kind='float',
+    meaning='of the source view: median distance from its camera of what it '
+    'shows, scene units (odin_jax.shared.median_depth)',
+  ),
+  'target/median_depth': Feature(
+    kind='float', optional=True, meaning='likewise, of the target view'
   ),
   'overlap': Feature(
     kind='float',
@@ -133,6 +139,8 @@ _LARGEST = {
   'rotation_error_deg': 180,
   'direction_error_deg': 180,
 }
+# Of the source view, of the target view.
+MEDIAN_DEPTHS = ('median_depth', 'target/median_depth')
 Record = dict[str, Any]
 
 
@@ -181,8 +189,11 @@ def _check_pair(record: Mapping[str, Any]) -> None:
       )
   if not 0.0 < record.get('fov_deg', 90.0) < 180.0:
     raise SchemaError(f'fov_deg: {record["fov_deg"]} is outside 0..180')
-  if record.get('hops', 1) < 1 or record.get('median_depth', 1) <= 0:
-    raise SchemaError('hops must be >= 1 and median_depth > 0')
+  if record.get('hops', 1) < 1:
+    raise SchemaError(f'hops: {record["hops"]} is less than 1')
+  for name in MEDIAN_DEPTHS:
+    if record.get(name, 1) <= 0:
+      raise SchemaError(f'{name}: {record[name]} is not above 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

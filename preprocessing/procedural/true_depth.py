@@ -53,6 +53,31 @@ def _moment_s(record: schema.Record, side: str) -> float:
   return footage.picture_time_s(record[f'{side}/time_s'])
 
 
+def median_distance_m(
+  world: scenes.World,
+  time_s: float,
+  camera2world: Float[np.ndarray, '3 4'],
+  rays: Float[np.ndarray, 's s 3'],
+) -> float:
+  """The `median_depth` of a view of the world, in metres.
+
+  Args:
+    world: that is seen.
+    time_s: when.
+    camera2world: from the axes of the rays.
+    rays: of length 1, through the view's pixels.
+
+  Returns:
+    0 where the view shows nothing that stands still.
+  """
+  turned = raycaster.rotate(camera2world[:, :3], rays.astype(np.float32))
+  hits = world.scene.cast(camera2world[:, 3], turned, time_s)
+  scene = world.scene
+  is_static = ~(scene.surface_moves | scene.surface_is_backdrop)
+  distance = hits.distance[is_static[hits.surface]]
+  return float(np.median(distance)) if distance.size else 0.0
+
+
 def view(
   world: scenes.World,
   time_s: float,

@@ -36,6 +36,8 @@ _GRID_HEIGHT_PX, _GRID_WIDTH_PX = 48, 96
 # A point is seen by another frame if it lies at the distance seen there.
 _SAME_DISTANCE = 0.05
 _MAX_ROUNDS = 20
+# Side of the views whose `median_depth` is found.
+_MEDIAN_PX = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,9 +212,17 @@ def make_records(
     choice = _choose(*ends, unit_m, rules, rng)
     reasons.update(choice.reasons)
     for view_pair in choice.view_pairs[: rules.num_records - len(records)]:
-      record = _record(world, ends, view_pair, unit_m, rules)
+      depths = _median_depths(world, ends, view_pair, unit_m, rules)
+      if not all(depths.values()):
+        reasons[rejections.Reason.LITTLE_OVERLAP] += 1
+        continue
       records.append(
-        {**record, 'video_id': video_id, 'split': split_of[source]}
+        {
+          **_record(world, ends, view_pair, unit_m, rules),
+          **depths,
+          'video_id': video_id,
+          'split': split_of[source],
+        }
       )
       first, second = sorted((source, target))
       gaps[first, second] = str(second - first)
@@ -299,7 +309,6 @@ def _record(
     'target2source': view_pair.target2source,
     'fov_deg': rules.views.fov_deg,
     'scene_id': 0,
-    'median_depth': view_pair.median_depth,
     'overlap': view_pair.overlap,
     'confidence': 1.0,
     'hops': 1,
@@ -325,6 +334,29 @@ def _record(
   return record
 
 
+def _median_depths(
+  world: scenes.World,
+  ends: tuple[FrameGeometry, FrameGeometry],
+  view_pair: alignment.ViewPair,
+  unit_m: float,
+  rules: PairRules,
+) -> dict[str, float]:
+  """Those of both views; 0 of one that shows nothing that stands still."""
+  angles_of = view_pair.source, view_pair.target
+  return {
+    name: true_depth.median_distance_m(
+      world,
+      frame.time_s,
+      frame.frame2world,
+      rendering.unit_rays(angles, rules.views.fov_deg, _MEDIAN_PX),
+    )
+    / unit_m
+    for name, frame, angles in zip(
+      schema.MEDIAN_DEPTHS, ends, angles_of, strict=True
+    )
+  }
+
+
 def _set_units(records: list[schema.Record]) -> float:
   """Makes the median depth of the source views one, as `cutting` does.
 
@@ -334,7 +366,8 @@ def _set_units(records: list[schema.Record]) -> float:
   depths = [record['median_depth'] for record in records]
   units = float(1 / np.median(depths or [1.0]))
   for record in records:
-    record['median_depth'] *= units
+    for name in schema.MEDIAN_DEPTHS:
+      record[name] *= units
     for name in ('target2source', 'source/frame2scene', 'target/frame2scene'):
       record[name] = camera.rescale(record[name], units)
   return units

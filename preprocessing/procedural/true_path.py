@@ -1,8 +1,8 @@
 """What a procedural world looks like along a camera path that starts in it.
 
-A path is in scene units, of which one is the median distance of what its first
-view sees (`odin_jax.geometry.trajectory`); the world's own depth says how many
-metres that is.
+A path is in scene units, of which one is the `median_depth` of its first view
+(`odin_jax.geometry.trajectory`); the world's own depth says how many metres
+that is.
 """
 
 import dataclasses
@@ -11,7 +11,12 @@ from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
 from odin_jax.shared import camera
-from preprocessing.procedural import raycaster, rendering, scenes
+from preprocessing.procedural import (
+  raycaster,
+  rendering,
+  scenes,
+  true_depth,
+)
 from preprocessing.views import alignment
 
 _AHEAD = alignment.Angles(yaw_deg=0.0, pitch_deg=0.0)
@@ -97,12 +102,9 @@ def render(
   rays = rendering.unit_rays(
     _AHEAD, fov_deg, size_px * rendering.supersampling(size_px)
   )
-  hits = _cast(world, time_s, first2world, rays)
-  scene = world.scene
-  static = ~(scene.surface_moves | scene.surface_is_backdrop)[hits.surface]
-  if not static.any():
+  unit_m = true_depth.median_distance_m(world, time_s, first2world, rays)
+  if not unit_m:
     raise ValueError('the first view shows nothing that stands still')
-  unit_m = float(np.median(hits.distance[static]))
   centres = rendering.unit_rays(_AHEAD, fov_deg, size_px)
   images: list[np.ndarray | None] = []
   depths: list[np.ndarray | None] = []

@@ -111,7 +111,6 @@ class ViewPair:
     target2source: pose, in the units of the frames' poses.
     overlap: share of the source view's points inside the target view.
     coverage: share of the target view's points inside the source view.
-    median_depth: of the source view's points: distance from the camera.
   """
 
   source: Angles
@@ -119,7 +118,6 @@ class ViewPair:
   target2source: Float[np.ndarray, '3 4']
   overlap: float
   coverage: float
-  median_depth: float
 
 
 def points_in_view(
@@ -410,7 +408,6 @@ class _Search:
   def view_pair(self, views: ViewProposal) -> ViewPair:
     """What is kept of two views."""
     overlap, coverage = views.shares
-    depths = np.linalg.norm(self._in_source[views.in_source], axis=1)
     return ViewPair(
       source=views.source,
       target=views.target,
@@ -419,14 +416,6 @@ class _Search:
       ),
       overlap=overlap,
       coverage=coverage,
-      median_depth=float(
-        np.quantile(
-          depths,
-          0.5,
-          weights=self._weights[views.in_source],
-          method='inverted_cdf',
-        )
-      ),
     )
 
   def _propose_at(self, yaw_deg: float) -> ViewProposal | rejections.Reason:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.shared import camera, depth_png, schema
+from odin_jax.shared import camera, depth_png, median_depth, schema
 from preprocessing import panorama
 from preprocessing.keyframes import keyframes, static_weights
 from preprocessing.solving import covariance, scene_scale, solver, tracks
@@ -50,13 +50,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectedViews:
-  """A pair of views to cut."""
+  """A pair of views to cut; its median depths are in the solution's unit."""
 
   source: int
   target: int
   views: alignment.ViewPair
   confidence: float
   hops: int
+  median_depth: float
+  target_median_depth: float
 
   @property
   def frames(self) -> tracks.FramePair:
@@ -119,19 +121,15 @@ class Cutter:
     ] = {}
     for directed, choice in zip(directed_pairs, choices, strict=True):
       pair = directed.pair
+      views = [self._selected(directed, each) for each in choice.view_pairs]
+      # The points of a choice are those of either frame: a view may show none
+      # that its own frame sees.
+      seen = [x for x in views if x.median_depth and x.target_median_depth]
+      chosen += seen
       reasons_of.setdefault(pair.frames, collections.Counter()).update(
         choice.reasons
+        + [rejections.Reason.LITTLE_OVERLAP] * (len(views) - len(seen))
       )
-      chosen += [
-        SelectedViews(
-          source=directed.source,
-          target=directed.target,
-          views=view_pair,
-          confidence=pair.confidence,
-          hops=pair.hops,
-        )
-        for view_pair in choice.view_pairs
-      ]
     # A frame pair is lost only if all of its views are.
     kept = {views.frames for views in chosen}
     rejected = [
@@ -169,6 +167,29 @@ class Cutter:
       rng=_generator(self._settings.seed, self._video_id, source, target),
     )
 
+  def _selected(
+    self, directed: _DirectedPair, views: alignment.ViewPair
+  ) -> SelectedViews:
+    return SelectedViews(
+      source=directed.source,
+      target=directed.target,
+      views=views,
+      confidence=directed.pair.confidence,
+      hops=directed.pair.hops,
+      median_depth=self._median_depth(directed.source, views.source),
+      target_median_depth=self._median_depth(directed.target, views.target),
+    )
+
+  def _median_depth(self, frame: int, angles: alignment.Angles) -> float:
+    points = self._solution.points_of_frame(frame, min_frames=1)
+    view2scene = camera.compose(
+      self._solution.frame2scene[frame],
+      camera.make_pose(camera.view2frame_rotation(*angles), np.zeros(3)),
+    )
+    return median_depth.of_points(
+      camera.transform(camera.inverse(view2scene), points), self._rules.fov_deg
+    )
+
   def units(self, chosen: Sequence[SelectedViews]) -> dict[int, float]:
     """Scene units per unit of the solution, by component.
 
@@ -179,7 +200,7 @@ class Cutter:
     depths = collections.defaultdict(list)
     for item in chosen:
       component = int(self._solution.component[item.source])
-      depths[component].append(item.views.median_depth)
+      depths[component].append(item.median_depth)
     return {
       component: float(1 / np.median(values))
       for component, values in depths.items()
@@ -226,7 +247,8 @@ class Cutter:
         'video_id': self._video_id,
         'split': splits[item.source],
         'scene_id': scene_id,
-        'median_depth': item.views.median_depth * unit,
+        'median_depth': item.median_depth * unit,
+        'target/median_depth': item.target_median_depth * unit,
         'overlap': item.views.overlap,
         'confidence': item.confidence,
         'hops': item.hops,

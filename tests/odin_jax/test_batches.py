@@ -334,10 +334,20 @@ def test_depth_is_turned_with_the_views(with_depth):
   assert_same(batches.mirrored(mirrored), pair)
   np.testing.assert_array_equal(swapped.source_depth, pair.target_depth)
   np.testing.assert_array_equal(swapped.target_depth, pair.source_depth)
-  known = pair.target_depth[pair.target_depth > 0]
-  assert swapped.median_depth == pytest.approx(np.median(known))
-  nowhere = pair._replace(target_depth=np.zeros_like(pair.target_depth))
-  assert batches.swapped(nowhere).median_depth == 0
+
+
+def test_median_depths_are_swapped_with_the_views(folder):
+  pair = source(folder)[1]
+  assert pair.target_median_depth is None
+  # Nothing tells that of the target, least of all that of the source.
+  assert batches.swapped(pair).median_depth == 0
+  told = pair._replace(target_median_depth=np.float32(3.0))
+  swapped = batches.swapped(told)
+  assert (swapped.median_depth, swapped.target_median_depth) == (
+    3.0,
+    pair.median_depth,
+  )
+  assert batches.mirrored(told).target_median_depth == 3.0
 
 
 def test_depth_that_nobody_asks_for_is_not_read(folder, tmp_path):

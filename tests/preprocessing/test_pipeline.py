@@ -13,7 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-from odin_jax.shared import camera, cores, depth_png, record_folder, schema
+from odin_jax.shared import (
+  camera,
+  cores,
+  depth_png,
+  median_depth,
+  record_folder,
+  schema,
+)
 from preprocessing import panorama
 from preprocessing.procedural import footage, true_depth
 from tests.helpers import layouts
@@ -157,6 +164,36 @@ def test_poses_against_truth(finished, worlds, kind):
   static = ~truth['moving'] & np.isfinite(truth['depth'])
   static[:, :24], static[:, -24:] = False, False  # Steeper than 45 degrees.
   assert 0.6 < np.median(truth['depth'][static]) * np.median(ratio) < 1.6
+
+
+def true_median_depth_m(record, side, truth):
+  """Of what the view shows that stands still."""
+  index = np.argmin(np.abs(truth['time_s'] - record[f'{side}/time_s']))
+  distance, moves = truth['depth'][index], truth['moving'][index]
+  height, width = distance.shape
+  column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+  rays = camera.equirect_to_direction(column, row, width, height)
+  points = (rays * distance[..., None])[~moves & np.isfinite(distance)]
+  angles = record[f'{side}/yaw_deg'], record[f'{side}/pitch_deg']
+  return median_depth.of_points(
+    points @ camera.view2frame_rotation(*angles), record['fov_deg']
+  )
+
+
+@pytest.mark.parametrize('index', range(2))
+def test_median_depths_against_truth(finished, worlds, index):
+  name, truth = list(worlds[1].items())[index]
+  records = [r for r in read_records(finished) if r['video_id'] == name]
+  _, _, units_per_m = errors_against_truth(records, truth)
+  for side, field in (
+    ('source', 'median_depth'),
+    ('target', 'target/median_depth'),
+  ):
+    found = [record[field] for record in records]
+    true_m = [true_median_depth_m(record, side, truth) for record in records]
+    ratio = np.array(found) / true_m / np.median(units_per_m)
+    assert abs(np.median(ratio) - 1) < 0.1
+    assert np.std(np.log(ratio)) < 0.1
 
 
 @pytest.mark.parametrize('index', range(2))

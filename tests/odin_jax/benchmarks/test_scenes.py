@@ -10,8 +10,17 @@ from odin_jax.benchmarks import LAYOUTS, focus, protocols, scenes
 from odin_jax.shared import camera, errors
 from tests.helpers import posed_scenes
 
-# In front of all cameras, seven away from the first.
-POINTS = np.array([[0.5, 0.2, 7.0], [0.4, 0.2, 6.5], [0.6, 0.1, 9.0]])
+# In front of all cameras, apart in their pictures; half are within seven of the
+# first, not along its axis but as the crow flies.
+_RAYS = np.array(
+  [[-0.15, 0, 1], [0, 0.15, 1], [0.12, -0.05, 1], [0.25, 0.1, 1], [0.38, 0, 1]]
+)
+POINTS = (
+  posed_scenes.camera2scene(0)[:, 3]
+  + _RAYS
+  / np.linalg.norm(_RAYS, axis=1, keepdims=True)
+  * np.array([5, 9, 6.5, 8, 7.0])[:, None]
+)
 
 
 def table(**tables):

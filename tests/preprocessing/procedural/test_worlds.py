@@ -20,6 +20,7 @@ from odin_jax.shared import (
   errors,
   panorama_schema,
   record_folder,
+  schema,
 )
 from preprocessing import panorama
 from preprocessing.auditing import quality
@@ -632,6 +633,24 @@ def test_pairs_are_records_with_true_poses(pairs):
   assert np.allclose(units_per_m, units_per_m[0], rtol=1e-4)
 
 
+def check_median_depth(place, record, side, median_depth_m):
+  """Half of what stands still in a view is nearer, as the view itself says."""
+  rays = camera.view_rays(record['fov_deg'], 40)
+  along_axis = rays[..., 2] / np.linalg.norm(rays, axis=-1)
+  view = true_depth.view(
+    place,
+    record[f'{side}/time_s'],
+    alignment.Angles(record[f'{side}/yaw_deg'], record[f'{side}/pitch_deg']),
+    fov_deg=record['fov_deg'],
+    size_px=40,
+  )
+  distance = view.depth_m / along_axis
+  # The sky is farther away than all else.
+  counts = ~view.moves & (distance < 100)
+  nearer = (distance < median_depth_m)[counts].mean()
+  assert abs(nearer - 0.5) < 0.05
+
+
 def check_depth_in_records(place, records):
   """It is what `preprocessing.true_depth` renders, in the units of the poses."""
   poses = {}
@@ -643,6 +662,8 @@ def check_depth_in_records(place, records):
       depth_png.decode(record[f'{side}/depth']) for side in ('source', 'target')
     )
     truth = true_depth.depths(place, record, unit_m, 24)
+    for side, name in zip(true_depth.SIDES, schema.MEDIAN_DEPTHS, strict=True):
+      check_median_depth(place, record, side, record[name] * unit_m)
     np.testing.assert_allclose(source, truth.source_depth, rtol=_DEPTH_STEP)
     np.testing.assert_allclose(target, truth.target_depth, rtol=_DEPTH_STEP)
 
