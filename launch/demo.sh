@@ -143,7 +143,14 @@ stage consistency/generate odin_jax.consistency \
 stage orbit odin_jax.generate --workdir="$output/train" \
   --image="$output/evaluate/model/pairs/000_source.png" \
   --trajectory=orbit --num_steps=1 --output="$output/orbit"
+beside=()
+if [ -z "$video" ]; then
+  stage orbit_truth preprocessing.true_views --worlds="$videos" \
+    --views="$output/orbit" --evaluation="$output/evaluate/model" \
+    --output="$output/orbit_truth"
+  beside=(--truth="$output/orbit_truth")
+fi
 stage reconstruct odin_jax.reconstruct --views="$output/orbit" \
-  --output="$output/reconstruct"
+  --output="$output/reconstruct" "${beside[@]}"
 "$python" -m odin_jax.report --run="$output" --videos="$videos"
 echo "total: $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -1,12 +1,13 @@
 """Points and a mesh from posed views: depth, kept where the views agree.
 
   python -m odin_jax.reconstruct --views=runs/demo/generate \
-      --output=runs/demo/reconstruct
+      --output=runs/demo/reconstruct [--truth=runs/demo/truth]
 
 `--views` is a folder as `odin_jax.generate` writes it: `poses.json` with
 `fov_deg`, `width`, `height` and `frames` (`file`, `camera2scene` as 12 numbers,
 row-major), and the square images that it names. Any posed views in that layout
-will do, real ones too. A 360-degree video of your own is made 3D by
+will do, real ones too. With `--truth`, which `preprocessing.true_views` wrote
+for them, the page shows beside each what is really there. A 360-degree video of your own is made 3D by
 
   python -m odin_jax.reconstruct --cameras=runs/records/cameras/VIDEO \
       --output=runs/scene
@@ -41,6 +42,7 @@ import functools
 import math
 import pathlib
 import time
+from typing import Any
 
 from absl import flags
 import cv2
@@ -57,7 +59,7 @@ from odin_jax.geometry import (
   tsdf,
   view_folder,
 )
-from odin_jax.reporting import scene_page
+from odin_jax.reporting import scene_page, true_path
 from odin_jax.shared import (
   command,
   cores,
@@ -71,6 +73,9 @@ from odin_jax.shared import (
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = command.define_path(
   'views', 'Folder with poses.json and the images that it names.'
+)
+_TRUTH = command.define_path(
+  'truth', 'Of --views: folder that preprocessing.true_views wrote for them.'
 )
 _CAMERAS = command.define_path(
   'cameras', 'Folder cameras/VIDEO that preprocessing.run exported.'
@@ -152,6 +157,7 @@ class _Input:
     place: where they come from.
     chosen: which of what is there, for reconstruction.json.
     unit: what a scene unit is.
+    truth: what there really is in their places, where that is known.
   """
 
   views: stereo.Views
@@ -159,10 +165,17 @@ class _Input:
   place: str
   chosen: dict[str, str | int]
   unit: str
+  truth: true_path.Views | None = None
+
+  @functools.cached_property
+  def likeness(self) -> dict[str, Any]:
+    """Of the truth: see `true_path.likeness`."""
+    return true_path.likeness(self.truth) if self.truth else {}
 
 
 _UNIT_OF_RECORDS = (
-  'one is the median depth of the source views of the records of this component'
+  'one is the median distance of what the source views of the records of this '
+  'component show'
 )
 
 
@@ -179,6 +192,8 @@ def _check_flags() -> None:
     raise errors.UserError(
       '--video: chooses among --records alone; leave it out'
     )
+  if _TRUTH.value is not None and _VIEWS.value is None:
+    raise errors.UserError('--truth: is of --views alone; leave it out')
   for flag in (_COMPONENT, _MAX_VIEWS):
     if flag.present and _VIEWS.value is not None:
       raise errors.UserError(
@@ -193,9 +208,18 @@ def _read() -> _Input:
   if _VIEWS.value is not None:
     folder = files.require_folder(_VIEWS.value, 'a folder of posed views')
     views, names = view_folder.read(folder)
-    unit = 'that of the poses'
+    truth = None
+    if _TRUTH.value is not None:
+      truth = true_path.read(
+        folder, files.require_folder(_TRUTH.value, 'the true views')
+      )
     return _Input(
-      views=views, names=names, place=str(folder), chosen={}, unit=unit
+      views=views,
+      names=names,
+      place=str(folder),
+      chosen={},
+      unit='that of the poses',
+      truth=truth,
     )
   limits = {
     'component': _COMPONENT.value,
@@ -326,6 +350,13 @@ def _write_page(
     findings.append(
       page.Finding('The views do not agree on any surface.', False)
     )
+  likeness = given.likeness['mean_psnr'] if given.truth else None
+  if likeness is not None:
+    findings.append(
+      page.Finding(
+        f'The views have {likeness:.1f} dB PSNR against what is really there.'
+      )
+    )
   of_all = given.chosen.get('num_available', len(given.names))
   if of_all > len(given.names):
     findings.append(
@@ -344,6 +375,7 @@ def _write_page(
   pictures = views.images
   if views.fov_deg is None:
     pictures = stereo.ahead(views.images, _AHEAD)
+  truths = given.truth.true if given.truth else [None] * len(given.names)
   text = scene_page.render(
     title='A scene from its views',
     made=f'{time.strftime("%Y-%m-%d")}, {len(given.names)} views of '
@@ -354,8 +386,8 @@ def _write_page(
     points=scene_page.points(cloud.points, cloud.colours),
     mesh=scene_page.mesh(mesh.vertices, mesh.faces, mesh.colours),
     views=[
-      scene_page.view(name, image, pose)
-      for name, image, pose in zip(given.names, pictures, views.camera2scene)
+      scene_page.view(*view)
+      for view in zip(given.names, pictures, views.camera2scene, truths)
     ],
     places=cloud.points
     if len(cloud.points)
@@ -407,6 +439,7 @@ def main() -> None:
       'camera': 'equirectangular' if views.fov_deg is None else 'perspective',
       **given.chosen,
       'scene_unit': given.unit,
+      **({'truth': given.likeness} if given.truth else {}),
       'num_views': len(names),
       'size_px': size,
       'working_px': working_px,

@@ -31,6 +31,10 @@ def _packed(values: Shaped[np.ndarray, '...'], kind: str) -> str:
   return base64.b64encode(values.astype(kind).tobytes()).decode()
 
 
+def _uri(image: UInt8[np.ndarray, 'h w 3']) -> str:
+  return pair_cells.uri(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
 def points(
   places: Float32[np.ndarray, 'n 3'], colours: UInt8[np.ndarray, 'n 3']
 ) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def view(
   name: str,
   image: UInt8[np.ndarray, 'h w 3'],
   camera2scene: Float[np.ndarray, '3 4'],
+  truth: UInt8[np.ndarray, 'h w 3'] | None = None,
 ) -> dict[str, Any]:
   """A view that the scene was made of.
 
@@ -100,10 +105,12 @@ def view(
     name: of its file.
     image: sRGB.
     camera2scene: its pose.
+    truth: what a camera really sees there; None where that is not known.
   """
   return {
     'name': name,
-    'image': pair_cells.uri(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)),
+    'image': _uri(image),
+    'truth': None if truth is None else _uri(truth),
     'camera2scene': camera2scene.ravel().tolist(),
   }
 

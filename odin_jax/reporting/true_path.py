@@ -5,56 +5,85 @@ none, for its frames lie elsewhere.
 """
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxtyping import UInt8
 import numpy as np
 
 from odin_jax.shared import digests, errors, files, psnr, user_images
 
 
-def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
-  """How near the imagined views come to the truth.
+class Views(NamedTuple):
+  """The views of a path.
+
+  Attributes:
+    imagined: in order, the given one first.
+    true: of the same poses; None from where the path runs into a surface on.
+    metres_per_scene_unit: of the world.
+  """
+
+  imagined: list[UInt8[np.ndarray, 's s 3']]
+  true: list[UInt8[np.ndarray, 's s 3'] | None]
+  metres_per_scene_unit: float
+
+
+def read(generated: pathlib.Path, truth: pathlib.Path) -> Views:
+  """Both.
 
   Args:
     generated: what `odin_jax.generate` wrote.
-    truth: what `preprocessing.true_views` wrote for it; may be absent.
-
-  Returns:
-    {} without a truth; else per view, the given one left out, `psnr` of what
-    was imagined and `psnr_of_first`, of the given image in its place, None
-    from where the path runs into a surface on; their means `mean_psnr`,
-    `mean_psnr_of_first`, None without any; and `metres_per_scene_unit`.
+    truth: what `preprocessing.true_views` wrote for it.
 
   Raises:
-    errors.UserError: the truth is of other views.
+    errors.UserError: there is no truth, or it is of other views, or damaged.
   """
-  note = truth / 'truth.json'
-  if not note.is_file():
-    return {}
   content = files.read_json(
-    note, 'the truth', ('views_sha256', 'frames', 'metres_per_scene_unit')
+    truth / 'truth.json',
+    'the truth',
+    ('views_sha256', 'frames', 'metres_per_scene_unit'),
   )
   poses = files.read_json(
     generated / 'poses.json', 'the poses of the views', ('frames',)
   )
-  names = [view['file'] for view in poses['frames']]
-  first = user_images.read(generated / names[0], 'a generated view')
-  own: list[float | None] = []
-  unmoved: list[float | None] = []
-  if digests.of_views(generated, first) != content['views_sha256']:
+  imagined = [
+    user_images.read(generated / view['file'], 'a generated view')
+    for view in poses['frames']
+  ]
+  if digests.of_views(generated, imagined[0]) != content['views_sha256']:
     raise errors.UserError(
       f'{truth}: is the truth of other views than those in {generated}; run '
       'preprocessing.true_views again'
     )
-  for name, view in list(zip(names, content['frames'], strict=True))[1:]:
-    if view['file'] is None:
-      own.append(None)
-      unmoved.append(None)
-    else:
-      true = user_images.read(truth / view['file'], 'a true view')
-      image = user_images.read(generated / name, 'a generated view')
-      own.append(psnr.psnr_db(image, true))
-      unmoved.append(psnr.psnr_db(first, true))
+  true = [
+    None
+    if view['file'] is None
+    else user_images.read(truth / view['file'], 'a true view')
+    for view in content['frames']
+  ]
+  shapes = {image.shape for image in imagined + true if image is not None}
+  if len(true) != len(imagined) or len(shapes) > 1:
+    raise errors.UserError(
+      f'{truth}: has not the number or the size of the views in {generated}; '
+      'run preprocessing.true_views again'
+    )
+  return Views(imagined, true, content['metres_per_scene_unit'])
+
+
+def likeness(views: Views) -> dict[str, Any]:
+  """How near the imagined views come to the truth.
+
+  Returns:
+    per view, the given one left out, `psnr` of what was imagined and
+    `psnr_of_first`, of the given image in its place, None from where the path
+    runs into a surface on; their means `mean_psnr`, `mean_psnr_of_first`, None
+    without any; and `metres_per_scene_unit`.
+  """
+  own: list[float | None] = []
+  unmoved: list[float | None] = []
+  for image, true in list(zip(*views[:2], strict=True))[1:]:
+    is_known = true is not None
+    own.append(psnr.psnr_db(image, true) if is_known else None)
+    unmoved.append(psnr.psnr_db(views.imagined[0], true) if is_known else None)
   known = [place for place, value in enumerate(own) if value is not None]
 
   def mean(values: list[Any]) -> float | None:
@@ -65,5 +94,16 @@ def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
     'psnr_of_first': unmoved,
     'mean_psnr': mean(own),
     'mean_psnr_of_first': mean(unmoved),
-    'metres_per_scene_unit': content['metres_per_scene_unit'],
+    'metres_per_scene_unit': views.metres_per_scene_unit,
   }
+
+
+def figures(generated: pathlib.Path, truth: pathlib.Path) -> dict[str, Any]:
+  """That of `read`; {} where there is no truth.
+
+  Raises:
+    errors.UserError: the truth is of other views.
+  """
+  if not (truth / 'truth.json').is_file():
+    return {}
+  return likeness(read(generated, truth))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.spatial import cKDTree
 import trimesh
 
 from odin_jax.geometry import fusion, stereo, trajectory
-from odin_jax.shared import camera
+from odin_jax.shared import camera, digests, psnr
 from tests.helpers import commands
 from tests.helpers.room_views import Room
 
@@ -235,6 +236,24 @@ def write_folder(folder, views):
   return content
 
 
+def write_truth(folder, of_views, images):
+  """Of all views but the last, whose path has run into a surface."""
+  (folder / 'frames').mkdir(parents=True)
+  frames = []
+  for index, image in enumerate(images):
+    name = f'frames/{index:03d}.png'
+    cv2.imwrite(str(folder / name), image[..., ::-1])
+    frames.append({'file': name if index < len(images) - 1 else None})
+  first = cv2.imread(str(of_views / 'frames/000.png'))[..., ::-1]
+  content = {
+    'views_sha256': digests.of_views(of_views, np.ascontiguousarray(first)),
+    'frames': frames,
+    'metres_per_scene_unit': 2.0,
+  }
+  (folder / 'truth.json').write_text(json.dumps(content))
+  return content
+
+
 def reconstruct(folder, output, *flags):
   """Runs the command, which has to succeed; returns its figures."""
   line = [f'--views={folder}', f'--output={output}', *flags]
@@ -247,9 +266,10 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
   """What a small model gives: 32 px, blurred, each frame with its own noise."""
   views, depths = make_views('right', count=8, step=0.05)
   generator = np.random.default_rng(0)
-  small = []
+  small, true = [], []
   for image in views.images:
     image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    true.append(image)
     image = cv2.GaussianBlur(image, (0, 0), 0.7)
     noisy = image + generator.normal(0, 8, image.shape)
     small.append(np.clip(noisy, 0, 255).astype(np.uint8))
@@ -259,7 +279,17 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
       images=np.stack(small), camera2scene=views.camera2scene, fov_deg=FOV_DEG
     ),
   )
-  figures = reconstruct(tmp_path / 'views', tmp_path / 'out')
+  write_truth(tmp_path / 'truth', tmp_path / 'views', true)
+  figures = reconstruct(
+    tmp_path / 'views', tmp_path / 'out', f'--truth={tmp_path / "truth"}'
+  )
+  assert figures['truth']['psnr'][-1] is None
+  np.testing.assert_allclose(
+    figures['truth']['psnr'][:-1],
+    [psnr.psnr_db(*both) for both in zip(small[1:-1], true[1:-1], strict=True)],
+  )
+  page = (tmp_path / 'out' / 'index.html').read_text()
+  assert page.count('"truth": "data:image') == 7
   cloud = trimesh.load(tmp_path / 'out' / 'points.ply', process=False)
   assert figures['points'] == len(cloud.vertices) > 3000
   assert figures['num_views'] == len(figures['per_view']) == 8
@@ -364,9 +394,32 @@ def test_bad_views_get_one_line_and_status_2(tmp_path):
     folder = tmp_path / spoil.__name__
     spoil(folder, write_folder(folder, views))
     lines.append([f'--views={folder}', f'--output={tmp_path / "out"}'])
+  words = [['absent'], *([message] for message in FAULTS.values())]
+  folder, truth = tmp_path / 'good', tmp_path / 'truth'
+  write_folder(folder, views)
+  content = write_truth(truth, folder, views.images)
+  for changed, message in (
+    ({'frames': content['frames'][:1]}, 'the number or the size'),
+    ({'views_sha256': '0'}, 'the truth of other views'),
+  ):
+    other = tmp_path / message.replace(' ', '_')
+    shutil.copytree(truth, other)
+    (other / 'truth.json').write_text(json.dumps(content | changed))
+    lines.append(
+      [f'--views={folder}', f'--truth={other}', f'--output={tmp_path / "out"}']
+    )
+    words.append([message])
+  lines += [
+    [f'--views={folder}', f'--truth={folder}', f'--output={tmp_path / "out"}'],
+    [
+      f'--cameras={folder}',
+      f'--truth={truth}',
+      f'--output={tmp_path / "out"}',
+    ],
+  ]
+  words += [['truth.json'], ['--truth: is of --views alone']]
   commands.assert_refused(
-    commands.run_all('odin_jax.reconstruct', lines),
-    [['absent'], *([message] for message in FAULTS.values())],
+    commands.run_all('odin_jax.reconstruct', lines), words
   )
   assert not (tmp_path / 'out').exists()
 

@@ -28,7 +28,7 @@ def quad(centre, normal_axis, half=1.0):
   return corners, np.array([[0, 1, 2], [0, 2, 3]])
 
 
-def write(path, with_points=False):
+def write(path, with_points=False, truth=None):
   """A red wall ahead, a green one to the right, a blue floor; two cameras.
 
   The first looks ahead, the second to the right.
@@ -66,7 +66,9 @@ def write(path, with_points=False):
         colours[:0] if with_points else colours,
       ),
       views=[
-        scene_page.view(f'frames/{number}.png', image, pose)
+        scene_page.view(
+          f'frames/{number}.png', image, pose, None if number else truth
+        )
         for number, pose in enumerate(poses)
       ],
       places=places.astype(np.float32),
@@ -136,6 +138,37 @@ def test_the_canvas_shows_the_scene_from_its_cameras(
   assert max(pixel(chromium, 0.9, 0.1)) < 3
   wide = chromium.run('document.documentElement.scrollWidth')
   assert wide <= width_px
+  assert complaints(chromium) == []
+
+
+def test_the_truth_stands_beside_the_views_and_they_play(chromium, tmp_path):
+  is_hidden = "[$('true').hidden, $('view-kind').hidden]"
+  chromium.open(write(tmp_path / 'index.html'), 390, 'light')
+  assert chromium.run(is_hidden) == [True, True]
+  truth = np.full((8, 8, 3), RED, np.uint8)
+  chromium.open(write(tmp_path / 'index.html', truth=truth), 390, 'light')
+  assert chromium.run(is_hidden) == [False, False]
+  shown = chromium.run('data.views[0].truth')
+  assert chromium.run("$('truth').src") == shown
+  # Where the path has run into a surface there is none.
+  chromium.run('select(1)')
+  assert chromium.run("$('truth').hidden") is True
+  chromium.run('select(0)')
+  chromium.run('player.click()')
+  assert chromium.run('player.textContent') == 'Pause'
+  both = chromium.run(
+    """new Promise(done => {
+      const seen = new Set(), watch = setInterval(() => {
+        seen.add(chosen);
+        if (seen.size === 2) { clearInterval(watch); done(seen.size); }
+      }, 20);
+    })"""
+  )
+  assert both == 2
+  chromium.run('player.click()')
+  assert chromium.run('[playing || 0, player.textContent]') == [0, 'Play']
+  wide = chromium.run('document.documentElement.scrollWidth')
+  assert wide <= 390
   assert complaints(chromium) == []
 
 
