@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from odin_jax.models import conditioning, encoders, sweep
+from odin_jax.models import conditioning, encoders, reference_poses, sweep
 from odin_jax.shared import camera, posed_pair
 
 ALL = '+'.join(conditioning.PARTS)
@@ -34,11 +34,11 @@ SHAPES = {
   'sweep': (8, 0),
   'time': (0, 1),
 }
-zero123_pose = jax.jit(conditioning.zero123_pose)
-zero123_vector = jax.jit(conditioning.zero123_vector)
-stable_zero123_pose = jax.jit(conditioning.stable_zero123_pose)
-stable_zero123_vector = jax.jit(conditioning.stable_zero123_vector)
-zeronvs_vector = jax.jit(conditioning.zeronvs_vector)
+zero123_pose = jax.jit(reference_poses.zero123_pose)
+zero123_vector = jax.jit(reference_poses.zero123_vector)
+stable_zero123_pose = jax.jit(reference_poses.stable_zero123_pose)
+stable_zero123_vector = jax.jit(reference_poses.stable_zero123_vector)
+zeronvs_vector = jax.jit(reference_poses.zeronvs_vector)
 
 
 def make_config(names, *, image_width=5, context_dim=8, fourier_bands=2):
