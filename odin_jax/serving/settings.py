@@ -34,7 +34,7 @@ class Settings:
     seed: of the noise.
   """
 
-  trajectory: str = 'forward'
+  trajectory: str = 'orbit'
   num_frames: int = 16
   step_length: float = 0.05
   line: tuple[tuple[float, float], ...] = ()

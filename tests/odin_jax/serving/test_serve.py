@@ -59,7 +59,8 @@ def test_a_true_scene_is_made_and_holds_no_path_of_the_host(
   process, address = server
   image = np.random.default_rng(0).integers(0, 255, (70, 80, 3), np.uint8)
   image = cv2.imencode('.png', cv2.GaussianBlur(image, (0, 0), 3))[1].tobytes()
-  job = json.loads(ask(f'{address}jobs?name=a.png&num_frames=2', 'POST', image))
+  asked = 'name=a.png&num_frames=2&trajectory=forward'
+  job = json.loads(ask(f'{address}jobs?{asked}', 'POST', image))
   end = time.monotonic() + 120
   while job['status'] in ('queued', 'running') and time.monotonic() < end:
     time.sleep(0.1)

@@ -12,7 +12,7 @@ def test_fields_become_settings_and_their_cameras():
   usual = settings.parse({}, 64)
   assert usual == settings.Settings()
   np.testing.assert_array_equal(
-    settings.camera2scene(usual), trajectory.camera_path('forward', 16, 0.05)
+    settings.camera2scene(usual), trajectory.camera_path('orbit', 16, 0.05)
   )
   fields = {
     'trajectory': 'drawn',
