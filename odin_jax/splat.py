@@ -201,7 +201,6 @@ def _write_page(
   else:
     fov_deg = float(np.rad2deg(2 * np.arctan(height / 2 / views.focal_px)))
     pixel_rad, pictures = 1 / views.focal_px, views.images
-  nothing = np.zeros((0, 3), np.float32)
   text = scene_page.render(
     title='Gaussians fitted to views',
     made=f'{time.strftime("%Y-%m-%d")}, {len(given.names)} views of '
@@ -209,10 +208,6 @@ def _write_page(
     next_step='open splats.ply in a viewer of 3D Gaussian splatting',
     findings=[page.Finding(f'{known[0].upper()}{known[1:]}.')],
     fov_deg=fov_deg,
-    points=scene_page.points(nothing, nothing.astype(np.uint8)),
-    mesh=scene_page.mesh(
-      nothing, nothing.astype(np.int64), nothing.astype(np.uint8)
-    ),
     views=[
       scene_page.view(name, picture, pose)
       for name, picture, pose in zip(

@@ -22,6 +22,8 @@ _THREE = _FOLDER / 'three' / 'three.js'
 MOST_POINTS = 1_000_000
 # Each is four corners in the page.
 MOST_SPLATS = 200_000
+# Of points, of a mesh or of Gaussians.
+_NONE = {'count': 0, 'all': 0, 'xyz': '', 'rgb': '', 'faces': ''}
 # Of the extent, what may lie beyond what is first looked at, at either end.
 _OUTLIERS_PERCENT = 5.0
 
@@ -122,10 +124,10 @@ def render(
   next_step: str,
   findings: list[page.Finding],
   fov_deg: float,
-  points: dict[str, Any],
-  mesh: dict[str, Any],
   views: list[dict[str, Any]],
   places: Float32[np.ndarray, 'n 3'],
+  points: dict[str, Any] | None = None,
+  mesh: dict[str, Any] | None = None,
   splats: dict[str, Any] | None = None,
 ) -> str:
   """The page.
@@ -136,12 +138,12 @@ def render(
     next_step: what to do next.
     findings: what is to be said of the scene.
     fov_deg: of all views.
-    points: from `points`.
-    mesh: from `mesh`.
     views: from `view`, at least one.
     places: of points, or of cameras where there are none, that tell where to
       look first.
-    splats: from `splats`; None where there are none.
+    points: from `points`; None where there are none.
+    mesh: from `mesh`, likewise.
+    splats: from `splats`, likewise.
   """
   low, high = np.percentile(
     places, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT], axis=0
@@ -154,9 +156,9 @@ def render(
     'fov_deg': fov_deg,
     'centre': np.median(places, axis=0).tolist(),
     'size': max(float(np.linalg.norm(high - low)), 1e-3),
-    'points': points,
-    'mesh': mesh,
-    'splats': splats or {'count': 0},
+    'points': points or _NONE,
+    'mesh': mesh or _NONE,
+    'splats': splats or _NONE,
     'views': views,
   }
   text = page.render(_TEMPLATE, data)

@@ -208,7 +208,6 @@ def test_gaussians_are_drawn_as_a_slow_renderer_has_them(chromium, tmp_path):
   focal_px = height / 2 / np.tan(np.deg2rad(80.0) / 2)
   # Of the views that they were fitted to a pixel was so many of the canvas.
   coarse = 30.0
-  nothing = np.zeros((0, 3), np.float32)
   path = tmp_path / 'index.html'
   path.write_text(
     scene_page.render(
@@ -217,10 +216,6 @@ def test_gaussians_are_drawn_as_a_slow_renderer_has_them(chromium, tmp_path):
       next_step='look',
       findings=[page.Finding('They are there.', True)],
       fov_deg=80.0,
-      points=scene_page.points(nothing, nothing.astype(np.uint8)),
-      mesh=scene_page.mesh(
-        nothing, nothing.astype(int), nothing.astype(np.uint8)
-      ),
       views=[
         scene_page.view('a.png', np.zeros((8, 8, 3), np.uint8), pose)
         for pose in poses
