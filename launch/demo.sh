@@ -79,21 +79,22 @@ stage audit preprocessing.audit --records="$output/records" \
 # From the checkpoint that comes with the project, which knows other worlds.
 # Lest four worlds make it forget them, a third of what it sees are pairs of
 # further ones (replay). A real video is to change more.
-replay=()
+replay=() gently=()
 if [ -z "$video" ]; then
   stage replay preprocessing.worlds --output="$output/replay" --pairs=24 \
     --num_worlds=64 --seconds=24 --view_px=128 --depth_px=$size \
     --test_fraction=0 --seed=6000
   replay=(--records="$output/replay" --config.mixture.weights=2,1
-    --config.augment.mirror=True --config.optimizer.learning_rate=5e-4)
+    --config.augment.mirror=True)
+  gently=(--config.optimizer.learning_rate=5e-4)
 fi
 stage train odin_jax.train --config=configs/train.py:multisphere \
   --init=pretrained --records="$output/records" --workdir="$output/train" \
-  "${replay[@]}"
+  "${replay[@]}" "${gently[@]}"
 # The same without it, to see what it is worth.
 [ -z "$compare" ] || stage train_without_pretraining odin_jax.train \
   --config=configs/train.py:multisphere --records="$output/records" \
-  --workdir="$output/train_without_pretraining"
+  --workdir="$output/train_without_pretraining" "${replay[@]}"
 
 held_out=(--data="$output/records")
 if [ -z "$video" ]; then
