@@ -45,12 +45,12 @@ from odin_jax.shared import (
 )
 
 
-def _median_depths(record: schema.Record) -> dict[str, np.float32 | None]:
-  """Those of both views; None for the target's where it is not known."""
-  source, target = (record.get(name) for name in schema.MEDIAN_DEPTHS)
+def _median_depths(record: schema.Record) -> dict[str, np.float32]:
+  """Those of both views; 0 for the target's where it is not known."""
+  source, target = (record.get(name, 0) for name in schema.MEDIAN_DEPTHS)
   return {
     'median_depth': np.float32(source),
-    'target_median_depth': None if target is None else np.float32(target),
+    'target_median_depth': np.float32(target),
   }
 
 

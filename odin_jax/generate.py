@@ -13,8 +13,8 @@ which the new camera looks: only that it moved is left to imagine.
 The path has a name (`odin_jax/geometry/trajectory.py`) or comes from a file:
 poses.json of another run, transforms.json or camera_path.json of nerfstudio, a
 folder with a model of COLMAP. Of a file the first camera is that of the image,
-and `--scale` says how many scene units its unit is (1 is the median depth of
-what the image shows). `--preview` draws the cameras, without a model.
+and `--scale` says how many scene units its unit is (1 is the median distance
+of what the image shows). `--preview` draws the cameras, without a model.
 
 Each view is conditioned on a view that exists already (`--condition_on`):
 
@@ -51,7 +51,7 @@ A line warns of an image that is unlike those that the model was trained on
 Output: `frames/000.png` (the first view), `frames/001.png`, ...; `poses.json`
 with `fov_deg`, `width`, `height` and `frames` (`file` and `camera2scene`, 12
 numbers row-major: x_scene = R @ x_camera + t, in the axes of the first view;
-the median depth of the scene is 1); the same cameras as `transforms.json` for
+the median distance of what it shows is 1); the same cameras as `transforms.json` for
 nerfstudio and as `sparse/0` for COLMAP; `video.mp4`; `path.png`;
 `generate.json`.
 """
@@ -128,7 +128,8 @@ _TRAJECTORY = command.define_paths_of_many(
 _SCALE = flags.DEFINE_float(
   'scale',
   1.0,
-  'Scene units (1 is the median depth of the scene) per unit of a file.',
+  'Scene units (1 is the median distance of what the image shows) per unit of '
+  'a file.',
   lower_bound=1e-9,
 )
 _PREVIEW = flags.DEFINE_bool(
@@ -149,8 +150,8 @@ _NUM_FRAMES = flags.DEFINE_integer(
 _STEP_LENGTH = flags.DEFINE_float(
   'step_length',
   0.05,
-  'Length of one step of a path by name, in scene units (1 is the median depth '
-  'of the scene).',
+  'Length of one step of a path by name, in scene units (1 is the median '
+  'distance of what the image shows).',
   lower_bound=1e-6,
 )
 _FOV_DEG = flags.DEFINE_float(

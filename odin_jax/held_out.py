@@ -47,7 +47,12 @@ class HeldOut:
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     count = -(-_COUNT // parts) * parts
     chosen = np.linspace(0, len(source) - 1, count).astype(int)
-    self._pairs = posed_pair.stack([source[int(index)] for index in chosen])
+    self._pairs = posed_pair.stack(
+      [
+        source[int(index)]._replace(target_median_depth=None)
+        for index in chosen
+      ]
+    )
     given = posed_pair.as_float32(
       self._pairs._replace(target=None, source_depth=None, target_depth=None)
     )

@@ -7,7 +7,9 @@
 `fov_deg`, `width`, `height` and `frames` (`file`, `camera2scene` as 12 numbers,
 row-major), and the square images that it names. Any posed views in that layout
 will do, real ones too. With `--truth`, which `preprocessing.true_views` wrote
-for them, the page shows beside each what is really there. A 360-degree video of your own is made 3D by
+for them, the page shows beside each what is really there.
+
+A 360-degree video of your own is made 3D by
 
   python -m odin_jax.reconstruct --cameras=runs/records/cameras/VIDEO \
       --output=runs/scene

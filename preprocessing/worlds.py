@@ -239,7 +239,12 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   # With the features: parts of which only some have one do not go together.
   depends_on = json.dumps(
-    [sorted(schema.FEATURES), sorted(panorama_schema.FEATURES), settings]
+    [
+      schema.SCHEMA_VERSION,
+      sorted(schema.FEATURES),
+      sorted(panorama_schema.FEATURES),
+      settings,
+    ]
   )
   fingerprint = hashlib.sha256(depends_on.encode()).hexdigest()
   jobs = [

@@ -31,13 +31,7 @@ import numpy as np
 
 from odin_jax.benchmarks import posed_views, protocols
 from odin_jax.geometry import meshes, obj_files
-from odin_jax.shared import (
-  camera,
-  errors,
-  files,
-  opengl,
-  user_images,
-)
+from odin_jax.shared import camera, errors, files, opengl, user_images
 
 _MODELS = ('meshes/model.obj', 'model.obj')
 _TEXTURES = 'materials/textures'

@@ -66,14 +66,16 @@ def read(
     path = _picture(images, image_name)
     size = posed_views.picture_size(path, f'a view of {folder / "sparse/0"}')
     scene2camera = colmap_model.scene2camera(image, folder / 'sparse' / '0')
-    view = posed_views.PosedView(
-      name=image_name,
-      number=number,
-      path=path,
-      camera2scene=camera.inverse(scene2camera),
-      **_lens(image.camera, size, str(path)),
+    views.append(
+      posed_views.PosedView(
+        name=image_name,
+        number=number,
+        path=path,
+        camera2scene=camera.inverse(scene2camera),
+        points=_points(model, image),
+        **_lens(image.camera, size, str(path)),
+      )
     )
-    views.append(view.showing(_points(model, image)))
   return posed_views.PosedViews(
     layout=f'{name}/ and sparse/0', unit=_UNIT, views=tuple(views)
   )

@@ -4,6 +4,7 @@ https://docs.nerf.studio/quickstart/data_conventions.html. Its axes are those
 of `odin_jax.shared.opengl`, its pixels are ours.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -56,7 +57,9 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
     raise errors.UserError(f'{path}: two frames have one picture')
   if content.get('ply_file_path'):
     points = _points(path.parent / str(content['ply_file_path']))
-    views = [view.showing(points) for view in views]
+    # A cloud does not tell which of its points a view sees: of several in one
+    # direction all count.
+    views = [dataclasses.replace(view, points=points) for view in views]
   return posed_views.PosedViews(
     layout=path.name, unit=f'unit of {path.name}', views=tuple(views)
   )

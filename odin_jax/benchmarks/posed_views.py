@@ -132,7 +132,9 @@ class PosedView:
     intrinsics: [3 3], of what `read` gives.
     camera2scene: [3 4].
     size: width and height of what `read` gives, in pixels.
-    depth: its `median_depth`, in the scene's unit; None if not known.
+    depth: its `median_depth`, in the scene's unit; None if not known, or told by
+      `points`.
+    points: [n 3], of surfaces that it shows, in the scene; None without.
     mask_path: of a picture that is not 0 where the object is; None without.
     undistortion: what makes a pinhole camera's picture of the file.
     background: what shines through where the picture is transparent.
@@ -146,6 +148,7 @@ class PosedView:
   camera2scene: Float[np.ndarray, '3 4']
   size: Size
   depth: float | None = None
+  points: Float[np.ndarray, 'n 3'] | None = None
   mask_path: pathlib.Path | None = None
   undistortion: Undistortion | None = None
   background: tuple[int, int, int] = user_images.WHITE
@@ -190,15 +193,12 @@ class PosedView:
       )
     return float(np.rad2deg(2 * np.arctan(half_side)))
 
-  def showing(self, points: Float[np.ndarray, 'n 3']) -> 'PosedView':
-    """The view with the `depth` that points of the scene give it.
-
-    Raises:
-      errors.UserError: see `square_fov_deg`.
-    """
-    local = camera.transform(camera.inverse(self.camera2scene), points)
-    depth = median_depth.of_points(local, self.square_fov_deg)
-    return dataclasses.replace(self, depth=depth or None)
+  def median_depth(self, fov_deg: float) -> float | None:
+    """That of the square view around the principal point; None: not known."""
+    if self.points is None:
+      return self.depth
+    local = camera.transform(camera.inverse(self.camera2scene), self.points)
+    return median_depth.of_points(local, fov_deg) or None
 
   def depths(
     self, fov_deg: float, size_px: int

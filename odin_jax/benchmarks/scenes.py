@@ -66,7 +66,7 @@ def posed_pairs(
     protocol: which pairs.
     image_size_px: side of the views.
     scale: unit of translations: 'fixed' as the protocol has it; 'resolved':
-      the source's typical depth is 1; '' as the protocol says, where
+      the source's `median_depth` is 1; '' as the protocol says, where
       'searched' starts from 'resolved'.
     num_sources: of a target; 0: the fewest that the protocol has.
 
@@ -106,7 +106,7 @@ def posed_pairs(
         if view.number not in pictures:
           pictures[view.number] = _cut(view, fov_deg, image_size_px, resample)
           depths[view.number] = view.depths(fov_deg, image_size_px)
-      unit = _unit(scene, source, protocol, policy)
+      unit = _unit(scene, source, protocol, policy, fov_deg)
       target2source = camera.relative(source.camera2scene, target.camera2scene)
       target2source[:, 3] /= unit
       chosen.append(
@@ -115,7 +115,7 @@ def posed_pairs(
           target=pictures[target.number],
           target2source=target2source,
           fov_deg=np.float64(fov_deg),
-          median_depth=np.float64((source.depth or 0.0) / unit),
+          median_depth=np.float64((source.median_depth(fov_deg) or 0) / unit),
           more=_more(others, target, pictures, unit, fov_deg),
         )
       )
@@ -367,15 +367,17 @@ def _unit(
   source: posed_views.PosedView,
   protocol: protocols.Protocol,
   policy: str,
+  fov_deg: float,
 ) -> float:
   """What translations of the scene are divided by."""
   if policy == 'resolved':
-    if source.depth is None or not source.depth > 0:
+    depth = source.median_depth(fov_deg)
+    if depth is None or not depth > 0:
       raise errors.UserError(
         f'{scene.folder}: nothing tells how far away what {source.name} sees '
         'is, so no scale can be resolved'
       )
-    return source.depth
+    return depth
   if scene.place is None or 'divisors' not in protocol.scale:
     raise errors.UserError(
       f'{scene.folder}: {protocol.name} fixes no scale for it; '

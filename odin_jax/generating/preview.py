@@ -23,8 +23,8 @@ def draw(
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Cameras with their fields of view, the first one in red.
 
-  A bar has the length of one scene unit, the median depth of the scene, or of
-  as much of it as fits.
+  A bar has the length of one scene unit, the median distance of what the image
+  shows, or of as much of it as fits.
   """
   places = camera2scene[:, :, 3]
   extent = max(0.2, float(np.ptp(places, axis=0).max()) * 1.2)

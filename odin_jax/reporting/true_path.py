@@ -54,11 +54,19 @@ def read(generated: pathlib.Path, truth: pathlib.Path) -> Views:
       f'{truth}: is the truth of other views than those in {generated}; run '
       'preprocessing.true_views again'
     )
+  try:
+    names = [view['file'] for view in content['frames']]
+    is_whole = all(name is None or isinstance(name, str) for name in names)
+    unit_m = float(content['metres_per_scene_unit'])
+  except (KeyError, TypeError, ValueError):
+    is_whole = False
+  if not is_whole:
+    raise errors.UserError(
+      f'{truth / "truth.json"}: damaged; run preprocessing.true_views again'
+    )
   true = [
-    None
-    if view['file'] is None
-    else user_images.read(truth / view['file'], 'a true view')
-    for view in content['frames']
+    None if name is None else user_images.read(truth / name, 'a true view')
+    for name in names
   ]
   shapes = {image.shape for image in imagined + true if image is not None}
   if len(true) != len(imagined) or len(shapes) > 1:
@@ -66,7 +74,7 @@ def read(generated: pathlib.Path, truth: pathlib.Path) -> Views:
       f'{truth}: has not the number or the size of the views in {generated}; '
       'run preprocessing.true_views again'
     )
-  return Views(imagined, true, content['metres_per_scene_unit'])
+  return Views(imagined, true, unit_m)
 
 
 def likeness(views: Views) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class PosedPair(NamedTuple):
     target_encoded: likewise.
     times_s: [*b 2] float32, of source and target in their video, seconds; None
       where nobody asks for them, or they are not known.
-    target_median_depth: as `median_depth`, of the target view; None where the
-      two views will not be exchanged.
+    target_median_depth: as `median_depth`, of the target view; None where
+      nobody asks for it, such as in a batch.
   """
 
   source: Array | None

@@ -29,13 +29,13 @@ def normalise(
     inside = observations.subset(component[observations.frame] == index)
     if not len(inside.frame):
       continue
-    depth = median_depth(frame2scene, points, inside)
+    depth = median_distance(frame2scene, points, inside)
     frame2scene[component == index, :, 3] /= depth
     points[np.unique(inside.point)] /= depth
   return frame2scene, points
 
 
-def median_depth(
+def median_distance(
   frame2scene: Float[np.ndarray, 'f 3 4'],
   points: Float[np.ndarray, 'p 3'],
   observations: bundle_adjustment.Observations,

@@ -338,7 +338,7 @@ def test_depth_is_turned_with_the_views(with_depth):
 
 def test_median_depths_are_swapped_with_the_views(folder):
   pair = source(folder)[1]
-  assert pair.target_median_depth is None
+  assert pair.target_median_depth == 0
   # Nothing tells that of the target, least of all that of the source.
   assert batches.swapped(pair).median_depth == 0
   told = pair._replace(target_median_depth=np.float32(3.0))

@@ -401,6 +401,8 @@ def test_bad_views_get_one_line_and_status_2(tmp_path):
   for changed, message in (
     ({'frames': content['frames'][:1]}, 'the number or the size'),
     ({'views_sha256': '0'}, 'the truth of other views'),
+    ({'frames': [1, 2]}, 'damaged'),
+    ({'metres_per_scene_unit': 'x'}, 'truth.json: damaged'),
   ):
     other = tmp_path / message.replace(' ', '_')
     shutil.copytree(truth, other)

@@ -165,8 +165,12 @@ def test_the_truth_stands_beside_the_views_and_they_play(chromium, tmp_path):
     })"""
   )
   assert both == 2
-  chromium.run('player.click()')
-  assert chromium.run('[playing || 0, player.textContent]') == [0, 'Play']
+  # Whatever else one does stops it.
+  for act in ('player.click()', 'reset()', 'select(1)'):
+    chromium.run('play(true)')
+    assert chromium.run('player.textContent') == 'Pause'
+    chromium.run(act)
+    assert chromium.run('[playing, player.textContent]') == [0, 'Play']
   wide = chromium.run('document.documentElement.scrollWidth')
   assert wide <= 390
   assert complaints(chromium) == []

@@ -91,7 +91,7 @@ def test_points_are_where_they_are(unique, solved):
     solved.points[solved.observations.point]
     - (solved.frame2scene[solved.observations.frame][:, :, 3])
   )
-  assert scene_scale.median_depth(
+  assert scene_scale.median_distance(
     solved.frame2scene, solved.points, solved.observations
   ) == pytest.approx(1.0)
   # The corridor is about 2 m to the walls, and is seen up to 7 m away.
@@ -297,7 +297,7 @@ def test_what_falls_apart_is_solved_in_parts(unique, monkeypatch):
     of_part = solution.observations.subset(
       np.isin(solution.observations.frame, frames)
     )
-    depth = scene_scale.median_depth(
+    depth = scene_scale.median_distance(
       solution.frame2scene, solution.points, of_part
     )
     assert depth == pytest.approx(1.0)
