@@ -61,11 +61,19 @@ evaluate() {
     --config.image_size_px=$size --output="$output/evaluate/$1" "${@:2}"
 }
 
-truth=()
+truth=() replay=() gently=()
 if [ -z "$video" ]; then
   videos=$output/worlds
   truth=(--truth="$videos")
   stage worlds preprocessing.worlds --output="$videos" --num_worlds=4 --seconds=24 --seed=0
+  # Four worlds would make the model forget those that it knows: a third of what
+  # it sees are pairs of further ones (replay). A real video is to change more.
+  stage replay preprocessing.worlds --output="$output/replay" --pairs=24 \
+    --num_worlds=64 --seconds=24 --view_px=128 --depth_px=$size \
+    --test_fraction=0 --seed=6000
+  replay=(--records="$output/replay" --config.mixture.weights=2,1
+    --config.augment.mirror=True)
+  gently=(--config.optimizer.learning_rate=5e-4)
 else
   videos=$video
 fi
@@ -77,17 +85,6 @@ stage records preprocessing.run --config=configs/preprocess.py \
 stage audit preprocessing.audit --records="$output/records" \
   --output="$output/audit" "${truth[@]}"
 # From the checkpoint that comes with the project, which knows other worlds.
-# Lest four worlds make it forget them, a third of what it sees are pairs of
-# further ones (replay). A real video is to change more.
-replay=() gently=()
-if [ -z "$video" ]; then
-  stage replay preprocessing.worlds --output="$output/replay" --pairs=24 \
-    --num_worlds=64 --seconds=24 --view_px=128 --depth_px=$size \
-    --test_fraction=0 --seed=6000
-  replay=(--records="$output/replay" --config.mixture.weights=2,1
-    --config.augment.mirror=True)
-  gently=(--config.optimizer.learning_rate=5e-4)
-fi
 stage train odin_jax.train --config=configs/train.py:multisphere \
   --init=pretrained --records="$output/records" --workdir="$output/train" \
   "${replay[@]}" "${gently[@]}"

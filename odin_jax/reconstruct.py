@@ -176,8 +176,7 @@ class _Input:
 
 
 _UNIT_OF_RECORDS = (
-  'one is the median distance of what the source views of the records of this '
-  'component show'
+  'one is the median depth of the source views of the records of this component'
 )
 
 

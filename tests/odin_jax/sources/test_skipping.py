@@ -56,7 +56,7 @@ def wrong_field(folder, records):
 DAMAGES = {
   wrong_checksum: f'{SHARD}: record 3: data checksum differs',
   no_jpeg: f'{SHARD}: record 3 of a: ',
-  wrong_field: f'{SHARD}: record 3 is not of schema 1 .fov_deg',
+  wrong_field: f'{SHARD}: record 3 is not of schema 2 .fov_deg',
 }
 
 
