@@ -38,8 +38,9 @@ _MESSAGE, _DONE, _RAISED, _DIED = 'message', 'done', 'raised', 'died'
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
-# In a worker: how many steps all workers have done.
+# In a worker: how many steps all workers have done; whether it was told to end.
 _counter: Any = None
+_is_ending = False
 
 
 def step() -> None:
@@ -246,7 +247,7 @@ def _serve(
   """Does one job after the other, until this process is ended."""
   _leave_keyboard_to_parent()
   for number in (_STOP, signal.SIGTERM):
-    signal.signal(number, lambda *_: sys.exit(1))
+    signal.signal(number, _end)
   prepare()
   threading.Thread(target=_follow_parent, daemon=True).start()
   while True:
@@ -259,6 +260,20 @@ def _serve(
     except errors.UserError as error:
       answer = _RAISED, error
     pipe.send(answer)
+
+
+def _end(*_: Any) -> None:
+  global _is_ending
+  _is_ending = True
+  sys.exit(1)
+
+
+def is_ending() -> bool:
+  """Whether this worker was told to end.
+
+  Where a library was calling back, it may have made another error of that.
+  """
+  return _is_ending
 
 
 def prepare() -> None:

@@ -144,6 +144,8 @@ def make_part(
   except (errors.UserError, Fault):
     raise
   except Exception as error:
+    if pool.is_ending():
+      raise SystemExit(1) from error
     # What one video of many meets must not cost the others their records.
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
       raise errors.UserError(

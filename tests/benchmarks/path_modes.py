@@ -4,7 +4,7 @@
 
 Every way of `odin_jax.generate --condition_on` and `--order`, with the
 checkpoint that comes with the project, from one view of each of some worlds
-that it never saw, along two paths: `forward`, which uncovers little, and `loop`
+that it never saw, along two paths: `right`, which uncovers a side, and `loop`,
 to and fro `--step_length` at a time. Against the true views of the world: PSNR
 of all views; of the views one with another: TSED, median epipolar distance, and
 PSNR of views where the path was before. Prints and writes a row for each:
@@ -144,15 +144,19 @@ def main() -> None:
         num_sources=most,
         turns_along=False,
       )
-      for seed, (start, truths) in enumerate(starts):
-        frames = imagining.imagine(
-          model,
+      walks = [
+        imagining.Walk(
           start,
           camera2scene,
           sources,
           order.noise_seeds('own', len(camera2scene), seed),
-          most if kind in order.OF_SEVERAL else 1,
         )
+        for seed, (start, _) in enumerate(starts)
+      ]
+      frames_of_walks = imagining.imagine(
+        model, walks, most if kind in order.OF_SEVERAL else 1
+      )
+      for frames, (_, truths) in zip(frames_of_walks, starts, strict=True):
         for key, values in _score(frames, truths[name], camera2scene).items():
           if key != 'return_psnr' or name == 'loop':
             totals.setdefault(f'{name}/{key}', []).extend(values)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from odin_jax.shared import errors
+from preprocessing import video
 from preprocessing.running import pool, workers
 from preprocessing.writing import parts
 from tests.helpers import tiny_videos
@@ -178,6 +179,21 @@ def test_output_that_takes_no_more_is_named(videos, tmp_path, monkeypatch):
   assert str(tmp_path) in str(error.value)
   assert os.strerror(errno.ENOSPC) in str(error.value)
   assert not parts.is_done(tmp_path, job.video_id, job.fingerprint())
+
+
+def test_the_end_of_a_worker_is_no_error_of_its_video(
+  videos, tmp_path, monkeypatch, capfd
+):
+  def interrupted(*arguments):
+    # What Python makes of SystemExit where a library was calling back.
+    raise SystemError('a callback returned a result with an exception set')
+
+  monkeypatch.setattr(video, 'process', interrupted)
+  monkeypatch.setattr(pool, '_is_ending', True)
+  job, *_ = tiny_videos.jobs(videos, tmp_path)
+  with pytest.raises(SystemExit):
+    workers.make_part(job, lambda report: None)
+  assert 'Traceback' not in capfd.readouterr().err
 
 
 def test_nothing_of_another_config_stays_beside_a_part(videos, tmp_path):

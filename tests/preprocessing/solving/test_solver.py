@@ -381,12 +381,13 @@ def fit_rays(source, rays, *, min_inliers):
 @given(seed=st.integers(0, 10_000))
 def test_fit_and_depths_are_exact_without_noise(seed):
   pose, source, target, rng = random_pair(seed)
+  exact = fit_rays(source, target, min_inliers=30)
+  np.testing.assert_allclose(exact.target2source, pose, atol=1e-6)
   rays, wrong = with_wrong_matches(target, rng)
   fit = fit_rays(source, rays, min_inliers=30)
-  # A wrong match that happens to obey the geometry to within the limit counts
-  # too, and pulls by less than the limit.
-  tolerance = 1e-3 if fit.inliers[wrong].any() else 1e-4
-  np.testing.assert_allclose(fit.target2source, pose, atol=tolerance)
+  # A wrong match that happens to obey the geometry to within the limit, at any
+  # stage of the fit, pulls by about the limit.
+  np.testing.assert_allclose(fit.target2source, pose, atol=2e-3)
   assert np.mean(fit.inliers[~wrong]) > 0.98
   assert np.mean(fit.inliers[wrong]) < 0.05
   depths = relative_pose.pair_depths(pose, unit(source), unit(target))
