@@ -8,12 +8,11 @@ median distance 1; the network has to find out which of them is right, and to
 imagine what the source does not show. This is the plane sweep of multi-view
 stereo (Collins 1996), with spheres.
 
-Every look-up is one gather, of the window of neighbours that it needs, and its
+Every look-up is one gather, of the row of what it needs, and its
 gradient one scatter of windows (`python -m tests.benchmarks.sweep` compares
 their times with those of `torch.nn.functional.grid_sample`).
 """
 
-import itertools
 import math
 from typing import Any, NamedTuple, Sequence
 
@@ -26,7 +25,8 @@ import numpy as np
 from odin_jax.models import rays
 
 Pose = Float[Array, 'b 3 4']
-# Of the upper one of two neighbours, by axis.
+# Of two neighbours the place of the lower and the weight of the upper, by axis.
+Lower = tuple[Int[Array, 'b n'], ...]
 Weights = tuple[Float[Array, 'b n'], ...]
 # Nearer to the plane of the camera nothing is seen; scene units.
 _NEAREST = 1e-6
@@ -93,7 +93,7 @@ def project_spheres(
 
 def _cell(
   x: Float[Array, '*b'], size: int
-) -> tuple[Float[Array, '*b'], Float[Array, '*b']]:
+) -> tuple[Int[Array, '*b'], Float[Array, '*b']]:
   """The lower of two neighbours on an axis, and the weight of the upper one.
 
   Args:
@@ -102,31 +102,43 @@ def _cell(
     size: number of centres.
   """
   x = jnp.clip(x, 0, size - 1)
-  lower = jnp.minimum(jnp.floor(x), max(size - 2, 0))
+  lower = x.astype(jnp.int32)
   return lower, x - lower
 
 
-def _window_shape(table: Float[Array, 'b *d c']) -> tuple[int, ...]:
-  return tuple(min(2, size) for size in table.shape[1:-1])
+def _coefficients(
+  table: Float[Array, 'b *d c'], lower: Lower
+) -> list[Float[Array, 'b n c']]:
+  """Of the polynomial of the weights that is linear in each of them.
 
-
-def _windows(
-  table: Float[Array, 'b *d c'], lower: Int[Array, 'b n a']
-) -> Float[Array, 'b n *w c']:
-  """Two neighbours on each of `a` axes; one where an axis has no more."""
-  return jax.lax.gather(
-    table,
-    lower,
-    jax.lax.GatherDimensionNumbers(
-      offset_dims=tuple(range(2, table.ndim + 1)),
-      collapsed_slice_dims=(),
-      start_index_map=tuple(range(1, table.ndim - 1)),
-      operand_batching_dims=(0,),
-      start_indices_batching_dims=(0,),
-    ),
-    slice_sizes=(1, *_window_shape(table), table.shape[-1]),
+  The first half is that of the lower neighbours on the first axis, the second
+  what the upper ones have more, which is 0 beyond the last place; so on for the
+  other axes. All of a place are one row: looked up one by one they cost several
+  times as much.
+  """
+  *sizes, channels = table.shape[1:]
+  beside = [table]
+  for axis in range(1, len(sizes) + 1):
+    after = [(0, 0)] * table.ndim
+    after[axis] = (0, 1)
+    beside = [
+      x
+      for values in beside
+      for x in (values, jnp.pad(jnp.diff(values, axis=axis), after))
+    ]
+  rows = jnp.concatenate(beside, axis=-1)
+  strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+  index = sum(place * stride for place, stride in zip(lower, strides))
+  found = jnp.take_along_axis(
+    rows.reshape(len(table), -1, rows.shape[-1]),
+    index[..., None],
+    axis=1,
     mode='promise_in_bounds',
   )
+  return [
+    found[..., first : first + channels]
+    for first in range(0, found.shape[-1], channels)
+  ]
 
 
 def _add_windows(
@@ -134,7 +146,7 @@ def _add_windows(
   lower: Int[Array, 'b n a'],
   table: Float[Array, 'b *d c'],
 ) -> Float[Array, 'b *d c']:
-  """Sums of windows at their places, shaped as a table: `_windows` turned."""
+  """Sums of windows at their places, shaped as a table."""
   return jax.lax.scatter_add(
     jnp.zeros_like(table),
     lower,
@@ -150,90 +162,75 @@ def _add_windows(
   )
 
 
-def _single_corners(
-  table: Float[Array, 'b *d'], lower: Int[Array, 'b n a']
-) -> list[Float[Array, 'b n']]:
-  """Of a window each on its own, those of the first axis farthest apart."""
-  sizes = table.shape[1:]
-  strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-  first = sum(lower[..., axis] * stride for axis, stride in enumerate(strides))
-  steps = [(0, stride * (size > 1)) for stride, size in zip(strides, sizes)]
-  return [
-    jnp.take_along_axis(
-      table.reshape(len(table), -1),
-      first + sum(step),
-      axis=1,
-      mode='promise_in_bounds',
-    )
-    for step in itertools.product(*steps)
-  ]
-
-
-def _interpolate(
-  corners: Sequence[Float[Array, '*b']],
+def _polynomial(
+  coefficients: Sequence[Float[Array, '*b']],
   weights: Sequence[Float[Array, '*#b']],
 ) -> Float[Array, '*b']:
-  """Between the corners of a window, axis by axis."""
+  """Of the weights, axis by axis; see `_coefficients`."""
   for weight in weights:
-    half = len(corners) // 2
-    corners = [
-      first + weight * (second - first)
-      for first, second in zip(corners[:half], corners[half:])
+    half = len(coefficients) // 2
+    coefficients = [
+      first + weight * more
+      for first, more in zip(coefficients[:half], coefficients[half:])
     ]
-  return corners[0]
+  return coefficients[0]
 
 
 @jax.custom_vjp
 def _between(
   table: Float[Array, 'b *d c'],
-  lower: Int[Array, 'b n a'],
+  lower: Lower,
   weights: Weights,
 ) -> Float[Array, 'b n c']:
   """Linear between neighbours.
 
   Args:
-    table: values at the whole places of `a` axes.
-    lower: of two neighbours, the last but one place at most.
-    weights: of the upper one, by axis.
+    table: values at the whole places.
+    lower: of two neighbours on each axis.
+    weights: of the upper one.
   """
-  windows = _windows(table, lower)
-  corners = [
-    windows[(slice(None), slice(None), *corner)]
-    for corner in itertools.product((0, -1), repeat=len(weights))
-  ]
-  return _interpolate(corners, [weight[..., None] for weight in weights])
+  return _polynomial(
+    _coefficients(table, lower), [weight[..., None] for weight in weights]
+  )
 
 
-def _between_forward(table: Array, lower: Array, weights: Weights) -> Any:
+def _between_forward(table: Array, lower: Lower, weights: Weights) -> Any:
   return _between(table, lower, weights), (table, lower, weights)
 
 
 def _between_backward(
-  residuals: tuple[Array, Array, Weights], gradient: Float[Array, 'b n c']
+  residuals: tuple[Array, Lower, Weights], gradient: Float[Array, 'b n c']
 ) -> tuple[Array, None, Weights]:
   """What derivation by rule gives, in less time and memory.
 
-  The shares of a window's corners are added in one go, and no window is stored
-  for the gradients of the weights.
+  The shares of a window's corners are added in one go; channel by channel
+  nothing is stored for the gradients of the weights.
   """
   table, lower, weights = residuals
-  shape = _window_shape(table)
+  sizes = table.shape[1:-1]
+  shape = tuple(min(2, size) for size in sizes)
   axes = range(2, 2 + len(shape))
   shares = jnp.expand_dims(gradient, axes)
-  for weight, is_upper in zip(weights, np.indices((*shape, 1))):
-    weight = jnp.expand_dims(weight, (*axes, -1))
+  # Of windows that lie inside of the table.
+  inside = [jnp.minimum(place, max(n - 2, 0)) for place, n in zip(lower, sizes)]
+  for weight, place, first, is_upper in zip(
+    weights, lower, inside, np.indices((*shape, 1))
+  ):
+    weight = jnp.expand_dims(weight + (place - first), (*axes, -1))
     shares = shares * jnp.where(is_upper, weight, 1 - weight)
+
+  coefficients = _coefficients(table, lower)
 
   def total(*weights: Array) -> Float[Array, 'b n']:
     return sum(
-      gradient[..., i]
-      * _interpolate(_single_corners(table[..., i], lower), weights)
+      gradient[..., i] * _polynomial([x[..., i] for x in coefficients], weights)
       for i in range(table.shape[-1])
     )
 
   _, turned = jax.vjp(total, *weights)
-  of_weights = turned(jnp.ones(lower.shape[:2], gradient.dtype))
-  return _add_windows(shares, lower, table), None, of_weights
+  of_weights = turned(jnp.ones(weights[0].shape, gradient.dtype))
+  of_table = _add_windows(shares, jnp.stack(inside, axis=-1), table)
+  return of_table, None, of_weights
 
 
 _between.defvjp(_between_forward, _between_backward)
@@ -244,9 +241,7 @@ def _look_up(
 ) -> Float[Array, 'b n c']:
   """Values at places, which count centres: by axis, 0 is the first one."""
   cells = [_cell(x, size) for x, size in zip(places, table.shape[1:-1])]
-  lower, weights = zip(*cells)
-  lower = jnp.stack(lower, axis=-1).astype(jnp.int32)
-  return _between(table, lower, weights)
+  return _between(table, *zip(*cells))
 
 
 def bilinear(

@@ -9,6 +9,11 @@ are the medians of CPU seconds of one batch of 16, those of the system apart,
 which are what fresh pages of memory cost. Prints a JSON line for each.
 """
 
+import os
+
+# Torch's threads would go on spinning in the time of the others.
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+
 import json
 import resource
 import statistics
