@@ -21,7 +21,9 @@ records. Both take one component, the largest unless `--component` (and
 scene units; a video does not tell how many metres one is.
 
 Depth comes from a plane sweep, of panoramas by a sweep of spheres
-(`odin_jax/geometry/stereo.py`), the mesh from the signed distances that the
+(`odin_jax/geometry/stereo.py`); of `--views` with `--method=dust3r` from a DUSt3R
+network (`preprocessing/matchers/posed_depth.py`; `launch/setup_dust3r.sh` gets
+one, `DUST3R_HOME` says where it is), the mesh from the signed distances that the
 depths give on average (`odin_jax/geometry/tsdf.py`).
 
 Output: `points.ply` (binary; points in scene units with colours and normals),
@@ -71,6 +73,8 @@ from odin_jax.shared import (
   page,
   progress,
 )
+from preprocessing import matchers
+from preprocessing.matchers import dust3r, dust3r_network, posed_depth
 
 _TOOL = 'odin_jax.reconstruct'
 _VIEWS = command.define_path(
@@ -99,6 +103,16 @@ _MAX_VIEWS = flags.DEFINE_integer(
 )
 _OUTPUT = command.define_output(
   'Folder for index.html, points.ply, mesh.ply, mesh.glb, depth/ and figures'
+)
+_METHOD = flags.DEFINE_enum(
+  'method',
+  'sweep',
+  ['sweep', 'dust3r'],
+  'Where depth comes from: a plane sweep, or of --views a DUSt3R network.',
+)
+_DUST3R_CHECKPOINT = command.define_path(
+  'dust3r_checkpoint',
+  'Of --method=dust3r: file; default: that of launch/setup_dust3r.sh.',
 )
 _MIN_DEPTH = flags.DEFINE_float(
   'min_depth',
@@ -145,6 +159,13 @@ _LINKS = {
   'Figures (JSON)': 'reconstruction.json',
 }
 _MOST_VIEW_PX, _MOST_PANORAMA_PX = 384, 256
+# Of --method=dust3r: pairs of each view that the network is asked about, and when
+# two views agree on what it says, at the size that it takes. Chosen without its
+# weights, which could not be had.
+_PAIRS_PER_VIEW = 4
+_AGREEMENT_OF_NETWORK = dataclasses.replace(
+  fusion.AGREEMENT, reprojection_px=4.0, relative_depth=0.05
+)
 # Side of the matching window in pixels of the original image, at least.
 _MIN_WINDOW_PX = 5
 
@@ -195,6 +216,7 @@ def _check_flags() -> None:
     )
   if _TRUTH.value is not None and _VIEWS.value is None:
     raise errors.UserError('--truth: is of --views alone; leave it out')
+  _check_method()
   for flag in (_COMPONENT, _MAX_VIEWS):
     if flag.present and _VIEWS.value is not None:
       raise errors.UserError(
@@ -202,6 +224,25 @@ def _check_flags() -> None:
       )
   if _MIN_DEPTH.value >= _MAX_DEPTH.value:
     raise errors.UserError('--min_depth must be smaller than --max_depth')
+
+
+def _check_method() -> None:
+  """Raises errors.UserError: --method and what it takes do not go together."""
+  if _METHOD.value == 'dust3r':
+    if _VIEWS.value is None:
+      raise errors.UserError(
+        '--method=dust3r: takes --views alone; panoramas are swept, leave it out'
+      )
+    for flag in (_MIN_SIZE_PX, _MAX_SIZE_PX):
+      if flag.present:
+        raise errors.UserError(
+          f'--{flag.name}: the network of --method=dust3r takes views of '
+          f'{posed_depth.RULES.size_px} px; leave it out'
+        )
+  elif _DUST3R_CHECKPOINT.value is not None:
+    raise errors.UserError(
+      '--dust3r_checkpoint: is of --method=dust3r alone; leave it out'
+    )
 
 
 def _read() -> _Input:
@@ -288,6 +329,51 @@ def settings(
     correlation=fusion.AGREEMENT.correlation / enlarged**0.25,
   )
   return sweep, rule
+
+
+def _network() -> dust3r_network.Network:
+  """The network of --method=dust3r."""
+  options = dict(dust3r.OPTIONS)
+  if _DUST3R_CHECKPOINT.value is not None:
+    options['checkpoint'] = _DUST3R_CHECKPOINT.value
+  return dust3r.make_network(matchers.checked('dust3r', options).options)
+
+
+def _depths_of_network(
+  network: dust3r_network.Network,
+  views: stereo.Views,
+  sweep: stereo.Sweep,
+) -> list[stereo.DepthMap | None]:
+  """What a DUSt3R network says of views; None of those without a pair."""
+  found = posed_depth.depths(
+    network,
+    views.images,
+    views.camera2scene,
+    views.fov_deg,
+    progress.each(
+      [
+        stereo.neighbours(views, index, sweep)[:_PAIRS_PER_VIEW]
+        for index in range(len(views.images))
+      ],
+      unit='view',
+      desc='depth',
+    ),
+    posed_depth.RULES,
+  )
+  maps = []
+  for of_view in found:
+    depth = of_view.depth
+    known = (depth >= sweep.min_depth) & (depth <= sweep.max_depth)
+    maps.append(
+      stereo.DepthMap(
+        depth=np.where(known, depth, np.float32(sweep.max_depth)),
+        # There is no other figure of a match.
+        correlation=np.where(known, np.float32(1), np.float32(-1)),
+      )
+      if of_view.num_pairs
+      else None
+    )
+  return maps
 
 
 def _write_depths(
@@ -402,6 +488,7 @@ def _write_page(
 def main() -> None:
   watch = command.Stopwatch()
   _check_flags()
+  network = _network() if _METHOD.value == 'dust3r' else None
   given = _read()
   views, names = given.views, given.names
   output = files.claim_output(_OUTPUT.value, _TOOL)
@@ -411,14 +498,21 @@ def main() -> None:
   )
   working_px = min(max(size, _MIN_SIZE_PX.value), most_px)
   sweep, rule = settings(size, working_px, len(names))
+  if network is not None:
+    working_px = posed_depth.RULES.size_px
+    rule = dataclasses.replace(_AGREEMENT_OF_NETWORK, num_views=rule.num_views)
   command.say([cores.text()])
   views = fusion.resize(views, working_px)
-  result = fusion.reconstruct(
-    views,
-    sweep,
-    rule,
-    functools.partial(progress.each, unit='view', desc='depth'),
-  )
+  if network is None:
+    result = fusion.reconstruct(
+      views,
+      sweep,
+      rule,
+      functools.partial(progress.each, unit='view', desc='depth'),
+    )
+  else:
+    maps = _depths_of_network(network, views, sweep)
+    result = fusion.fuse(views, maps, rule)
   with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
   mesh = tsdf.fuse(views, result.inverse_depths, voxels=_MESH_VOXELS.value)
@@ -427,7 +521,13 @@ def main() -> None:
     output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
   )
   per_view = [
-    {'file': name, 'depth_file': depth, **dataclasses.asdict(figures)}
+    {
+      'file': name,
+      'depth_file': depth,
+      **dataclasses.asdict(figures),
+      # Of a sweep's matches alone.
+      **({} if network is None else {'correlation': None}),
+    }
     for name, depth, figures in zip(names, depth_names, result.figures)
   ]
   count = len(result.cloud.points)
@@ -439,6 +539,7 @@ def main() -> None:
       'views': given.place,
       'camera': 'equirectangular' if views.fov_deg is None else 'perspective',
       **given.chosen,
+      'method': _METHOD.value,
       'scene_unit': given.unit,
       **({'truth': given.likeness} if given.truth else {}),
       'num_views': len(names),
@@ -451,7 +552,7 @@ def main() -> None:
       'coverage': coverage,
       'relative_depth_difference': agreement,
       'per_view': per_view,
-      'sweep': dataclasses.asdict(sweep),
+      'sweep': dataclasses.asdict(sweep) if network is None else None,
       'agreement': dataclasses.asdict(rule),
       **watch.figures(),
     },

@@ -285,6 +285,19 @@ def reconstruct(
   maps = [
     stereo.depth_map(views, index, sweep) for index in progress(range(count))
   ]
+  return fuse(views, maps, rule)
+
+
+def fuse(
+  views: stereo.Views, maps: list[stereo.DepthMap | None], rule: Agreement
+) -> Reconstruction:
+  """Points on which depths agree, however they were found.
+
+  Args:
+    views: at the size of the depths.
+    maps: depth of each; None where there is none.
+    rule: which depths are believed.
+  """
   clouds, figures, differences = [], [], []
   inverse_depths = np.zeros(views.images.shape[:3], np.float32)
   for index, depth_map in enumerate(maps):

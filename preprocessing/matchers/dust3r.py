@@ -111,14 +111,22 @@ def make(options: Mapping[str, Any]) -> 'Dust3rMatcher':
   Raises:
     errors.UserError: checkpoint or device cannot be used.
   """
-  network = _network(
+  elsewhere = (*_FILES, *_OF_NETWORK)
+  rules = {name: options[name] for name in options if name not in elsewhere}
+  return Dust3rMatcher(make_network(options), Rules(**rules))
+
+
+def make_network(options: Mapping[str, Any]) -> dust3r_network.Network:
+  """The network of options that were checked.
+
+  Raises:
+    errors.UserError: checkpoint or device cannot be used.
+  """
+  return _network(
     pathlib.Path(options['home']),
     pathlib.Path(options['checkpoint']),
     **{name: options[name] for name in _OF_NETWORK},
   )
-  elsewhere = (*_FILES, *_OF_NETWORK)
-  rules = {name: options[name] for name in options if name not in elsewhere}
-  return Dust3rMatcher(network, Rules(**rules))
 
 
 @functools.lru_cache(maxsize=1)

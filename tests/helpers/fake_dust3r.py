@@ -75,6 +75,17 @@ class OracleNetwork(torch.nn.Module):
         (pose, *cast_view(world, time_s, pose, fov_deg=rules.fov_deg, **size))
       )
 
+  def add_views(self, images, camera2scene, depths, fov_deg):
+    """Makes posed views known whose depth is."""
+    height, width = images.shape[1:3]
+    u, v = camera.pixel_centres(width, height)
+    matrix = pointmaps.intrinsics(fov_deg, width, height)
+    rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(matrix).T
+    for image, pose, depth in zip(images, camera2scene, depths, strict=True):
+      self.numbers[image.tobytes()] = len(self.views)
+      points = rays * depth[..., None]
+      self.views.append((pose, points, np.zeros(depth.shape, bool)))
+
   def _encode_image(self, image, true_shape):
     assert len(image) == len(true_shape)
     assert image.shape[2:] == tuple(true_shape[0].tolist())

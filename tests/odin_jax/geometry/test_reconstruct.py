@@ -302,6 +302,52 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
     assert shown == pytest.approx(row['coverage'], abs=1e-6)
 
 
+_NETWORK_THAT_KNOWS = """
+import types
+import numpy as np
+from odin_jax import reconstruct
+from preprocessing.matchers import dust3r, dust3r_network
+from tests.helpers import fake_dust3r
+
+known = np.load({path!r})
+oracle = fake_dust3r.OracleNetwork()
+oracle.add_views(known['images'], known['poses'], known['depths'], {fov_deg})
+reconstruct.matchers.checked = lambda *_: types.SimpleNamespace(options={{}})
+dust3r.make_network = lambda _: dust3r_network.Network(
+  oracle, device='cpu', precision='fp32', attention='stock', batch_size=2)
+"""
+
+
+def test_the_command_takes_depth_of_a_network(tmp_path):
+  path = trajectory.camera_path('right', 4, 0.1)
+  images, depths = Room(waves=8).views(path, FOV_DEG, 512)
+  views = stereo.Views(images=images, camera2scene=path, fov_deg=FOV_DEG)
+  write_folder(tmp_path / 'views', views)
+  # The rows that the network looks at.
+  rows = slice(64, 448)
+  known = tmp_path / 'known.npz'
+  np.savez(known, images=images[:, rows], poses=path, depths=depths[:, rows])
+  output = tmp_path / 'out'
+  line = [
+    f'--views={tmp_path / "views"}',
+    '--method=dust3r',
+    '--mesh_voxels=32',
+    f'--output={output}',
+  ]
+  ((status, stderr),) = commands.run_all(
+    'odin_jax.reconstruct',
+    [line],
+    _NETWORK_THAT_KNOWS.format(path=str(known), fov_deg=FOV_DEG),
+  )
+  assert status == 0, stderr
+  figures = json.loads((output / 'reconstruction.json').read_text())
+  assert figures['method'] == 'dust3r' and figures['sweep'] is None
+  assert 0.4 < figures['coverage'] < 0.75
+  cloud = trimesh.load(output / 'points.ply', process=False)
+  truth = surface_points(views, depths)[::7]
+  assert np.quantile(cKDTree(truth).query(cloud.vertices)[0], 0.95) < 0.02
+
+
 def test_the_command_ends_well_without_a_single_point(tmp_path):
   generator = np.random.default_rng(0)
   views = stereo.Views(
@@ -420,6 +466,19 @@ def test_bad_views_get_one_line_and_status_2(tmp_path):
     ],
   ]
   words += [['truth.json'], ['--truth: is of --views alone']]
+  out = f'--output={tmp_path / "out"}'
+  lines += [
+    [f'--cameras={folder}', '--method=dust3r', out],
+    [f'--views={folder}', '--method=dust3r', '--max_size_px=256', out],
+    [f'--views={folder}', '--dust3r_checkpoint=x.pth', out],
+    [f'--views={folder}', '--method=dust3r', out],
+  ]
+  words += [
+    ['--method=dust3r: takes --views alone'],
+    ['--max_size_px', '512 px'],
+    ['--dust3r_checkpoint: is of --method=dust3r'],
+    ['DUST3R_HOME', 'launch/setup_dust3r.sh'],
+  ]
   commands.assert_refused(
     commands.run_all('odin_jax.reconstruct', lines), words
   )
