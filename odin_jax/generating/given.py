@@ -10,6 +10,7 @@ import cv2
 from jaxtyping import Float, UInt8
 import numpy as np
 
+from odin_jax.geometry import vanishing_points
 from odin_jax.panoramas import cutting
 from odin_jax.shared import camera, errors, photo_header, user_images
 
@@ -31,7 +32,7 @@ class Given:
   Attributes:
     image: as it is, upright, RGB.
     fov_deg: full field of view of the views of it.
-    fov_from: `flag`, `header`, or `assumed`.
+    fov_from: `flag`, `header`, `lines` or `assumed`.
     is_panorama: equirectangular, all of the sphere; its middle lies ahead.
   """
 
@@ -81,7 +82,7 @@ def read(
   Args:
     path: of the file.
     background: what shines through where it is transparent.
-    fov_deg: of the views; None: as its header says.
+    fov_deg: of the views; None: as its header says, or else its straight lines.
     is_panorama: None: as its header says.
 
   Raises:
@@ -111,20 +112,38 @@ def read(
       'the sphere, twice as wide as high; --nopanorama takes it for a photo'
     )
   fov_from = 'flag'
-  if fov_deg is None and not is_panorama:
-    fov_deg, fov_from = photo_header.fov_deg(path), 'header'
   if fov_deg is None:
     fov_deg, fov_from = USUAL_FOV_DEG, 'assumed'
-  if fov_from == 'header':
-    logging.info('%s: %.1f degrees wide, by its header', path, fov_deg)
-  if fov_from == 'assumed' and not is_panorama:
-    logging.info(
-      '%s: no focal length in its header; its square middle is taken to be %g '
-      'degrees wide, and --fov_deg says otherwise',
-      path,
-      fov_deg,
-    )
+    if not is_panorama:
+      fov_deg, fov_from = _fov_of_photo(path, image)
   return Given(image, float(fov_deg), fov_from, is_panorama)
+
+
+def _fov_of_photo(
+  path: pathlib.Path, image: UInt8[np.ndarray, 'h w 3']
+) -> tuple[float, str]:
+  """The field of view of a photo's square middle, and what says so."""
+  fov_deg = photo_header.fov_deg(path)
+  if fov_deg is not None:
+    logging.info('%s: %.1f degrees wide, by its header', path, fov_deg)
+    return fov_deg, 'header'
+  found = vanishing_points.estimate(image)
+  if found is not None and found.is_sure:
+    logging.info(
+      '%s: no focal length in its header; its straight lines, if they are at '
+      'right angles, say that its square middle is %.1f degrees wide, and '
+      '--fov_deg says otherwise',
+      path,
+      found.fov_deg,
+    )
+    return found.fov_deg, 'lines'
+  logging.info(
+    '%s: no focal length in its header; its square middle is taken to be %g '
+    'degrees wide, and --fov_deg says otherwise',
+    path,
+    USUAL_FOV_DEG,
+  )
+  return USUAL_FOV_DEG, 'assumed'
 
 
 def square_middle(

@@ -1,10 +1,13 @@
 """Views of what is given: a photo's middle, a panorama in any direction."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 
 from odin_jax.generating import given
+from odin_jax.geometry import vanishing_points
 from odin_jax.shared import camera, errors
 from tests.odin_jax.shared.test_photo_header import photo
 
@@ -59,6 +62,26 @@ def test_the_field_of_view_is_a_flag_s_or_a_header_s_or_assumed(tmp_path):
     for start in (read(known, fov_deg=70.0), read(known), read(silent))
   ]
   assert found == [('flag', 70.0), ('header', 53.1), ('assumed', 90.0)]
+
+
+def test_a_silent_photo_s_lines_tell_its_field_of_view(tmp_path, monkeypatch):
+  silent = photo(tmp_path / 'silent.jpg', (60, 40))
+  sure = vanishing_points.Estimate(
+    fov_deg=61.0, sigma_deg=0.3, share=0.9, rival=0.8, counts=(9, 9, 9)
+  )
+  for found, expected in (
+    (sure, ('lines', 61.0)),
+    (dataclasses.replace(sure, rival=0.97), ('assumed', 90.0)),
+    (None, ('assumed', 90.0)),
+  ):
+    monkeypatch.setattr(vanishing_points, 'estimate', lambda _, x=found: x)
+    start = read(silent)
+    assert (start.fov_from, start.fov_deg) == expected
+  # What is told goes before.
+  monkeypatch.setattr(vanishing_points, 'estimate', lambda _: sure)
+  known = photo(tmp_path / 'known.jpg', (60, 40), focal_mm=24)
+  assert read(known).fov_from == 'header'
+  assert read(silent, fov_deg=70.0).fov_from == 'flag'
 
 
 def test_a_panorama_is_one_by_its_header_or_by_word(tmp_path):
