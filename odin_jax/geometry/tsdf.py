@@ -20,6 +20,9 @@ from odin_jax.shared import camera
 
 # Of the truncation, in voxels.
 _TRUNCATION = 4.0
+# Voxels along an axis that are near a surface or not together; voxels taken at
+# once (OpenCV remaps to rows of at most 32767).
+_BLOCK, _AT_ONCE = 2, 32_000
 # Of points, what may lie outside of the grid at either end of an axis.
 _OUTLIERS_PERCENT = 0.5
 # Within a cell of a surface the field changes by no more than this: about
@@ -54,12 +57,29 @@ class _Grid:
   voxel: float
   shape: tuple[int, int, int]
 
-  def centres(self, x: int) -> Float32[np.ndarray, 'n 3']:
-    """Of a slice of the grid, in the order of its flat indices."""
-    _, down, along = self.shape
-    y, z = np.meshgrid(np.arange(down), np.arange(along), indexing='ij')
-    index = np.stack([np.full_like(y, x), y, z], -1).reshape(-1, 3)
-    return (self.origin + self.voxel * index).astype(np.float32)
+  def centres(self, index: Int[np.ndarray, 'n']) -> Float32[np.ndarray, 'n 3']:
+    """Of voxels by their flat indices."""
+    places = np.stack(np.unravel_index(index, self.shape), -1)
+    return (self.origin + self.voxel * places).astype(np.float32)
+
+  def within(
+    self, points: Float[np.ndarray, 'n 3'], reach: Float[np.ndarray, 'n']
+  ) -> Int[np.ndarray, 'm']:
+    """Flat indices of voxels no farther from a point than its reach, and more."""
+    size = _BLOCK * self.voxel
+    shape = [-(-count // _BLOCK) for count in self.shape]
+    blocks = np.floor((points - self.origin) / size + 0.5 / _BLOCK).astype(int)
+    is_inside = ((blocks >= 0) & (blocks < shape)).all(1)
+    blocks, steps = blocks[is_inside], np.ceil(reach[is_inside] / size)
+    near = np.zeros(shape, bool)
+    for far in np.unique(steps):
+      with_points = np.zeros(shape, bool)
+      with_points[tuple(blocks[steps == far].T)] = True
+      near |= ndimage.maximum_filter(with_points, 2 * int(far) + 1)
+    for axis in range(3):
+      near = near.repeat(_BLOCK, axis)
+    x, y, z = self.shape
+    return np.flatnonzero(near[:x, :y, :z])
 
 
 def fuse(
@@ -76,31 +96,39 @@ def fuse(
     voxels: along the longest side of what is seen; the least detail is a few of
       them.
   """
-  grid = _grid(views, inverse_depths, voxels)
+  points, apart = _known_points(views, inverse_depths)
+  grid = _grid(points, voxels)
   if grid is None:
     return NO_MESH
-  field, weight, colour = _integrate(views, inverse_depths, grid)
+  # Surfaces lie where pixels see them, or between these; their sign changes
+  # within the voxels around.
+  near = grid.within(points, apart + _TRUNCATION / 2 * grid.voxel)
+  field, weight, colour = _integrate(views, inverse_depths, grid, near)
   return _surface(field, weight, colour, grid)
 
 
-def _grid(
-  views: stereo.Views,
-  inverse_depths: Float32[np.ndarray, 'n h w'],
-  voxels: int,
-) -> _Grid | None:
-  """Around the known surfaces; None where there is nothing to speak of."""
+def _known_points(
+  views: stereo.Views, inverse_depths: Float32[np.ndarray, 'n h w']
+) -> tuple[Float[np.ndarray, 'm 3'], Float[np.ndarray, 'm']]:
+  """Of all pixels whose depth is known; how far the next ones' are from each."""
   rays = views.lens.rays(lenses.grid(views.lens))
   points = [
     camera.transform(pose, rays[known] / inverse[known][:, None])
     for pose, inverse in zip(views.camera2scene, inverse_depths)
     if (known := inverse > 0).any()
   ]
-  if not points:
+  depths = 1 / inverse_depths[inverse_depths > 0].astype(np.float64)
+  return np.concatenate([*points, np.zeros((0, 3))]), (
+    depths * views.lens.pixel_rad
+  )
+
+
+def _grid(points: Float[np.ndarray, 'n 3'], voxels: int) -> _Grid | None:
+  """Around the known surfaces; None where there is nothing to speak of."""
+  if not len(points):
     return None
   low, high = np.percentile(
-    np.concatenate(points),
-    [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT],
-    axis=0,
+    points, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT], axis=0
   )
   longest = float((high - low).max())
   if not longest > 0:
@@ -112,64 +140,76 @@ def _grid(
 
 
 def _integrate(
-  views: stereo.Views, inverse_depths: Float32[np.ndarray, 'n h w'], grid: _Grid
+  views: stereo.Views,
+  inverse_depths: Float32[np.ndarray, 'n h w'],
+  grid: _Grid,
+  near: Int[np.ndarray, 'm'],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Field in truncations, -1 to 1; weights; sums of colours and their weight."""
+  """Field in truncations, -1 to 1; weights; sums of colours and their weight.
+
+  Of all voxels but those `near` surfaces the weight is 0.
+  """
   field = np.zeros(grid.shape, np.float32)
   weight = np.zeros(grid.shape, np.float32)
   colour = np.zeros((*grid.shape, 4), np.float32)
+  of_voxels = field.reshape(-1), weight.reshape(-1), colour.reshape(-1, 4)
   truncation = _TRUNCATION * grid.voxel
-  lens = views.lens
-  last = np.array([lens.width_px - 1, lens.height_px - 1])
   scene2camera = camera.inverse(views.camera2scene).astype(np.float32)
-  for x in range(grid.shape[0]):
-    points = grid.centres(x)
-    layer = grid.shape[1:]
-    for index, pose in enumerate(scene2camera):
+  for start in range(0, len(near), _AT_ONCE):
+    index = near[start : start + _AT_ONCE]
+    points = grid.centres(index)
+    sums = [np.zeros((len(index), *x.shape[1:]), np.float32) for x in of_voxels]
+    for pose, image, inverse in zip(
+      scene2camera, views.images, inverse_depths, strict=True
+    ):
       local = points @ pose[:, :3].T + pose[:, 3]
-      pixels, z = lens.project(local)
-      inside = (z > 0) & lens.is_inside(pixels)
-      if not inside.any():
-        continue
-      # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
-      place = np.where(inside[:, None], pixels - np.float32(0.5), 0)
-      depth = _depth_at(
-        inverse_depths[index],
-        place.astype(np.float32).reshape(*layer, 2),
-        truncation,
-      ).reshape(-1)
-      before = (depth - z) / truncation
-      seen = inside & (depth > 0) & (before > -1)
-      near = seen & (before < 1)
-      seen, near = seen.reshape(layer), near.reshape(layer)
-      before = np.minimum(before, 1).reshape(layer)
-      field[x] += np.where(seen, before, 0)
-      weight[x] += seen
-      if near.any():
-        pixels = np.round(place).astype(int).clip(0, last).reshape(*layer, 2)
-        where = pixels[near]
-        values = views.images[index][where[:, 1], where[:, 0]]
-        colour[x][near] += np.append(
-          values, np.ones((len(values), 1)), axis=1
-        ).astype(np.float32)
+      _add_view(sums, local, views.lens, image, inverse, truncation)
+    for values, more in zip(of_voxels, sums, strict=True):
+      values[index] = more
   return field / np.maximum(weight, 1), weight, colour
 
 
-def _depth_at(
-  inverse: Float32[np.ndarray, 'a b'],
-  place: Float32[np.ndarray, 'h w 2'],
+def _add_view(
+  sums: list[np.ndarray],
+  local: Float32[np.ndarray, 'n 3'],
+  lens: lenses.Lens,
+  image: UInt8[np.ndarray, 'h w 3'],
+  inverse: Float32[np.ndarray, 'h w'],
   truncation: float,
-) -> Float32[np.ndarray, 'h w']:
+) -> None:
+  """What one view says of voxels, in its axes."""
+  field, weight, colour = sums
+  pixels, z = lens.project(local)
+  inside = (z > 0) & lens.is_inside(pixels)
+  # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
+  place = np.where(inside[:, None], pixels - np.float32(0.5), np.float32(0))
+  depth = _depth_at(inverse, place, truncation)
+  before = (depth - z) / np.float32(truncation)
+  seen = inside & (depth > 0) & (before > -1)
+  field += np.where(seen, np.minimum(before, 1), 0)
+  weight += seen
+  near = np.flatnonzero(seen & (before < 1))
+  last = [lens.width_px - 1, lens.height_px - 1]
+  where = np.minimum((place[near] + 0.5).astype(np.int32), last)
+  colour[near, :3] += image[where[:, 1], where[:, 0]]
+  colour[near, 3] += 1
+
+
+def _depth_at(
+  inverse: Float32[np.ndarray, 'h w'],
+  place: Float32[np.ndarray, 'n 2'],
+  truncation: float,
+) -> Float32[np.ndarray, 'n']:
   """Depth between pixels, 0 where not known; of the nearest at an edge."""
   border = {'borderMode': cv2.BORDER_REPLICATE}
   nearest, between = (
-    cv2.remap(inverse, place, None, how, **border)
+    cv2.remap(inverse, place[None], None, how, **border)[0]
     for how in (cv2.INTER_NEAREST, cv2.INTER_LINEAR)
   )
-  known = nearest > 0
-  nearest, between = (1 / np.maximum(x, 1e-9) for x in (nearest, between))
-  smooth = np.abs(nearest - between) < truncation / 2
-  return np.where(known, np.where(smooth, between, nearest), 0)
+  # Their depths differ by less than half a truncation.
+  smooth = np.abs(between - nearest) < truncation / 2 * nearest * between
+  chosen = np.where(smooth, between, nearest)
+  return np.divide(1, chosen, out=np.zeros_like(chosen), where=nearest > 0)
 
 
 def _over_corners(reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
