@@ -66,12 +66,12 @@ if [ -z "$video" ]; then
   videos=$output/worlds
   truth=(--truth="$videos")
   stage worlds preprocessing.worlds --output="$videos" --num_worlds=4 --seconds=24 --seed=0
-  # Four worlds would make the model forget those that it knows: a third of what
+  # Four worlds would make the model forget those that it knows: half of what
   # it sees are pairs of further ones (replay). A real video is to change more.
   stage replay preprocessing.worlds --output="$output/replay" --pairs=24 \
     --num_worlds=64 --seconds=24 --view_px=128 --depth_px=$size \
     --test_fraction=0 --seed=6000
-  replay=(--records="$output/replay" --config.mixture.weights=2,1
+  replay=(--records="$output/replay" --config.mixture.weights=1,1
     --config.augment.mirror=True)
   gently=(--config.optimizer.learning_rate=5e-4)
 else
