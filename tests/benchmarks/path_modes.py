@@ -146,10 +146,10 @@ def main() -> None:
       )
       walks = [
         imagining.Walk(
-          start,
-          camera2scene,
-          sources,
-          order.noise_seeds('own', len(camera2scene), seed),
+          start=start,
+          camera2scene=camera2scene,
+          sources=sources,
+          seeds=order.noise_seeds('own', len(camera2scene), seed),
         )
         for seed, (start, _) in enumerate(starts)
       ]
