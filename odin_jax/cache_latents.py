@@ -23,7 +23,7 @@ import jax
 from odin_jax import batches, encoding, latents, sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders
-from odin_jax.shared import command, errors, files
+from odin_jax.shared import command, errors, files, workdirs
 from odin_jax.training import settings
 
 _CONFIG = command.define_config('configs/train.py')
@@ -42,8 +42,9 @@ def _frozen(
   config: checkpoint.Config, mesh: jax.sharding.Mesh
 ) -> encoders.Encoders:
   """The encoders of the checkpoint, to compute as the config says."""
+  asked = _CHECKPOINT_STEP.value
   checkpoints, step, saved = checkpoint.open_step(
-    _WORKDIR.value, _CHECKPOINT_STEP.value
+    workdirs.require(_WORKDIR.value, 'a training run', asked), asked
   )
   for name in ('autoencoder', 'image_encoder'):
     if saved[name] != config[name]:

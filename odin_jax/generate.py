@@ -383,12 +383,14 @@ def _and_others(runs: list[_Run]) -> str:
   return f', and so on: {len(runs)} folders ({folders})'
 
 
-def _familiar(run: _Run, size_px: int) -> dict[str, float] | None:
+def _familiar(
+  run: _Run, size_px: int, workdir: pathlib.Path
+) -> dict[str, float] | None:
   """How far the image is from those of the model's training; None: not known.
 
   Says so where it is farther than nearly all of them.
   """
-  known = familiarity.read(_WORKDIR.value)
+  known = familiarity.read(workdir)
   if known is None:
     return None
   view, _ = run.start.views(size_px)(run.camera2scene[0])
@@ -405,10 +407,10 @@ def _familiar(run: _Run, size_px: int) -> dict[str, float] | None:
   return {'distance': distance, 'limit': known.limit}
 
 
-def _load() -> predictors.Model:
+def _load(workdir: pathlib.Path) -> predictors.Model:
   """The model, as the flags ask for it."""
   predictor = predictors.load_model(
-    workdirs.require(_WORKDIR.value, 'a training run'),
+    workdir,
     sampling=predictors.Sampling(
       sampler=_SAMPLER.value,
       num_steps=_NUM_STEPS.value,
@@ -499,11 +501,14 @@ def main() -> None:
   if _PREVIEW.value:
     _preview(runs)
     return
-  predictor = _load()
+  workdir = workdirs.require(
+    _WORKDIR.value, 'a training run', _CHECKPOINT_STEP.value
+  )
+  predictor = _load(workdir)
   size_px = predictor.image_size_px
   of_images = {run.image: run for run in runs}
   familiar = {
-    image: _familiar(run, size_px) for image, run in of_images.items()
+    image: _familiar(run, size_px, workdir) for image, run in of_images.items()
   }
   logging.info(sharding.devices_text())
   for folder in _claim(runs):

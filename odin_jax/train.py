@@ -67,6 +67,7 @@ from odin_jax.shared import (
   files,
   interrupts,
   locks,
+  mirror,
   storage,
   workdirs,
 )
@@ -89,8 +90,10 @@ _RECORDS = command.define_paths_of_many(
 )
 _WORKDIR = command.define_path(
   'workdir',
-  'Folder for checkpoints and metrics; made if absent, continued if it holds '
-  'a run of the same config.',
+  'Folder for checkpoints and metrics, or, of one process, its address '
+  '(gs://bucket/folder); made if absent, continued if it holds a run of the same '
+  'config.',
+  may_be_address=True,
 )
 _INIT = command.define_path(
   'init',
@@ -99,6 +102,7 @@ _INIT = command.define_path(
   'the word pretrained: the checkpoint that comes with the project '
   '(./pretrained is a folder of that name; where there is one, the word alone '
   'is refused).',
+  may_be_address=True,
 )
 _LATENTS = command.define_paths_of_many(
   'latents',
@@ -131,7 +135,7 @@ _TOOL = 'odin_jax.train'
 _INIT_NEEDS = 'another run, or a ported one,'
 
 
-def _check(config: checkpoint.Config) -> None:
+def _check(config: checkpoint.Config, num_processes: int) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
   if _LATENTS.value:
@@ -144,8 +148,13 @@ def _check(config: checkpoint.Config) -> None:
       f'from it; give a new folder, or write ./{workdirs.PRETRAINED} for one of that '
       'name'
     )
+  if storage.is_address(_WORKDIR.value) and num_processes > 1:
+    raise errors.UserError(
+      f'--workdir={_WORKDIR.value}: an address is for one process; of several give '
+      'a folder that all of them see, such as a mounted bucket'
+    )
   if config['init']:
-    workdirs.require(config['init'], _INIT_NEEDS)
+    workdirs.require(config['init'], _INIT_NEEDS, _CHECKPOINT_STEP.value)
   elif _CHECKPOINT_STEP.value is not None:
     raise errors.UserError(
       f'--{_CHECKPOINT_STEP.name}: is of --init, which is not given; a run goes '
@@ -237,8 +246,8 @@ def _start(
     # first process, for processors of other kinds round otherwise.
     frozen = group.of_first(_make_encoders(source, config))
     return jax.jit(init, out_shardings=state_shardings)(), frozen
-  where = workdirs.require(config['init'], _INIT_NEEDS)
   init_step = _CHECKPOINT_STEP.value
+  where = workdirs.require(config['init'], _INIT_NEEDS, init_step)
   if group.of > 1:
     # Each reads its part of it.
     checkpoints, first_step, _ = checkpoint.open_step(where, init_step)
@@ -281,12 +290,21 @@ def _check_restored(
     )
 
 
-def _claim_workdir(group: hosts.Group) -> pathlib.Path:
+def _claim_workdir(
+  group: hosts.Group, stack: contextlib.ExitStack
+) -> pathlib.Path:
   """The workdir, which the first process has for all of them.
+
+  Args:
+    group: of processes.
+    stack: what is taken to an address is so when it ends.
 
   Raises:
     errors.UserError: it is of others, or not one folder for all.
   """
+  if storage.is_address(_WORKDIR.value):
+    mirrored = mirror.Mirror(_WORKDIR.value, _TOOL)
+    return stack.enter_context(mirrored).folder
   path = pathlib.Path(_WORKDIR.value)
   if group.is_first:
     path = files.claim_output(_WORKDIR.value, _TOOL)
@@ -307,7 +325,9 @@ def _finish(
   given = {
     'data': here[0] if here else 'DIR',
     'workdir': _WORKDIR.value,
-    'output': command.beside(_WORKDIR.value, 'scores'),
+    'output': command.beside(
+      'runs' if storage.is_address(_WORKDIR.value) else _WORKDIR.value, 'scores'
+    ),
     'config.image_size_px': config['image_size_px'],
   }
   command.finish(
@@ -318,6 +338,11 @@ def _finish(
 
 
 def _train(group: hosts.Group) -> None:
+  with contextlib.ExitStack() as stack:
+    _train_in(group, stack)
+
+
+def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
   start_s, stopwatch = time.time(), command.Stopwatch()
   # Of several processes a guard knows of the second signal.
   interrupt = interrupts.Interrupt(second_ends=group.of == 1)
@@ -325,7 +350,7 @@ def _train(group: hosts.Group) -> None:
     logging.set_verbosity(logging.WARNING)
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
-  _check(config)
+  _check(config, group.of)
   traced = _traced(config)
   if _ALLOW_FALLBACK.value and group.of > 1:
     raise errors.UserError(
@@ -345,7 +370,7 @@ def _train(group: hosts.Group) -> None:
   config.update(read, records=source.fingerprint())
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
-  workdir = _claim_workdir(group)
+  workdir = _claim_workdir(group, stack)
 
   # -- Mesh and state ---------------------------------------------------------
   logging.info(sharding.devices_text())
@@ -447,7 +472,7 @@ def _train(group: hosts.Group) -> None:
   if done < config['steps']:
     raise errors.Unfinished(
       f'stopped by {signal.Signals(stopped_by).name}: step {done} of '
-      f'{config["steps"]} is saved in {workdir}; the same command goes on from '
+      f'{config["steps"]} is saved in {_WORKDIR.value}; the same command goes on from '
       'there'
     )
   figures = {

@@ -124,7 +124,7 @@ def is_guided(workdir: str | None, step: int | None) -> bool:
     errors.UserError: no training run there.
   """
   return workdir is not None and predictors.takes_guidance(
-    workdirs.require(workdir, 'a training run'), step
+    workdirs.require(workdir, 'a training run', step), step
   )
 
 
@@ -174,7 +174,7 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
     )
   config = asked.config
   predictor = predictors.load_model(
-    workdirs.require(asked.workdir, 'a training run'),
+    workdirs.require(asked.workdir, 'a training run', asked.checkpoint_step),
     sampling=_sampling(config),
     batch_size=config['batch_size'],
     ema=config['ema'],

@@ -44,7 +44,7 @@ AGREEMENT = Agreement(
   reprojection_px=1.0,
   relative_depth=0.03,
   parallax_deg=1.0,
-  num_views=3,
+  num_views=2,
   correlation=0.5,
 )
 

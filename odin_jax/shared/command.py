@@ -506,9 +506,11 @@ def define_model() -> flags.FlagHolder[str]:
   """Defines `--workdir`, of a model to sample from."""
   return define_path(
     'workdir',
-    'Folder of a training run, or output of odin_jax.port_weights; or the word '
-    'pretrained: the checkpoint that comes with the project (./pretrained is a '
-    'folder of that name; where there is one, the word alone is refused).',
+    'Folder of a training run, its address (gs://bucket/folder), or output of '
+    'odin_jax.port_weights; or the word pretrained: the checkpoint that comes '
+    'with the project (./pretrained is a folder of that name; where there is '
+    'one, the word alone is refused).',
+    may_be_address=True,
   )
 
 

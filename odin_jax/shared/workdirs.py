@@ -1,4 +1,5 @@
-"""What can stand in the place of a workdir that is read: a folder, or a word.
+"""What can stand in the place of a workdir that is read: a folder or its
+address, or a word.
 
 The word `pretrained` is the checkpoint that comes with the project; a folder of
 that name is `./pretrained`. Where both are there, the word alone is refused.
@@ -7,7 +8,7 @@ that name is `./pretrained`. Where both are there, the word alone is refused.
 import os
 import pathlib
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, mirror, storage
 
 PRETRAINED = 'pretrained'
 
@@ -29,18 +30,24 @@ def is_pretrained(workdir: str | os.PathLike[str]) -> bool:
   return True
 
 
-def require(workdir: str | os.PathLike[str], what: str) -> pathlib.Path:
+def require(
+  workdir: str | os.PathLike[str], what: str, step: int | None = None
+) -> pathlib.Path:
   """`workdir`, which `is_pretrained` says the same of, as a path.
 
   Args:
-    workdir: as the user gave it.
+    workdir: as the user gave it; of an address a copy is made.
     what: it is, should there be none.
+    step: of its checkpoint; None: the newest.
 
   Raises:
-    errors.UserError: it is neither the word nor a folder.
+    errors.UserError: it is neither the word nor a folder, nor the address of
+      one with that checkpoint.
   """
   if is_pretrained(workdir):
     return pathlib.Path(workdir)
+  if storage.is_address(workdir):
+    return mirror.copied(os.fspath(workdir), step)
   path = files.require_folder(workdir, what)
   # pathlib takes ./NAME for NAME.
   return path.absolute() if os.fspath(path) == PRETRAINED else path

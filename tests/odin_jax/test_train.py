@@ -19,7 +19,13 @@ import pytest
 from configs import train as recipes
 from odin_jax import familiarity, predictors, sharding
 from odin_jax.checkpoints import checkpoint, checksums
-from odin_jax.shared import errors, locks, posed_pair, record_folder
+from odin_jax.shared import (
+  errors,
+  locks,
+  posed_pair,
+  record_folder,
+  workdirs,
+)
 from odin_jax.training import goodput, journal, step
 from tests.helpers import default_sampling, true_panoramas
 from tests.helpers.posed_records import write_records
@@ -44,7 +50,7 @@ def command(repository, records, tmp_path_factory):
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
 
-  def start(workdir, *arguments, data=records):
+  def start(workdir, *arguments, data=records, **more):
     return subprocess.Popen(
       [
         sys.executable,
@@ -59,7 +65,7 @@ def command(repository, records, tmp_path_factory):
         *arguments,
       ],
       cwd=repository,
-      env=environment,
+      env=environment | more,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -320,6 +326,43 @@ def test_a_run_that_is_stopped_is_unfinished_and_goes_on(
   assert not (workdir / locks.NAME).exists()
   assert final(workdir)['restored_step'] == saved[-1]
   assert final(workdir)['params_sha256'] == final(finished)['params_sha256']
+
+
+def test_a_workdir_behind_an_address_goes_on_on_another_machine(
+  command, finished, tmp_path, monkeypatch
+):
+  there = tmp_path / 'bucket' / 'run'
+  address = there.as_uri()
+  caches = [str(tmp_path / name) for name in ('here', 'elsewhere')]
+  process = command(address, XDG_CACHE_HOME=caches[0])
+  while not (found := list((tmp_path / 'here').rglob('metrics.jsonl'))):
+    assert process.poll() is None, finish(process)
+    time.sleep(0.05)
+  wait_for_file(process, found[0], '"step": 4,')
+  process.send_signal(signal.SIGTERM)
+  status, stderr = finish(process)
+  assert status == os.EX_TEMPFAIL, stderr
+  assert address in stderr.splitlines()[-1]
+  assert not (there / locks.NAME).exists() and (there / 'encoders').is_dir()
+  # Nothing of the first machine is left but what is there.
+  status, stderr = finish(command(address, XDG_CACHE_HOME=caches[1]))
+  assert status == 0, stderr
+  figures = final(there)
+  assert 0 < figures['restored_step'] < STEPS
+  assert figures['params_sha256'] == final(finished)['params_sha256']
+  done = [row['step'] for row in read_rows(there)]
+  assert done == sorted(set(done)) and done[0] == 2 and done[-1] == STEPS
+  # Whoever reads it there has the newest checkpoint alone.
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'reader'))
+  copy = workdirs.require(address, 'a training run')
+  assert os.listdir(copy / 'checkpoints') == [str(STEPS)]
+  protocol = load_model(copy).protocol
+  assert protocol['checkpoint_step'] == STEPS
+  assert (
+    protocol['params_sha256'] == load_model(finished).protocol['params_sha256']
+  )
+  with pytest.raises(errors.UserError, match='no checkpoint of step 5 here'):
+    workdirs.require(address, 'a training run', 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,338 @@
+"""A workdir behind an address, such as gs://bucket/run, and its copy here.
+
+Training and whatever reads a checkpoint work in a folder of this machine; a
+mirror brings it here and takes back what changes. Behind the address lie the
+same files under the same names, so that others read them there.
+
+* What is there is the truth. Only where nobody has written there since this
+  machine did, its own copy is gone on with, which may be ahead: by what was not
+  taken there when the run was killed, or the store was away.
+* A checkpoint counts once all of it is there: the file that says so,
+  `_CHECKPOINT_METADATA`, is the last one to come and the first one to go.
+* One process at a time: the lock of the folder (`locks`) is a file like others
+  and tells processes of other machines.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import threading
+from typing import Any, Iterator, Mapping
+
+from absl import logging
+
+from odin_jax.shared import errors, files, locks, storage
+
+_EVERY_S = 30.0
+_WHOLE = '_CHECKPOINT_METADATA'
+_STEP = re.compile(r'checkpoints/(\d+)/')
+# Names of what is not finished, here or there.
+_UNFINISHED = re.compile(r'orbax-checkpoint-tmp|(^|/)\.tmp')
+# What tells one content of a file from another, by the kind of store.
+_STAMPS = ('etag', 'ETag', 'md5Hash', 'generation', 'mtime', 'LastModified')
+Stamps = Mapping[str, list]
+
+
+class _Store:
+  """The files behind an address.
+
+  Args:
+    url: the address.
+
+  Raises:
+    errors.UserError: of every method, where the store can't be used.
+  """
+
+  def __init__(self, url: str):
+    self.url = url.rstrip('/')
+    self._system, self._inside = storage.file_system(self.url)
+
+  def stamps(self) -> dict[str, list]:
+    """Of every file by its name, what changes when it does; no lock's."""
+    with self._faults_named('cannot be read'):
+      self._system.invalidate_cache()
+      found = self._system.find(self._inside, detail=True)
+    start = len(self._inside.rstrip('/')) + 1
+    if any('..' in path[start:].split('/') for path in found):
+      raise errors.UserError(f'{self.url}: holds names that lead out of it')
+    return {
+      path[start:]: [
+        info['size'],
+        *(str(info[key]) for key in (*_STAMPS, 'created') if info.get(key)),
+      ]
+      for path, info in found.items()
+      if path[start:] and not path.endswith('/')
+    }
+
+  def get(self, name: str, path: pathlib.Path) -> None:
+    """Brings a file here, in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with self._faults_named('cannot be read'), files.atomic_path(path) as new:
+      self._system.get_file(f'{self._inside}/{name}', str(new))
+
+  def put(self, path: pathlib.Path, name: str) -> None:
+    with self._faults_named('cannot be written'):
+      place = f'{self._inside}/{name}'
+      self._system.makedirs(place.rpartition('/')[0], exist_ok=True)
+      self._system.put_file(str(path), place)
+
+  def remove(self, name: str) -> None:
+    with (
+      self._faults_named('cannot be written'),
+      contextlib.suppress(FileNotFoundError),
+    ):
+      self._system.rm_file(f'{self._inside}/{name}')
+
+  @contextlib.contextmanager
+  def _faults_named(self, what: str) -> Iterator[None]:
+    try:
+      yield
+    except errors.UserError:
+      raise
+    except Exception as error:
+      # Drivers raise whatever they like.
+      raise errors.UserError(
+        f'{self.url}: {what} ({type(error).__name__}: {error}); mend it, then '
+        'run the same command again'
+      ) from error
+
+
+def _cache(url: str, name: str) -> pathlib.Path:
+  """Where a copy is kept."""
+  root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+  folder = f'{url.rpartition("/")[2]}-{digest}'
+  return root.expanduser() / 'odin_jax' / 'workdirs' / folder / name
+
+
+def _whole_steps(names: Mapping[str, Any]) -> list[int]:
+  """Steps of the checkpoints of which all files are there, in order."""
+  return sorted(
+    int(found[1])
+    for name in names
+    if (found := _STEP.match(name)) and name == f'{found[0]}{_WHOLE}'
+  )
+
+
+def _of_whole(names: Stamps) -> dict[str, list]:
+  """Without what is unfinished: parts of checkpoints, and locks."""
+  steps = {str(step) for step in _whole_steps(names)}
+  return {
+    name: stamp
+    for name, stamp in names.items()
+    if name != locks.NAME
+    and not _UNFINISHED.search(name)
+    and ((found := _STEP.match(name)) is None or found[1] in steps)
+  }
+
+
+def _noted(note: pathlib.Path) -> tuple[dict[str, list], dict[str, list]]:
+  """What was there, and what of here, when a copy was last the same."""
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    content = json.loads(note.read_text())
+    return dict(content['there']), dict(content['here'])
+  return {}, {}
+
+
+def _bring(store: _Store, folder: pathlib.Path, wanted: Stamps) -> None:
+  """Makes the files of a folder those that are wanted, but for its lock."""
+  note = _note_of(folder)
+  known, _ = _noted(note)
+  note.unlink(missing_ok=True)
+  for path in sorted(folder.rglob('*'), reverse=True):
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir():
+      with contextlib.suppress(OSError):
+        path.rmdir()
+    elif name != locks.NAME and not (
+      name in wanted
+      and known.get(name) == wanted[name]
+      and path.stat().st_size == wanted[name][0]
+    ):
+      path.unlink()
+  for name, stamp in wanted.items():
+    path = folder / name
+    if not path.is_file():
+      store.get(name, path)
+    if path.stat().st_size != stamp[0]:
+      raise errors.UserError(
+        f'{store.url}/{name}: changed while it was read; run again'
+      )
+  here = {name: _stamp(folder / name) for name in wanted}
+  files.write_json(note, {'there': dict(wanted), 'here': here})
+
+
+def _note_of(folder: pathlib.Path) -> pathlib.Path:
+  return folder.with_name(f'{folder.name}.json')
+
+
+def _stamp(path: pathlib.Path) -> list[int]:
+  """Of a file of this machine, what changes when it does."""
+  status = path.stat()
+  return [status.st_size, status.st_mtime_ns]
+
+
+def copied(url: str, step: int | None) -> pathlib.Path:
+  """A copy of a workdir that is only read.
+
+  Args:
+    url: its address.
+    step: of the checkpoint that is asked for; None: the newest. Of others
+      nothing is copied.
+
+  Raises:
+    errors.UserError: no such checkpoint there, or it can't be read.
+  """
+  store = _Store(url)
+  names = _of_whole(store.stamps())
+  steps = _whole_steps(names)
+  if not steps:
+    raise errors.UserError(f'{url}: no checkpoint here yet; train first')
+  step = steps[-1] if step is None else step
+  if step not in steps:
+    raise errors.UserError(
+      f'{url}: no checkpoint of step {step} here; there are those of '
+      f'{", ".join(map(str, steps))}'
+    )
+  folder = _cache(store.url, f'step_{step}')
+  folder.mkdir(parents=True, exist_ok=True)
+  _bring(
+    store,
+    folder,
+    {
+      name: stamp
+      for name, stamp in names.items()
+      if name.startswith(('encoders/', f'checkpoints/{step}/'))
+      or '/' not in name
+    },
+  )
+  return folder
+
+
+class Mirror:
+  """A workdir that is written: a context, in which changes are taken there.
+
+  Args:
+    url: its address.
+    tool: the command that writes it.
+
+  Attributes:
+    folder: of this machine, to work in; it belongs to this process.
+
+  Raises:
+    errors.UserError: it is of others, in use, or can't be read or written.
+  """
+
+  def __init__(self, url: str, tool: str):
+    self._store = _Store(url)
+    self.folder = _cache(self._store.url, 'run')
+    self._noted_lock = self.folder.with_name('lock.json')
+    self._there: set[str] = set()
+    self._fault: errors.UserError | None = None
+    self._end = threading.Event()
+    self._thread = threading.Thread(target=self._go_on, daemon=True)
+    names = self._store.stamps()
+    if names.keys() - {locks.NAME} and files.MARKER not in names:
+      raise errors.UserError(
+        f'{self._store.url}: holds something that {tool} did not make; give '
+        'another folder'
+      )
+    self.folder.mkdir(parents=True, exist_ok=True)
+    for name in (files.MARKER, locks.NAME):
+      kept = name == files.MARKER and (self.folder / name).is_file()
+      if name in names and not kept:
+        self._store.get(name, self.folder / name)
+    # That of the last run of this machine, if nobody has begun since.
+    was_mine = (
+      locks.NAME in names
+      and self._noted_lock.is_file()
+      and self._noted_lock.read_text() == (self.folder / locks.NAME).read_text()
+    )
+    try:
+      files.claim_output(self.folder, tool)
+    except errors.UserError as error:
+      text = str(error).replace(str(self.folder), self._store.url)
+      raise errors.UserError(text) from error
+    # From here on others see that it is in use.
+    self._lock = (self.folder / locks.NAME).read_text()
+    self._noted_lock.write_text(self._lock)
+    self._store.put(self.folder / locks.NAME, locks.NAME)
+    wanted = _of_whole(names)
+    if not was_mine and wanted != _noted(_note_of(self.folder))[0]:
+      _bring(self._store, self.folder, wanted)
+    self._taken = _noted(_note_of(self.folder))[1]
+    self._there = {*names}
+    if files.MARKER not in names:
+      files.write_json(self.folder / files.MARKER, {'tool': tool})
+
+  def __enter__(self) -> 'Mirror':
+    logging.info('%s: worked on in %s', self._store.url, self.folder)
+    self._thread.start()
+    return self
+
+  def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
+    self._end.set()
+    self._thread.join()
+    try:
+      self._push()
+    except errors.UserError as fault:
+      self._fault = fault
+    else:
+      self._fault = None
+      self._store.remove(locks.NAME)
+    if self._fault is not None:
+      text = f'{self._fault}; what was done is in {self.folder}'
+      if kind is None or issubclass(kind, errors.Unfinished):
+        raise errors.UserError(text) from self._fault
+      logging.error('%s', text)
+
+  def _go_on(self) -> None:
+    while not self._end.wait(_EVERY_S):
+      try:
+        self._push()
+      except errors.UserError as fault:
+        # The next time may do; the last one tells.
+        logging.warning('%s', fault)
+
+  def _push(self) -> None:
+    """Takes there what has changed here since the last time."""
+    self._require_lock()
+    here = {
+      path.relative_to(self.folder).as_posix()
+      for path in self.folder.rglob('*')
+      if path.is_file()
+    }
+    here = {
+      name
+      for name in here
+      if name != locks.NAME and not _UNFINISHED.search(name)
+    }
+    gone = self._there - here - {locks.NAME}
+    for name in sorted(gone, key=lambda name: not name.endswith(_WHOLE)):
+      self._store.remove(name)
+      self._there.discard(name)
+    for name in sorted(here, key=lambda name: (name.endswith(_WHOLE), name)):
+      # What was removed meanwhile goes the next time.
+      with contextlib.suppress(FileNotFoundError):
+        stamp = _stamp(self.folder / name)
+        if self._taken.get(name) != stamp:
+          self._there.add(name)
+          self._store.put(self.folder / name, name)
+          self._taken[name] = stamp
+    files.write_json(
+      _note_of(self.folder),
+      {'there': _of_whole(self._store.stamps()), 'here': self._taken},
+    )
+
+  def _require_lock(self) -> None:
+    """Raises errors.UserError: another process has taken the address."""
+    seen = self.folder.with_name('lock_there.json')
+    self._store.get(locks.NAME, seen)
+    if seen.read_text() != self._lock:
+      raise errors.UserError(
+        f'{self._store.url}: another process has begun to write there; it is '
+        'left to it'
+      )
