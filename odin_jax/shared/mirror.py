@@ -231,7 +231,6 @@ class Mirror:
     self.folder = _cache(self._store.url, 'run')
     self._noted_lock = self.folder.with_name('lock.json')
     self._there: set[str] = set()
-    self._fault: errors.UserError | None = None
     self._end = threading.Event()
     self._thread = threading.Thread(target=self._go_on, daemon=True)
     names = self._store.stamps()
@@ -260,13 +259,25 @@ class Mirror:
     self._lock = (self.folder / locks.NAME).read_text()
     self._noted_lock.write_text(self._lock)
     self._store.put(self.folder / locks.NAME, locks.NAME)
+    try:
+      self._begin(names, was_mine)
+    except BaseException:
+      self._store.remove(locks.NAME)
+      raise
+    if files.MARKER not in names:
+      files.write_json(self.folder / files.MARKER, {'tool': tool})
+
+  def _begin(self, names: Stamps, was_mine: bool) -> None:
+    """Makes the copy what is there, unless it is ahead of that."""
     wanted = _of_whole(names)
     if not was_mine and wanted != _noted(_note_of(self.folder))[0]:
       _bring(self._store, self.folder, wanted)
+    for name in wanted:
+      # Somebody has tidied up here; it must not be taken for what a run removed.
+      if not (self.folder / name).is_file():
+        self._store.get(name, self.folder / name)
     self._taken = _noted(_note_of(self.folder))[1]
     self._there = {*names}
-    if files.MARKER not in names:
-      files.write_json(self.folder / files.MARKER, {'tool': tool})
 
   def __enter__(self) -> 'Mirror':
     logging.info('%s: worked on in %s', self._store.url, self.folder)
@@ -278,22 +289,18 @@ class Mirror:
     self._thread.join()
     try:
       self._push()
-    except errors.UserError as fault:
-      self._fault = fault
-    else:
-      self._fault = None
       self._store.remove(locks.NAME)
-    if self._fault is not None:
-      text = f'{self._fault}; what was done is in {self.folder}'
+    except (errors.UserError, OSError) as fault:
+      text = f'{fault}; what was done is in {self.folder}'
       if kind is None or issubclass(kind, errors.Unfinished):
-        raise errors.UserError(text) from self._fault
+        raise errors.UserError(text) from fault
       logging.error('%s', text)
 
   def _go_on(self) -> None:
     while not self._end.wait(_EVERY_S):
       try:
         self._push()
-      except errors.UserError as fault:
+      except (errors.UserError, OSError) as fault:
         # The next time may do; the last one tells.
         logging.warning('%s', fault)
 

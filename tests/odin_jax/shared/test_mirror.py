@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import uuid
 
 from fsspec.implementations import memory
@@ -178,6 +179,16 @@ def test_a_checkpoint_counts_once_all_of_it_is_there(
   assert 'checkpoints/2/_CHECKPOINT_METADATA' in found
 
 
+@pytest.mark.parametrize('removed', ['run', 'run/checkpoints', 'run.json', '.'])
+def test_what_is_removed_here_is_not_removed_there(bucket, removed):
+  train([1, 2])
+  before = there(bucket)
+  place = mirror._cache(URL, '.') / removed
+  shutil.rmtree(place) if place.is_dir() else place.unlink()
+  found, _ = train([])
+  assert {*found, files.MARKER} == {*before} == {*there(bucket)}
+
+
 def test_part_of_a_checkpoint_is_not_brought(bucket, on_another_machine):
   train([1])
   bucket.pipe_file('/bucket/run/checkpoints/2/params/data', b'half')
@@ -273,6 +284,28 @@ def test_another_command_s_folder_is_named(bucket):
   with pytest.raises(errors.UserError, match='made by other') as error:
     train([1])
   assert URL in str(error.value)
+
+
+def test_a_start_that_fails_leaves_no_lock(bucket, on_another_machine):
+  train([1])
+  on_another_machine('second')
+  get = bucket.get_file
+  Bucket.get_file = _refusing(get, 'metrics')
+  try:
+    with pytest.raises(errors.UserError, match='cannot be read'):
+      train([2])
+  finally:
+    del Bucket.get_file
+  assert f'/bucket/run/{locks.NAME}' not in bucket.store
+
+
+def _refusing(get, text):
+  def refuse(self, rpath, lpath, **more):
+    if text in rpath:
+      raise ConnectionError('away')
+    return get(rpath, lpath, **more)
+
+  return refuse
 
 
 def test_an_error_of_the_run_comes_first(bucket):
