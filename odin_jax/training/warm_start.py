@@ -4,7 +4,8 @@ The parameters of both models are compared by path. What the checkpoint has is
 taken. Of the first convolution the input channels are compared by name: those
 of the checkpoint are taken wherever they stand, new ones start with zeros, as
 Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
-of another kind starts fresh. Anything else must be the same.
+of another kind starts fresh. Patches of pixels may be wider
+(`finer_patches`). Anything else must be the same.
 """
 
 import pathlib
@@ -18,6 +19,7 @@ from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
 from odin_jax.shared import errors
+from odin_jax.training import finer_patches
 
 Config = Mapping[str, Any]
 # Of each input channel the row of the checkpoint's kernel; None: zeros.
@@ -229,7 +231,12 @@ def load(
   Raises:
     errors.UserError: no checkpoint there, or one of another network.
   """
-  checkpoints, step, saved_config = checkpoint.open_step(where, step)
+  checkpoints, step, as_it_is = checkpoint.open_step(where, step)
+  wider = finer_patches.factor(config, as_it_is)
+  # As it is taken: with the patches of this config.
+  saved_config = as_it_is
+  if wider > 1:
+    saved_config = {**as_it_is, 'autoencoder': config['autoencoder']}
   _check(where, config, saved_config)
   saved = jax.eval_shape(lambda: odin.init_params(saved_config))
   params = jax.eval_shape(lambda: odin.init_params(config))
@@ -239,24 +246,37 @@ def load(
       f'--init={where}: {len(misfits)} parameters do not fit this config, '
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
+  there = jax.eval_shape(lambda: odin.init_params(as_it_is))
   restored = checkpoints.restore_params(
     step,
     'params' if checkpoint.is_ported(saved_config) else 'ema',
-    saved,
-    sharding.shardings(saved, mesh, odin.sharding_rules()),
+    there,
+    sharding.shardings(there, mesh, odin.sharding_rules()),
   )
+  notes = _notes(config, saved_config, params, saved)
+  if wider > 1:
+    restored = finer_patches.widened(restored, as_it_is, wider)
+    notes.append(
+      f'patches of {as_it_is["autoencoder"]["patch_px"]} px there, '
+      f'{config["autoencoder"]["patch_px"]} px here: of its pixels each becomes '
+      f'{wider}x{wider}'
+    )
   # As they were saved; the run casts them to what it holds them in.
   as_saved = {
     **config,
     'encoders_dtype': encoders.held_dtype(saved_config),
   }
-  frozen = checkpoints.restore_encoders(
-    step, as_saved, encoders.shardings(as_saved, mesh)
-  )
+  if wider > 1:
+    # Pixels, which no picture is needed for.
+    frozen = encoders.fit(config, np.zeros((0, 1, 1, 3), np.uint8))
+  else:
+    frozen = checkpoints.restore_encoders(
+      step, as_saved, encoders.shardings(as_saved, mesh)
+    )
   checkpoints.close()
   return Start(
     params=restored,
     rows=_rows(odin.input_channels(config), odin.input_channels(saved_config)),
     encoders=frozen,
-    notes=_notes(config, saved_config, params, saved),
+    notes=notes,
   )

@@ -1,0 +1,139 @@
+"""A model of spheres at twice the resolution that it learned at."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import train as recipes
+from odin_jax import sharding
+from odin_jax.checkpoints import checkpoint
+from odin_jax.models import conditioning, encoders, odin
+from odin_jax.shared import errors, posed_pair
+from odin_jax.training import finer_patches, step, warm_start
+
+COUNT = 2
+
+
+def get_config(image_size_px=32, patch_px=4, gain=0.5):
+  config = recipes.get_config('multisphere,runlocal=True')
+  config.image_size_px = image_size_px
+  config.autoencoder.update(patch_px=patch_px, gain=gain)
+  return checkpoint.plain(config.to_dict() | {'init': ''})
+
+
+@pytest.fixture(scope='module')
+def params():
+  """Of 32 px, and no zeros, which a fresh last layer has."""
+  shapes = jax.eval_shape(lambda: odin.init_params(get_config()))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32),
+    shapes,
+  )
+
+
+def outputs(config, params, picture):
+  """What the networks say of a picture, but for its colours."""
+  pose = np.eye(3, 4) + np.array([[0, 0, 0, 0.2]] * 3)
+  pairs = posed_pair.PosedPair(
+    source=picture,
+    target=None,
+    target2source=jnp.asarray([pose] * COUNT, jnp.float32),
+    fov_deg=jnp.full(COUNT, 80.0),
+    median_depth=jnp.ones(COUNT),
+  )
+  frozen = encoders.fit(config, picture)
+  model = nnx.merge(odin.graph(config), params)
+
+  @jax.jit
+  def denoise(pairs):
+    condition = odin.condition(frozen, config, pairs)
+    kept = jnp.zeros(COUNT, bool)
+    cond = model.cond(condition, conditioning.Drop(kept, kept))
+    noisy = 0.3 * jnp.ones_like(condition['source'])
+    found = model.denoise(noisy, jnp.full(COUNT, 500.0), cond)
+    return (
+      cond.blend.source_logits,
+      cond.context,
+      found.blended,
+      found.mask_logit,
+    )
+
+  return denoise(jax.tree.map(jnp.asarray, pairs))
+
+
+@pytest.mark.parametrize('wider', [2, 3])
+def test_it_says_the_same_of_a_picture_of_larger_pixels(params, wider):
+  small = get_config()
+  large = get_config(32 * wider, 4 * wider)
+  assert finer_patches.factor(large, small) == wider
+  taken = finer_patches.widened(params, small, wider)
+  expected = jax.eval_shape(lambda: odin.init_params(large))
+  assert jax.tree.map(np.shape, taken) == jax.tree.map(np.shape, expected)
+
+  rng = np.random.default_rng(1)
+  picture = rng.integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+  same = picture.repeat(wider, 1).repeat(wider, 2)
+  before = outputs(small, params, picture)
+  after = outputs(large, taken, same)
+  for name in ('logits', 'shift'):
+    np.testing.assert_allclose(
+      getattr(after[2], name), getattr(before[2], name), atol=2e-4
+    )
+  for index in (0, 1, 3):
+    np.testing.assert_allclose(after[index], before[index], atol=2e-4)
+  # The blend of one, looked at from afar, is about that of the other.
+  seen = after[2].picture.reshape(COUNT, 32, wider, 32, wider, 3).mean((2, 4))
+  assert np.abs(seen - before[2].picture).mean() < 0.2 * before[2].picture.std()
+
+
+def test_each_pixel_makes_what_the_one_before_made(params):
+  taken = sharding.by_path(finer_patches.widened(params, get_config(), 2))
+  before = sharding.by_path(params)
+  for name in ('unet/conv_out/kernel', 'unet/conv_out/bias'):
+    new, old = np.asarray(taken[name]), before[name]
+    blocks = new[..., : 3 * 64].reshape(*new.shape[:-1], 4, 2, 4, 2, 3)
+    for y, x in np.ndindex(2, 2):
+      np.testing.assert_array_equal(
+        blocks[..., y, :, x, :], old[..., :48].reshape(*old.shape[:-1], 4, 4, 3)
+      )
+    np.testing.assert_array_equal(new[..., 3 * 64 :], old[..., 48:])
+
+
+@pytest.fixture(scope='module')
+def workdir(params, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  config = get_config()
+  frozen = encoders.fit(config, np.zeros((1, 32, 32, 3), np.uint8))
+  saved = checkpoint.Checkpoints(folder)
+  state = step.state_of(config, jax.tree.map(jnp.asarray, params))
+  saved.save(1, state, frozen, config)
+  saved.close()
+  return folder
+
+
+def test_a_training_starts_from_it(workdir, params):
+  large = get_config(64, 8)
+  start = warm_start.load(workdir, large, sharding.local_mesh())
+  assert start.encoders.autoencoder.patch_px == 8
+  assert any('4 px there, 8 px here' in note for note in start.notes)
+  assert not any('fresh' in note or 'zeros' in note for note in start.notes)
+  adopted = warm_start.adopt(odin.init_params(large), start.params, start.rows)
+  expected = finer_patches.widened(params, get_config(), 2)
+  jax.tree.map(np.testing.assert_array_equal, adopted, expected)
+
+
+@pytest.mark.parametrize(
+  'size, patch, gain, words',
+  [
+    (48, 6, 0.5, 'autoencoder'),
+    (32, 2, 0.5, 'autoencoder'),
+    (64, 8, 1.0, 'autoencoder'),
+  ],
+)
+def test_what_is_not_that_alone_is_refused(workdir, size, patch, gain, words):
+  config = get_config(size, patch, gain)
+  with pytest.raises(errors.UserError, match=words):
+    warm_start.load(workdir, config, sharding.local_mesh())
