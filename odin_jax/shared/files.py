@@ -67,6 +67,12 @@ def path_or_address(path: str) -> str:
   return local_path(path)
 
 
+def cache_folder() -> pathlib.Path:
+  """Where this project keeps what it can make or fetch again."""
+  root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+  return root.expanduser() / 'odin_jax'
+
+
 def require_file(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   """`path`, or errors.UserError when there is no such file."""
   path = pathlib.Path(path)

@@ -16,7 +16,6 @@ same files under the same names, so that others read them there.
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import re
 import threading
@@ -102,10 +101,9 @@ class _Store:
 
 def _cache(url: str, name: str) -> pathlib.Path:
   """Where a copy is kept."""
-  root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
   digest = hashlib.sha256(url.encode()).hexdigest()[:16]
   folder = f'{url.rpartition("/")[2]}-{digest}'
-  return root.expanduser() / 'odin_jax' / 'workdirs' / folder / name
+  return files.cache_folder() / 'workdirs' / folder / name
 
 
 def _whole_steps(names: Mapping[str, Any]) -> list[int]:

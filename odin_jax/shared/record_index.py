@@ -203,8 +203,7 @@ def _stamp(file: storage.File) -> str:
 
 def _places(folder: storage.Folder) -> list[pathlib.Path]:
   """Where the indices of a folder may be kept, the best first."""
-  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
-  cache = cache.expanduser() / 'odin_jax' / FOLDER[1:] / folder.digest()
+  cache = files.cache_folder() / FOLDER[1:] / folder.digest()
   if storage.is_address(folder.path):
     return [cache]
   return [folder.path / FOLDER, cache]
