@@ -159,7 +159,7 @@ _FOV_DEG = flags.DEFINE_float(
   'fov_deg',
   None,
   'Field of view of the square middle of a photo, of the views of a panorama, '
-  'degrees. By default as the header says, or else '
+  'degrees. By default as the header says, or what straight lines tell, or else '
   f'{given.USUAL_FOV_DEG:g}.',
   lower_bound=1.0,
   upper_bound=170.0,

@@ -331,20 +331,22 @@ def settings(
   return sweep, rule
 
 
-def _network() -> dust3r_network.Network:
-  """The network of --method=dust3r."""
+def _options_of_network() -> dict[str, Any]:
+  """Of --method=dust3r, checked."""
   options = dict(dust3r.OPTIONS)
   if _DUST3R_CHECKPOINT.value is not None:
-    options['checkpoint'] = _DUST3R_CHECKPOINT.value
-  return dust3r.make_network(matchers.checked('dust3r', options).options)
+    options['checkpoint'] = str(
+      files.require_file(_DUST3R_CHECKPOINT.value, 'the --dust3r_checkpoint')
+    )
+  return dict(matchers.checked('dust3r', options).options)
 
 
 def _depths_of_network(
   network: dust3r_network.Network,
   views: stereo.Views,
   sweep: stereo.Sweep,
-) -> list[stereo.DepthMap | None]:
-  """What a DUSt3R network says of views; None of those without a pair."""
+) -> tuple[list[stereo.DepthMap | None], list[int]]:
+  """What a DUSt3R network says of views, None of those without a pair; pairs."""
   found = posed_depth.depths(
     network,
     views.images,
@@ -373,7 +375,7 @@ def _depths_of_network(
       if of_view.num_pairs
       else None
     )
-  return maps
+  return maps, [of_view.num_pairs for of_view in found]
 
 
 def _write_depths(
@@ -488,8 +490,9 @@ def _write_page(
 def main() -> None:
   watch = command.Stopwatch()
   _check_flags()
-  network = _network() if _METHOD.value == 'dust3r' else None
+  options = _options_of_network() if _METHOD.value == 'dust3r' else None
   given = _read()
+  network = None if options is None else dust3r.make_network(options)
   views, names = given.views, given.names
   output = files.claim_output(_OUTPUT.value, _TOOL)
   size = views.size_px
@@ -511,7 +514,14 @@ def main() -> None:
       functools.partial(progress.each, unit='view', desc='depth'),
     )
   else:
-    maps = _depths_of_network(network, views, sweep)
+    maps, num_pairs = _depths_of_network(network, views, sweep)
+    of_network = {
+      'checkpoint': options['checkpoint'],
+      'min_depth': sweep.min_depth,
+      'max_depth': sweep.max_depth,
+      'num_pairs': num_pairs,
+      **dataclasses.asdict(posed_depth.RULES),
+    }
     result = fusion.fuse(views, maps, rule)
   with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
@@ -553,6 +563,7 @@ def main() -> None:
       'relative_depth_difference': agreement,
       'per_view': per_view,
       'sweep': dataclasses.asdict(sweep) if network is None else None,
+      **({} if network is None else {'dust3r': of_network}),
       'agreement': dataclasses.asdict(rule),
       **watch.figures(),
     },

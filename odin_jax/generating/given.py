@@ -127,20 +127,28 @@ def _fov_of_photo(
   if fov_deg is not None:
     logging.info('%s: %.1f degrees wide, by its header', path, fov_deg)
     return fov_deg, 'header'
-  found = vanishing_points.estimate(image)
+  why = 'no focal length in its header'
+  found = None
+  if photo_header.was_cropped(path):
+    # Lines count on the camera's middle, as the focal length does.
+    why = 'cropped since it was taken'
+  else:
+    found = vanishing_points.estimate(image)
   if found is not None and found.is_sure:
     logging.info(
-      '%s: no focal length in its header; its straight lines, if they are at '
-      'right angles, say that its square middle is %.1f degrees wide, and '
-      '--fov_deg says otherwise',
+      '%s: %s; its straight lines, if they are at right angles and it was not '
+      'cropped, say that its square middle is %.1f degrees wide, and --fov_deg '
+      'says otherwise',
       path,
+      why,
       found.fov_deg,
     )
     return found.fov_deg, 'lines'
   logging.info(
-    '%s: no focal length in its header; its square middle is taken to be %g '
-    'degrees wide, and --fov_deg says otherwise',
+    '%s: %s; its square middle is taken to be %g degrees wide, and --fov_deg '
+    'says otherwise',
     path,
+    why,
     USUAL_FOV_DEG,
   )
   return USUAL_FOV_DEG, 'assumed'

@@ -8,7 +8,8 @@ calibration", 1990). Lines are found by LSD (von Gioi et al., 2010, OpenCV's);
 triples of directions by RANSAC over pairs of pairs of them, each judged by the
 length of the lines that go with one of its three; then rotation and focal
 length are refined over these together, which also tells how sure the focal
-length is. The principal point is the middle of the photo.
+length is. The principal point is the middle of the photo: of one that was
+cropped elsewhere the answer is wrong, and nothing in it shows that.
 """
 
 import dataclasses
@@ -29,8 +30,11 @@ _MOST_SEGMENTS = 300
 _ERROR_RAD = np.deg2rad(1.5)
 # Of the shorter side: what lenses of phones, cameras and records have.
 _FOV_DEG = (15.0, 120.0)
-# Of its logarithm.
+# Focal lengths whose logarithms differ by less are one.
 _OTHER_FOCAL = 0.15
+# What is believed; chosen on views of worlds whose field of view is known.
+_LEAST_SHARE, _MOST_RIVAL, _MOST_SIGMA_DEG = 0.6, 0.92, 2.0
+_LEAST_LINES, _LEAST_PART = 5, 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ class Estimate:
 
   Attributes:
     fov_deg: of the shorter side.
-    sigma_deg: one standard error of it.
+    sigma_deg: one standard error of it, if the lines are what they are taken
+      for.
     share: of the length of all lines, what goes with the three directions.
     rival: what goes with the best triple of another focal length, as a share of
       what goes with this one: where both are alike, lines do not tell.
@@ -56,10 +61,12 @@ class Estimate:
   def is_sure(self) -> bool:
     """Whether it is to be relied on; odin_jax/README.md has how often."""
     return (
-      self.share >= 0.6
-      and self.rival <= 0.92
-      and min(self.counts) >= 5
-      and self.sigma_deg <= 2
+      self.share >= _LEAST_SHARE
+      and self.rival <= _MOST_RIVAL
+      # Any two directions are at right angles for some focal length; the third
+      # one has to say so.
+      and min(self.counts) >= max(_LEAST_LINES, sum(self.counts) * _LEAST_PART)
+      and self.sigma_deg <= _MOST_SIGMA_DEG
       and _FOV_DEG[0] < self.fov_deg < _FOV_DEG[1]
     )
 
@@ -87,18 +94,17 @@ class _Lines:
 
 def estimate(image: UInt8[np.ndarray, 'h w 3']) -> Estimate | None:
   """The field of view of a photo; None where its lines do not tell it."""
-  if min(image.shape[:2]) < _LEAST_PX:
+  scale = min(1.0, _MOST_PX / max(image.shape[:2]))
+  if min(image.shape[:2]) * scale < _LEAST_PX:
     return None
-  lines = _segments(image)
+  lines = _segments(image, scale)
   if len(lines.length) < 12:
     return None
   start = _search(lines)
   return None if start is None else _refined(lines, *start)
 
 
-def _segments(image: UInt8[np.ndarray, 'h w 3']) -> _Lines:
-  height, width = image.shape[:2]
-  scale = min(1.0, _MOST_PX / max(height, width))
+def _segments(image: UInt8[np.ndarray, 'h w 3'], scale: float) -> _Lines:
   grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
   if scale < 1:
     grey = cv2.resize(
@@ -177,6 +183,29 @@ def _members(
   return nearest & (apart < _ERROR_RAD)
 
 
+def _fit(
+  lines: _Lines,
+  axes: Float[np.ndarray, '3 3'],
+  focal: float,
+  members: Bool[np.ndarray, '3 n'],
+) -> optimize.OptimizeResult:
+  """A turn of the axes (a rotation vector) and the logarithm of the focal
+  length for which the members' lines go best with their directions."""
+  weights = np.sqrt(np.tile(lines.length, (3, 1))[members])
+
+  def residuals(x: Float[np.ndarray, '4']) -> Float[np.ndarray, 'm']:
+    rays = axes @ Rotation.from_rotvec(x[:3]).as_matrix().T
+    errors = _errors(lines, rays * [np.exp(x[3]), np.exp(x[3]), 1])
+    return errors[members] * weights
+
+  return optimize.least_squares(
+    residuals,
+    [0, 0, 0, np.log(focal)],
+    loss='soft_l1',
+    f_scale=_ERROR_RAD / 3,
+  )
+
+
 def _refined(
   lines: _Lines, axes: Float[np.ndarray, '3 3'], focal: float, rival: float
 ) -> Estimate | None:
@@ -187,19 +216,7 @@ def _refined(
     members = _members(lines, axes, focal)
     if members.sum() < 8:
       return None
-    turned, which = axes, members
-
-    def residuals(x: Float[np.ndarray, '4'], axes=turned, members=which):
-      rays = axes @ Rotation.from_rotvec(x[:3]).as_matrix().T
-      errors = _errors(lines, rays * [np.exp(x[3]), np.exp(x[3]), 1])
-      return errors[members] * np.sqrt(np.tile(lines.length, (3, 1))[members])
-
-    found = optimize.least_squares(
-      residuals,
-      [0, 0, 0, np.log(focal)],
-      loss='soft_l1',
-      f_scale=_ERROR_RAD / 3,
-    )
+    found = _fit(lines, axes, focal, members)
     axes = axes @ Rotation.from_rotvec(found.x[:3]).as_matrix().T
     focal = float(np.exp(found.x[3]))
   members = _members(lines, axes, focal)

@@ -8,9 +8,10 @@ median distance 1; the network has to find out which of them is right, and to
 imagine what the source does not show. This is the plane sweep of multi-view
 stereo (Collins 1996), with spheres.
 
-Every look-up is one gather, of the row of what it needs, and its
-gradient one scatter of windows (`python -m tests.benchmarks.sweep` compares
-their times with those of `torch.nn.functional.grid_sample`).
+Every look-up is one gather, of the row of what it needs; its gradient is the
+same gather for the places and one scatter of windows for the picture (`python
+-m tests.benchmarks.sweep` compares their times with those of
+`torch.nn.functional.grid_sample`).
 """
 
 import math

@@ -30,7 +30,7 @@ class Settings:
     line: of a drawn path, see `odin_jax.serving.drawn_paths`.
     look: of a drawn path.
     panorama: whether the image is one; None: as its header says.
-    fov_deg: None: as the header says.
+    fov_deg: None: as the header or straight lines say, or the usual one.
     seed: of the noise.
   """
 

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,19 +39,31 @@ def fov_deg(path: str | os.PathLike[str]) -> float | None:
   Args:
     path: of an image that can be read.
   """
-  with Image.open(path) as image:
-    tags = image.getexif().get_ifd(_EXIF)
-    size = image.size
+  tags, size = _exif(path)
   focal_mm = _positive(tags.get(_FOCAL_LENGTH_35MM))
-  if focal_mm is None:
+  if focal_mm is None or was_cropped(path):
     return None
-  taken = [_positive(tags.get(tag)) for tag in (_WIDTH, _HEIGHT)]
-  if None not in taken:
-    ratios = [max(sides) / min(sides) for sides in (taken, size)]
-    if abs(ratios[0] / ratios[1] - 1) > _SAME_RATIO:
-      return None
   focal_px = focal_mm / _DIAGONAL_MM * np.hypot(*size)
   return float(2 * np.rad2deg(np.arctan(min(size) / 2 / focal_px)))
+
+
+def was_cropped(path: str | os.PathLike[str]) -> bool:
+  """Whether an image has other proportions than its camera gave it.
+
+  Its middle is not that of the camera's picture then. Args as of `fov_deg`.
+  """
+  tags, size = _exif(path)
+  taken = [_positive(tags.get(tag)) for tag in (_WIDTH, _HEIGHT)]
+  if None in taken:
+    return False
+  ratios = [max(sides) / min(sides) for sides in (taken, size)]
+  return abs(ratios[0] / ratios[1] - 1) > _SAME_RATIO
+
+
+def _exif(path: str | os.PathLike[str]) -> tuple[Any, tuple[int, int]]:
+  """Its tags, and the size of the picture."""
+  with Image.open(path) as image:
+    return image.getexif().get_ifd(_EXIF), image.size
 
 
 def _positive(value: object) -> float | None:

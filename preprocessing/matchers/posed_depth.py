@@ -6,8 +6,9 @@ pair: a point P that view two shows along its ray r stands at
 
   y = R s P + t  in the axes of view two,  r x y = 0,
 
-which each of its pixels says with a weight that grows with its parallax. A pair
-whose pixels do not agree on one scale is not believed. A view's depth is the
+of which each of its pixels says 1 / s, linear in what the network errs, the
+better the more t moves it. A pair whose pixels do not agree on one scale, or
+that t hardly moves, is not believed. A view's depth is the
 median over the pairs that it is the first of. The networks for 512 pixels were
 trained on 4:3 and wider, so of a square view its middle rows are looked at.
 """
@@ -22,6 +23,9 @@ import numpy as np
 from odin_jax.shared import camera
 from preprocessing.matchers import dust3r_network, pointmaps
 
+# Far fewer points than this mean nothing.
+_MIN_POINTS = 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -33,6 +37,7 @@ class Rules:
       the network's patch size.
     min_confidence: of a scene point; the network's start at 1.
     max_error_px: how far a point of view two may lie off its pixel.
+      and the least by which t moves those of a pair, in the median.
     min_agreement: smallest share of a pair's confident points that do not.
   """
 
@@ -127,23 +132,40 @@ def scale_of_pair(
   good = (maps.confidence_two >= rules.min_confidence) & np.isfinite(
     maps.points_two
   ).all(-1)
-  if not good.any():
+  if good.sum() < _MIN_POINTS:
     return None
   pixels, points = pixels[good], maps.points_two[good].astype(np.float64)
   rays = cv2.convertPointsToHomogeneous(pixels)[:, 0] @ np.linalg.inv(matrix).T
   rays /= np.linalg.norm(rays, axis=1, keepdims=True)
   turned = points @ one2two[:, :3].T
   across, moved = np.cross(rays, turned), -np.cross(rays, one2two[:, 3])
-  parallax = np.linalg.norm(across, axis=1)
-  sees = parallax > 0
-  if not sees.any():
+  leverage = np.linalg.norm(moved, axis=1)
+  tells = leverage > 0
+  if not tells.any():
     return None
-  scales = (across * moved).sum(1)[sees] / parallax[sees] ** 2
-  scale = _weighted_median(scales, parallax[sees])
-  if not scale > 0:
+  inverse = _weighted_median(
+    (across * moved).sum(1)[tells] / leverage[tells] ** 2,
+    leverage[tells] / np.maximum(np.linalg.norm(turned[tells], axis=1), 1e-12),
+  )
+  if not inverse > 0:
+    return None
+  scale = 1 / inverse
+  if _moved_px(turned * scale, one2two[:, 3], matrix) < rules.max_error_px:
     return None
   agree = _agree(turned * scale + one2two[:, 3], pixels, matrix, rules)
   return scale if agree.mean() >= rules.min_agreement else None
+
+
+def _moved_px(
+  turned: Float[np.ndarray, 'n 3'],
+  translation: Float[np.ndarray, '3'],
+  matrix: Float[np.ndarray, '3 3'],
+) -> float:
+  """By how much a translation moves points, median."""
+  (before, _), (after, _) = (
+    camera.project(points, matrix) for points in (turned, turned + translation)
+  )
+  return float(np.median(np.linalg.norm(after - before, axis=1)))
 
 
 def _agree(

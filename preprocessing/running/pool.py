@@ -259,6 +259,9 @@ def _serve(
       answer = _DONE, work(job, lambda message: pipe.send((_MESSAGE, message)))
     except errors.UserError as error:
       answer = _RAISED, error
+    if _is_ending:
+      # Whatever became of it where a library was calling back.
+      sys.exit(1)
     pipe.send(answer)
 
 

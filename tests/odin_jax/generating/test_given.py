@@ -77,6 +77,12 @@ def test_a_silent_photo_s_lines_tell_its_field_of_view(tmp_path, monkeypatch):
     monkeypatch.setattr(vanishing_points, 'estimate', lambda _, x=found: x)
     start = read(silent)
     assert (start.fov_from, start.fov_deg) == expected
+  # Lines count on the middle of the camera's picture.
+  monkeypatch.setattr(vanishing_points, 'estimate', lambda _: sure)
+  cropped = photo(
+    tmp_path / 'cropped.jpg', (40, 40), focal_mm=24, taken=(60, 40)
+  )
+  assert read(cropped).fov_from == 'assumed'
   # What is told goes before.
   monkeypatch.setattr(vanishing_points, 'estimate', lambda _: sure)
   known = photo(tmp_path / 'known.jpg', (60, 40), focal_mm=24)

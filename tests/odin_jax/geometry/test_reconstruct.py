@@ -312,7 +312,8 @@ from tests.helpers import fake_dust3r
 known = np.load({path!r})
 oracle = fake_dust3r.OracleNetwork()
 oracle.add_views(known['images'], known['poses'], known['depths'], {fov_deg})
-reconstruct.matchers.checked = lambda *_: types.SimpleNamespace(options={{}})
+reconstruct.matchers.checked = lambda *_: types.SimpleNamespace(
+  options={{'checkpoint': 'known'}})
 dust3r.make_network = lambda _: dust3r_network.Network(
   oracle, device='cpu', precision='fp32', attention='stock', batch_size=2)
 """
@@ -342,6 +343,8 @@ def test_the_command_takes_depth_of_a_network(tmp_path):
   assert status == 0, stderr
   figures = json.loads((output / 'reconstruction.json').read_text())
   assert figures['method'] == 'dust3r' and figures['sweep'] is None
+  assert figures['dust3r']['checkpoint'] == 'known'
+  assert figures['dust3r']['num_pairs'] == [3] * 4
   assert 0.4 < figures['coverage'] < 0.75
   cloud = trimesh.load(output / 'points.ply', process=False)
   truth = surface_points(views, depths)[::7]
@@ -471,12 +474,19 @@ def test_bad_views_get_one_line_and_status_2(tmp_path):
     [f'--cameras={folder}', '--method=dust3r', out],
     [f'--views={folder}', '--method=dust3r', '--max_size_px=256', out],
     [f'--views={folder}', '--dust3r_checkpoint=x.pth', out],
+    [
+      f'--views={folder}',
+      '--method=dust3r',
+      '--dust3r_checkpoint=x.pth',
+      out,
+    ],
     [f'--views={folder}', '--method=dust3r', out],
   ]
   words += [
     ['--method=dust3r: takes --views alone'],
     ['--max_size_px', '512 px'],
     ['--dust3r_checkpoint: is of --method=dust3r'],
+    ['x.pth', 'the --dust3r_checkpoint'],
     ['DUST3R_HOME', 'launch/setup_dust3r.sh'],
   ]
   commands.assert_refused(

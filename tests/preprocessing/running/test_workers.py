@@ -196,6 +196,21 @@ def test_the_end_of_a_worker_is_no_error_of_its_video(
   assert 'Traceback' not in capfd.readouterr().err
 
 
+def test_a_worker_that_is_told_to_end_says_nothing_more(monkeypatch):
+  here, there = multiprocessing.Pipe()
+
+  def work(job, tell):
+    monkeypatch.setattr(pool, '_is_ending', True)
+    return workers.Outcome(video_id=job, error='cannot be decoded')
+
+  monkeypatch.setattr(pool, '_follow_parent', lambda: None)
+  monkeypatch.setattr(pool.signal, 'signal', lambda *_: None)
+  here.send('000')
+  with pytest.raises(SystemExit):
+    pool._serve(work, there)
+  assert not here.poll()
+
+
 def test_nothing_of_another_config_stays_beside_a_part(videos, tmp_path):
   job, *_ = tiny_videos.jobs(videos, tmp_path)
   folders = [tmp_path / name / job.video_id for name in ('cameras', 'rejected')]
