@@ -64,8 +64,8 @@ def outputs(config, params, picture):
   return denoise(jax.tree.map(jnp.asarray, pairs))
 
 
-@pytest.mark.parametrize('wider', [2, 3])
-def test_it_says_the_same_of_a_picture_of_larger_pixels(params, wider):
+def test_it_says_the_same_of_a_picture_of_larger_pixels(params):
+  wider = 2
   small = get_config()
   large = get_config(32 * wider, 4 * wider)
   assert finer_patches.factor(large, small) == wider
