@@ -85,7 +85,9 @@ def main() -> None:
     shares = _shares(plan, parameter_bytes)
     print(json.dumps({'topology': name, **shares, 'memory': plan['memory']}))
     if (
-      shares['gathers'] > 3 or shares['reductions'] > 1 or shares['all_to_alls']
+      shares['gathers'] > _MOST_GATHERS
+      or shares['reductions'] > _MOST_REDUCTIONS
+      or shares['all_to_alls']
     ):
       too_many.append(name)
   if too_many:
