@@ -7,9 +7,9 @@ A photo becomes the first view (its square middle, at the size of the model;
 white, or `--background`, where it is transparent). Its field of view is that of
 `--fov_deg`, of the focal length in its header, what straight lines at right
 angles tell (`odin_jax/geometry/vanishing_points.py`), or taken to be 90 degrees;
-the command says which. Of a panorama (`--panorama`, or its header says so) the first
-view lies in its middle, and whatever is given is its view in the direction in
-which the new camera looks: only that it moved is left to imagine.
+the command says which. Of a panorama (`--panorama`, or its header says so) the
+first view lies in its middle, and whatever is given is its view in the direction
+in which the new camera looks: only that it moved is left to imagine.
 
 The path has a name (`odin_jax/geometry/trajectory.py`) or comes from a file:
 poses.json of another run, transforms.json or camera_path.json of nerfstudio, a

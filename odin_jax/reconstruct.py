@@ -341,12 +341,13 @@ def _options_of_network() -> dict[str, Any]:
   return dict(matchers.checked('dust3r', options).options)
 
 
-def _depths_of_network(
+def _reconstruct_by_network(
   network: dust3r_network.Network,
   views: stereo.Views,
   sweep: stereo.Sweep,
-) -> tuple[list[stereo.DepthMap | None], list[int]]:
-  """What a DUSt3R network says of views, None of those without a pair; pairs."""
+  rule: fusion.Agreement,
+) -> tuple[fusion.Reconstruction, list[int]]:
+  """Of the depths that a DUSt3R network gives; of each view its pairs."""
   found = posed_depth.depths(
     network,
     views.images,
@@ -375,7 +376,13 @@ def _depths_of_network(
       if of_view.num_pairs
       else None
     )
-  return maps, [of_view.num_pairs for of_view in found]
+  result = fusion.fuse(views, maps, rule)
+  # A network has no correlations.
+  figures = [dataclasses.replace(x, correlation=None) for x in result.figures]
+  return (
+    dataclasses.replace(result, figures=figures),
+    [of_view.num_pairs for of_view in found],
+  )
 
 
 def _write_depths(
@@ -513,8 +520,9 @@ def main() -> None:
       rule,
       functools.partial(progress.each, unit='view', desc='depth'),
     )
+    of_method = {'sweep': dataclasses.asdict(sweep)}
   else:
-    maps, num_pairs = _depths_of_network(network, views, sweep)
+    result, num_pairs = _reconstruct_by_network(network, views, sweep, rule)
     of_network = {
       'checkpoint': options['checkpoint'],
       'min_depth': sweep.min_depth,
@@ -522,7 +530,7 @@ def main() -> None:
       'num_pairs': num_pairs,
       **dataclasses.asdict(posed_depth.RULES),
     }
-    result = fusion.fuse(views, maps, rule)
+    of_method = {'sweep': None, 'dust3r': of_network}
   with files.atomic_path(output / 'points.ply') as temporary:
     fusion.write_ply(temporary, result.cloud)
   mesh = tsdf.fuse(views, result.inverse_depths, voxels=_MESH_VOXELS.value)
@@ -531,13 +539,7 @@ def main() -> None:
     output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
   )
   per_view = [
-    {
-      'file': name,
-      'depth_file': depth,
-      **dataclasses.asdict(figures),
-      # Of a sweep's matches alone.
-      **({} if network is None else {'correlation': None}),
-    }
+    {'file': name, 'depth_file': depth, **dataclasses.asdict(figures)}
     for name, depth, figures in zip(names, depth_names, result.figures)
   ]
   count = len(result.cloud.points)
@@ -562,8 +564,7 @@ def main() -> None:
       'coverage': coverage,
       'relative_depth_difference': agreement,
       'per_view': per_view,
-      'sweep': dataclasses.asdict(sweep) if network is None else None,
-      **({} if network is None else {'dust3r': of_network}),
+      **of_method,
       'agreement': dataclasses.asdict(rule),
       **watch.figures(),
     },

@@ -154,7 +154,9 @@ def _check(config: checkpoint.Config, num_processes: int) -> None:
       'a folder that all of them see, such as a mounted bucket'
     )
   if config['init']:
-    workdirs.require(config['init'], _INIT_NEEDS, _CHECKPOINT_STEP.value)
+    # What is behind an address is brought once it is known to be read.
+    if not storage.is_address(config['init']):
+      workdirs.require(config['init'], _INIT_NEEDS)
   elif _CHECKPOINT_STEP.value is not None:
     raise errors.UserError(
       f'--{_CHECKPOINT_STEP.name}: is of --init, which is not given; a run goes '
@@ -325,9 +327,7 @@ def _finish(
   given = {
     'data': here[0] if here else 'DIR',
     'workdir': _WORKDIR.value,
-    'output': command.beside(
-      'runs' if storage.is_address(_WORKDIR.value) else _WORKDIR.value, 'scores'
-    ),
+    'output': command.beside(_WORKDIR.value, 'scores'),
     'config.image_size_px': config['image_size_px'],
   }
   command.finish(

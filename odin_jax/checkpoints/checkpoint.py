@@ -27,7 +27,7 @@ import numpy as np
 from odin_jax import sharding
 from odin_jax.checkpoints import checksums, encoder_files, pretrained
 from odin_jax.models import conditioning, encoders, multisphere
-from odin_jax.shared import errors, files, workdirs
+from odin_jax.shared import checkpoint_steps, errors, files, workdirs
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
@@ -550,15 +550,7 @@ def open_step(
     )
     files.require_folder(path / FOLDER, 'a training run with a checkpoint')
     checkpoints = Checkpoints(path, read_only=True)
-  steps = checkpoints.steps()
-  if not steps:
-    raise errors.UserError(f'{workdir}: no checkpoint here yet; train first')
-  step = steps[-1] if step is None else step
-  if step not in steps:
-    raise errors.UserError(
-      f'{workdir}: no checkpoint of step {step} here; there are those of '
-      f'{", ".join(map(str, steps))}'
-    )
+  step = checkpoint_steps.choose(workdir, checkpoints.steps(), step)
   config = checkpoints.config(step)
   try:
     conditioning.parse(config['model']['conditioning'])

@@ -110,17 +110,19 @@ def fuse(
 def _known_points(
   views: stereo.Views, inverse_depths: Float32[np.ndarray, 'n h w']
 ) -> tuple[Float[np.ndarray, 'm 3'], Float[np.ndarray, 'm']]:
-  """Of all pixels whose depth is known; how far the next ones' are from each."""
+  """Of all pixels whose depth is known; how far the next ones' are from each.
+
+  As far as on surfaces that face the camera.
+  """
   rays = views.lens.rays(lenses.grid(views.lens))
   points = [
     camera.transform(pose, rays[known] / inverse[known][:, None])
     for pose, inverse in zip(views.camera2scene, inverse_depths)
     if (known := inverse > 0).any()
   ]
-  depths = 1 / inverse_depths[inverse_depths > 0].astype(np.float64)
-  return np.concatenate([*points, np.zeros((0, 3))]), (
-    depths * views.lens.pixel_rad
-  )
+  inverse = inverse_depths[inverse_depths > 0].astype(np.float64)
+  apart = views.lens.pixel_rad / inverse
+  return np.concatenate([*points, np.zeros((0, 3))]), apart
 
 
 def _grid(points: Float[np.ndarray, 'n 3'], voxels: int) -> _Grid | None:

@@ -26,7 +26,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from odin_jax.shared import config_files, errors, files, locks
+from odin_jax.shared import config_files, errors, files, locks, storage
 
 # The flags that are defined here belong to the command that asks for them, so
 # that its --help shows them.
@@ -393,8 +393,8 @@ def say(lines: Iterable[str]) -> None:
 
 
 def beside(path: str | os.PathLike[str], name: str) -> pathlib.Path:
-  """A folder beside another one, for what comes next."""
-  return pathlib.Path(path).parent / name
+  """A folder beside another one, or here, for what comes next."""
+  return pathlib.Path('' if storage.is_address(path) else path).parent / name
 
 
 # -- Flags that several commands have ------------------------------------------

@@ -14,16 +14,17 @@ same files under the same names, so that others read them there.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import pathlib
 import re
 import threading
-from typing import Any, Iterator, Mapping
+from typing import Any, ContextManager, Mapping
 
 from absl import logging
 
-from odin_jax.shared import errors, files, locks, storage
+from odin_jax.shared import checkpoint_steps, errors, files, locks, storage
 
 _EVERY_S = 30.0
 _WHOLE = '_CHECKPOINT_METADATA'
@@ -50,7 +51,7 @@ class _Store:
     self._system, self._inside = storage.file_system(self.url)
 
   def stamps(self) -> dict[str, list]:
-    """Of every file by its name, what changes when it does; no lock's."""
+    """Of every file by its name, what changes when it does."""
     with self._faults_named('cannot be read'):
       self._system.invalidate_cache()
       found = self._system.find(self._inside, detail=True)
@@ -85,18 +86,10 @@ class _Store:
     ):
       self._system.rm_file(f'{self._inside}/{name}')
 
-  @contextlib.contextmanager
-  def _faults_named(self, what: str) -> Iterator[None]:
-    try:
-      yield
-    except errors.UserError:
-      raise
-    except Exception as error:
-      # Drivers raise whatever they like.
-      raise errors.UserError(
-        f'{self.url}: {what} ({type(error).__name__}: {error}); mend it, then '
-        'run the same command again'
-      ) from error
+  def _faults_named(self, what: str) -> ContextManager[None]:
+    return storage.faults_named(
+      self.url, what, 'mend it, then run the same command again'
+    )
 
 
 def _cache(url: str, name: str) -> pathlib.Path:
@@ -186,27 +179,18 @@ def copied(url: str, step: int | None) -> pathlib.Path:
   """
   store = _Store(url)
   names = _of_whole(store.stamps())
-  steps = _whole_steps(names)
-  if not steps:
-    raise errors.UserError(f'{url}: no checkpoint here yet; train first')
-  step = steps[-1] if step is None else step
-  if step not in steps:
-    raise errors.UserError(
-      f'{url}: no checkpoint of step {step} here; there are those of '
-      f'{", ".join(map(str, steps))}'
-    )
+  step = checkpoint_steps.choose(url, _whole_steps(names), step)
   folder = _cache(store.url, f'step_{step}')
   folder.mkdir(parents=True, exist_ok=True)
-  _bring(
-    store,
-    folder,
-    {
-      name: stamp
-      for name, stamp in names.items()
-      if name.startswith(('encoders/', f'checkpoints/{step}/'))
-      or '/' not in name
-    },
-  )
+  wanted = {
+    name: stamp
+    for name, stamp in names.items()
+    if name.startswith(('encoders/', f'checkpoints/{step}/')) or '/' not in name
+  }
+  # Another command of this machine may bring the same.
+  with open(folder.with_name(f'{folder.name}.lock'), 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _bring(store, folder, wanted)
   return folder
 
 
@@ -229,6 +213,7 @@ class Mirror:
     self.folder = _cache(self._store.url, 'run')
     self._noted_lock = self.folder.with_name('lock.json')
     self._there: set[str] = set()
+    self._is_noted = False
     self._end = threading.Event()
     self._thread = threading.Thread(target=self._go_on, daemon=True)
     names = self._store.stamps()
@@ -305,17 +290,15 @@ class Mirror:
   def _push(self) -> None:
     """Takes there what has changed here since the last time."""
     self._require_lock()
-    here = {
+    names = (
       path.relative_to(self.folder).as_posix()
       for path in self.folder.rglob('*')
       if path.is_file()
-    }
-    here = {
-      name
-      for name in here
-      if name != locks.NAME and not _UNFINISHED.search(name)
-    }
+    )
+    here = {x for x in names if x != locks.NAME and not _UNFINISHED.search(x)}
     gone = self._there - here - {locks.NAME}
+    if gone:
+      self._is_noted = False
     for name in sorted(gone, key=lambda name: not name.endswith(_WHOLE)):
       self._store.remove(name)
       self._there.discard(name)
@@ -327,10 +310,14 @@ class Mirror:
           self._there.add(name)
           self._store.put(self.folder / name, name)
           self._taken[name] = stamp
+          self._is_noted = False
+    if self._is_noted:
+      return
     files.write_json(
       _note_of(self.folder),
       {'there': _of_whole(self._store.stamps()), 'here': self._taken},
     )
+    self._is_noted = True
 
   def _require_lock(self) -> None:
     """Raises errors.UserError: another process has taken the address."""

@@ -4,7 +4,7 @@ import io
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ def fov_deg(path: str | os.PathLike[str]) -> float | None:
   """
   tags, size = _exif(path)
   focal_mm = _positive(tags.get(_FOCAL_LENGTH_35MM))
-  if focal_mm is None or was_cropped(path):
+  if focal_mm is None or _has_other_proportions(tags, size):
     return None
   focal_px = focal_mm / _DIAGONAL_MM * np.hypot(*size)
   return float(2 * np.rad2deg(np.arctan(min(size) / 2 / focal_px)))
@@ -52,7 +52,12 @@ def was_cropped(path: str | os.PathLike[str]) -> bool:
 
   Its middle is not that of the camera's picture then. Args as of `fov_deg`.
   """
-  tags, size = _exif(path)
+  return _has_other_proportions(*_exif(path))
+
+
+def _has_other_proportions(
+  tags: Mapping[int, Any], size: tuple[int, int]
+) -> bool:
   taken = [_positive(tags.get(tag)) for tag in (_WIDTH, _HEIGHT)]
   if None in taken:
     return False
@@ -60,7 +65,9 @@ def was_cropped(path: str | os.PathLike[str]) -> bool:
   return abs(ratios[0] / ratios[1] - 1) > _SAME_RATIO
 
 
-def _exif(path: str | os.PathLike[str]) -> tuple[Any, tuple[int, int]]:
+def _exif(
+  path: str | os.PathLike[str],
+) -> tuple[Mapping[int, Any], tuple[int, int]]:
   """Its tags, and the size of the picture."""
   with Image.open(path) as image:
     return image.getexif().get_ifd(_EXIF), image.size

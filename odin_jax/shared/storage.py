@@ -4,14 +4,16 @@ An address is anything that fsspec knows, such as gs://bucket/folder, for which
 gcsfs has to be installed.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Iterator, Protocol, runtime_checkable
 
 from odin_jax.shared import errors, files
 
 _DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 's3a': 's3fs'}
+_MEND = 'mend it, or copy what is there to this machine'
 # Read ahead where a remote file is read in order.
 _BLOCK_BYTES = 8 * 2**20
 
@@ -125,10 +127,8 @@ class RemoteFile:
     )
 
   def _ask(self, what: str, *given: Any, **named: Any) -> Any:
-    try:
+    with faults_named(self.path, 'cannot be read', _MEND):
       return getattr(self._system, what)(*given, **named)
-    except Exception as error:
-      raise _unreadable(self.path, error) from error
 
 
 class Folder:
@@ -163,12 +163,12 @@ class Folder:
     """Of the files, sorted."""
     if self._system is None:
       return sorted(entry.name for entry in self.path.iterdir())
-    try:
+    found = []
+    with (
+      faults_named(self.path, 'cannot be read', _MEND),
+      contextlib.suppress(FileNotFoundError),
+    ):
       found = self._system.ls(self._inside, detail=False)
-    except FileNotFoundError:
-      return []
-    except Exception as error:
-      raise _unreadable(self.path, error) from error
     # A store may list the folder itself, as a name that ends in a slash.
     names = {path.rpartition('/')[2] for path in found}
     return sorted(names - {''})
@@ -199,9 +199,23 @@ class Folder:
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
-def _unreadable(url: pathlib.Path | str, error: Exception) -> errors.UserError:
-  """Of an address: drivers raise whatever they like."""
-  return errors.UserError(
-    f'{url}: cannot be read ({type(error).__name__}: {error}); mend it, or '
-    'copy what is there to this machine'
-  )
+@contextlib.contextmanager
+def faults_named(
+  place: pathlib.Path | str, what: str, then: str
+) -> Iterator[None]:
+  """Makes whatever the driver of a store raises inside errors.UserError.
+
+  Args:
+    place: the address.
+    what: does not work, such as `cannot be read`.
+    then: what to do.
+  """
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:
+    # Drivers raise whatever they like.
+    raise errors.UserError(
+      f'{place}: {what} ({type(error).__name__}: {error}); {then}'
+    ) from error

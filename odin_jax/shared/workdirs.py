@@ -1,5 +1,4 @@
-"""What can stand in the place of a workdir that is read: a folder or its
-address, or a word.
+"""What can stand for a workdir that is read: a folder, its address, or a word.
 
 The word `pretrained` is the checkpoint that comes with the project; a folder of
 that name is `./pretrained`. Where both are there, the word alone is refused.

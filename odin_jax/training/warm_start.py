@@ -246,7 +246,9 @@ def load(
       f'--init={where}: {len(misfits)} parameters do not fit this config, '
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
-  there = jax.eval_shape(lambda: odin.init_params(as_it_is))
+  there = saved
+  if wider > 1:
+    there = jax.eval_shape(lambda: odin.init_params(as_it_is))
   restored = checkpoints.restore_params(
     step,
     'params' if checkpoint.is_ported(saved_config) else 'ema',

@@ -1,6 +1,6 @@
 """Workdirs behind addresses: a stand-in store, and its faults."""
 
-import importlib
+from concurrent import futures
 import json
 import os
 import pathlib
@@ -11,23 +11,17 @@ from fsspec.implementations import memory
 import pytest
 
 from odin_jax.shared import errors, files, locks, mirror
+from tests.helpers import buckets
 
 TOOL = 'odin_jax.train'
 URL = 'gs://bucket/run'
 
 
-class Bucket(memory.MemoryFileSystem):
+class Bucket(buckets.Bucket):
   """A store that refuses what it is told to refuse."""
 
-  protocol = ('gs',)
-  store: dict = {}
-  pseudo_dirs = ['']
   puts: list = []
   refuses: str | None = None
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return super()._strip_protocol(path.replace('gs://', 'memory://'))
 
   def put_file(self, lpath, rpath, **more):
     if self.refuses and self.refuses in str(rpath):
@@ -57,15 +51,7 @@ class Bucket(memory.MemoryFileSystem):
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  registry = importlib.import_module('fsspec.registry')
-  monkeypatch.setitem(registry._registry, 'gs', Bucket)
-  for name, value in (
-    ('store', {}),
-    ('pseudo_dirs', ['']),
-    ('puts', []),
-    ('refuses', None),
-  ):
-    monkeypatch.setattr(Bucket, name, value)
+  buckets.install(monkeypatch, Bucket, puts=[], refuses=None)
   yield Bucket()
   locks.release_all()
 
@@ -224,6 +210,14 @@ def test_a_copy_to_read_holds_one_checkpoint(bucket):
       mirror.copied(URL, step)
   with pytest.raises(errors.UserError, match='no checkpoint here yet'):
     mirror.copied('gs://bucket/nothing', None)
+
+
+def test_commands_may_copy_the_same_at_once(bucket):
+  train([1, 2])
+  with futures.ThreadPoolExecutor(8) as pool:
+    folders = list(pool.map(lambda _: mirror.copied(URL, None), range(16)))
+  assert len({*folders}) == 1
+  assert content(folders[0])['checkpoints/2/params/data'] == b'weights2'
 
 
 def _lock_of(**changes):

@@ -1,12 +1,10 @@
 """Records behind addresses, of file systems that fsspec knows."""
 
-import importlib
 import importlib.util
 import pickle
 import uuid
 
 import fsspec
-from fsspec.implementations import memory
 import numpy as np
 import pytest
 
@@ -20,21 +18,15 @@ from odin_jax.shared import (
   storage,
   tfrecord,
 )
+from tests.helpers import buckets
 from tests.helpers.posed_records import write_changed
 
 
-class Bucket(memory.MemoryFileSystem):
+class Bucket(buckets.Bucket):
   """A store that notes what is asked of it."""
 
-  protocol = ('gs',)
-  store: dict = {}
-  pseudo_dirs = ['']
   asked: list = []
   fault: Exception | None = None
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return super()._strip_protocol(path.replace('gs://', 'memory://'))
 
   def cat_file(self, path, start=None, end=None, **more):
     self.asked.append((start, end))
@@ -48,12 +40,7 @@ def bucket(monkeypatch, tmp_path):
   """A new bucket of records; the store, and its address."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   # What comes for gs:// where its driver is installed.
-  registry = importlib.import_module('fsspec.registry')
-  monkeypatch.setitem(registry._registry, 'gs', Bucket)
-  monkeypatch.setattr(Bucket, 'store', {})
-  monkeypatch.setattr(Bucket, 'pseudo_dirs', [''])
-  monkeypatch.setattr(Bucket, 'fault', None)
-  monkeypatch.setattr(Bucket, 'asked', [])
+  buckets.install(monkeypatch, Bucket, fault=None, asked=[])
   local = write_changed(
     tmp_path / 'records', 6, overlap=lambda n: 0.1 * (n + 1)
   )
