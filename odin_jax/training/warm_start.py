@@ -5,7 +5,7 @@ taken. Of the first convolution the input channels are compared by name: those
 of the checkpoint are taken wherever they stand, new ones start with zeros, as
 Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
 of another kind starts fresh. Patches of pixels may be wider
-(`finer_patches`). Anything else must be the same.
+(`patch_size`). Anything else must be the same.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, odin
 from odin_jax.shared import errors
-from odin_jax.training import finer_patches
+from odin_jax.training import patch_size
 
 Config = Mapping[str, Any]
 # Of each input channel the row of the checkpoint's kernel; None: zeros.
@@ -232,10 +232,10 @@ def load(
     errors.UserError: no checkpoint there, or one of another network.
   """
   checkpoints, step, as_it_is = checkpoint.open_step(where, step)
-  wider = finer_patches.factor(config, as_it_is)
+  is_resized = patch_size.differs_alone(config, as_it_is)
   # As it is taken: with the patches of this config.
   saved_config = as_it_is
-  if wider > 1:
+  if is_resized:
     saved_config = {**as_it_is, 'autoencoder': config['autoencoder']}
   _check(where, config, saved_config)
   saved = jax.eval_shape(lambda: odin.init_params(saved_config))
@@ -247,7 +247,7 @@ def load(
       f'{misfits[0]} first; give the U-Net and conditioning of that model'
     )
   there = saved
-  if wider > 1:
+  if is_resized:
     there = jax.eval_shape(lambda: odin.init_params(as_it_is))
   restored = checkpoints.restore_params(
     step,
@@ -256,19 +256,19 @@ def load(
     sharding.shardings(there, mesh, odin.sharding_rules()),
   )
   notes = _notes(config, saved_config, params, saved)
-  if wider > 1:
-    restored = finer_patches.widened(restored, as_it_is, wider)
+  if is_resized:
+    patch_px = config['autoencoder']['patch_px']
+    restored = patch_size.resized(restored, as_it_is, patch_px)
     notes.append(
-      f'patches of {as_it_is["autoencoder"]["patch_px"]} px there, '
-      f'{config["autoencoder"]["patch_px"]} px here: of its pixels each becomes '
-      f'{wider}x{wider}'
+      f'patches of {as_it_is["autoencoder"]["patch_px"]} px there, {patch_px} px '
+      'here: its networks see and make them as they were'
     )
   # As they were saved; the run casts them to what it holds them in.
   as_saved = {
     **config,
     'encoders_dtype': encoders.held_dtype(saved_config),
   }
-  if wider > 1:
+  if is_resized:
     # Pixels, which no picture is needed for.
     frozen = encoders.fit(config, np.zeros((0, 1, 1, 3), np.uint8))
   else:
