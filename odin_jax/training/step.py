@@ -1,5 +1,6 @@
 """The training state and one pure step of it."""
 
+import math
 from typing import Any, Callable, Mapping, NamedTuple
 
 from flax import nnx
@@ -150,14 +151,17 @@ def ema_decay(config: Config, update: Array) -> Array:
   return jnp.minimum(config['ema_decay'], (1 + update) / (10 + update))
 
 
-def _shifted_alike(key: Array, *images: lpips.Images) -> list[lpips.Images]:
+def _shifted_alike(
+  key: Array, patch_px: int, *images: lpips.Images
+) -> list[lpips.Images]:
   """All pictures moved by the same few pixels, drawn anew each step.
 
-  AlexNet looks at every fourth pixel, which are those of one row and column of
-  the patches: where it always is the same one, pictures learn a grid.
+  AlexNet looks at every fourth pixel, which are those of some rows and columns
+  of the patches: where they always are the same ones, pictures learn a grid.
   """
-  most = _STRIDE_PX - 1
-  corner = jax.random.randint(key, (2,), 0, _STRIDE_PX)
+  places = math.lcm(_STRIDE_PX, patch_px)
+  most = places - 1
+  corner = jax.random.randint(key, (2,), 0, places)
   return [
     jax.lax.dynamic_slice(
       jnp.pad(x, ((0, 0), (most, 0), (most, 0), (0, 0)), mode='edge'),
@@ -265,7 +269,9 @@ def batch_loss(
     losses += config['model']['spheres']['depth_weight'] * sum(of_depth)
   if perceptual is not None:
     distance = perceptual.distance(
-      *_shifted_alike(keys[4], blended.picture, batch.target / 255.0)
+      *_shifted_alike(
+        keys[4], model.patch_px, blended.picture, batch.target / 255.0
+      )
     )
     # The best answer to noise alone is the mean of all pictures, which looks
     # like none of them.

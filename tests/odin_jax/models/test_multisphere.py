@@ -515,6 +515,21 @@ def random_lpips():
   return lpips.Lpips(params, 'alex')
 
 
+@pytest.mark.parametrize('patch_px, places', [(4, 4), (8, 8), (6, 12)])
+def test_lpips_sees_every_row_of_a_patch(patch_px, places):
+  rows = jnp.arange(32.0)[:, None, None] * jnp.ones((1, 32, 3))
+  columns = rows.swapaxes(0, 1)
+  found = set()
+  for seed in range(8 * places):
+    down, right = step._shifted_alike(
+      jax.random.key(seed), patch_px, rows[None], columns[None]
+    )
+    # Moved alike, and each seen whole but for what the corner cuts.
+    found.add((int(31 - down[0, -1, 0, 0]), int(31 - right[0, 0, -1, 0])))
+  assert {y for y, _ in found} == set(range(places))
+  assert {x for _, x in found} == set(range(places))
+
+
 def test_gradients_reach_every_parameter(small):
   config, batch, frozen, params = small
   config = {
