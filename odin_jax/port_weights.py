@@ -351,6 +351,14 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def _init(origin: str | None) -> list[str]:
+  """The flag, without the folders of one machine."""
+  if not origin:
+    return []
+  is_pretrained = workdirs.is_pretrained(origin)
+  return [f'--init={workdirs.PRETRAINED if is_pretrained else "DIR"}']
+
+
 def _training(config: Mapping[str, Any]) -> str:
   """The command of a run: what of its config is not its recipe's.
 
@@ -363,7 +371,7 @@ def _training(config: Mapping[str, Any]) -> str:
     f'--config={file}:{config["recipe"]}',
     '--records=DIR',
     '--workdir=DIR',
-    *(['--init=DIR'] if config.get('init') else []),
+    *_init(config.get('init')),
     *(
       _typed(f'config.{name}', value)
       for name, value in changed.items()
@@ -374,27 +382,37 @@ def _training(config: Mapping[str, Any]) -> str:
   return f'python -m odin_jax.train {shlex.join(typed)}'
 
 
-def _runs(where: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _runs(
+  where: str, config: Mapping[str, Any]
+) -> tuple[list[Mapping[str, Any]], bool]:
   """The configs of a run and of those that it started from, the first first.
 
   Args:
     where: its workdir.
     config: of its checkpoint.
 
+  Returns:
+    them, and whether the first of them started from the checkpoint that comes
+    with the project.
+
   Raises:
     errors.UserError: not all that the model has seen are the same records.
   """
   origin = config.get('ported_from') or config.get('init')
   if not origin:
-    return [config]
-  if not workdirs.is_pretrained(origin) and not config.get('ported_from'):
+    return [config], False
+  if not config.get('ported_from'):
+    if workdirs.is_pretrained(origin):
+      return [config], True
     if pathlib.Path(origin).is_dir():
       _, _, before = checkpoint.open_step(origin)
       if before.get('records') == config['records']:
-        return [*_runs(origin, before), config]
+        runs, is_from_pretrained = _runs(origin, before)
+        return [*runs, config], is_from_pretrained
   raise errors.UserError(
     f'{where}: started from {origin}, whose data are not known here or others; '
-    'give a run that started from nothing, or from one on the same records'
+    'give a run that started from nothing, from the checkpoint that comes with '
+    'the project, or from a run on the same records'
   )
 
 
@@ -413,7 +431,7 @@ def _export_pretrained() -> dict[str, Any]:
   checkpoints, step, config = checkpoint.open_step(
     workdir, _CHECKPOINT_STEP.value
   )
-  runs = _runs(str(workdir), config)
+  runs, is_from_pretrained = _runs(str(workdir), config)
   data = _worlds(config)
   everywhere = sharding.replicated(sharding.local_mesh())
   shapes = jax.eval_shape(lambda: odin.init_params(config))
@@ -431,6 +449,7 @@ def _export_pretrained() -> dict[str, Any]:
     config=config,
     training=' && '.join(map(_training, runs)),
     data=data,
+    started_from=pretrained.origin() if is_from_pretrained else None,
   )
   known = familiarity.path_of(workdir)
   if known.exists():

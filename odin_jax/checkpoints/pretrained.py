@@ -9,6 +9,7 @@ of them is in `multisphere.json`:
   config         of training, all of it
   training       the command
   data           the worlds that it has seen: command, seed, number, settings
+  started_from   what an earlier one says of all this, if it started from one
   figures        what it reached; written by hand
   licence        of the weights
   sha256         of the file of weights, checked when they are read
@@ -44,6 +45,7 @@ LICENCE = (
 _WHAT = 'the checkpoint that comes with the project'
 _AGAIN = 'get the project again, or make the file with odin_jax.port_weights'
 _KEYS = ('step', 'config', 'data', 'sha256', 'config_sha256')
+_ORIGIN = ('training', 'data', 'sha256', 'started_from')
 _DTYPES = {'BF16': ml_dtypes.bfloat16, 'F32': np.float32}
 _PARAMS, _ENCODERS = 'params', 'encoders'
 
@@ -64,6 +66,16 @@ def read_note() -> dict[str, Any]:
       f'{path}: its config is not as it was written; {_AGAIN}'
     )
   return note
+
+
+def origin() -> dict[str, Any]:
+  """What another checkpoint that started from this one says of it.
+
+  Raises:
+    errors.UserError: see `read_note`.
+  """
+  note = read_note()
+  return {name: note[name] for name in _ORIGIN if name in note}
 
 
 class Pretrained:
@@ -196,6 +208,7 @@ def write(
   config: Mapping[str, Any],
   training: str,
   data: Mapping[str, Any],
+  started_from: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
   """Writes both files.
 
@@ -207,6 +220,7 @@ def write(
     config: of the run.
     training: its command.
     data: of its records, see above.
+    started_from: `origin` of the checkpoint that it started from, if any.
 
   Returns:
     counts for a report.
@@ -226,6 +240,7 @@ def write(
     'step': step,
     'training': training,
     'data': dict(data),
+    **({} if started_from is None else {'started_from': dict(started_from)}),
     'figures': {},
     'licence': LICENCE,
     'sha256': hashlib.sha256(content).hexdigest(),

@@ -240,6 +240,26 @@ def test_a_run_that_started_from_another_tells_both_commands(trained, tmp_path):
     export(workdir, tmp_path / 'no', records=trained.records)
 
 
+def test_a_run_that_started_from_it_tells_what_both_have_seen(
+  trained, shipped, tmp_path
+):
+  config = {**trained.config, 'init': 'pretrained'}
+  workdir = save(tmp_path / 'second', config, trained.params)
+  export(workdir, tmp_path / 'out', records=trained.records)
+  note = json.loads((tmp_path / 'out' / pretrained.NOTE).read_text())
+  assert '--init=pretrained' in shlex.split(note['training'])
+  assert ' && ' not in note['training']
+  before = json.loads((shipped / pretrained.NOTE).read_text())
+  assert note['started_from'] == {
+    name: before[name] for name in ('training', 'data', 'sha256')
+  }
+  # And so on, if that becomes the one that comes with the project.
+  (shipped / pretrained.NOTE).write_text(json.dumps(note))
+  export(workdir, tmp_path / 'next', records=trained.records)
+  note = json.loads((tmp_path / 'next' / pretrained.NOTE).read_text())
+  assert note['started_from']['started_from']['sha256'] == before['sha256']
+
+
 def test_training_starts_from_it(trained, shipped):
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   start = warm_start.load(PRETRAINED, trained.config, mesh)
@@ -412,7 +432,10 @@ def test_the_one_that_is_here_is_sound(repository, monkeypatch, tmp_path):
     pytest.skip(f'no {pretrained.NOTE} in {pretrained.FOLDER} yet')
   monkeypatch.chdir(tmp_path)
   note = pretrained.read_note()
-  assert note['data']['seed'] == SEED
+  origin = note
+  while origin is not None:
+    assert origin['data']['seed'] == SEED
+    origin = origin.get('started_from')
   assert note['figures'] and note['licence'] == pretrained.LICENCE
   card = (pretrained.FOLDER / 'README.md').read_text()
   assert note['sha256'] in card and 'XX' not in card
