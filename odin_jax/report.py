@@ -12,7 +12,7 @@ and of the model's evaluation get a link back.
 
 says of a training alone, also one that is still going on, where its time went,
 over all restarts (`odin_jax.training.goodput`), and writes it to `goodput.json`
-there.
+there, unless the workdir is an address.
 """
 
 import sys
@@ -33,8 +33,10 @@ from odin_jax.shared import (
   errors,
   files,
   locks,
+  mirror,
   page,
   quantities,
+  storage,
 )
 from odin_jax.training import goodput
 
@@ -44,7 +46,8 @@ _RUN = command.define_path(
 _WORKDIR = command.define_path(
   'workdir',
   'In its place the --workdir of odin_jax.train, of which is told '
-  'where the time went.',
+  'where the time went; of an address, it is told alone.',
+  may_be_address=True,
 )
 _VIDEOS = command.define_path(
   'videos', 'The video, or the folder of videos, of this run.'
@@ -97,10 +100,16 @@ def _table(figures: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _of_training(workdir: pathlib.Path) -> None:
+def _of_training(workdir: str) -> None:
   """Says where the time of a training went."""
-  figures = goodput.summary(goodput.read(workdir))
-  files.write_json(workdir / _GOODPUT, figures)
+  is_address = storage.is_address(workdir)
+  if is_address:
+    folder = mirror.copied_file(workdir, goodput.NAME).parent
+  else:
+    folder = files.require_folder(workdir, 'the --workdir of odin_jax.train')
+  figures = goodput.summary(goodput.read(folder))
+  if not is_address:
+    files.write_json(folder / _GOODPUT, figures)
   print(goodput.table(figures))  # noqa: T201 - the result of the command.
 
 
@@ -110,8 +119,7 @@ def main() -> None:
       'give --run, the folder of all stages, or --workdir, that of a training'
     )
   if _WORKDIR.value is not None:
-    what = 'the --workdir of odin_jax.train'
-    _of_training(files.require_folder(_WORKDIR.value, what))
+    _of_training(_WORKDIR.value)
     return
   run = files.require_folder(_RUN.value, 'the folder of a run')
   videos = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else None

@@ -279,6 +279,22 @@ def test_of_a_training_alone_it_says_where_the_time_went(tmp_path, repository):
   assert json.loads((tmp_path / 'goodput.json').read_text())['step'] == 7
 
 
+def test_of_a_training_behind_an_address_it_says_the_same(
+  tmp_path, repository, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  goodput.Log(workdir, 7).close()
+  done = call(repository, f'--workdir={workdir.as_uri()}')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('0.0 s in all, started 1 times, step 7\n')
+  assert [path.name for path in workdir.iterdir()] == [goodput.NAME]
+  done = call(repository, f'--workdir={tmp_path.as_uri()}/none')
+  assert done.returncode == 2 and done.stderr.count('\n') == 1
+  assert f'none/{goodput.NAME}: no such file' in done.stderr
+
+
 @pytest.mark.parametrize(
   'name, key',
   [
