@@ -8,11 +8,12 @@ images", 1996). The surface is where that changes sign, found by marching cubes
 """
 
 import dataclasses
+from typing import Iterator
 
 import cv2
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import ndimage, sparse, spatial
 from scipy.sparse import csgraph
 
 from odin_jax.geometry import lenses, stereo
@@ -23,6 +24,7 @@ _TRUNCATION = 4.0
 # Voxels along an axis that are near a surface or not together; voxels taken at
 # once (OpenCV remaps to rows of at most 32767).
 _BLOCK, _AT_ONCE = 2, 32_000
+_EDGE = {'borderMode': cv2.BORDER_REPLICATE}
 # Of points, what may lie outside of the grid at either end of an axis.
 _OUTLIERS_PERCENT = 0.5
 # Within a cell of a surface the field changes by no more than this: about
@@ -103,8 +105,15 @@ def fuse(
   # Surfaces lie where pixels see them, or between these; their sign changes
   # within the voxels around.
   near = grid.within(points, apart + _TRUNCATION / 2 * grid.voxel)
-  field, weight, colour = _integrate(views, inverse_depths, grid, near)
-  return _surface(field, weight, colour, grid)
+  field, weight = _integrate(views, inverse_depths, grid, near)
+  vertices, faces = _surface(field, weight, grid)
+  if not len(faces):
+    return NO_MESH
+  return Mesh(
+    vertices=vertices,
+    faces=faces,
+    colours=_colours(views, inverse_depths, vertices, grid),
+  )
 
 
 def _known_points(
@@ -146,55 +155,48 @@ def _integrate(
   inverse_depths: Float32[np.ndarray, 'n h w'],
   grid: _Grid,
   near: Int[np.ndarray, 'm'],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Field in truncations, -1 to 1; weights; sums of colours and their weight.
+) -> tuple[Float32[np.ndarray, 'x y z'], Float32[np.ndarray, 'x y z']]:
+  """Field in truncations, -1 to 1, and how many views it is the mean of.
 
-  Of all voxels but those `near` surfaces the weight is 0.
+  Of all voxels but those `near` surfaces that is none.
   """
   field = np.zeros(grid.shape, np.float32)
   weight = np.zeros(grid.shape, np.float32)
-  colour = np.zeros((*grid.shape, 4), np.float32)
-  of_voxels = field.reshape(-1), weight.reshape(-1), colour.reshape(-1, 4)
   truncation = _TRUNCATION * grid.voxel
-  scene2camera = camera.inverse(views.camera2scene).astype(np.float32)
   for start in range(0, len(near), _AT_ONCE):
     index = near[start : start + _AT_ONCE]
+    total = np.zeros(len(index), np.float32)
+    count = np.zeros(len(index), np.float32)
     points = grid.centres(index)
-    sums = [np.zeros((len(index), *x.shape[1:]), np.float32) for x in of_voxels]
-    for pose, image, inverse in zip(
-      scene2camera, views.images, inverse_depths, strict=True
-    ):
-      local = points @ pose[:, :3].T + pose[:, 3]
-      _add_view(sums, local, views.lens, image, inverse, truncation)
-    for values, more in zip(of_voxels, sums, strict=True):
-      values[index] = more
-  return field / np.maximum(weight, 1), weight, colour
+    for _, before, seen in _before(views, inverse_depths, points, truncation):
+      total += np.where(seen, np.minimum(before, 1), 0)
+      count += seen
+    field.reshape(-1)[index] = total / np.maximum(count, 1)
+    weight.reshape(-1)[index] = count
+  return field, weight
 
 
-def _add_view(
-  sums: list[np.ndarray],
-  local: Float32[np.ndarray, 'n 3'],
-  lens: lenses.Lens,
-  image: UInt8[np.ndarray, 'h w 3'],
-  inverse: Float32[np.ndarray, 'h w'],
+def _before(
+  views: stereo.Views,
+  inverse_depths: Float32[np.ndarray, 'n h w'],
+  points: Float32[np.ndarray, 'm 3'],
   truncation: float,
-) -> None:
-  """What one view says of voxels, in its axes."""
-  field, weight, colour = sums
-  pixels, z = lens.project(local)
-  inside = (z > 0) & lens.is_inside(pixels)
-  # OpenCV puts the centre of the first pixel at 0, this project at 0.5.
-  place = np.where(inside[:, None], pixels - np.float32(0.5), np.float32(0))
-  depth = _depth_at(inverse, place, truncation)
-  before = (depth - z) / np.float32(truncation)
-  seen = inside & (depth > 0) & (before > -1)
-  field += np.where(seen, np.minimum(before, 1), 0)
-  weight += seen
-  near = np.flatnonzero(seen & (before < 1))
-  last = [lens.width_px - 1, lens.height_px - 1]
-  where = np.minimum((place[near] + 0.5).astype(np.int32), last)
-  colour[near, :3] += image[where[:, 1], where[:, 0]]
-  colour[near, 3] += 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Of each view, where it has points and how far they lie before its surface.
+
+  Yields:
+    pixels, [m 2], the centre of the first one at 0, as OpenCV has it; how far,
+    in truncations; whether the view shows them, or what is at most one
+    truncation before them.
+  """
+  scene2camera = camera.inverse(views.camera2scene).astype(np.float32)
+  for pose, inverse in zip(scene2camera, inverse_depths, strict=True):
+    pixels, z = views.lens.project(points @ pose[:, :3].T + pose[:, 3])
+    inside = (z > 0) & views.lens.is_inside(pixels)
+    place = np.where(inside[:, None], pixels - np.float32(0.5), np.float32(0))
+    depth = _depth_at(inverse, place, truncation)
+    before = (depth - z) / np.float32(truncation)
+    yield place, before, inside & (depth > 0) & (before > -1)
 
 
 def _depth_at(
@@ -203,9 +205,8 @@ def _depth_at(
   truncation: float,
 ) -> Float32[np.ndarray, 'n']:
   """Depth between pixels, 0 where not known; of the nearest at an edge."""
-  border = {'borderMode': cv2.BORDER_REPLICATE}
   nearest, between = (
-    cv2.remap(inverse, place[None], None, how, **border)[0]
+    cv2.remap(inverse, place[None], None, how, **_EDGE)[0]
     for how in (cv2.INTER_NEAREST, cv2.INTER_LINEAR)
   )
   # Their depths differ by less than half a truncation.
@@ -217,16 +218,17 @@ def _depth_at(
 def _over_corners(reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
   """Of every cell between voxels, over its eight corners."""
   for axis in range(3):
-    values = reduce(np.delete(values, -1, axis), np.delete(values, 0, axis))
+    values = np.moveaxis(values, axis, 0)
+    values = np.moveaxis(reduce(values[:-1], values[1:]), 0, axis)
   return values
 
 
 def _surface(
   field: Float32[np.ndarray, 'x y z'],
   weight: Float32[np.ndarray, 'x y z'],
-  colour: Float32[np.ndarray, 'x y z 4'],
   grid: _Grid,
-) -> Mesh:
+) -> tuple[Float32[np.ndarray, 'n 3'], Int[np.ndarray, 'm 3']]:
+  """Vertices and faces; none where nothing is seen."""
   # Slow to load, and for this alone.
   from skimage import measure
 
@@ -237,7 +239,7 @@ def _surface(
   crosses = is_seen & (largest > 0) & (smallest < 0)
   is_cell = crosses & (largest - smallest < _MOST_CHANGE)
   if not is_cell.any():
-    return NO_MESH
+    return NO_MESH.vertices, NO_MESH.faces
   mask = np.zeros(field.shape, bool)
   # scikit-image looks a cell up at its last corner.
   mask[1:, 1:, 1:] = is_cell
@@ -247,17 +249,37 @@ def _surface(
   )
   kept = _without_specks(faces, len(places))
   used, faces = np.unique(faces[kept], return_inverse=True)
-  places = places[used]
-  sums = [
-    ndimage.map_coordinates(channel, places.T, order=1, mode='nearest')
-    for channel in np.moveaxis(colour, -1, 0)
-  ]
-  colours = np.stack(sums[:3], -1) / np.maximum(sums[3], 1e-6)[:, None]
-  return Mesh(
-    vertices=(grid.origin + grid.voxel * places).astype(np.float32),
-    faces=faces.reshape(-1, 3),
-    colours=np.round(colours.clip(0, 255)).astype(np.uint8),
-  )
+  vertices = (grid.origin + grid.voxel * places[used]).astype(np.float32)
+  return vertices, faces.reshape(-1, 3)
+
+
+def _colours(
+  views: stereo.Views,
+  inverse_depths: Float32[np.ndarray, 'n h w'],
+  vertices: Float32[np.ndarray, 'm 3'],
+  grid: _Grid,
+) -> UInt8[np.ndarray, 'm 3']:
+  """Mean of what the views show where their surface is near."""
+  total = np.zeros((len(vertices), 3), np.float32)
+  count = np.zeros(len(vertices), np.float32)
+  for start in range(0, len(vertices), _AT_ONCE):
+    rows = slice(start, start + _AT_ONCE)
+    found = _before(
+      views, inverse_depths, vertices[rows], _TRUNCATION * grid.voxel
+    )
+    for image, (place, before, seen) in zip(views.images, found, strict=True):
+      near = seen & (before < 1)
+      shown = cv2.remap(image, place[None], None, cv2.INTER_LINEAR, **_EDGE)
+      total[rows] += near[:, None] * shown[0]
+      count[rows] += near
+  # The corners of a cell are seen, and yet a pixel within it may not be.
+  has_none = count == 0
+  if has_none.any() and not has_none.all():
+    _, nearest = spatial.KDTree(vertices[~has_none]).query(vertices[has_none])
+    total[has_none], count[has_none] = (
+      x[~has_none][nearest] for x in (total, count)
+    )
+  return np.round(total / np.maximum(count, 1)[:, None]).astype(np.uint8)
 
 
 def _without_specks(

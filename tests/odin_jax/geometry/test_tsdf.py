@@ -87,7 +87,7 @@ def test_fronts_face_the_cameras(mesh):
 def test_colours_are_those_of_the_surfaces(mesh):
   expected = ROOM.colour(mesh.vertices.astype(np.float64)) * 255
   away = np.abs(mesh.colours - expected).max(1)
-  assert np.median(away) < 4 and np.quantile(away, 0.95) < 20
+  assert np.median(away) < 1 and np.quantile(away, 0.95) < 2
 
 
 def test_holes_stay_open(views):
