@@ -45,7 +45,7 @@ _SEED = flags.DEFINE_integer(
   'seed', 1000, 'Of the worlds; of none that the model was trained on.', 0
 )
 _IMAGE_SIZE_PX = flags.DEFINE_integer(
-  'image_size_px', 64, 'Of the views that paths start from.', 32, 1024
+  'image_size_px', 128, 'Of the views that paths start from.', 32, 1024
 )
 flags.mark_flags_as_required(['workdir', 'output'])
 

@@ -45,7 +45,7 @@ LICENCE = (
 _WHAT = 'the checkpoint that comes with the project'
 _AGAIN = 'get the project again, or make the file with odin_jax.port_weights'
 _KEYS = ('step', 'config', 'data', 'sha256', 'config_sha256')
-_ORIGIN = ('training', 'data', 'sha256', 'started_from')
+_ORIGIN = ('step', 'config', 'training', 'data', 'sha256', 'started_from')
 _DTYPES = {'BF16': ml_dtypes.bfloat16, 'F32': np.float32}
 _PARAMS, _ENCODERS = 'params', 'encoders'
 

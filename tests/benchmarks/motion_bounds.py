@@ -6,7 +6,7 @@ The motion mask learns from an error which places move. Whatever it learns, the
 error has to know it first: here, without any training of a mask, are errors
 that it could be taught, as detectors of cells that move. Pairs, truth, cells
 and figures are those of `tests.benchmarks.motion_mask`, whose own rows compare
-with these; pictures are of 64 px, cells of 8 px. Prints a JSON line for each:
+with these; pictures are of 128 px, cells of 16 px. Prints a JSON line for each:
 
   contrast       variance of the target within the cell: knows nothing
   model          squared error of one step of the checkpoint that comes with
@@ -40,7 +40,7 @@ from tests.helpers import restored
 _TOOL = 'tests.benchmarks.motion_bounds'
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
 _PAIRS = flags.DEFINE_integer('pairs', 160, 'Held-out pairs.', 1)
-_SIZE_PX, _CELLS, _BATCH = 64, 8, 16
+_SIZE_PX, _CELLS, _BATCH = 128, 8, 16
 
 Maps = Float[np.ndarray, 'b n n']
 
@@ -122,7 +122,7 @@ def main() -> None:
   watch = command.Stopwatch()
   output = files.claim_output(_OUTPUT.value, _TOOL).absolute()
   data = output / 'records'
-  true_motion.make_records(data)
+  true_motion.make_records(data, _SIZE_PX)
   pair_set = records.held_out_pairs(
     data, image_size_px=_SIZE_PX, num_pairs=_PAIRS.value, seed=0
   )

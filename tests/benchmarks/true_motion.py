@@ -39,7 +39,7 @@ _NEARER = 0.98
 _MAX_ERROR = 6.0
 
 
-def make_records(folder: pathlib.Path) -> None:
+def make_records(folder: pathlib.Path, view_px: int = _VIEW_PX) -> None:
   """Pairs of worlds with movers, those of training and those held out."""
   arguments = [
     sys.executable,
@@ -52,7 +52,7 @@ def make_records(folder: pathlib.Path) -> None:
     f'--seed={_SEED}',
     f'--seconds={_SECONDS}',
     f'--pairs={_PAIRS_PER_WORLD}',
-    f'--view_px={_VIEW_PX}',
+    f'--view_px={view_px}',
     f'--fov_deg={FOV_DEG}',
     '--split_by=time',
     '--test_fraction=0.2',
@@ -143,8 +143,10 @@ def _check_view(
     fov_deg=FOV_DEG,
     size_px=_VIEW_PX,
   )
-  size = target.shape[:2]
-  shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+  size = (min(len(target), _VIEW_PX),) * 2
+  shown, target = (
+    cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (shown, target)
+  )
   error = np.abs(shown.astype(float) - target).mean()
   if error > _MAX_ERROR:
     raise ValueError(f'{facts["video_id"]}: another world (error {error:.1f})')

@@ -251,7 +251,8 @@ def test_a_run_that_started_from_it_tells_what_both_have_seen(
   assert ' && ' not in note['training']
   before = json.loads((shipped / pretrained.NOTE).read_text())
   assert note['started_from'] == {
-    name: before[name] for name in ('training', 'data', 'sha256')
+    name: before[name]
+    for name in ('step', 'config', 'training', 'data', 'sha256')
   }
   # And so on, if that becomes the one that comes with the project.
   (shipped / pretrained.NOTE).write_text(json.dumps(note))
