@@ -40,7 +40,7 @@ bash launch/setup.sh
 source launch/memory.sh
 python=.venv/bin/python
 # Side of the views of the model, which the recipe of training has.
-size=64
+size=128
 "$python" -m launch.claim "$output" "${video:-procedural videos}"
 trap 'rm -f "$output/.odin_lock.json"' EXIT
 rm -f "$output/stages.jsonl"
@@ -55,10 +55,21 @@ stage() {
     echo "stopped in stage $1, which is not finished; the same command goes on from there" >&2
   exit "$status"
 }
+# evaluate FOLDER PREDICTORS FLAGS...: of several, each gets a folder in FOLDER.
 evaluate() {
-  stage "evaluate/$1" odin_jax.evaluate --config=configs/evaluate.py \
-    --benchmark=records --workdir="$output/train" \
-    --config.image_size_px=$size --output="$output/evaluate/$1" "${@:2}"
+  stage "$1" odin_jax.evaluate --config=configs/evaluate.py \
+    --benchmark=records --predictor="$2" --workdir="$output/train" \
+    --config.image_size_px=$size --output="$output/$1" "${@:3}"
+}
+# All rows of one set of pairs. One step (model_mean) is about the mean of what
+# a model imagines.
+evaluate_all() {
+  evaluate "$1" "model,model_mean,sweep,copy,mean$geometry" "${@:2}"
+  evaluate "$1/shuffled" model "${@:2}" --shuffle_poses
+  # What the training started from, and a training that did not.
+  evaluate "$1/pretrained" model "${@:2}" --config.num_steps=1 --workdir=pretrained
+  [ -z "$compare" ] || evaluate "$1/without_pretraining" model "${@:2}" \
+    --config.num_steps=1 --workdir="$output/train_without_pretraining"
 }
 
 truth=() replay=() gently=()
@@ -68,8 +79,8 @@ if [ -z "$video" ]; then
   stage worlds preprocessing.worlds --output="$videos" --num_worlds=4 --seconds=24 --seed=0
   # Four worlds would make the model forget those that it knows: half of what
   # it sees are pairs of further ones (replay). A real video is to change more.
-  stage replay preprocessing.worlds --output="$output/replay" --pairs=24 \
-    --num_worlds=64 --seconds=24 --view_px=128 --depth_px=$size \
+  stage replay preprocessing.worlds --output="$output/replay" --pairs=12 \
+    --num_worlds=64 --seconds=24 --view_px=$size --depth_px=64 \
     --test_fraction=0 --seed=6000
   replay=(--records="$output/replay" --config.mixture.weights=1,1
     --config.augment.mirror=True)
@@ -81,7 +92,7 @@ fi
 # Time blocks are held out: few videos, and none to spare for testing alone.
 stage records preprocessing.run --config=configs/preprocess.py \
   --input="$videos" --output="$output/records" --config.split_by=time \
-  --config.test_fraction=0.2 --config.views_per_pair=8 --config.depth_px=$size
+  --config.test_fraction=0.2 --config.views_per_pair=8 --config.depth_px=64
 stage audit preprocessing.audit --records="$output/records" \
   --output="$output/audit" "${truth[@]}"
 # From the checkpoint that comes with the project, which knows other worlds.
@@ -94,44 +105,23 @@ stage train odin_jax.train --config=configs/train.py:multisphere \
   --workdir="$output/train_without_pretraining" "${replay[@]}"
 
 held_out=(--data="$output/records")
+geometry=
 if [ -z "$video" ]; then
-  # What the source sees and what it does not are scored apart.
+  # What the source sees and what it does not are scored apart, and the source
+  # moved by the true depth is the ceiling of pure geometry.
   stage true_depth preprocessing.true_depth --records="$output/records" \
     --worlds="$videos" --image_size_px=$size --output="$output/true_depth"
   held_out+=(--truth="$output/true_depth")
+  geometry=,warp
 fi
-evaluate model "${held_out[@]}" --predictor=model
-evaluate copy "${held_out[@]}" --predictor=copy
-evaluate mean "${held_out[@]}" --predictor=mean
-evaluate shuffled "${held_out[@]}" --predictor=model --shuffle_poses
-# One step is about the mean of what a model imagines.
-evaluate model_mean "${held_out[@]}" --predictor=model --config.num_steps=1
-# What the training started from.
-evaluate pretrained "${held_out[@]}" --predictor=model --config.num_steps=1 \
-  --workdir=pretrained
-[ -z "$compare" ] || evaluate without_pretraining "${held_out[@]}" --predictor=model \
-  --config.num_steps=1 --workdir="$output/train_without_pretraining"
-evaluate sweep "${held_out[@]}" --predictor=sweep
+evaluate_all evaluate "${held_out[@]}"
 if [ -z "$video" ]; then
   stage unseen preprocessing.worlds --output="$output/unseen" \
     --num_worlds=8 --pairs=16 --test_fraction=1 --seconds=24 --seed=1000
   stage true_depth_unseen preprocessing.true_depth \
     --records="$output/unseen" --image_size_px=$size \
     --output="$output/true_depth_unseen"
-  unseen=(--data="$output/unseen" --truth="$output/true_depth_unseen")
-  # The ceiling of pure geometry.
-  evaluate warp "${held_out[@]}" --predictor=warp
-  evaluate warp_unseen "${unseen[@]}" --predictor=warp
-  evaluate model_unseen "${unseen[@]}" --predictor=model
-  evaluate copy_unseen "${unseen[@]}" --predictor=copy
-  evaluate mean_unseen "${unseen[@]}" --predictor=mean
-  evaluate shuffled_unseen "${unseen[@]}" --predictor=model --shuffle_poses
-  evaluate model_mean_unseen "${unseen[@]}" --predictor=model --config.num_steps=1
-  evaluate pretrained_unseen "${unseen[@]}" --predictor=model \
-    --config.num_steps=1 --workdir=pretrained
-  [ -z "$compare" ] || evaluate without_pretraining_unseen "${unseen[@]}" --predictor=model \
-    --config.num_steps=1 --workdir="$output/train_without_pretraining"
-  evaluate sweep_unseen "${unseen[@]}" --predictor=sweep
+  evaluate_all evaluate_unseen --data="$output/unseen" --truth="$output/true_depth_unseen"
 fi
 
 # One step, whose views agree with each other: samples differ in what they make

@@ -3,10 +3,10 @@
   python -m odin_jax.report --run=runs/demo --videos=runs/demo/worlds
 
 Reads what the stages left in the run's folder (`records`, `audit`, `train`,
-`evaluate/*`, `generate`, `truth` if it is there, `reconstruct`,
-`stages.jsonl`) and writes `summary.json` and `index.html` beside them. The page
-opens from disk: images and the 3D data are inside it. The pages of the audit
-and of the model's evaluation get a link back.
+`evaluate/*`, `evaluate_unseen/*`, `generate`, `truth` if it is there,
+`reconstruct`, `stages.jsonl`) and writes `summary.json` and `index.html` beside
+them. The page opens from disk: images and the 3D data are inside it. The pages
+of the audit and of the evaluations get a link back.
 
   python -m odin_jax.report --workdir=runs/t
 
@@ -61,11 +61,22 @@ _TOOL = 'odin_jax.report'
 _LINKS = {
   'Audit of the records': 'audit/index.html',
   'Every pair of the evaluation': f'evaluate/{summary.MODEL}/index.html',
+  'All predictors side by side': 'evaluate/index.html',
+  'The same of unseen worlds': f'evaluate{summary.UNSEEN}/index.html',
   'Generated views as a video': 'generate/video.mp4',
   'Fly through the reconstructed scene': 'reconstruct/index.html',
   'Points (PLY)': 'reconstruct/points.ply',
   'All figures (JSON)': 'summary.json',
 }
+# Folders whose pages get a link back.
+_LINK_BACK = (
+  'audit',
+  *(
+    f'evaluate{suffix}{inside}'
+    for suffix in ('', summary.UNSEEN)
+    for inside in ('', f'/{summary.MODEL}')
+  ),
+)
 _GOODPUT = 'goodput.json'
 
 
@@ -139,7 +150,7 @@ def main() -> None:
   html = page.links(html, run, _LINKS)
   with files.atomic_path(target) as temporary:
     temporary.write_text(html)
-  for of in ('audit', f'evaluate/{summary.MODEL}'):
+  for of in _LINK_BACK:
     page.add_link(run / of / 'index.html', 'The run that this is of', target)
   print(_table(figures))  # noqa: T201 - the result of the command.
   print(f'page: {target}')  # noqa: T201

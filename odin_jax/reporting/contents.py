@@ -91,11 +91,11 @@ def _camera_paths(records: pathlib.Path) -> list[dict[str, Any]]:
   ]
 
 
-def _grids(evaluations: pathlib.Path) -> list[dict[str, Any]]:
+def _grids(run: pathlib.Path) -> list[dict[str, Any]]:
   """Samples of the model on held-out frames, and on unseen worlds if it was."""
   named = {
-    'held-out frames': evaluations / summary.MODEL,
-    'unseen worlds': evaluations / f'{summary.MODEL}{summary.UNSEEN}',
+    'held-out frames': run / 'evaluate' / summary.MODEL,
+    'unseen worlds': run / f'evaluate{summary.UNSEEN}' / summary.MODEL,
   }
   return [
     {'name': name, 'cells': _grid(folder)}
@@ -299,7 +299,7 @@ def gather(
     'matches': _matches(run / 'audit' / 'pairs'),
     'paths': _camera_paths(run / 'records'),
     'curves': summary.read_rows(run / 'train' / 'metrics.jsonl'),
-    'grids': _grids(run / 'evaluate'),
+    'grids': _grids(run),
     'views': _views(run, figures['path']),
     'points': _point_cloud(run / 'reconstruct' / 'points.ply'),
     'points_path': _points_path(run),

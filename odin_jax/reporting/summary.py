@@ -51,7 +51,7 @@ def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   found = {}
   for suffix in ('', UNSEEN):
     for name in (*_EVALUATIONS, *_FURTHER):
-      path = run / 'evaluate' / (name + suffix) / 'metrics.json'
+      path = run / f'evaluate{suffix}' / name / 'metrics.json'
       if path.is_file():
         content = read_json(path, 'mean', 'pairs', 'protocol')
         found[name + suffix] = {
@@ -85,7 +85,7 @@ def _gains(
 
   Args:
     evaluations: mean metrics by name.
-    suffix: of the names, such as `_unseen`.
+    suffix: of the names, which is that of their folder, such as `_unseen`.
 
   Raises:
     errors.UserError: they are of different pairs.
@@ -100,8 +100,8 @@ def _gains(
   for name, row in rows.items():
     if row['data_sha256'] != rows[MODEL]['data_sha256']:
       raise errors.UserError(
-        f'evaluate/{name}{suffix}: is of other pairs than '
-        f'evaluate/{MODEL}{suffix}; evaluate both again on the same --data'
+        f'evaluate{suffix}/{name}: is of other pairs than '
+        f'evaluate{suffix}/{MODEL}; evaluate both again on the same --data'
       )
   scores = {
     score: {name: row[score] for name, row in rows.items()}

@@ -64,7 +64,7 @@ def _write_image(path: pathlib.Path, level: int) -> np.ndarray:
   return image
 
 
-def _write_evaluations(folder: pathlib.Path, suffix: str, pairs: int) -> None:
+def _write_evaluations(folder: pathlib.Path, pairs: int) -> None:
   model = {
     'checkpoint_step': 200,
     'training_steps': 200,
@@ -80,7 +80,7 @@ def _write_evaluations(folder: pathlib.Path, suffix: str, pairs: int) -> None:
         for kind in ('source', 'truth', 'sample')
       }
       for file in names.values():
-        _write_image(folder / (name + suffix) / file, 6 * index)
+        _write_image(folder / name / file, 6 * index)
       rows.append({'psnr': psnr, 'files': names})
     content = {
       'protocol': protocol,
@@ -88,7 +88,7 @@ def _write_evaluations(folder: pathlib.Path, suffix: str, pairs: int) -> None:
       'interval_95': INTERVAL if name == 'model' else dict.fromkeys(INTERVAL),
       'pairs': rows,
     }
-    (folder / (name + suffix) / 'metrics.json').write_text(json.dumps(content))
+    (folder / name / 'metrics.json').write_text(json.dumps(content))
 
 
 def write_truth(run: pathlib.Path, blocked_from: int = NUM_VIEWS) -> None:
@@ -154,7 +154,7 @@ def write(
     '\n'.join(json.dumps(row) for row in rows) + '\n'
   )
   for suffix in ['', '_unseen'][: 1 + has_unseen]:
-    _write_evaluations(run / 'evaluate', suffix, pairs)
+    _write_evaluations(run / f'evaluate{suffix}', pairs)
   write_video(run / 'generate' / 'video.mp4', 64, 64)
   frames = []
   for index in range(NUM_VIEWS):

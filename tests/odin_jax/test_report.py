@@ -137,12 +137,9 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
 def test_where_the_true_depth_is_known_the_table_has_what_is_seen(tmp_path):
   run_folders.write(tmp_path, has_unseen=True)
   assert 'psnr_seen' not in summary.summarise(tmp_path)['train']
-  evaluations = tmp_path / 'evaluate'
-  for suffix in ('', '_unseen'):
-    shutil.copytree(
-      evaluations / f'sweep{suffix}', evaluations / f'warp{suffix}'
-    )
-  for path in evaluations.glob('*/metrics.json'):
+  for folder in ('evaluate', 'evaluate_unseen'):
+    shutil.copytree(tmp_path / folder / 'sweep', tmp_path / folder / 'warp')
+  for path in tmp_path.glob('evaluate*/*/metrics.json'):
     content = json.loads(path.read_text())
     psnr = content['mean']['psnr']
     # Of one evaluation nothing is unseen.
