@@ -259,7 +259,10 @@ def _colours(
   vertices: Float32[np.ndarray, 'm 3'],
   grid: _Grid,
 ) -> UInt8[np.ndarray, 'm 3']:
-  """Mean of what the views show where their surface is near."""
+  """Mean of what the views show where their surface is near.
+
+  Between pixels, but for those whose depth is not known: of other things.
+  """
   total = np.zeros((len(vertices), 3), np.float32)
   count = np.zeros(len(vertices), np.float32)
   for start in range(0, len(vertices), _AT_ONCE):
@@ -267,10 +270,17 @@ def _colours(
     found = _before(
       views, inverse_depths, vertices[rows], _TRUNCATION * grid.voxel
     )
-    for image, (place, before, seen) in zip(views.images, found, strict=True):
+    for image, inverse, (place, before, seen) in zip(
+      views.images, inverse_depths, found, strict=True
+    ):
+      known = (inverse > 0).astype(np.float32)
+      shown, share = (
+        cv2.remap(x, place[None], None, cv2.INTER_LINEAR, **_EDGE)[0]
+        for x in (image * known[..., None], known)
+      )
+      # The nearest pixel is known where a surface is seen.
       near = seen & (before < 1)
-      shown = cv2.remap(image, place[None], None, cv2.INTER_LINEAR, **_EDGE)
-      total[rows] += near[:, None] * shown[0]
+      total[rows] += (near / np.maximum(share, 0.2))[:, None] * shown
       count[rows] += near
   # The corners of a cell are seen, and yet a pixel within it may not be.
   has_none = count == 0

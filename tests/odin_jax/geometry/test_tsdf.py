@@ -1,5 +1,7 @@
 """Surfaces of exact depths: where they are, their front, their colours."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
@@ -104,6 +106,18 @@ def test_holes_stay_open(views):
   # Nothing where no view knows a depth.
   right = (local[..., 0] > -2 * VOXEL) & (local[..., 2] > 0)
   assert right.any(0).all() and len(half.faces) > 1000
+
+
+def test_what_has_no_depth_colours_nothing(views):
+  known, inverse = views
+  half = SIZE_PX // 2
+  cut, images = inverse.copy(), np.zeros_like(known.images)
+  cut[:, :, :half] = 0
+  images[:, :, :half] = 255
+  mesh = tsdf.fuse(
+    dataclasses.replace(known, images=images), cut, voxels=VOXELS
+  )
+  assert len(mesh.faces) > 1000 and mesh.colours.max() == 0
 
 
 def test_nothing_known_is_no_surface(views):
