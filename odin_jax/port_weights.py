@@ -376,39 +376,33 @@ def _training(config: Mapping[str, Any]) -> str:
       _typed(f'config.{name}', value)
       for name, value in changed.items()
       # What is no field, but noted by training.
-      if name not in ('records', 'init')
+      if name not in ('records', 'init', pretrained.INIT_SHA256)
     ),
   ]
   return f'python -m odin_jax.train {shlex.join(typed)}'
 
 
-def _runs(
-  where: str, config: Mapping[str, Any]
-) -> tuple[list[Mapping[str, Any]], bool]:
+def _runs(where: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
   """The configs of a run and of those that it started from, the first first.
 
   Args:
     where: its workdir.
     config: of its checkpoint.
 
-  Returns:
-    them, and whether the first of them started from the checkpoint that comes
-    with the project.
-
   Raises:
-    errors.UserError: not all that the model has seen are the same records.
+    errors.UserError: not all that the model has seen are the same records, but
+      for what the checkpoint that comes with the project has.
   """
   origin = config.get('ported_from') or config.get('init')
   if not origin:
-    return [config], False
+    return [config]
   if not config.get('ported_from'):
     if workdirs.is_pretrained(origin):
-      return [config], True
+      return [config]
     if pathlib.Path(origin).is_dir():
       _, _, before = checkpoint.open_step(origin)
       if before.get('records') == config['records']:
-        runs, is_from_pretrained = _runs(origin, before)
-        return [*runs, config], is_from_pretrained
+        return [*_runs(origin, before), config]
   raise errors.UserError(
     f'{where}: started from {origin}, whose data are not known here or others; '
     'give a run that started from nothing, from the checkpoint that comes with '
@@ -431,7 +425,10 @@ def _export_pretrained() -> dict[str, Any]:
   checkpoints, step, config = checkpoint.open_step(
     workdir, _CHECKPOINT_STEP.value
   )
-  runs, is_from_pretrained = _runs(str(workdir), config)
+  runs = _runs(str(workdir), config)
+  started_from = None
+  if runs[0].get('init'):
+    started_from = pretrained.origin(runs[0].get(pretrained.INIT_SHA256))
   data = _worlds(config)
   everywhere = sharding.replicated(sharding.local_mesh())
   shapes = jax.eval_shape(lambda: odin.init_params(config))
@@ -449,7 +446,7 @@ def _export_pretrained() -> dict[str, Any]:
     config=config,
     training=' && '.join(map(_training, runs)),
     data=data,
-    started_from=pretrained.origin() if is_from_pretrained else None,
+    started_from=started_from,
   )
   known = familiarity.path_of(workdir)
   if known.exists():

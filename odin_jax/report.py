@@ -118,7 +118,11 @@ def _of_training(workdir: str) -> None:
     folder = mirror.copied_file(workdir, goodput.NAME).parent
   else:
     folder = files.require_folder(workdir, 'the --workdir of odin_jax.train')
-  figures = goodput.summary(goodput.read(folder))
+  try:
+    figures = goodput.summary(goodput.read(folder))
+  except errors.UserError as error:
+    # Of an address not the path of its copy.
+    raise errors.UserError(str(error).replace(str(folder), workdir)) from error
   if not is_address:
     files.write_json(folder / _GOODPUT, figures)
   print(goodput.table(figures))  # noqa: T201 - the result of the command.

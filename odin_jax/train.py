@@ -57,7 +57,7 @@ from odin_jax import (
   loop,
   sharding,
 )
-from odin_jax.checkpoints import checkpoint, fallback
+from odin_jax.checkpoints import checkpoint, fallback, pretrained
 from odin_jax.models import conditioning, encoders, odin
 from odin_jax.porting import lpips_package
 from odin_jax.shared import (
@@ -270,6 +270,21 @@ def _start(
     return state(start.params), start.encoders
 
 
+def _note_origin(
+  config: checkpoint.Config,
+  checkpoints: checkpoint.Checkpoints,
+  restored_step: int,
+) -> None:
+  """Keeps which checkpoint `pretrained` stood for when the run began."""
+  sha256 = None
+  if restored_step:
+    sha256 = checkpoints.config(restored_step).get(pretrained.INIT_SHA256)
+  elif config['init'] and workdirs.is_pretrained(config['init']):
+    sha256 = pretrained.read_note()['sha256']
+  if sha256:
+    config[pretrained.INIT_SHA256] = sha256
+
+
 def _check_restored(
   workdir: pathlib.Path,
   restored_step: int,
@@ -403,6 +418,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
     _check_restored(workdir, restored_step, config, traced)
   else:
     state, frozen = _start(source, config, mesh, placement.state, group)
+  _note_origin(config, checkpoints, restored_step)
   frozen = encoders.held(frozen, config)
   if encoded:
     encoders_sha256 = checkpoint.params_sha256(frozen)

@@ -57,6 +57,7 @@ MAY_DIFFER = (
   'max_corrupt_records',
   'num_workers',
   'init',
+  pretrained.INIT_SHA256,
 )
 # The parts of the state, each an item of its own; Orbax wants trees, so the
 # step goes with the optimiser.

@@ -38,6 +38,8 @@ from odin_jax.shared import errors, files
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'pretrained'
 WEIGHTS = 'multisphere.safetensors'
 NOTE = 'multisphere.json'
+# Field of the config of a run that started from it: which one it was then.
+INIT_SHA256 = 'init_sha256'
 LICENCE = (
   "Apache-2.0, as the project; all training data are the project's own "
   'procedural worlds'
@@ -68,13 +70,21 @@ def read_note() -> dict[str, Any]:
   return note
 
 
-def origin() -> dict[str, Any]:
+def origin(sha256: str | None) -> dict[str, Any]:
   """What another checkpoint that started from this one says of it.
 
+  Args:
+    sha256: of the one that it started from; None where that was not noted.
+
   Raises:
-    errors.UserError: see `read_note`.
+    errors.UserError: see `read_note`; it started from another one.
   """
   note = read_note()
+  if sha256 not in (None, note['sha256']):
+    raise errors.UserError(
+      f'{FOLDER / NOTE}: is not of the checkpoint that the run started from, '
+      f'whose SHA-256 is {sha256}; get the version of the project that has it'
+    )
   return {name: note[name] for name in _ORIGIN if name in note}
 
 

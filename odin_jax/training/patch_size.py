@@ -20,6 +20,8 @@ from odin_jax.models import odin
 
 Config = Mapping[str, Any]
 _COLOURS = 3
+# Accelerators round what they multiply, unless told not to.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 def differs_alone(config: Config, saved_config: Config) -> bool:
@@ -73,11 +75,12 @@ def resized(params: Any, saved_config: Config, patch_px: int) -> Any:
       first, own, last = jnp.split(
         leaf, [inputs[name], inputs[name] + count], axis=2
       )
-      own = jnp.einsum('yxio,ij->yxjo', own, seen)
+      own = jnp.einsum('yxio,ij->yxjo', own, seen, precision=_EXACT)
       return jnp.concatenate([first, own, last], axis=2)
     if name in outputs:
       own, last = jnp.split(leaf, [count], axis=-1)
-      return jnp.concatenate([own @ made.T, last], axis=-1)
+      own = jnp.matmul(own, made.T, precision=_EXACT)
+      return jnp.concatenate([own, last], axis=-1)
     return leaf
 
   return jax.tree_util.tree_map_with_path(of, params)

@@ -161,6 +161,12 @@ def _check_spheres(config: Config) -> None:
       f'near={spheres["near"]}'
     )
   patch_px = config['autoencoder']['patch_px']
+  # Rays are two to a patch and axis.
+  if patch_px % 2 or config['image_size_px'] % patch_px:
+    raise errors.UserError(
+      f'config.autoencoder.patch_px={patch_px}: must be even and divide '
+      f'config.image_size_px={config["image_size_px"]}'
+    )
   if patch_px % spheres['noisy_cells']:
     raise errors.UserError(
       f'config.model.spheres.noisy_cells={spheres["noisy_cells"]}: must divide '

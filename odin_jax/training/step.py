@@ -1,6 +1,5 @@
 """The training state and one pure step of it."""
 
-import math
 from typing import Any, Callable, Mapping, NamedTuple
 
 from flax import nnx
@@ -156,10 +155,10 @@ def _shifted_alike(
 ) -> list[lpips.Images]:
   """All pictures moved by the same few pixels, drawn anew each step.
 
-  AlexNet looks at every fourth pixel, which are those of some rows and columns
-  of the patches: where they always are the same ones, pictures learn a grid.
+  AlexNet looks at every fourth pixel, further layers at every eighth and
+  sixteenth: where patches always lie alike among these, pictures learn a grid.
   """
-  places = math.lcm(_STRIDE_PX, patch_px)
+  places = max(_STRIDE_PX, patch_px)
   most = places - 1
   corner = jax.random.randint(key, (2,), 0, places)
   return [

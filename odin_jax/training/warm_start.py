@@ -4,7 +4,7 @@ The parameters of both models are compared by path. What the checkpoint has is
 taken. Of the first convolution the input channels are compared by name: those
 of the checkpoint are taken wherever they stand, new ones start with zeros, as
 Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
-of another kind starts fresh. Patches of pixels may be wider
+of another kind starts fresh. Patches of pixels may be of another size
 (`patch_size`). Anything else must be the same.
 """
 
@@ -120,6 +120,13 @@ def _notes(
       ).items()
     ]
   saved_channels = odin.input_channels(saved_config)
+  size, saved_size = map(encoders.latent_size, (config, saved_config))
+  if odin.has_spheres(config) and size != saved_size:
+    notes.append(
+      f'learned at {saved_size}x{saved_size} patches, and here are {size}x{size}; '
+      f'config.autoencoder.patch_px={config["image_size_px"] / saved_size:g} has '
+      'as many'
+    )
   new = [x for x in odin.input_channels(config) if x not in saved_channels]
   if new:
     notes.append(f'lacks channels of {_parts(new)}: these start with zeros')
@@ -175,6 +182,23 @@ def _lost_channels(config: Config, saved_config: Config) -> list[str]:
 
 def _of_one_source(config: Config) -> Config:
   return {**config, 'model': {**config['model'], 'sources': 1}}
+
+
+def _require_whole(
+  where: pathlib.Path, restored: Any, saved: Any, saved_config: Config
+) -> None:
+  """Refuses a model of which more depends on the size of patches."""
+  shapes, expected = (
+    {name: leaf.shape for name, leaf in sharding.by_path(tree).items()}
+    for tree in (restored, saved)
+  )
+  unlike = sorted(name for name in expected if shapes[name] != expected[name])
+  if unlike:
+    raise errors.UserError(
+      f'--init={where}: patches of another size, on which {unlike[0]} of its '
+      f'conditioning={saved_config["model"]["conditioning"]} depends; give its '
+      'config.autoencoder.patch_px'
+    )
 
 
 def _check(where: pathlib.Path, config: Config, saved_config: Config) -> None:
@@ -259,6 +283,7 @@ def load(
   if is_resized:
     patch_px = config['autoencoder']['patch_px']
     restored = patch_size.resized(restored, as_it_is, patch_px)
+    _require_whole(where, restored, saved, saved_config)
     notes.append(
       f'patches of {as_it_is["autoencoder"]["patch_px"]} px there, {patch_px} px '
       'here: its networks see and make them as they were'

@@ -515,19 +515,20 @@ def random_lpips():
   return lpips.Lpips(params, 'alex')
 
 
-@pytest.mark.parametrize('patch_px, places', [(4, 4), (8, 8), (6, 12)])
-def test_lpips_sees_every_row_of_a_patch(patch_px, places):
-  rows = jnp.arange(32.0)[:, None, None] * jnp.ones((1, 32, 3))
-  columns = rows.swapaxes(0, 1)
+@pytest.mark.parametrize('patch_px, places', [(2, 4), (4, 4), (8, 8)])
+def test_lpips_sees_patches_in_all_places(patch_px, places):
+  picture = jnp.arange(32.0)[:, None] + 100 * jnp.arange(32.0)
+  picture = jnp.broadcast_to(picture[None, ..., None], (1, 32, 32, 3))
   found = set()
   for seed in range(8 * places):
-    down, right = step._shifted_alike(
-      jax.random.key(seed), patch_px, rows[None], columns[None]
+    first, second = step._shifted_alike(
+      jax.random.key(seed), patch_px, picture, picture
     )
-    # Moved alike, and each seen whole but for what the corner cuts.
-    found.add((int(31 - down[0, -1, 0, 0]), int(31 - right[0, 0, -1, 0])))
-  assert {y for y, _ in found} == set(range(places))
-  assert {x for _, x in found} == set(range(places))
+    np.testing.assert_array_equal(first, second)
+    # By how much the last pixel moved.
+    right, down = divmod(int(picture[0, -1, -1, 0] - first[0, -1, -1, 0]), 100)
+    found |= {('down', down), ('right', right)}
+  assert found == {(way, i) for way in ('down', 'right') for i in range(places)}
 
 
 def test_gradients_reach_every_parameter(small):

@@ -155,6 +155,34 @@ def test_a_training_starts_from_it(workdir, large_params):
   jax.tree.map(np.testing.assert_array_equal, adopted, large_params)
 
 
+@pytest.mark.parametrize('part', ['rays', 'sweep'])
+def test_a_conditioning_that_looks_at_patches_is_refused(tmp_path, part):
+  def config(size, patch):
+    made = recipes.get_config(f'multisphere,runlocal=True,conditioning={part}')
+    made.image_size_px = size
+    made.autoencoder.patch_px = patch
+    return checkpoint.plain(made.to_dict() | {'init': ''})
+
+  small = config(32, 4)
+  frozen = encoders.fit(small, np.zeros((1, 32, 32, 3), np.uint8))
+  saved = checkpoint.Checkpoints(tmp_path)
+  shapes = jax.eval_shape(lambda: odin.init_params(small))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+  saved.save(1, step.state_of(small, zeros), frozen, small)
+  saved.close()
+  with pytest.raises(
+    errors.UserError, match=f'{part} depends; give its config'
+  ):
+    warm_start.load(tmp_path, config(64, 8), sharding.local_mesh())
+
+
+def test_another_number_of_patches_is_told(workdir):
+  start = warm_start.load(workdir, get_config(64, 4), sharding.local_mesh())
+  (note,) = start.notes
+  assert 'learned at 8x8 patches, and here are 16x16' in note
+  assert 'patch_px=8 has as many' in note
+
+
 def test_what_is_not_that_alone_is_refused(workdir):
   config = get_config(64, 8, gain=1.0)
   with pytest.raises(errors.UserError, match='autoencoder'):
