@@ -12,7 +12,7 @@ checkpoint of step 1500 reached 19.4 dB PSNR and 0.39 SSIM on held-out frames
 on unseen worlds (`mean` 16.5 dB). The run took 485 seconds of CPU time.
 
 `multisphere` is small, too, and does what is left to do once the source has
-been moved to where the target sees it (odin_jax/models/multisphere.py), at 64
+been moved to where the target sees it (odin_jax/models/multisphere.py), at 128
 px. It starts from the checkpoint that comes with the project, which some
 hundred worlds have taught to see how far away things are:
 
@@ -359,14 +359,14 @@ def _small_odin(config: ml_collections.ConfigDict) -> None:
 
 
 def _multisphere(config: ml_collections.ConfigDict) -> None:
-  config.steps = 400
+  config.steps = 300
   config.batch_size = 16
   config.checkpoint_every = 100
-  config.image_size_px = 64
+  config.image_size_px = 128
   config.dtype = 'float32'
   config.cache_records = True
   config.augment = dict(mirror=False, swap=True)
-  config.autoencoder = dict(kind='pixels', patch_px=4, gain=0.5)
+  config.autoencoder = dict(kind='pixels', patch_px=8, gain=0.5)
   config.image_encoder = dict(kind='none')
   network = dict(
     model_channels=96,
@@ -418,6 +418,7 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
 def _small_multisphere(config: ml_collections.ConfigDict) -> None:
   config.batch_size = 8
   config.image_size_px = 32
+  config.autoencoder.patch_px = 4
   config.model.fourier_bands = 2
   config.model.spheres.count = 4
   config.model.spheres.features = 4

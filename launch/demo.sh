@@ -56,10 +56,12 @@ stage() {
   exit "$status"
 }
 # evaluate FOLDER PREDICTORS FLAGS...: of several, each gets a folder in FOLDER.
+# Samples of more steps than two have the same LPIPS and a decibel less.
 evaluate() {
   stage "$1" odin_jax.evaluate --config=configs/evaluate.py \
     --benchmark=records --predictor="$2" --workdir="$output/train" \
-    --config.image_size_px=$size --output="$output/$1" "${@:3}"
+    --config.image_size_px=$size --config.num_steps=2 --output="$output/$1" \
+    "${@:3}"
 }
 # All rows of one set of pairs. One step (model_mean) is about the mean of what
 # a model imagines.
