@@ -44,28 +44,74 @@ def test_demo_tells_its_usage(repository):
 _FAKE_DEMO_PYTHON = """#!/usr/bin/env bash
 case "$*" in
   *launch.claim*) echo '{}' > "$3/.odin_lock.json" ;;
-  *stage.py*" train "*) exit %d ;;
+  *stage.py*" train "*) echo "$*" >> "%s"; exit %d ;;
   *) echo "$*" >> "%s" ;;
 esac
 """
 
 
+def run_demo(repository, folder, *arguments, status=0):
+  """The demo whose stages do nothing, training with a status; their words."""
+  (folder / 'launch').mkdir(exist_ok=True)
+  for name in ('demo.sh', 'memory.sh'):
+    shutil.copy(repository / 'launch' / name, folder / 'launch')
+  (folder / 'launch' / 'setup.sh').write_text('')
+  calls = folder / 'calls.txt'
+  _script(
+    folder / '.venv/bin/python', _FAKE_DEMO_PYTHON % (calls, status, calls)
+  )
+  (folder / 'run').mkdir()
+  done = call(folder, 'bash', 'launch/demo.sh', str(folder / 'run'), *arguments)
+  assert done.returncode == status, done.stderr
+  # The folder is free.
+  assert not (folder / 'run' / '.odin_lock.json').exists()
+  return done, [line.split() for line in calls.read_text().splitlines()]
+
+
 @pytest.mark.parametrize('status', [75, 2])
 def test_demo_stops_where_a_stage_is_unfinished(repository, tmp_path, status):
-  for name in ('demo.sh', 'setup.sh', 'memory.sh'):
-    (tmp_path / 'launch').mkdir(exist_ok=True)
-    shutil.copy(repository / 'launch' / name, tmp_path / 'launch')
-  (tmp_path / 'launch' / 'setup.sh').write_text('')
-  calls = tmp_path / 'calls.txt'
-  _script(tmp_path / '.venv/bin/python', _FAKE_DEMO_PYTHON % (status, calls))
-  (tmp_path / 'run').mkdir()
-  done = call(tmp_path, 'bash', 'launch/demo.sh', str(tmp_path / 'run'))
-  assert done.returncode == status
+  done, calls = run_demo(repository, tmp_path, status=status)
   line = 'stopped in stage train, which is not finished; the same command goes'
   assert (line in done.stderr) == (status == 75)
-  # Nothing came after it, and the folder is free.
-  assert ' audit ' in calls.read_text().splitlines()[-1]
-  assert not (tmp_path / 'run' / '.odin_lock.json').exists()
+  assert calls[-1][2] == 'train'
+
+
+_OF_EACH = ('', '/shuffled', '/pretrained')
+_OF_ALL = [f'{x}{y}' for x in ('evaluate', 'evaluate_unseen') for y in _OF_EACH]
+_ALONE = '/without_pretraining'
+
+
+@pytest.mark.parametrize(
+  'arguments, evaluations, has_truth',
+  [
+    ([], _OF_ALL, True),
+    (['--video', 'mine.mp4'], _OF_ALL[:3], False),
+    (
+      ['--without_pretraining'],
+      [*_OF_ALL[:3], f'evaluate{_ALONE}', *_OF_ALL[3:], _OF_ALL[3] + _ALONE],
+      True,
+    ),
+  ],
+)
+def test_demo_goes_through_all_stages(
+  repository, tmp_path, arguments, evaluations, has_truth
+):
+  (tmp_path / 'mine.mp4').touch()
+  _, calls = run_demo(repository, tmp_path, *arguments)
+  stages = {words[2]: words[4:] for words in calls if 'stage.py' in words[0]}
+  assert [x for x in stages if x.startswith('evaluate')] == evaluations
+  for name in evaluations:
+    words = stages[name]
+    assert f'--output={tmp_path}/run/{name}' in words
+    assert any(word.startswith('--truth=') for word in words) == has_truth
+    of_unseen = f'--data={tmp_path}/run/unseen' in words
+    assert of_unseen == name.startswith('evaluate_unseen')
+  (predictors,) = (x for x in stages['evaluate'] if 'predictor=' in x)
+  assert ('warp' in predictors) == has_truth
+  assert ('truth' in stages) == ('orbit_truth' in stages) == has_truth
+  # The last words of a command count.
+  assert stages['evaluate/pretrained'][-1] == '--workdir=pretrained'
+  assert 'odin_jax.report' in calls[-1]
 
 
 def test_a_stage_passes_signals_on(repository, tmp_path):

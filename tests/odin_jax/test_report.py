@@ -43,10 +43,16 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   run_folders.write_truth(run_folder, blocked_from=4)
   for name, share in (('generate', 0.25), ('truth', 1.0)):
     run_folders.write_consistency(run_folder, name, share)
-  audit = run_folder / 'audit' / 'index.html'
-  audit.write_text('<nav><!--LINKS--></nav>')
-  evaluation = run_folder / 'evaluate' / 'model' / 'index.html'
-  evaluation.write_text('<nav><!--LINKS--></nav>')
+  backs = {
+    'audit': '..',
+    'evaluate': '..',
+    'evaluate/model': '../..',
+    'evaluate_unseen': '..',
+    'evaluate_unseen/model': '../..',
+  }
+  for folder in backs:
+    (run_folder / folder).mkdir(exist_ok=True)
+    (run_folder / folder / 'index.html').write_text('<nav><!--LINKS--></nav>')
   log = goodput.Log(run_folder / 'train', 0)
   log.add('compiled', 0, compile_s=0.0)
   log.close()
@@ -94,13 +100,16 @@ def test_the_summary_holds_the_gains_and_the_page_everything(
   links = re.findall(r'href="([^"]*)"', page)
   assert set(links) == {
     'audit/index.html',
+    'evaluate/index.html',
     'evaluate/model/index.html',
+    'evaluate_unseen/index.html',
     'generate/video.mp4',
     'reconstruct/points.ply',
     'summary.json',
   }
-  for page_of_stage, back in ((audit, '..'), (evaluation, '../..')):
-    links = re.findall(r'href="([^"]*)"', page_of_stage.read_text())
+  for folder, back in backs.items():
+    page_of_stage = (run_folder / folder / 'index.html').read_text()
+    links = re.findall(r'href="([^"]*)"', page_of_stage)
     assert links == [f'{back}/index.html']
   assert [path['name'] for path in data['paths']] == ['walk']
   assert len(data['paths'][0]['poses']) == 6
