@@ -120,13 +120,6 @@ def _notes(
       ).items()
     ]
   saved_channels = odin.input_channels(saved_config)
-  size, saved_size = map(encoders.latent_size, (config, saved_config))
-  if odin.has_spheres(config) and size != saved_size:
-    notes.append(
-      f'learned at {saved_size}x{saved_size} patches, and here are {size}x{size}; '
-      f'config.autoencoder.patch_px={config["image_size_px"] / saved_size:g} has '
-      'as many'
-    )
   new = [x for x in odin.input_channels(config) if x not in saved_channels]
   if new:
     notes.append(f'lacks channels of {_parts(new)}: these start with zeros')
@@ -280,6 +273,11 @@ def load(
     sharding.shardings(there, mesh, odin.sharding_rules()),
   )
   notes = _notes(config, saved_config, params, saved)
+  size, saved_size = map(encoders.latent_size, (config, as_it_is))
+  if odin.has_spheres(config) and size != saved_size:
+    notes.append(
+      f'learned at {saved_size}x{saved_size} patches, and here are {size}x{size}'
+    )
   if is_resized:
     patch_px = config['autoencoder']['patch_px']
     restored = patch_size.resized(restored, as_it_is, patch_px)

@@ -61,9 +61,9 @@ def make_records(folder: pathlib.Path, view_px: int = _VIEW_PX) -> None:
 
 
 @functools.cache
-def _world(index: int) -> scenes.World:
-  """A world of the records."""
-  view_px = _VIEW_PX * rendering.supersampling(_VIEW_PX)
+def _world(index: int, size_px: int = _VIEW_PX) -> scenes.World:
+  """A world of the records; its textures are those for views of a size."""
+  view_px = size_px * rendering.supersampling(size_px)
   return footage.make_world(
     [_KIND],
     index,
@@ -82,8 +82,9 @@ def _ray_kinds(
   Raises:
     ValueError: the record does not show what the world looks like.
   """
-  world = _world(int(facts['video_id'].split('_')[1]))
-  _check_view(world, facts, target)
+  view_px = max(len(target), _VIEW_PX)
+  world = _world(int(facts['video_id'].split('_')[1]), view_px)
+  _check_view(world, facts, target, view_px)
   size_px = len(target)
   times_s = [facts[f'{side}_time_s'] for side in ('source', 'target')]
   shift_m = np.array(
@@ -135,18 +136,17 @@ def _check_view(
   world: scenes.World,
   facts: Mapping[str, Any],
   target: UInt8[np.ndarray, 's s 3'],
+  view_px: int,
 ) -> None:
   shown = rendering.render_view(
     world,
     facts['target_time_s'],
     alignment.Angles(facts['target_yaw_deg'], facts['target_pitch_deg']),
     fov_deg=FOV_DEG,
-    size_px=_VIEW_PX,
+    size_px=view_px,
   )
-  size = (min(len(target), _VIEW_PX),) * 2
-  shown, target = (
-    cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (shown, target)
-  )
+  size = target.shape[:2]
+  shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
   error = np.abs(shown.astype(float) - target).mean()
   if error > _MAX_ERROR:
     raise ValueError(f'{facts["video_id"]}: another world (error {error:.1f})')

@@ -149,8 +149,8 @@ def test_a_training_starts_from_it(workdir, large_params):
   large = get_config(64, 8)
   start = warm_start.load(workdir, large, sharding.local_mesh())
   assert start.encoders.autoencoder.patch_px == 8
-  assert any('4 px there, 8 px here' in note for note in start.notes)
-  assert not any('fresh' in note or 'zeros' in note for note in start.notes)
+  (note,) = start.notes
+  assert '4 px there, 8 px here' in note
   adopted = warm_start.adopt(odin.init_params(large), start.params, start.rows)
   jax.tree.map(np.testing.assert_array_equal, adopted, large_params)
 
@@ -178,9 +178,7 @@ def test_a_conditioning_that_looks_at_patches_is_refused(tmp_path, part):
 
 def test_another_number_of_patches_is_told(workdir):
   start = warm_start.load(workdir, get_config(64, 4), sharding.local_mesh())
-  (note,) = start.notes
-  assert 'learned at 8x8 patches, and here are 16x16' in note
-  assert 'patch_px=8 has as many' in note
+  assert start.notes == ['learned at 8x8 patches, and here are 16x16']
 
 
 def test_what_is_not_that_alone_is_refused(workdir):
