@@ -6,11 +6,12 @@ The motion mask learns from an error which places move. Whatever it learns, the
 error has to know it first: here, without any training of a mask, are errors
 that it could be taught, as detectors of cells that move. Pairs, truth, cells
 and figures are those of `tests.benchmarks.motion_mask`, whose own rows compare
-with these; pictures are of 128 px, cells of 16 px. Prints a JSON line for each:
+with these; pictures are of 64 px, cells of 8 px. Prints a JSON line for each:
 
   contrast       variance of the target within the cell: knows nothing
   model          squared error of one step of the checkpoint that comes with
-                 the project: about that of its conditional mean
+                 the project, made one of 64 px: about that of its conditional
+                 mean
   model, seen    the same times the share that the model blends of the source,
                  which leaves out what it knows to be made up
   exact          squared error of the source taken to the target by the exact
@@ -32,15 +33,16 @@ import numpy as np
 from scipy import ndimage
 
 from odin_jax.benchmarks import pairs, records
-from odin_jax.models import conditioning, odin
+from odin_jax.models import conditioning, encoders, odin
 from odin_jax.shared import camera, command, files, posed_pair
+from odin_jax.training import patch_size
 from tests.benchmarks import true_motion
 from tests.helpers import restored
 
 _TOOL = 'tests.benchmarks.motion_bounds'
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
 _PAIRS = flags.DEFINE_integer('pairs', 160, 'Held-out pairs.', 1)
-_SIZE_PX, _CELLS, _BATCH = 128, 8, 16
+_SIZE_PX, _CELLS, _BATCH = 64, 8, 16
 
 Maps = Float[np.ndarray, 'b n n']
 
@@ -62,7 +64,16 @@ def errors_of_the_model(
   given: posed_pair.PosedPair,
 ) -> tuple[Float[np.ndarray, 'b s s'], Maps]:
   """Squared error of one step, and in cells the share of the made up."""
-  params, frozen, config = restored.restore('pretrained')
+  params, _, config = restored.restore('pretrained')
+  # Of 128 px: these pictures are smaller, its patches as many.
+  patch_px = _SIZE_PX // encoders.latent_size(config)
+  params = patch_size.resized(params, config, patch_px)
+  config = {
+    **config,
+    'image_size_px': _SIZE_PX,
+    'autoencoder': {**config['autoencoder'], 'patch_px': patch_px},
+  }
+  frozen = encoders.fit(config, given.source[:1])
   graph, last = odin.graph(config), config['diffusion']['num_timesteps'] - 1
 
   @jax.jit
@@ -122,7 +133,7 @@ def main() -> None:
   watch = command.Stopwatch()
   output = files.claim_output(_OUTPUT.value, _TOOL).absolute()
   data = output / 'records'
-  true_motion.make_records(data, _SIZE_PX)
+  true_motion.make_records(data)
   pair_set = records.held_out_pairs(
     data, image_size_px=_SIZE_PX, num_pairs=_PAIRS.value, seed=0
   )

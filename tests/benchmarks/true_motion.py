@@ -39,7 +39,7 @@ _NEARER = 0.98
 _MAX_ERROR = 6.0
 
 
-def make_records(folder: pathlib.Path, view_px: int = _VIEW_PX) -> None:
+def make_records(folder: pathlib.Path) -> None:
   """Pairs of worlds with movers, those of training and those held out."""
   arguments = [
     sys.executable,
@@ -52,7 +52,7 @@ def make_records(folder: pathlib.Path, view_px: int = _VIEW_PX) -> None:
     f'--seed={_SEED}',
     f'--seconds={_SECONDS}',
     f'--pairs={_PAIRS_PER_WORLD}',
-    f'--view_px={view_px}',
+    f'--view_px={_VIEW_PX}',
     f'--fov_deg={FOV_DEG}',
     '--split_by=time',
     '--test_fraction=0.2',
@@ -61,9 +61,9 @@ def make_records(folder: pathlib.Path, view_px: int = _VIEW_PX) -> None:
 
 
 @functools.cache
-def _world(index: int, size_px: int = _VIEW_PX) -> scenes.World:
-  """A world of the records; its textures are those for views of a size."""
-  view_px = size_px * rendering.supersampling(size_px)
+def _world(index: int) -> scenes.World:
+  """A world of the records."""
+  view_px = _VIEW_PX * rendering.supersampling(_VIEW_PX)
   return footage.make_world(
     [_KIND],
     index,
@@ -82,9 +82,8 @@ def _ray_kinds(
   Raises:
     ValueError: the record does not show what the world looks like.
   """
-  view_px = max(len(target), _VIEW_PX)
-  world = _world(int(facts['video_id'].split('_')[1]), view_px)
-  _check_view(world, facts, target, view_px)
+  world = _world(int(facts['video_id'].split('_')[1]))
+  _check_view(world, facts, target)
   size_px = len(target)
   times_s = [facts[f'{side}_time_s'] for side in ('source', 'target')]
   shift_m = np.array(
@@ -136,14 +135,13 @@ def _check_view(
   world: scenes.World,
   facts: Mapping[str, Any],
   target: UInt8[np.ndarray, 's s 3'],
-  view_px: int,
 ) -> None:
   shown = rendering.render_view(
     world,
     facts['target_time_s'],
     alignment.Angles(facts['target_yaw_deg'], facts['target_pitch_deg']),
     fov_deg=FOV_DEG,
-    size_px=view_px,
+    size_px=_VIEW_PX,
   )
   size = target.shape[:2]
   shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
