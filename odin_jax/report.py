@@ -33,7 +33,6 @@ from odin_jax.shared import (
   errors,
   files,
   locks,
-  mirror,
   page,
   quantities,
   storage,
@@ -113,18 +112,9 @@ def _table(figures: dict[str, Any]) -> str:
 
 def _of_training(workdir: str) -> None:
   """Says where the time of a training went."""
-  is_address = storage.is_address(workdir)
-  if is_address:
-    folder = mirror.copied_file(workdir, goodput.NAME).parent
-  else:
-    folder = files.require_folder(workdir, 'the --workdir of odin_jax.train')
-  try:
-    figures = goodput.summary(goodput.read(folder))
-  except errors.UserError as error:
-    # Of an address not the path of its copy.
-    raise errors.UserError(str(error).replace(str(folder), workdir)) from error
-  if not is_address:
-    files.write_json(folder / _GOODPUT, figures)
+  figures = goodput.summary(goodput.read(workdir))
+  if not storage.is_address(workdir):
+    files.write_json(pathlib.Path(workdir) / _GOODPUT, figures)
   print(goodput.table(figures))  # noqa: T201 - the result of the command.
 
 

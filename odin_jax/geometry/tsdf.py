@@ -261,7 +261,7 @@ def _colours(
 ) -> UInt8[np.ndarray, 'm 3']:
   """Mean of what the views show where their surface is near.
 
-  Between pixels, but for those whose depth is not known: of other things.
+  Interpolated between pixels of known depth: others may show other things.
   """
   total = np.zeros((len(vertices), 3), np.float32)
   count = np.zeros(len(vertices), np.float32)

@@ -8,8 +8,8 @@ import numpy as np
 from odin_jax.reporting import true_path, verdict
 from odin_jax.shared import errors, files, page, quantities
 
-# Folders under `evaluate` and `evaluate_unseen` as launch/demo.sh names them: the model, what it has
-# to beat, and the model with poses shuffled.
+# Folders under `evaluate` and `evaluate_unseen` as launch/demo.sh names them:
+# the model, what it has to beat, and the model with poses shuffled.
 MODEL, BASELINES, SHUFFLED = 'model', ('copy', 'mean'), 'shuffled'
 UNSEEN = '_unseen'
 _EVALUATIONS = (MODEL, *BASELINES, SHUFFLED)

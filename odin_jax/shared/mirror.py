@@ -194,24 +194,6 @@ def copied(url: str, step: int | None) -> pathlib.Path:
   return folder
 
 
-def copied_file(url: str, name: str) -> pathlib.Path:
-  """A copy of one file of a workdir that is only read, as it is now.
-
-  Args:
-    url: the address of the workdir.
-    name: of the file.
-
-  Raises:
-    errors.UserError: it is not there, or can't be read.
-  """
-  store = _Store(url)
-  if name not in store.stamps():
-    raise errors.UserError(f'{store.url}/{name}: no such file')
-  path = _cache(store.url, f'files/{name}')
-  store.get(name, path)
-  return path
-
-
 class Mirror:
   """A workdir that is written: a context, in which changes are taken there.
 

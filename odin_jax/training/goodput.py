@@ -25,7 +25,7 @@ import pathlib
 import time
 from typing import Any, Iterator, Mapping, Sequence
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, storage
 
 NAME = 'goodput.jsonl'
 # What the time between two events is of, by the second one; and of it those
@@ -101,17 +101,24 @@ def _drop_half_a_line(path: pathlib.Path) -> None:
     os.truncate(path, whole)
 
 
-def read(workdir: pathlib.Path) -> list[Event]:
+def read(workdir: str | os.PathLike[str]) -> list[Event]:
   """The events of a workdir, without a last one that is not whole yet.
+
+  Args:
+    workdir: of `odin_jax.train`, or its address.
 
   Raises:
     errors.UserError: there are none, or the file is damaged.
   """
-  path = files.require_file(
-    workdir / NAME, 'the journal of a training of this version'
-  )
+  folder = storage.Folder(workdir, 'the --workdir of odin_jax.train')
+  path, content = folder.place(NAME), folder.read(NAME)
+  if content is None:
+    raise errors.UserError(
+      f'{path}: no such file; the journal of a training of this version is '
+      'needed here'
+    )
   events = []
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+  for number, line in enumerate(content.split(b'\n')[:-1], 1):
     try:
       event = json.loads(line)
       if event['event'] not in ('start', *_KINDS):

@@ -296,6 +296,8 @@ def test_of_a_training_behind_an_address_it_says_the_same(
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('0.0 s in all, started 1 times, step 7\n')
   assert [path.name for path in workdir.iterdir()] == [goodput.NAME]
+  (tmp_path / 'none').mkdir()
+  (tmp_path / 'none' / 'metrics.jsonl').touch()
   done = call(repository, f'--workdir={tmp_path.as_uri()}/none')
   assert done.returncode == 2 and done.stderr.count('\n') == 1
   assert f'none/{goodput.NAME}: no such file' in done.stderr
