@@ -8,7 +8,7 @@ import collections
 from concurrent import futures
 import contextlib
 import multiprocessing
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 import os
 import signal
 import sys
@@ -72,7 +72,6 @@ def run(
   """
   counter = _CONTEXT.Value('q', 0)
   with (
-    _single_threaded(),
     futures.ProcessPoolExecutor(
       max(1, min(num_workers or cores.count(), len(jobs))),
       mp_context=_CONTEXT,
@@ -81,9 +80,10 @@ def run(
     ) as pool,
     progress.bar(steps, unit) as bar,
   ):
-    running = [pool.submit(work, job) for job in jobs]
-    waiting = set(running)
     try:
+      with _starting():
+        running = [pool.submit(work, job) for job in jobs]
+      waiting = set(running)
       while waiting:
         done, waiting = futures.wait(
           waiting, _POLL_S, return_when=futures.FIRST_EXCEPTION
@@ -202,7 +202,7 @@ class _Worker:
     self._process = _CONTEXT.Process(
       target=_serve, args=(work, child_end), daemon=True
     )
-    with _single_threaded():
+    with _starting():
       self._process.start()
     child_end.close()
 
@@ -287,6 +287,7 @@ def prepare() -> None:
 def _leave_keyboard_to_parent() -> None:
   """The parent decides when the keyboard's interrupt ends its children."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _follow_parent() -> None:
@@ -304,9 +305,16 @@ def _count_with(counter: Any) -> None:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-  """Lets child processes start with one thread per library."""
+def _starting() -> Iterator[None]:
+  """Lets child processes start with one thread per library.
+
+  The keyboard's interrupt, which comes to all processes of a terminal, waits in
+  them until they ignore it: it would end their imports with a traceback.
+  """
   before = {name: os.environ.get(name) for name in SINGLE_THREADED}
+  # Started with the first child, it would unblock the signal.
+  resource_tracker.ensure_running()
+  blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
   os.environ.update(SINGLE_THREADED)
   try:
     yield
@@ -316,3 +324,4 @@ def _single_threaded() -> Iterator[None]:
         del os.environ[name]
       else:
         os.environ[name] = value
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -5,6 +5,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -81,6 +83,16 @@ def test_what_the_user_must_mend_ends_all_jobs(tmp_path):
         wait_for(tmp_path / 'a')
   assert not list(tmp_path.iterdir())
   assert not multiprocessing.active_children()
+
+
+def test_the_keyboard_leaves_processes_that_start_to_their_parent(repository):
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.helpers.interrupted_starts'],
+    capture_output=True,
+    text=True,
+    cwd=repository,
+  )
+  assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
 
 
 def wait_for(path):
