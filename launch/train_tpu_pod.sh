@@ -12,8 +12,9 @@
 #     --version=v2-alpha-tpuv5-lite
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 #
-# --init, --records and --workdir lie on a file system that all workers mount
-# under the same path, such as a Filestore share:
+# --init, --records and --workdir are addresses, gs://BUCKET/DIR (`pip install
+# gcsfs` into .venv), or lie on a file system that all workers mount under the
+# same path, such as a Filestore share:
 #
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all \
 #     --command='sudo mkdir -p /mnt/shared && sudo mount -t nfs 10.0.0.2:/share /mnt/shared'

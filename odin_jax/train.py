@@ -18,8 +18,9 @@ that comes with the project (odin_jax/pretrained).
 
 On several hosts each process gets `--coordinator=HOST:PORT --num_processes=N
 --process_id=I` (nothing under Slurm's `srun` or on a TPU slice), and the same
-workdir on a file system that all of them see; see `odin_jax.hosts`. Losses and
-batches are those of one process, and a run goes on with another number.
+workdir: a folder that all of them see, or an address; see `odin_jax.hosts`.
+Losses and batches are those of one process, and a run goes on with another
+number.
 
 The workdir gets `checkpoints/`, `encoders/`, `metrics.jsonl` (a row every
 `log_every` steps, see `odin_jax.training.watching`), `tensorboard/`,
@@ -42,7 +43,7 @@ import math
 import pathlib
 import signal
 import time
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 import warnings
 
 from absl import flags, logging
@@ -90,7 +91,7 @@ _RECORDS = command.define_paths_of_many(
 )
 _WORKDIR = command.define_path(
   'workdir',
-  'Folder for checkpoints and metrics, or, of one process, its address '
+  'Folder for checkpoints and metrics, or its address '
   '(gs://bucket/folder); made if absent, continued if it holds a run of the same '
   'config.',
   may_be_address=True,
@@ -135,7 +136,7 @@ _TOOL = 'odin_jax.train'
 _INIT_NEEDS = 'another run, or a ported one,'
 
 
-def _check(config: checkpoint.Config, num_processes: int) -> None:
+def _check(config: checkpoint.Config) -> None:
   """Refuses what can be refused at once."""
   settings.check(config)
   if _LATENTS.value:
@@ -147,11 +148,6 @@ def _check(config: checkpoint.Config, num_processes: int) -> None:
       f'project, which nothing is written into; --init={workdirs.PRETRAINED} starts '
       f'from it; give a new folder, or write ./{workdirs.PRETRAINED} for one of that '
       'name'
-    )
-  if storage.is_address(_WORKDIR.value) and num_processes > 1:
-    raise errors.UserError(
-      f'--workdir={_WORKDIR.value}: an address is for one process; of several give '
-      'a folder that all of them see, such as a mounted bucket'
     )
   if config['init']:
     # What is behind an address is brought once it is known to be read.
@@ -309,24 +305,35 @@ def _check_restored(
 
 def _claim_workdir(
   group: hosts.Group, stack: contextlib.ExitStack
-) -> pathlib.Path:
+) -> tuple[pathlib.Path, Callable[[], None] | None]:
   """The workdir, which the first process has for all of them.
 
   Args:
     group: of processes.
     stack: what is taken to an address is so when it ends.
 
+  Returns:
+    its folder, and what carries checkpoints between those of an address.
+
   Raises:
     errors.UserError: it is of others, or not one folder for all.
   """
   if storage.is_address(_WORKDIR.value):
-    mirrored = mirror.Mirror(_WORKDIR.value, _TOOL)
-    return stack.enter_context(mirrored).folder
+    if group.is_first:
+      mirrored = stack.enter_context(mirror.Mirror(_WORKDIR.value, _TOOL))
+      if group.of > 1:
+        # Its copy may be ahead of what the others find there.
+        mirrored.push()
+      group.wait()
+      return mirrored.folder, mirrored.collect
+    group.wait()
+    follower = mirror.Follower(_WORKDIR.value, group.process)
+    return follower.folder, follower.give
   path = pathlib.Path(_WORKDIR.value)
   if group.is_first:
     path = files.claim_output(_WORKDIR.value, _TOOL)
   group.require_one_file(path / locks.NAME, '--workdir')
-  return path
+  return path, None
 
 
 def _finish(
@@ -365,7 +372,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
     logging.set_verbosity(logging.WARNING)
   config = checkpoint.plain(_CONFIG.value.to_dict())
   config['init'] = _INIT.value or ''
-  _check(config, group.of)
+  _check(config)
   traced = _traced(config)
   if _ALLOW_FALLBACK.value and group.of > 1:
     raise errors.UserError(
@@ -385,7 +392,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
   config.update(read, records=source.fingerprint())
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
-  workdir = _claim_workdir(group, stack)
+  workdir, carry = _claim_workdir(group, stack)
 
   # -- Mesh and state ---------------------------------------------------------
   logging.info(sharding.devices_text())
@@ -398,6 +405,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
     workdir,
     max_to_keep=config['max_to_keep'],
     keep_period=config['keep_period'],
+    carry=carry if group.of > 1 else None,
   )
   restored_step = checkpoints.latest() or 0
   group.require_same(

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from odin_jax.shared import errors
+from odin_jax.shared import errors, locks
 from tests import test_readme
 
 
@@ -441,6 +441,9 @@ def test_a_jobset_starts_a_training_on_every_host(repository):
   assert final['action'] == 'FailJobSet'
   (container,) = job['template']['spec']['containers']
   assert container['name'] == rule['onExitCodes']['containerName']
+  # A lock of the start before is known to be over.
+  told = tuple(variable['name'] for variable in container['env'])
+  assert told in locks._JOBS
   python, dash, module, *arguments = container['command']
   assert (python, dash, module) == ('.venv/bin/python', '-m', 'odin_jax.train')
   known = test_readme.flag_names(repository / 'odin_jax/train.py', repository)

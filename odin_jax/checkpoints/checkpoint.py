@@ -33,6 +33,8 @@ Config = dict[str, Any]
 FOLDER = 'checkpoints'
 ENCODERS = 'encoders'
 CHECKSUMS = 'checksums'
+# Where Orbax has its processes wait until the arrays of all are on disk.
+_WRITTEN = 'async_write_complete'
 # Where a run keeps checkpoints that it did not go on from.
 DAMAGED = 'damaged'
 _OTHERWISE = (
@@ -221,6 +223,22 @@ def _warn_of_no_checksums(checkpoint: pathlib.Path) -> None:
   )
 
 
+def _carrying(
+  barrier: Callable[..., None], carry: Callable[[], None] | None
+) -> Callable[..., None]:
+  """A barrier of Orbax that carries what is written, see `Checkpoints`."""
+
+  def wait(*, key: str, timeout_ms: int) -> None:
+    carries = carry if _WRITTEN in key else None
+    if carries and jax.process_index():
+      carries()
+    barrier(key=key, timeout_ms=timeout_ms)
+    if carries and not jax.process_index():
+      carries()
+
+  return wait if carry else barrier
+
+
 def is_ported(config: Config) -> bool:
   """Whether a checkpoint's config says that it comes from another project."""
   return 'ported_from' in config
@@ -235,6 +253,9 @@ class Checkpoints:
     keep_period: but for those of the steps that this divides; 0 keeps none.
     read_only: look, without tidying up what a killed run (or one that is
       still going on) has not finished.
+    carry: takes the arrays of a save, which are on the disk of each process, to
+      that of the first, where the processes share no disk. It is called by
+      every process, by the first once it has been by all others.
   """
 
   def __init__(
@@ -244,6 +265,7 @@ class Checkpoints:
     max_to_keep: int = 2,
     keep_period: int = 0,
     read_only: bool = False,
+    carry: Callable[[], None] | None = None,
   ):
     # Here, for a command reads its flags before what is slow to load.
     import orbax.checkpoint as ocp
@@ -251,6 +273,12 @@ class Checkpoints:
     from odin_jax.checkpoints import late_json
 
     _pass_over_what_is_abandoned()
+    if carry:
+      # Of metadata of arrays each process waits for a folder that the first
+      # makes; nothing here needs them.
+      ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(), override=True
+      )
     policies = ocp.checkpoint_managers
     self._args = ocp.args
     self._late_json = late_json
@@ -269,6 +297,9 @@ class Checkpoints:
           + [policies.EveryNSteps(keep_period)] * bool(keep_period)
         ),
         enable_async_checkpointing=not read_only,
+        async_options=ocp.AsyncOptions(
+          barrier_sync_fn=_carrying(ocp.multihost.get_barrier_sync_fn(), carry)
+        ),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,

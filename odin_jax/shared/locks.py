@@ -33,6 +33,12 @@ _GONE = ('Z', 'X')
 # File systems without hard links say one of these.
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _ATTEMPTS = 20
+# Where schedulers say which job this is, and how often it was started anew.
+# Kubernetes does so where it is told to, as in launch/train_gke.yaml.
+_JOBS = (
+  ('SLURM_JOB_ID', 'SLURM_RESTART_COUNT'),
+  ('JOBSET_UID', 'JOBSET_RESTART_ATTEMPT'),
+)
 _SETTLED_S = 0.5
 
 # The locks of this process, with what is written in them.
@@ -232,6 +238,7 @@ def _guard(folder: pathlib.Path) -> Iterator[bool]:
 
 def holder_of(pid: int) -> Holder:
   """What tells a process of this machine from all others."""
+  job, attempt = next((x for x in _JOBS if os.environ.get(x[0])), ('', ''))
   return Holder(
     host=socket.gethostname(),
     boot=_line(_PROC / 'sys/kernel/random/boot_id'),
@@ -239,8 +246,8 @@ def holder_of(pid: int) -> Holder:
     pid=pid,
     started=_stat(pid)[1],
     command=_command(pid),
-    job=os.environ.get('SLURM_JOB_ID', ''),
-    attempt=os.environ.get('SLURM_RESTART_COUNT', '0'),
+    job=os.environ.get(job, ''),
+    attempt=os.environ.get(attempt, '0'),
   )
 
 

@@ -9,18 +9,23 @@ same files under the same names, so that others read them there.
   taken there when the run was killed, or the store was away.
 * A checkpoint counts once all of it is there: the file that says so,
   `_CHECKPOINT_METADATA`, is the last one to come and the first one to go.
-* One process at a time: the lock of the folder (`locks`) is a file like others
-  and tells processes of other machines.
+* One run at a time: the lock of the folder (`locks`) is a file like others and
+  tells processes of other machines.
+* Of a run of several processes the first has the mirror. Each of the others is
+  a follower with a folder of its own: it brings the checkpoint that all go on
+  from, and gives the first what it writes of the next ones.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
 import re
+import signal
 import threading
-from typing import Any, ContextManager, Mapping
+from typing import Any, ContextManager, Iterable, Mapping
 
 from absl import logging
 
@@ -29,11 +34,16 @@ from odin_jax.shared import checkpoint_steps, errors, files, locks, storage
 _EVERY_S = 30.0
 _WHOLE = '_CHECKPOINT_METADATA'
 _STEP = re.compile(r'checkpoints/(\d+)/')
+_BEING_WRITTEN = re.compile(r'checkpoints/[^/]*orbax-checkpoint-tmp')
 # Names of what is not finished, here or there.
 _UNFINISHED = re.compile(r'orbax-checkpoint-tmp|(^|/)\.tmp')
 # What tells one content of a file from another, by the kind of store.
 _STAMPS = ('etag', 'ETag', 'md5Hash', 'generation', 'mtime', 'LastModified')
 Stamps = Mapping[str, list]
+
+
+class TakenError(errors.UserError):
+  """Another process has begun to write behind an address."""
 
 
 class _Store:
@@ -85,6 +95,11 @@ class _Store:
       contextlib.suppress(FileNotFoundError),
     ):
       self._system.rm_file(f'{self._inside}/{name}')
+      if getattr(self._system, 'local_file', False):
+        # It has folders, of which an empty one would pass for a step.
+        with contextlib.suppress(OSError):
+          for parent in [*pathlib.PurePath(name).parents][:-1]:
+            os.rmdir(f'{self._inside}/{parent}')
 
   def _faults_named(self, what: str) -> ContextManager[None]:
     return storage.faults_named(
@@ -182,16 +197,21 @@ def copied(url: str, step: int | None) -> pathlib.Path:
   step = checkpoint_steps.choose(url, _whole_steps(names), step)
   folder = _cache(store.url, f'step_{step}')
   folder.mkdir(parents=True, exist_ok=True)
-  wanted = {
-    name: stamp
-    for name, stamp in names.items()
-    if name.startswith(('encoders/', f'checkpoints/{step}/')) or '/' not in name
-  }
   # Another command of this machine may bring the same.
   with open(folder.with_name(f'{folder.name}.lock'), 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    _bring(store, folder, wanted)
+    _bring(store, folder, _of_step(names, step))
   return folder
+
+
+def _of_step(names: Stamps, step: int) -> Stamps:
+  """Those of one checkpoint, and of no folder."""
+  folders = ('encoders/', f'checkpoints/{step}/')
+  return {
+    name: stamp
+    for name, stamp in names.items()
+    if name.startswith(folders) or '/' not in name
+  }
 
 
 class Mirror:
@@ -271,7 +291,7 @@ class Mirror:
     self._end.set()
     self._thread.join()
     try:
-      self._push()
+      self.push()
       self._store.remove(locks.NAME)
     except (errors.UserError, OSError) as fault:
       text = f'{fault}; what was done is in {self.folder}'
@@ -282,13 +302,22 @@ class Mirror:
   def _go_on(self) -> None:
     while not self._end.wait(_EVERY_S):
       try:
-        self._push()
+        self.push()
+      except TakenError:
+        # What is done from here on would be lost. The end says why.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
       except (errors.UserError, OSError) as fault:
         # The next time may do; the last one tells.
         logging.warning('%s', fault)
 
-  def _push(self) -> None:
-    """Takes there what has changed here since the last time."""
+  def push(self) -> None:
+    """Takes there what has changed here since the last time.
+
+    Raises:
+      TakenError: the address is another run's now.
+      errors.UserError: the store can't be written.
+    """
     self._require_lock()
     names = (
       path.relative_to(self.folder).as_posix()
@@ -319,12 +348,64 @@ class Mirror:
     )
     self._is_noted = True
 
+  def collect(self) -> None:
+    """Brings what followers have given of the checkpoint that is written.
+
+    Raises:
+      errors.UserError: the store can't be read or written.
+    """
+    for name in _given(self._store.stamps()):
+      self._store.get(name, self.folder / name)
+      self._store.remove(name)
+
   def _require_lock(self) -> None:
-    """Raises errors.UserError: another process has taken the address."""
+    """Raises TakenError: another process has taken the address."""
     seen = self.folder.with_name('lock_there.json')
     self._store.get(locks.NAME, seen)
     if seen.read_text() != self._lock:
-      raise errors.UserError(
+      raise TakenError(
         f'{self._store.url}: another process has begun to write there; it is '
         'left to it'
       )
+
+
+class Follower:
+  """What a process of a run has that is not its first one.
+
+  Args:
+    url: address of the workdir, of which the first process has the `Mirror`.
+    process: number of this one.
+
+  Attributes:
+    folder: of this process alone, with the newest checkpoint.
+
+  Raises:
+    errors.UserError: it can't be read.
+  """
+
+  def __init__(self, url: str, process: int):
+    self._store = _Store(url)
+    self.folder = _cache(self._store.url, f'run_{process}')
+    self.folder.mkdir(parents=True, exist_ok=True)
+    names = _of_whole(self._store.stamps())
+    newest = max(_whole_steps(names), default=None)
+    wanted = {} if newest is None else _of_step(names, newest)
+    _bring(self._store, self.folder, wanted)
+
+  def give(self) -> None:
+    """Moves what it has written of a checkpoint to where the first finds it.
+
+    Raises:
+      errors.UserError: the store can't be written.
+    """
+    paths = (path for path in self.folder.rglob('*') if path.is_file())
+    for name in _given(
+      path.relative_to(self.folder).as_posix() for path in paths
+    ):
+      self._store.put(self.folder / name, name)
+      (self.folder / name).unlink()
+
+
+def _given(names: Iterable[str]) -> list[str]:
+  """Of names those of a checkpoint that is being written."""
+  return [name for name in names if _BEING_WRITTEN.match(name)]

@@ -54,7 +54,8 @@ def faulty(dataset, *, first_step, **others):
   for step, batch in enumerate(
     whole(dataset, first_step=first_step, **others), first_step
   ):
-    fault = pathlib.Path(f'{flag("workdir", "")}.fault{step}')
+    workdir = flag('workdir', '').removeprefix('file://')
+    fault = pathlib.Path(f'{workdir}.fault{step}')
     if fault.exists():
       process, number = json.loads(fault.read_text())
       if int(flag('process_id', 0)) == process:
@@ -87,12 +88,12 @@ def free_port():
     return server.getsockname()[1]
 
 
-def lines(folder, workdir, of):
+def lines(folder, workdir, of, kind=''):
   """A command line for each process."""
   common = [
     '--config=configs/train.py:world,runlocal=True,conditioning=se3',
     f'--records={folder / "records"}',
-    f'--workdir={folder / workdir}',
+    f'--workdir={kind}{folder / workdir}',
     f'--config.steps={STEPS}',
     '--config.log_every=1',
     '--config.checkpoint_every=2',
@@ -123,23 +124,38 @@ def ends(folder):
   """(status, stderr) of all processes of each start.
 
   One with eight devices does it all. In another workdir two of four devices are
-  stopped; four of two go on, until one of them is killed; and one ends it.
+  stopped; four of two go on, until one of them is killed; and one ends it. Two
+  that share no disk are stopped, and go on to the end; one finds it reached.
   """
   write_records(folder / 'records', 'train', {'a': 20, 'b': 20})
   for step, number in {1: signal.SIGTERM, 5: signal.SIGKILL}.items():
     (folder / f'parts.fault{step}').write_text(json.dumps([1, number]))
-  (whole, *stopped), killed, (last,) = commands.run_together(
+  (folder / 'afar.fault2').write_text(json.dumps([1, signal.SIGTERM]))
+
+  def afar(of):
+    return lines(folder, 'afar', of, kind='file://')
+
+  (whole, *stopped), killed, (last, *there), (read,) = commands.run_together(
     'odin_jax.train',
     [
       [*lines(folder, 'whole', 1), *lines(folder, 'parts', 2)],
-      lines(folder, 'parts', 4),
-      lines(folder, 'parts', 1),
+      [*lines(folder, 'parts', 4), *afar(2)],
+      [*lines(folder, 'parts', 1), *afar(2)],
+      afar(1),
     ],
     SETUP,
+    XDG_CACHE_HOME=str(folder / 'disks'),
     JAX_COMPILATION_CACHE_DIR=str(folder / 'cache'),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
   )
-  return {'whole': whole, 'stopped': stopped, 'killed': killed, 'last': last}
+  return {
+    'whole': whole,
+    'stopped': stopped,
+    'killed': killed[:4],
+    'last': last,
+    'stopped_afar': killed[4:],
+    'there': [*there, read],
+  }
 
 
 def test_all_save_the_same_step_when_one_is_stopped(ends):
@@ -178,3 +194,21 @@ def test_processes_compute_what_one_does(ends, folder):
   np.testing.assert_allclose(*losses, rtol=1e-6)
   figures = json.loads((folder / 'parts' / 'final.json').read_text())
   assert figures['restored_step'] in (2, 3, 4)
+
+
+def test_processes_that_share_no_disk_meet_behind_an_address(ends, folder):
+  for status, stderr in ends['stopped_afar']:
+    assert status == os.EX_TEMPFAIL, stderr[-2000:]
+    assert 'is saved in file://' in stderr.splitlines()[-1]
+  for status, stderr in ends['there']:
+    assert status == 0, stderr[-2000:]
+  whole, afar = (rows(folder / name) for name in ('whole', 'afar'))
+  losses = [[row['loss'] for row in of_run] for of_run in (whole, afar)]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+  # From what two made, and as it is there for whoever reads it.
+  assert re.search('from step [34] of 6\n', ends['there'][0][1])
+  assert 'from step 6 of 6\n' in ends['there'][2][1]
+  assert {path.name for path in (folder / 'afar/checkpoints').iterdir()} == {
+    '4',
+    '6',
+  }

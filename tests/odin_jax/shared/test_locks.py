@@ -176,20 +176,29 @@ def test_a_machine_that_was_started_anew_has_no_old_processes(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  'of_job, of_attempt',
+  [
+    ('SLURM_JOB_ID', 'SLURM_RESTART_COUNT'),
+    ('JOBSET_UID', 'JOBSET_RESTART_ATTEMPT'),
+  ],
+)
 def test_a_job_that_was_started_anew_has_no_old_processes(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, of_job, of_attempt
 ):
-  monkeypatch.setenv('SLURM_JOB_ID', '77')
-  monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
+  monkeypatch.setenv(of_job, '77')
+  monkeypatch.setenv(of_attempt, '1')
   # Beside it, and of another job: nothing is known.
   for job, attempt in (('77', '1'), ('76', '0')):
     of_dead(tmp_path, host='elsewhere', job=job, attempt=attempt)
     with pytest.raises(errors.UserError, match='on elsewhere is writing'):
       locks.acquire(tmp_path)
-  of_dead(tmp_path, host='elsewhere', job='77', attempt='0')
-  locks.acquire(tmp_path)
-  assert holder_of(tmp_path)['pid'] == os.getpid()
-  locks.release_all()
+  # Elsewhere, and in a container of this machine that was killed.
+  for where in ({'host': 'elsewhere'}, {'pid_namespace': 'pid:[1]'}):
+    of_dead(tmp_path, job='77', attempt='0', **where)
+    locks.acquire(tmp_path)
+    assert holder_of(tmp_path)['pid'] == os.getpid()
+    locks.release_all()
   assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,9 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import threading
+import time
 import uuid
 
 from fsspec.implementations import memory
@@ -253,6 +256,51 @@ def test_who_was_taken_over_leaves_it_to_the_other(bucket):
       bucket.pipe_file(f'/bucket/run/{locks.NAME}', other)
   assert bucket.cat_file(f'/bucket/run/{locks.NAME}') == other
   assert not any('checkpoints' in name for name in there(bucket))
+
+
+def test_who_is_taken_over_ends(bucket, monkeypatch):
+  """Within one round, not after days whose work nobody would find."""
+  monkeypatch.setattr(mirror, '_EVERY_S', 0.01)
+  ended = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+  try:
+    with pytest.raises(errors.UserError, match='another process has begun'):
+      with mirror.Mirror(URL, TOOL):
+        other = _lock_of(host='elsewhere', boot='other')
+        bucket.pipe_file(f'/bucket/run/{locks.NAME}', other)
+        # A handler runs in this thread, between two waits.
+        until = time.monotonic() + 60
+        while not ended.wait(0.01):
+          assert time.monotonic() < until
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_followers_have_the_newest_checkpoint_and_give_the_next(
+  bucket, on_another_machine, tmp_path
+):
+  train([1, 2])
+  temporary = 'checkpoints/3.orbax-checkpoint-tmp/params'
+  with mirror.Mirror(URL, TOOL) as mirrored:
+    on_another_machine('second')
+    follower = mirror.Follower(URL, 1)
+    assert mirrored.folder not in (follower.folder, *follower.folder.parents)
+    found = content(follower.folder)
+    assert found['checkpoints/2/params/data'] == b'weights2'
+    assert not any('checkpoints/1' in name for name in found)
+    part = follower.folder / temporary / 'ocdbt.process_1' / 'd'
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b'part')
+    follower.give()
+    assert content(follower.folder) == found
+    mirrored.push()
+    mirrored.collect()
+    at_first = mirrored.folder / temporary / 'ocdbt.process_1' / 'd'
+    assert at_first.read_bytes() == b'part'
+    assert not any('tmp' in name for name in there(bucket))
+  # What a run left that was killed is not taken for a part of the next.
+  part.write_bytes(b'old')
+  assert content(mirror.Follower(URL, 1).folder) == found
 
 
 @pytest.mark.parametrize(
