@@ -6,12 +6,15 @@ import time
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from absl import logging
+import jax
 import numpy as np
 
 from odin_jax import batches, held_out, hosts
 from odin_jax.checkpoints import checkpoint
 from odin_jax.models import encoders, lpips
+from odin_jax.planning import costs
 from odin_jax.shared import (
+  chips,
   errors,
   files,
   image_files,
@@ -31,6 +34,17 @@ from odin_jax.training import trackers as tracking
 
 # Of the records that an error names.
 _MOST_NAMED = 6
+
+
+def _flops(compiled: Any) -> float:
+  """Of a step on each device, at least: XLA counts loops once, and of kernels
+  only what they say of themselves can be counted.
+  """
+  flops = (compiled.cost_analysis() or {}).get('flops', 0.0)
+  if chips.peak_flops_per_s(jax.local_devices()[0].device_kind):
+    with contextlib.suppress(ValueError):
+      flops = max(flops, float(costs.of(compiled.as_text()).flops))
+  return flops
 
 
 class Keeper:
@@ -88,7 +102,7 @@ class Keeper:
     seconds = time.monotonic() - since
     self._events.add('compiled', self.done, compile_s=seconds)
     self._watch.restart()
-    self._watch.compiled((compiled.cost_analysis() or {}).get('flops'))
+    self._watch.compiled(_flops(compiled))
     logging.info('%s', program.memory(compiled).text())
     return compiled
 

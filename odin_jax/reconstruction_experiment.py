@@ -37,6 +37,7 @@ from odin_jax.shared import command, errors, files, provenance, workdirs
 
 _TOOL = 'odin_jax.reconstruction_experiment'
 _WORKDIR = command.define_model()
+_CHECKPOINT_STEP = command.define_checkpoint_step()
 _OUTPUT = command.define_output('Folder for metrics.json, table.md and scenes/')
 _NUM_WORLDS = flags.DEFINE_integer(
   'num_worlds', 4, 'Worlds, of each a scene; their kinds take turns.', 1
@@ -90,7 +91,8 @@ def _rows(scene: pathlib.Path) -> dict[str, dict[str, float] | None] | None:
 def main() -> None:
   """Makes worlds and views, and scores what is reconstructed of them."""
   workdir = _WORKDIR.value
-  folder = workdirs.require(workdir, 'a training run')
+  asked = _CHECKPOINT_STEP.value
+  folder = workdirs.require(workdir, 'a training run', asked)
   if not workdirs.is_pretrained(workdir):
     # The stages run in the repository.
     workdir = str(folder.resolve())
@@ -107,7 +109,7 @@ def main() -> None:
   )['pairs']
   scenes: list[dict[str, Any]] = []
   for pair in pairs:
-    for stage in reconstruction.scene_stages(output, pair, workdir):
+    for stage in reconstruction.scene_stages(output, pair, workdir, asked):
       running.run(stage, output)
     rows = _rows(output / 'scenes' / f'{pair["index"]:03d}')
     scenes.append({'video_id': pair['video_id'], 'rows': rows})
@@ -119,6 +121,7 @@ def main() -> None:
     output / 'metrics.json',
     {
       'workdir': workdir,
+      'checkpoint_step': asked,
       'unit': 'median distance of what the first view sees',
       'alignment': 'none: the poses are known',
       'voxel': reconstruction.VOXEL,

@@ -60,6 +60,7 @@ _HOST = flags.DEFINE_string(
   '127.0.0.1',
   'Address to listen at; 0.0.0.0: all that this machine has.',
 )
+_CHECKPOINT_STEP = command.define_checkpoint_step()
 _PORT = flags.DEFINE_integer(
   'port', 8000, 'Port; 0: any that is free.', 0, 65535
 )
@@ -175,8 +176,9 @@ async def _serve(
 
 
 def main() -> None:
-  workdir = workdirs.require(_WORKDIR.value, 'a training run')
-  checkpoints, step, config = checkpoint.open_step(workdir)
+  asked = _CHECKPOINT_STEP.value
+  workdir = workdirs.require(_WORKDIR.value, 'a training run', asked)
+  checkpoints, step, config = checkpoint.open_step(workdir, asked)
   checkpoints.close()
   if not workdirs.is_pretrained(workdir):
     workdir = workdir.resolve()
@@ -192,7 +194,9 @@ def main() -> None:
     most_jobs=_MAX_JOBS.value,
   )
   kept = jobs.Jobs(output)
-  worker = running.Worker(kept, functools.partial(running.steps, workdir))
+  worker = running.Worker(
+    kept, functools.partial(running.steps, workdir, asked)
+  )
   model = {'step': step, 'image_size_px': config['image_size_px']}
   page = serve_page.render(model, limits)
   site = routes.Site(kept, worker, limits, page)

@@ -171,6 +171,7 @@ WINGS = {
     'odin_jax.training',
     'odin_jax.hosts',
     'odin_jax.held_out',
+    'odin_jax.planning.costs',
   ],
   'odin_jax.reporting': ['odin_jax.shared', 'odin_jax.benchmarks'],
   'odin_jax.evaluating': [

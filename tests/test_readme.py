@@ -67,7 +67,8 @@ def flag_names(path: pathlib.Path, repository: pathlib.Path) -> set[str]:
       if function == 'define_config':
         names.add('config')
       elif function.lower().startswith('define') and node.args:
-        name = node.args[0]
+        # Behind the parser of a flag of its own kind.
+        name = node.args[function == 'DEFINE']
         if isinstance(name, ast.Constant):
           names.add(name.value)
     elif isinstance(node, ast.ImportFrom):

@@ -74,9 +74,20 @@ def data_stages(
 
 
 def scene_stages(
-  root: pathlib.Path, pair: Mapping[str, Any], workdir: str
+  root: pathlib.Path,
+  pair: Mapping[str, Any],
+  workdir: str,
+  checkpoint_step: int | None = None,
 ) -> list[Stage]:
-  """What is generated, rendered and reconstructed of one world."""
+  """What is generated, rendered and reconstructed of one world.
+
+  Args:
+    root: of the experiment.
+    pair: whose source the path starts from, a row of an evaluation.
+    workdir: of the model.
+    checkpoint_step: of its checkpoint; None: the newest.
+  """
+  step = [] if checkpoint_step is None else [f'--step={checkpoint_step}']
   scene = f'scenes/{pair["index"]:03d}'
   generated, true = f'{scene}/generated_views', f'{scene}/true_views'
   return [
@@ -85,6 +96,7 @@ def scene_stages(
       'odin_jax.generate',
       (
         f'--workdir={workdir}',
+        *step,
         f'--image={root / "sources" / pair["files"]["source"]}',
         f'--fov_deg={pair["fov_deg"]}',
         # One step is about the mean of what a model imagines: such views agree.

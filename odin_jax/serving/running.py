@@ -62,11 +62,17 @@ _VIEWS_AT_ONCE = 4
 Steps = Callable[[Job, pathlib.Path], list[Step]]
 
 
-def steps(workdir: pathlib.Path, job: Job, folder: pathlib.Path) -> list[Step]:
+def steps(
+  workdir: pathlib.Path,
+  checkpoint_step: int | None,
+  job: Job,
+  folder: pathlib.Path,
+) -> list[Step]:
   """The commands of a job; writes what they read beside its image.
 
   Args:
     workdir: of the model, absolute, or the word `pretrained`.
+    checkpoint_step: of its checkpoint; None: the newest.
     job: to run.
     folder: of it.
   """
@@ -85,6 +91,8 @@ def steps(workdir: pathlib.Path, job: Job, folder: pathlib.Path) -> list[Step]:
     # They are written as they are made, and somebody waits.
     f'--batch_size={_VIEWS_AT_ONCE}',
   ]
+  if checkpoint_step is not None:
+    generate += [f'--step={checkpoint_step}']
   if wanted.panorama is not None:
     generate += [f'--panorama={wanted.panorama}']
   if wanted.fov_deg is not None:

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ class Step:
 
   def cost_analysis(self):
     return {'flops': 6e9}
+
+  def as_text(self):
+    return 'of no program'
 
   def __call__(self, state, *_):
     loss = self._losses.pop(0)
@@ -128,6 +132,23 @@ def test_of_chips_that_are_known_the_share_of_their_rate_is_told(
   (row,) = rows(tmp_path)
   # Three examples a step.
   assert row['mfu'] == pytest.approx(6e9 * row['examples_per_s'] / 3 / 1e12)
+
+
+def test_what_a_step_computes_in_a_loop_counts_by_its_trips(monkeypatch):
+  """As with config.accumulate_steps."""
+
+  def products(x, kernels):
+    return jax.lax.scan(lambda x, k: (jnp.tanh(x @ k), None), x, kernels)[0]
+
+  shapes = [
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+    for shape in ((64, 64), (50, 64, 64))
+  ]
+  compiled = jax.jit(products).lower(*shapes).compile()
+  whole = 50 * 2 * 64**3
+  assert compiled.cost_analysis()['flops'] < 0.1 * whole
+  monkeypatch.setattr(chips, 'peak_flops_per_s', lambda kind: 1e12)
+  assert loop._flops(compiled) == pytest.approx(whole, rel=0.1)
 
 
 def records_of_batch(records, numbers, config):

@@ -19,7 +19,7 @@ def test_stages_have_flags_that_there_are_and_read_what_others_write(
   root = pathlib.Path('/root')
   stages = [
     *reconstruction.data_stages(root, num_worlds=3, seed=7, size_px=64),
-    *reconstruction.scene_stages(root, PAIR, 'pretrained'),
+    *reconstruction.scene_stages(root, PAIR, 'runs/t', 7),
   ]
   written: list[str] = []
   for stage in stages:

@@ -263,7 +263,7 @@ def test_a_job_is_what_a_person_would_type(tmp_path):
   def flags(**wanted):
     job = add(kept, **wanted)
     folder = kept.folder(job)
-    generate, reconstruct = running.steps(model, job, folder)
+    generate, reconstruct = running.steps(model, 7, job, folder)
     assert generate.command[1:4] == ['-P', '-m', 'odin_jax.generate']
     assert reconstruct.command[1:] == [
       *('-P', '-m', 'odin_jax.reconstruct'),
@@ -276,6 +276,7 @@ def test_a_job_is_what_a_person_would_type(tmp_path):
       'views',
     }
     assert given.pop('--workdir') == 'model' and given.pop('--seed') == '5'
+    assert given.pop('--step') == '7'
     assert given.pop('--batch_size') == '4'
     return folder, given
 
