@@ -247,7 +247,7 @@ def test_no_device_holds_the_whole_state(findings):
   assert restored < 0.35
 
 
-@pytest.mark.parametrize('kind', ['adamw', 'adafactor'])
+@pytest.mark.parametrize('kind', ['adamw', 'adafactor', 'muon'])
 def test_nothing_large_of_the_full_model_is_on_every_device(full_size, kind):
   config, params = full_size
   config = config | {'optimizer': config['optimizer'] | {'kind': kind}}

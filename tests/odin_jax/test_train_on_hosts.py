@@ -125,12 +125,14 @@ def ends(folder):
 
   One with eight devices does it all. In another workdir two of four devices are
   stopped; four of two go on, until one of them is killed; and one ends it. Two
-  that share no disk are stopped, and go on to the end; one finds it reached.
+  that share no disk are stopped, go on until the first is killed, and end it;
+  one finds it reached.
   """
   write_records(folder / 'records', 'train', {'a': 20, 'b': 20})
   for step, number in {1: signal.SIGTERM, 5: signal.SIGKILL}.items():
     (folder / f'parts.fault{step}').write_text(json.dumps([1, number]))
-  (folder / 'afar.fault2').write_text(json.dumps([1, signal.SIGTERM]))
+  for step, fault in {1: [1, signal.SIGTERM], 4: [0, signal.SIGKILL]}.items():
+    (folder / f'afar.fault{step}').write_text(json.dumps(fault))
 
   def afar(of):
     return lines(folder, 'afar', of, kind='file://')
@@ -138,7 +140,7 @@ def ends(folder):
   (whole, *stopped), killed, (last, *there), (read,) = commands.run_together(
     'odin_jax.train',
     [
-      [*lines(folder, 'whole', 1), *lines(folder, 'parts', 2)],
+      [*lines(folder, 'whole', 1), *lines(folder, 'parts', 2), *afar(2)],
       [*lines(folder, 'parts', 4), *afar(2)],
       [*lines(folder, 'parts', 1), *afar(2)],
       afar(1),
@@ -150,10 +152,11 @@ def ends(folder):
   )
   return {
     'whole': whole,
-    'stopped': stopped,
+    'stopped': stopped[:2],
     'killed': killed[:4],
     'last': last,
-    'stopped_afar': killed[4:],
+    'stopped_afar': stopped[2:],
+    'killed_afar': killed[4:],
     'there': [*there, read],
   }
 
@@ -205,8 +208,12 @@ def test_processes_that_share_no_disk_meet_behind_an_address(ends, folder):
   whole, afar = (rows(folder / name) for name in ('whole', 'afar'))
   losses = [[row['loss'] for row in of_run] for of_run in (whole, afar)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
+  first, other = ends['killed_afar']
+  assert first[0] == -signal.SIGKILL
+  assert other[0] == os.EX_TEMPFAIL, other[1][-2000:]
+  assert other[1].splitlines()[-1].startswith('process 0 of 2 is gone;')
   # From what two made, and as it is there for whoever reads it.
-  assert re.search('from step [34] of 6\n', ends['there'][0][1])
+  assert re.search('from step [234] of 6\n', ends['there'][0][1])
   assert 'from step 6 of 6\n' in ends['there'][2][1]
   assert {path.name for path in (folder / 'afar/checkpoints').iterdir()} == {
     '4',
