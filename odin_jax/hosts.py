@@ -13,6 +13,7 @@ process alone does without all of this. How they meet and end together:
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ import urllib.request
 
 from absl import flags
 import jax
-from jax._src import hardware_utils
+from jax._src import distributed, hardware_utils
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import Shaped, UInt8
@@ -39,7 +40,10 @@ _PORTS = range(20_000, 30_000)
 _METADATA_S = 10.0
 # How long CPUs wait in a gathering, 30 minutes by default: the first process
 # may score for longer, and a lost one is seen by `odin_jax.shared.meeting`.
-_WAIT = '--xla_cpu_collective_timeout_seconds=604800'
+_WAIT_S = 604_800
+_WAIT = f'--xla_cpu_collective_timeout_seconds={_WAIT_S}'
+# Each barrier has a name of its own, the same in all processes.
+_BARRIERS = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,16 +69,25 @@ class Group:
     """The arrays of all processes, of one shape, stacked in their order."""
     if self.of == 1:
       return array[None]
+    self.wait()
     return np.asarray(multihost_utils.process_allgather(array))
 
   def wait(self) -> None:
-    """Waits until all have come here."""
-    self.gather(np.zeros(1))
+    """Waits until all have come here, however long one takes.
+
+    Nothing goes over the devices: those of CPUs wait 30 s for each other when
+    a program first joins them.
+    """
+    if self.of > 1:
+      distributed.global_state.client.wait_at_barrier(
+        f'odin_jax:{next(_BARRIERS)}', _WAIT_S * 1000
+      )
 
   def of_first(self, tree: Any) -> Any:
     """Arrays of the first process, of the same shapes in all of them."""
     if self.of == 1:
       return tree
+    self.wait()
     return multihost_utils.broadcast_one_to_all(tree)
 
   def require_one_file(self, path: pathlib.Path, flag: str) -> None:

@@ -99,6 +99,8 @@ class Keeper:
     """The program of a step."""
     since = time.monotonic()
     compiled = train_step.lower(*arguments).compile()
+    # Of one with a warm cache the others are still at it.
+    self.group.wait()
     seconds = time.monotonic() - since
     self._events.add('compiled', self.done, compile_s=seconds)
     self._watch.restart()

@@ -175,19 +175,19 @@ def test_those_that_would_do_different_work_are_refused():
 def test_those_that_are_done_wait_for_the_first_as_long_as_it_scores(
   monkeypatch,
 ):
-  """By a gathering: the shutdown of jax gives up after five minutes."""
+  """By a barrier: the shutdown of jax gives up after five minutes."""
   order = []
 
   def note(name):
     return lambda *_: order.append(name)
 
   monkeypatch.setattr(hosts, '_join', note('join'))
-  monkeypatch.setattr(hosts.Group, 'gather', note('gather'))
+  monkeypatch.setattr(hosts.Group, 'wait', note('wait'))
   monkeypatch.setattr('jax.distributed.shutdown', note('shutdown'))
   monkeypatch.setattr(meeting, 'together', lambda _, work, **__: work(4321))
   given = {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 1}
   flags_of(given).run(note('work'))
-  assert order == ['join', 'work', 'gather', 'shutdown']
+  assert order == ['join', 'work', 'wait', 'shutdown']
 
 
 def test_cpus_wait_for_days_and_flags_that_are_given_stay(monkeypatch):
