@@ -573,16 +573,14 @@ def _spread(source: Source, count: int) -> list[int]:
   return chosen.astype(int).tolist()
 
 
-def sound_images(
-  source: Source, count: int
-) -> list[UInt8[np.ndarray, 's s 3']]:
-  """As `sample_images`, without those that cannot be read."""
-  images = []
+def sound_pairs(source: Source, count: int) -> list[posed_pair.PosedPair]:
+  """Up to `count` of them, spread evenly, without those that can't be read."""
+  pairs = []
   for index in _spread(source, count):
     # Training has said what is wrong with those that it needed.
     with contextlib.suppress(errors.UserError):
-      images.append(source[index].source)
-  return images
+      pairs.append(source[index])
+  return pairs
 
 
 def sample_images(source: Source, count: int) -> UInt8[np.ndarray, 'n s s 3']:

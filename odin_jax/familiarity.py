@@ -15,6 +15,8 @@ Mahalanobis', per feature:
 which is about 1 for images of the same kind. `limit` is a quantile of d over
 images of training that m, s and C were not taken from, or a least one: where
 all are of one or a few videos these lie closer together than their kind does.
+
+What is seen through another lens is unlike them, too, whatever it looks like.
 """
 
 import dataclasses
@@ -35,6 +37,10 @@ NUM_IMAGES, FEWEST_IMAGES = 512, 100
 # Share of the images of training that is nearer than the limit.
 QUANTILE = 0.98
 LEAST_LIMIT = 1.5
+# Focal lengths so many times shorter or longer than any of training are far off:
+# of 55 degrees, 1.9 times, a model of 90 loses half of what it is ahead of the
+# swept source.
+_FOCAL_RATIO = 1.25
 _SHRINKAGE = 0.05
 _LEVELS = 4
 # Of sRGB values in [0, 1]: less is no contrast.
@@ -54,12 +60,23 @@ class Familiarity:
     deviation: of each feature.
     inverse: of their shrunk correlations.
     limit: what is farther is unlike them.
+    fov_deg: full fields of view, the narrowest and the widest; None: not known.
   """
 
   mean: Float64[np.ndarray, 'f']
   deviation: Float64[np.ndarray, 'f']
   inverse: Float64[np.ndarray, 'f f']
   limit: float
+  fov_deg: tuple[float, float] | None = None
+
+  def is_of_lens(self, fov_deg: float) -> bool:
+    """Whether a field of view is about one of those of training."""
+    if self.fov_deg is None:
+      return True
+    narrowest, asked, widest = np.tan(
+      np.deg2rad([self.fov_deg[0], fov_deg, self.fov_deg[1]]) / 2
+    )
+    return bool(narrowest / _FOCAL_RATIO <= asked <= widest * _FOCAL_RATIO)
 
   def distance(self, image: Image) -> float:
     """Of an image at the size of the model; see above."""
@@ -108,8 +125,15 @@ def features(image: Image) -> Float64[np.ndarray, 'f']:
   return np.array(values, np.float64)
 
 
-def of_images(images: Images) -> Familiarity:
-  """What images are like; every other one is for the limit alone."""
+def of_images(
+  images: Images, fov_deg: tuple[float, float] | None = None
+) -> Familiarity:
+  """What images are like; every other one is for the limit alone.
+
+  Args:
+    images: some of those of training.
+    fov_deg: see `Familiarity`.
+  """
   rows = np.stack([features(image) for image in images])
   fitted, others = rows[::2], images[1::2]
   deviation = fitted.std(axis=0) + _FLOOR
@@ -120,26 +144,35 @@ def of_images(images: Images) -> Familiarity:
   found = Familiarity(mean, deviation, np.linalg.inv(shrunk), np.inf)
   distances = [found.distance(image) for image in others]
   limit = max(LEAST_LIMIT, np.quantile(distances, QUANTILE))
-  return dataclasses.replace(found, limit=float(limit))
+  return dataclasses.replace(found, limit=float(limit), fov_deg=fov_deg)
 
 
 def _digest(familiarity: Familiarity) -> str:
-  return digests.of_arrays(
-    [np.asarray(x) for x in dataclasses.astuple(familiarity)]
-  )
+  values = dataclasses.astuple(familiarity)
+  return digests.of_arrays([np.asarray(x) for x in values if x is not None])
 
 
-def write(workdir: str | os.PathLike[str], images: Images) -> None:
+def write(
+  workdir: str | os.PathLike[str],
+  images: Images,
+  fov_deg: tuple[float, float] | None = None,
+) -> None:
   """Writes what images of training are like beside the checkpoints.
 
   Nothing where there are too few to say.
+
+  Args:
+    workdir: of the training.
+    images: some of those of it.
+    fov_deg: see `Familiarity`.
   """
   if len(images) < FEWEST_IMAGES:
     return
-  found = of_images(images)
+  found = of_images(images, fov_deg)
   fields = {
     name: np.asarray(value).tolist()
     for name, value in dataclasses.asdict(found).items()
+    if value is not None
   }
   files.write_json(
     pathlib.Path(workdir) / NAME,
@@ -168,13 +201,17 @@ def read(workdir: str | os.PathLike[str]) -> Familiarity | None:
   path = path_of(workdir)
   if not path.exists():
     return None
-  names = [field.name for field in dataclasses.fields(Familiarity)]
+  # Earlier versions have no fields of view.
+  names = ['mean', 'deviation', 'inverse', 'limit']
   content = files.read_json(path, 'what a model was trained on', names)
   try:
     arrays = [np.array(content[name], np.float64) for name in names]
-    found = Familiarity(*arrays[:-1], float(arrays[-1]))
+    lens = content.get('fov_deg')
+    found = Familiarity(
+      *arrays[:-1], float(arrays[-1]), lens and (float(lens[0]), float(lens[1]))
+    )
     is_whole = _digest(found) == content.get('digest')
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, LookupError):
     is_whole = False
   if not is_whole:
     raise errors.UserError(

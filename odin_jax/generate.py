@@ -198,8 +198,8 @@ _SAMPLER = flags.DEFINE_enum(
 _NUM_STEPS = flags.DEFINE_integer(
   'num_steps',
   _PROTOCOL.num_steps,
-  'Steps of the sampler per view.',
-  lower_bound=1,
+  'Steps of the sampler per view; 0: 2 of a model with spheres, 10 of others.',
+  lower_bound=0,
 )
 _SPACING = flags.DEFINE_enum(
   'spacing',
@@ -385,10 +385,10 @@ def _and_others(runs: list[_Run]) -> str:
 
 def _familiar(
   run: _Run, size_px: int, workdir: pathlib.Path
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
   """How far the image is from those of the model's training; None: not known.
 
-  Says so where it is farther than nearly all of them.
+  Says so where it is farther than nearly all of them, or of another lens.
   """
   known = familiarity.read(workdir)
   if known is None:
@@ -404,7 +404,16 @@ def _familiar(
       distance,
       known.limit,
     )
-  return {'distance': distance, 'limit': known.limit}
+  if not known.is_of_lens(run.start.fov_deg):
+    logging.warning(
+      '%s: its views are %.0f degrees wide, those that the model was trained on '
+      '%.0f to %.0f: expect worse ones than it gives of its own kind; training '
+      'on views as wide helps',
+      run.image,
+      run.start.fov_deg,
+      *known.fov_deg,
+    )
+  return {'distance': distance, 'limit': known.limit, 'fov_deg': known.fov_deg}
 
 
 def _load(workdir: pathlib.Path) -> predictors.Model:

@@ -144,13 +144,18 @@ class Warp:
 BASELINES = {baseline.name: baseline for baseline in (Copy, Mean, Sweep, Warp)}
 
 
+# Of models without spheres, and with them.
+_USUAL_STEPS = (10, 2)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
   """How samples are drawn; configs/evaluate.py has the usual way.
 
   Attributes:
     sampler: one of `odin_jax.diffusion.sampler.SAMPLERS`.
-    num_steps: of the sampler.
+    num_steps: of the sampler; 0 is what suits the model: two of one with
+      spheres, whose first step has the picture already, else ten.
     guidance: scale of classifier-free guidance; 1 is none.
     guidance_rescale: share of the conditional output's deviation that the
       guided one is given back (2305.08891, section 3.4); 0 is none.
@@ -357,7 +362,7 @@ class Model:
     Raises:
       errors.UserError: as `load_model`.
     """
-    sampling = _spaced(sampling, self._config)
+    sampling = _completed(sampling, self._config)
     _check('the model', sampling, self._config)
     return Model(
       *self._arrays,
@@ -414,10 +419,14 @@ class Model:
     return views
 
 
-def _spaced(sampling: Sampling, config: Any) -> Sampling:
-  """With a spacing, which is that of the training config where none is given."""
-  spacing = sampling.spacing or config['diffusion']['spacing']
-  return dataclasses.replace(sampling, spacing=spacing)
+def _completed(sampling: Sampling, config: Any) -> Sampling:
+  """With the steps and the spacing that go with the model, if none are given."""
+  spheres = bool(config['model'].get('spheres'))
+  return dataclasses.replace(
+    sampling,
+    num_steps=sampling.num_steps or _USUAL_STEPS[spheres],
+    spacing=sampling.spacing or config['diffusion']['spacing'],
+  )
 
 
 def _check(where: str, sampling: Sampling, config: Any) -> None:
@@ -506,7 +515,7 @@ def load_model(
       many steps, or steps that its prediction cannot take.
   """
   checkpoints, step, config = checkpoint.open_step(workdir, step)
-  sampling = _spaced(sampling, config)
+  sampling = _completed(sampling, config)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
   # Of several processes each predicts for itself.

@@ -336,6 +336,15 @@ def _claim_workdir(
   return path, None
 
 
+def _note_familiarity(workdir: pathlib.Path, source: batches.Source) -> None:
+  """Writes what the views of the records are like."""
+  pairs = batches.sound_pairs(source, familiarity.NUM_IMAGES)
+  widths = [float(pair.fov_deg) for pair in pairs]
+  if widths:
+    images = [pair.source for pair in pairs]
+    familiarity.write(workdir, images, (min(widths), max(widths)))
+
+
 def _finish(
   workdir: pathlib.Path,
   figures: dict[str, Any],
@@ -507,8 +516,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
   }
   if group.is_first:
     if not encoded:
-      images = batches.sound_images(source, familiarity.NUM_IMAGES)
-      familiarity.write(workdir, images)
+      _note_familiarity(workdir, source)
     figures |= stopwatch.figures()
     _finish(workdir, figures, config, f'{count} parameters, {made_of}')
 

@@ -245,7 +245,7 @@ def test_fingerprint_tells_records_apart(folder, tmp_path):
   assert source(folder).fingerprint() != source(tmp_path).fingerprint()
 
 
-def test_sound_images_leave_out_what_is_damaged(tmp_path):
+def test_sound_pairs_leave_out_what_is_damaged(tmp_path):
   records = [
     make_record(np.random.default_rng(i), 'a', 'train') for i in range(3)
   ]
@@ -255,14 +255,15 @@ def test_sound_images_leave_out_what_is_damaged(tmp_path):
   )
   whole = source(tmp_path)
   expected = [whole[i].source for i in (0, 2)]
-  np.testing.assert_array_equal(batches.sound_images(whole, 9), expected)
+  found = [pair.source for pair in batches.sound_pairs(whole, 9)]
+  np.testing.assert_array_equal(found, expected)
   # Not an error: what is said of none is said where they are read.
   (tmp_path / 'none').mkdir()
   tfrecord.write_file(
     tmp_path / 'none' / schema.shard_name('train', 0, 1),
     [schema.encode(records[1])],
   )
-  assert not batches.sound_images(source(tmp_path / 'none'), 9)
+  assert not batches.sound_pairs(source(tmp_path / 'none'), 9)
 
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path):

@@ -76,12 +76,21 @@ def test_it_is_read_as_it_was_written_and_damage_is_refused(tmp_path):
   for image in images[:3]:
     distance = familiarity.read(tmp_path).distance(image)
     assert distance == expected.distance(image)
+  assert familiarity.read(tmp_path).is_of_lens(20.0)
+  familiarity.write(tmp_path, images, (60.0, 90.0))
+  known = familiarity.read(tmp_path)
+  asked = [30.0, 45.0, 55.0, 75.0, 95.0, 110.0, 130.0]
+  assert [known.is_of_lens(fov_deg) for fov_deg in asked] == [
+    *(False, False, True, True, True, False, False)
+  ]
   path = tmp_path / familiarity.NAME
   content = json.loads(path.read_text())
   for changed in (
     {'limit': content['limit'] + 1},
     {'mean': content['mean'][1:]},
     {'inverse': None},
+    {'fov_deg': [60, 80]},
+    {'fov_deg': [60]},
   ):
     path.write_text(json.dumps(content | changed))
     with pytest.raises(errors.UserError, match='damaged'):

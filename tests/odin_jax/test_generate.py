@@ -369,7 +369,7 @@ def test_what_is_transparent_shows_the_background(tmp_path):
     0, 256, (familiarity.FEWEST_IMAGES, SIZE_PX, SIZE_PX, 3), np.uint8
   )
   known.mkdir()
-  familiarity.write(known, noise)
+  familiarity.write(known, noise, (30.0, 40.0))
   said = generate(
     arguments(path, tmp_path / 'white', *short, f'--workdir={known}'),
     arguments(
@@ -388,6 +388,10 @@ def test_what_is_transparent_shows_the_background(tmp_path):
   ]
   assert ['unlike what the model' in text for text in said] == [True, False]
   assert figures[0]['distance'] > figures[0]['limit'] and figures[1] is None
+  # Nor was it of such a lens.
+  lens = 'views are 75 degrees wide, those that the model was trained on 30 to'
+  assert [lens in text for text in said] == [True, False]
+  assert figures[0]['fov_deg'] == [30, 40]
   for name, colour in (('white', 255), ('other', (10, 20, 30))):
     _, frames = read_frames(tmp_path / name)
     assert (frames[0] == colour).all()

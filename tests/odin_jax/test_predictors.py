@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs import train as recipes
 from odin_jax import predictors
 from odin_jax.diffusion import schedule
 from odin_jax.models import odin
@@ -137,6 +138,17 @@ def swept(pose, median_depth=1.0):
   )
   prediction = predictors.Sweep().predict(pairs, np.arange(2))
   return source / 255, prediction
+
+
+@pytest.mark.parametrize('recipe,expected', [('world', 10), ('multisphere', 2)])
+def test_steps_and_spacing_that_nobody_gives_suit_the_model(recipe, expected):
+  config = recipes.get_config(recipe).to_dict()
+  asked = default_sampling.sampling(num_steps=0, spacing='')
+  completed = predictors._completed(asked, config)
+  assert completed.num_steps == expected
+  assert completed.spacing == config['diffusion']['spacing']
+  given = default_sampling.sampling(num_steps=7, spacing='leading')
+  assert predictors._completed(given, config) == given
 
 
 def test_a_sweep_without_motion_is_the_source():

@@ -177,6 +177,7 @@ def test_run_leaves_its_figures(finished):
   # What the images of the records are like, all 120 of them.
   known = json.loads((finished / familiarity.NAME).read_text())
   assert known['images'] == 120 and known['image_size_px'] == 32
+  assert known['fov_deg'] == [90, 90]
   assert figures['step'] == STEPS and figures['restored_step'] == 0
   assert len(figures['params_sha256']) == 64
   assert figures['seconds'] > 0 and figures['peak_rss_mb'] > 0

@@ -123,7 +123,6 @@ EXPECTED = {
     },
     'sampling': {
       'sampler': 'ddim',
-      'steps': 10,
       'guidance': 1.0,
       'ema': True,
       'seed': 0,
