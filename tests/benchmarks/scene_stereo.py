@@ -17,7 +17,9 @@ For each, a JSON line and a row of `scene_stereo.json`:
   sweep_s, fuse_s     CPU seconds: of all depths, and of the mesh from them
   open3d_s            of Open3D's TSDF integration and extraction from the same
                       depths at the same voxel and truncation; perspective
-                      alone (Open3D knows no panoramas); null without Open3D
+                      alone (Open3D knows no panoramas); null without Open3D,
+                      0.20 here (`pip install --target=DIR open3d==0.20.0`, and
+                      DIR at the end of PYTHONPATH)
 
 True points are what all pixels of all views show. COLMAP's own stereo needs
 CUDA, so that pycolmap's has nothing to be compared with on a CPU.

@@ -93,6 +93,19 @@ def test_tfds_opens_the_folder_without_tensorflow(folder):
     if schema.FEATURES[name].kind == 'float':
       assert feature.shape == schema.FEATURES[name].shape
       assert feature.np_dtype == np.float32
+  # And reads what we read, pixels as OpenCV decodes them.
+  ours = record_folder.RecordFolder(folder, 'train')
+  (path,) = (folder / file.name for file in splits['train'].filepaths)
+  texts = tfrecord.RecordFile(path)
+  for text, record in zip(texts, ours, strict=True):
+    theirs = builder.info.features.deserialize_example_np(text)
+    pixels = np.frombuffer(record['source/image'], np.uint8)
+    expected = cv2.imdecode(pixels, cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(theirs['source']['image'], expected)
+    assert theirs['video_id'].decode() == record['video_id']
+    np.testing.assert_array_equal(
+      theirs['target2source'].ravel(), record['target2source'].ravel()
+    )
   assert 'tensorflow' not in sys.modules
 
 
