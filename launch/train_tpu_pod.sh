@@ -12,13 +12,14 @@
 #     --version=v2-alpha-tpuv5-lite
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 #
-# --init, --records and --workdir are addresses, gs://BUCKET/DIR (`pip install
-# gcsfs` into .venv), or lie on a file system that all workers mount under the
-# same path, such as a Filestore share:
+# --init, --records and --workdir are addresses, gs://BUCKET/DIR, or lie on a
+# file system that all workers mount under the same path, such as a Filestore
+# share:
 #
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all \
 #     --command='sudo mkdir -p /mnt/shared && sudo mount -t nfs 10.0.0.2:/share /mnt/shared'
 #
+# It may end with this connection: start it in tmux, on a machine that stays.
 # After a worker was lost or the slice was taken away the same command goes on.
 set -euo pipefail
 
@@ -49,6 +50,14 @@ archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
 git archive --format=tar.gz --output="$archive" HEAD
 gcloud compute tpus tpu-vm scp "$archive" "$name:odin.tar.gz" --zone="$zone" --worker=all
-on_all_workers 'mkdir -p odin && tar -xzf odin.tar.gz -C odin && bash odin/launch/setup.sh --tpu'
+setup='mkdir -p odin && tar -xzf odin.tar.gz -C odin && bash odin/launch/setup.sh --tpu'
+case "$*" in
+  *=gs://*)
+    # Reads and writes buckets; of the version of fsspec.
+    driver='$(grep -o "^fsspec==[^ ]*" odin/requirements.txt | sed s/fsspec/gcsfs/)'
+    setup+=" && odin/.venv/bin/python -m pip install --quiet $driver"
+    ;;
+esac
+on_all_workers "$setup"
 # Started together: each waits for the others.
 on_all_workers "cd odin && exec .venv/bin/python -m odin_jax.train$(printf ' %q' "$@")"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import fsspec
 import pytest
 import yaml
 
@@ -415,6 +416,27 @@ def test_a_slice_gets_this_checkout_and_the_flags(repository, tmp_path):
     f'gcloud compute tpus tpu-vm ssh {on_all}cd odin && exec .venv/bin/python '
     r'-m odin_jax.train --records=/mnt/a\ b --workdir=/mnt/c'
   )
+  # What reads buckets is installed where one is given.
+  calls.unlink()
+  given = ['--records=/mnt/a', '--workdir=gs://bucket/run']
+  subprocess.run(
+    [*script, 'slice', 'zone', *given],
+    cwd=tmp_path,
+    env=environment,
+    check=True,
+  )
+  _, _, install, _ = calls.read_text().splitlines()
+  setup, and_driver = install.split(' && odin/.venv/bin/python -m pip install ')
+  assert setup.endswith(' bash odin/launch/setup.sh --tpu')
+  (tmp_path / 'odin').mkdir()
+  shutil.copy(repository / 'requirements.txt', tmp_path / 'odin')
+  driver = subprocess.run(
+    ['bash', '-c', f'echo {and_driver}'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  ).stdout
+  assert driver == f'--quiet gcsfs=={fsspec.__version__}\n'
   for wrong in ([], ['slice', 'zone'], ['slice', '--records=a', '--workdir=b']):
     done = subprocess.run(
       [*script, *wrong],

@@ -448,9 +448,10 @@ def test_training_goes_on_from_it_and_diffusers_loads_the_result(
   assert facts['moving_average'] and facts['conditioning'] == 'zero123'
 
 
-def test_a_model_of_one_source_starts_from_one_of_several():
+@pytest.mark.parametrize('conditioning', ['se3+sweep', 'clip+se3+sweep'])
+def test_a_model_of_one_source_starts_from_one_of_several(conditioning):
   """Which of one source gives the same: what compares them is 0 then."""
-  saved, config = narrow_config('se3+sweep'), narrow_config('se3+sweep')
+  saved, config = narrow_config(conditioning), narrow_config(conditioning)
   saved['model']['sources'] = 2
   assert not warm_start._lost_channels(config, saved)
   rows = warm_start._rows(
