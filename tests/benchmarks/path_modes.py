@@ -27,7 +27,7 @@ _TOOL = 'tests.benchmarks.path_modes'
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
 _WORKDIR = flags.DEFINE_string('workdir', 'pretrained', 'The model.')
 _WORLDS = flags.DEFINE_integer('worlds', 8, 'How many worlds.', 1)
-_NUM_STEPS = flags.DEFINE_integer('num_steps', 10, 'Steps of the sampler.', 1)
+_NUM_STEPS = flags.DEFINE_integer('num_steps', 2, 'Steps of the sampler.', 1)
 _STEP_LENGTH = flags.DEFINE_float('step_length', 0.05, 'Scene units.')
 _NUM_FRAMES = flags.DEFINE_integer('num_frames', 16, 'Views of a path.', 3)
 # Neither the checkpoint's nor the tests'.
