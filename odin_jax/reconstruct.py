@@ -29,9 +29,13 @@ depths give on average (`odin_jax/geometry/tsdf.py`).
 Output: `points.ply` (binary; points in scene units with colours and normals),
 `mesh.ply` and `mesh.glb` (a coloured surface; none where no depth is believed),
 `index.html` (a page to fly through both, with the cameras; of panoramas what
-they see ahead), `depth/000.png` per view (inverse depth, near is bright, black
-where it is not believed) and `reconstruction.json`. Views that do not agree
-give few points or none, and the figures say so.
+they see ahead), `reconstruction.json`, and per view, named there,
+`depth/000.png` (inverse depth, near is bright, black where it is not believed),
+`depth_maps/000.png` (16 bits; times `depth_unit_scale_factor` of
+`reconstruction.json` depth in scene units, z along the optical axis, of
+panoramas distance; 0 where it is not believed) and `agreeing_views/000.png`
+(how many other views agree on it; `odin_jax/geometry/depth_maps.py`). Views that
+do not agree give few points or none, and the figures say so.
 """
 
 import sys
@@ -49,11 +53,10 @@ import time
 from typing import Any
 
 from absl import flags
-import cv2
-from jaxtyping import Float32
 import numpy as np
 
 from odin_jax.geometry import (
+  depth_maps,
   equirectangular_frames,
   fusion,
   lenses,
@@ -69,7 +72,6 @@ from odin_jax.shared import (
   cores,
   errors,
   files,
-  image_files,
   page,
   progress,
 )
@@ -102,7 +104,7 @@ _MAX_VIEWS = flags.DEFINE_integer(
   lower_bound=2,
 )
 _OUTPUT = command.define_output(
-  'Folder for index.html, points.ply, mesh.ply, mesh.glb, depth/ and figures'
+  'Folder for index.html, points.ply, mesh.ply, mesh.glb, depths and figures'
 )
 _METHOD = flags.DEFINE_enum(
   'method',
@@ -385,28 +387,6 @@ def _reconstruct_by_network(
   )
 
 
-def _write_depths(
-  folder: pathlib.Path,
-  inverse_depths: Float32[np.ndarray, 'n h w'],
-  digits: int,
-) -> list[str]:
-  """Writes depth/000.png ...; returns their names."""
-  folder.mkdir(exist_ok=True)
-  for old in folder.glob('*.png'):
-    old.unlink()
-  believed = inverse_depths[inverse_depths > 0]
-  brightest = np.percentile(believed, 98) if believed.size else 1.0
-  names = []
-  for index, inverse in enumerate(inverse_depths):
-    level = np.clip(inverse / brightest, 0, 1) * 255
-    image = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO)
-    image[inverse == 0] = 0
-    names.append(f'{folder.name}/{index:0{digits}d}.png')
-    # OpenCV's colour maps are BGR.
-    image_files.write(folder.parent / names[-1], image[..., ::-1])
-  return names
-
-
 def _agreement(differences: np.ndarray) -> dict[str, float | int | None]:
   """How far agreeing views differ in depth; null where none agree."""
   if not differences.size:
@@ -535,12 +515,11 @@ def main() -> None:
     fusion.write_ply(temporary, result.cloud)
   mesh = tsdf.fuse(views, result.inverse_depths, voxels=_MESH_VOXELS.value)
   mesh_files.write(output, mesh)
-  depth_names = _write_depths(
-    output / 'depth', result.inverse_depths, max(3, len(str(len(names) - 1)))
-  )
+  depth_scale = depth_maps.scale_factor(sweep.max_depth)
+  depth_files = depth_maps.write(output, result, depth_scale)
   per_view = [
-    {'file': name, 'depth_file': depth, **dataclasses.asdict(figures)}
-    for name, depth, figures in zip(names, depth_names, result.figures)
+    {'file': name, **written, **dataclasses.asdict(figures)}
+    for name, written, figures in zip(names, depth_files, result.figures)
   ]
   count = len(result.cloud.points)
   coverage = float(np.mean([row['coverage'] for row in per_view]))
@@ -553,6 +532,7 @@ def main() -> None:
       **given.chosen,
       'method': _METHOD.value,
       'scene_unit': given.unit,
+      'depth_unit_scale_factor': depth_scale,
       **({'truth': given.likeness} if given.truth else {}),
       'num_views': len(names),
       'size_px': size,

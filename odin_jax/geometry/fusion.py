@@ -11,7 +11,7 @@ import os
 from typing import Callable, Iterable
 
 import cv2
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
 import numpy as np
 
 from odin_jax.geometry import lenses, stereo
@@ -79,12 +79,14 @@ class Reconstruction:
   Attributes:
     cloud: all believed points, merged in voxels.
     inverse_depths: per view, 0 where it is not believed.
+    num_agreeing: how many other views agree on it, 0 where it is not believed.
     figures: per view.
     depth_differences: relative differences between agreeing views.
   """
 
   cloud: PointCloud
   inverse_depths: Float32[np.ndarray, 'n h w']
+  num_agreeing: UInt16[np.ndarray, 'n h w']
   figures: list[ViewFigures]
   depth_differences: Float[np.ndarray, 'm']
 
@@ -96,11 +98,13 @@ class CheckedView:
   Attributes:
     points: scene points, mean over the views that agree; rows of `believed`.
     believed: which pixels they belong to.
+    num_agreeing: how many other views agree on each pixel, believed or not.
     depth_differences: relative differences between agreeing views.
   """
 
   points: Float[np.ndarray, 'n 3']
   believed: Bool[np.ndarray, 'h w']
+  num_agreeing: Int[np.ndarray, 'h w']
   depth_differences: Float[np.ndarray, 'm']
 
 
@@ -151,6 +155,7 @@ def check(
   return CheckedView(
     points=total[believed] / (1 + count[believed, None]),
     believed=believed.reshape(views.images.shape[1:3]),
+    num_agreeing=count.reshape(views.images.shape[1:3]),
     depth_differences=np.concatenate([*differences, np.zeros(0)]),
   )
 
@@ -300,6 +305,7 @@ def fuse(
   """
   clouds, figures, differences = [], [], []
   inverse_depths = np.zeros(views.images.shape[:3], np.float32)
+  num_agreeing = np.zeros(inverse_depths.shape, np.uint16)
   for index, depth_map in enumerate(maps):
     if depth_map is None:
       figures.append(ViewFigures(coverage=0.0, correlation=None))
@@ -308,6 +314,7 @@ def fuse(
     clouds.append(cloud_of_view(views, index, depth_map.depth, checked))
     differences.append(checked.depth_differences)
     inverse_depths[index] = np.where(checked.believed, 1 / depth_map.depth, 0)
+    num_agreeing[index] = np.where(checked.believed, checked.num_agreeing, 0)
     scores = depth_map.correlation[depth_map.correlation > -1]
     figures.append(
       ViewFigures(
@@ -320,6 +327,7 @@ def fuse(
   return Reconstruction(
     cloud=merge_in_voxels(join(clouds), voxel),
     inverse_depths=inverse_depths,
+    num_agreeing=num_agreeing,
     figures=figures,
     depth_differences=np.concatenate([*differences, np.zeros(0)]),
   )

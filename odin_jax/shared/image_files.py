@@ -3,7 +3,7 @@
 import pathlib
 
 import cv2
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 import numpy as np
 
 from odin_jax.shared import files
@@ -70,17 +70,22 @@ def decode_square_jpeg(
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def write(path: pathlib.Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
-  """Writes an RGB image, under another name until it is whole.
+def write(
+  path: pathlib.Path,
+  image: UInt8[np.ndarray, 'h w 3'] | UInt16[np.ndarray, 'h w'],
+) -> None:
+  """Writes an image, under another name until it is whole.
 
   Args:
     path: its suffix says the format.
-    image: sRGB.
+    image: sRGB, or one number of 16 bits per pixel, which PNG holds.
 
   Raises:
     OSError: it cannot be written; names the path.
   """
+  if image.ndim == 3:
+    image = image[..., ::-1]
   # cv2.imwrite says yes where the disk is full.
-  _, data = cv2.imencode(path.suffix, image[..., ::-1])
+  _, data = cv2.imencode(path.suffix, image)
   with files.atomic_path(path) as temporary:
     temporary.write_bytes(data)

@@ -156,6 +156,20 @@ def test_the_command_makes_a_scene_of_an_exported_video(tmp_path, walk):
   assert figures['camera'] == 'equirectangular'
   assert figures['component'] == 1 and figures['num_views'] == 3
   assert 'median depth' in figures['scene_unit']
+  scale = figures['depth_unit_scale_factor']
+  assert scale == pytest.approx(4e-4)
+  _, distances = ROOM.panoramas(views.camera2scene[[0, 2, 4]], 32)
+  found = [
+    cv2.imread(
+      str(tmp_path / 'out' / row['depth_map_file']), cv2.IMREAD_UNCHANGED
+    )
+    for row in figures['per_view']
+  ]
+  known = np.stack(found) > 0
+  assert known.mean() == pytest.approx(figures['coverage'])
+  off = np.abs(np.stack(found) * scale / distances - 1)[known]
+  # Measured: 0.017 of panoramas of 64x32.
+  assert np.median(off) < 0.025
   cloud = trimesh.load(tmp_path / 'out' / 'points.ply', process=False)
   assert figures['points'] == len(cloud.vertices) > 300
   on_walls = np.abs(np.asarray(ROOM.half) - np.abs(cloud.vertices)).min(axis=1)

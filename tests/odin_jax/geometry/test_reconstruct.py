@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial import cKDTree
 import trimesh
 
-from odin_jax.geometry import fusion, stereo, trajectory
+from odin_jax.geometry import depth_maps, fusion, stereo, trajectory
 from odin_jax.shared import camera, digests, psnr
 from tests.helpers import commands
 from tests.helpers.room_views import Room
@@ -217,6 +217,45 @@ def test_a_ply_file_reads_back_in_trimesh(tmp_path, count):
   np.testing.assert_array_equal(loaded.colors[:, :3], cloud.colours)
 
 
+def test_depth_maps_read_back_as_depths_and_who_agrees(tmp_path, sideways):
+  _, depths, result = sideways
+  (tmp_path / 'depth_maps').mkdir()
+  (tmp_path / 'depth_maps' / '006.png').write_bytes(b'of an earlier run')
+  scale = depth_maps.scale_factor(stereo.SWEEP.max_depth)
+  assert scale == 0.001
+  written = depth_maps.write(tmp_path, result, scale)
+  found = read_maps(tmp_path, written, 'depth_map_file') * scale
+  believed = result.inverse_depths > 0
+  np.testing.assert_array_equal(found > 0, believed)
+  np.testing.assert_allclose(
+    found[believed], 1 / result.inverse_depths[believed], atol=0.501 * scale
+  )
+  # As of the depths themselves, above.
+  assert np.median(np.abs(found / depths - 1)[believed]) < 0.012
+  agreeing = read_maps(tmp_path, written, 'agreeing_views_file')
+  assert agreeing[~believed].max() == 0
+  assert agreeing[believed].min() == TWO_AGREE.num_views
+  assert agreeing.max() == len(depths) - 1
+  assert not (tmp_path / 'depth_maps' / '006.png').exists()
+
+
+def test_a_depth_map_says_unknown_of_what_16_bits_do_not_hold():
+  depth = np.float32([[0.0004, 0.0006, 65.535, 65.536, 1e6]])
+  encoded = depth_maps.encode(1 / depth, 0.001)
+  np.testing.assert_array_equal(encoded, [[0, 1, 65535, 0, 0]])
+  unknown = np.zeros((1, 2), np.float32)
+  np.testing.assert_array_equal(depth_maps.encode(unknown, 0.001), [[0, 0]])
+
+
+def read_maps(folder, rows, key):
+  """Maps of all views, as any program reads PNGs of 16 bits."""
+  maps = [
+    cv2.imread(str(folder / row[key]), cv2.IMREAD_UNCHANGED) for row in rows
+  ]
+  assert all(each.dtype == np.uint16 and each.ndim == 2 for each in maps)
+  return np.stack(maps).astype(np.float64)
+
+
 def write_folder(folder, views):
   (folder / 'frames').mkdir(parents=True)
   frames = []
@@ -349,6 +388,16 @@ def test_the_command_takes_depth_of_a_network(tmp_path):
   cloud = trimesh.load(output / 'points.ply', process=False)
   truth = surface_points(views, depths)[::7]
   assert np.quantile(cKDTree(truth).query(cloud.vertices)[0], 0.95) < 0.02
+  # The network knows them to 1e-4, and they are rounded.
+  scale = figures['depth_unit_scale_factor']
+  found = read_maps(output, figures['per_view'], 'depth_map_file') * scale
+  known = found > 0
+  assert known.mean() == pytest.approx(figures['coverage'])
+  assert np.abs(found - depths)[known].max() < 0.5 * scale + 1e-4
+  agreeing = read_maps(output, figures['per_view'], 'agreeing_views_file')
+  np.testing.assert_array_equal(
+    agreeing >= figures['agreement']['num_views'], known
+  )
 
 
 def test_the_command_ends_well_without_a_single_point(tmp_path):
