@@ -1,5 +1,6 @@
 """The loop of training, and what it leaves in the workdir as it goes on."""
 
+import collections
 import contextlib
 import pathlib
 import time
@@ -34,6 +35,8 @@ from odin_jax.training import trackers as tracking
 
 # Of the records that an error names.
 _MOST_NAMED = 6
+# What a process says that cannot read a batch; no signal has this number.
+_UNREAD = 1000
 
 
 def _flops(compiled: Any) -> float:
@@ -45,6 +48,44 @@ def _flops(compiled: Any) -> float:
     with contextlib.suppress(ValueError):
       flops = max(flops, float(costs.of(compiled.as_text()).flops))
   return flops
+
+
+class _Ahead:
+  """Batches, of several processes read two steps ahead.
+
+  What one process says all know a step later (`hosts.Poll`). So one that cannot
+  read a batch makes the step before that with the others, as their last.
+
+  Args:
+    stream: of batches.
+    group: of processes.
+
+  Attributes:
+    fault: why no more can be read; None so far.
+  """
+
+  def __init__(
+    self, stream: Iterator[posed_pair.PosedPair], group: hosts.Group
+  ):
+    self._stream = stream
+    self._wanted = 3 if group.of > 1 else 1
+    self._read: collections.deque[Any] = collections.deque()
+    self.fault: errors.UserError | OSError | None = None
+
+  def next(self) -> Any:
+    """The next batch.
+
+    Raises:
+      errors.UserError, OSError: it cannot be read.
+    """
+    while not self.fault and len(self._read) < self._wanted:
+      try:
+        self._read.append(next(self._stream))
+      except (errors.UserError, OSError) as error:
+        self.fault = error
+    if not self._read:
+      raise self.fault
+    return self._read.popleft()
 
 
 class Keeper:
@@ -148,14 +189,23 @@ class Keeper:
     reason: errors.UserError | OSError,
   ) -> errors.UserError:
     """Saves what is done, where no more batches come; what to say of it."""
-    text = str(reason)
-    if isinstance(reason, OSError):
-      text = f'{self._records}: cannot be read: {reason}'
-    # Of several processes the others are at the next step.
-    if self.done > self._first and self.group.of == 1:
+    # Of several processes that cannot read one of the first two batches the
+    # others are at a step.
+    is_saved = self.done > self._first and self.group.of == 1
+    if is_saved:
       if self._watch.has_steps:
         self._write_row(state, None)
       self._save(state, frozen)
+    return self.unread(reason, is_saved=is_saved)
+
+  def unread(
+    self, reason: errors.UserError | OSError | None, *, is_saved: bool
+  ) -> errors.UserError:
+    """What to say where no more batches come, here or in another process."""
+    text = str(reason or 'another process cannot read its records')
+    if isinstance(reason, OSError):
+      text = f'{self._records}: cannot be read: {reason}'
+    if is_saved:
       text += (
         f'; step {self.done} is saved, the same command goes on from there'
       )
@@ -252,7 +302,7 @@ def run(
       cannot be written.
   """
   steps, group = keeper.config['steps'], keeper.group
-  poll = hosts.Poll(group)
+  poll, ahead = hosts.Poll(group), _Ahead(stream, group)
   compiled, stopped_by = None, 0
   with (
     contextlib.closing(keeper),
@@ -265,7 +315,7 @@ def run(
     while keeper.done < steps and not stopped_by:
       since = time.monotonic()
       try:
-        batch = next(stream)
+        batch = ahead.next()
       except (errors.UserError, OSError) as error:
         raise keeper.keep_unread(state, fixed[0], error) from error
       waited_s = time.monotonic() - since
@@ -274,10 +324,12 @@ def run(
         waited_s = 0.0
       state = keeper.make(compiled, state, waited_s, batch, *fixed)
       # Asked once: what comes after the save must not end it without one.
-      stopped_by = poll.largest(interrupt.number)
+      stopped_by = poll.largest(_UNREAD if ahead.fault else interrupt.number)
       is_last = keeper.done == steps or bool(stopped_by)
       loss = keeper.keep(state, fixed[0], is_last=is_last)
       if loss is not None:
         bar.set_postfix_str(f'loss={loss:.4f}', refresh=False)
       bar.update()
+  if stopped_by == _UNREAD and keeper.done < steps:
+    raise keeper.unread(ahead.fault, is_saved=True) from ahead.fault
   return state, stopped_by

@@ -13,13 +13,13 @@ import socket
 import numpy as np
 import pytest
 
-from odin_jax.shared import locks
+from odin_jax.shared import errors, locks
 from tests.helpers import commands
 from tests.helpers.posed_records import write_records
 
-STEPS = 6
+STEPS = 9
 # A file WORKDIR.faultN, [process, signal], is what befalls a process when it
-# takes the batch of step N.
+# reads the batch of step N; 0: it cannot.
 SETUP = """
 import json, os, pathlib, signal, sys
 from flax import nnx
@@ -60,6 +60,8 @@ def faulty(dataset, *, first_step, **others):
       process, number = json.loads(fault.read_text())
       if int(flag('process_id', 0)) == process:
         fault.unlink()
+        if not number:
+          raise OSError('the disk is gone')
         # The guard; a scheduler signals to the work, too.
         if number == signal.SIGTERM:
           os.kill(os.getpid(), number)
@@ -125,24 +127,31 @@ def ends(folder):
 
   One with eight devices does it all. In another workdir two of four devices are
   stopped; four of two go on, until one of them is killed; and one ends it. Two
-  that share no disk are stopped, go on until the first is killed, and end it;
-  one finds it reached.
+  that share no disk go on until one cannot read its records, the first is
+  killed, and both are stopped; then they end it, and one finds it ended.
   """
   write_records(folder / 'records', 'train', {'a': 20, 'b': 20})
-  for step, number in {1: signal.SIGTERM, 5: signal.SIGKILL}.items():
+  # Batches are read two steps ahead.
+  for step, number in {3: signal.SIGTERM, 7: signal.SIGKILL}.items():
     (folder / f'parts.fault{step}').write_text(json.dumps([1, number]))
-  for step, fault in {1: [1, signal.SIGTERM], 4: [0, signal.SIGKILL]}.items():
+  for step, fault in {
+    # Step 3 is the last that can be made.
+    3: [1, 0],
+    7: [0, signal.SIGKILL],
+    8: [1, signal.SIGTERM],
+  }.items():
     (folder / f'afar.fault{step}').write_text(json.dumps(fault))
 
   def afar(of):
     return lines(folder, 'afar', of, kind='file://')
 
-  (whole, *stopped), killed, (last, *there), (read,) = commands.run_together(
+  (whole, *stopped), killed, (last, *ended), *there = commands.run_together(
     'odin_jax.train',
     [
       [*lines(folder, 'whole', 1), *lines(folder, 'parts', 2), *afar(2)],
       [*lines(folder, 'parts', 4), *afar(2)],
       [*lines(folder, 'parts', 1), *afar(2)],
+      afar(2),
       afar(1),
     ],
     SETUP,
@@ -155,9 +164,7 @@ def ends(folder):
     'stopped': stopped[:2],
     'killed': killed[:4],
     'last': last,
-    'stopped_afar': stopped[2:],
-    'killed_afar': killed[4:],
-    'there': [*there, read],
+    'afar': [stopped[2:], killed[4:], ended, *there],
   }
 
 
@@ -165,7 +172,7 @@ def test_all_save_the_same_step_when_one_is_stopped(ends):
   for status, stderr in ends['stopped']:
     assert status == os.EX_TEMPFAIL, stderr[-2000:]
     line = stderr.splitlines()[-1]
-    assert re.search(r'stopped by SIGTERM: step [23] of 6 is saved in', line)
+    assert re.search(r'stopped by SIGTERM: step [34] of 9 is saved in', line)
     assert 'Traceback' not in stderr
   # The first alone tells how far it is.
   assert 'devices: 8 x cpu' in ends['stopped'][0][1]
@@ -180,7 +187,7 @@ def test_one_that_is_killed_ends_all_with_a_line(ends, folder):
     assert stderr.splitlines()[-1] == (
       'process 1 of 4 is gone; the same commands go on, on all machines'
     )
-  assert re.search('from step [23] of 6\n', first[1])
+  assert re.search('from step [34] of 9\n', first[1])
   # Whoever was killed, and whatever the others were at.
   assert not (folder / 'parts' / locks.NAME).exists()
 
@@ -196,26 +203,36 @@ def test_processes_compute_what_one_does(ends, folder):
   losses = [[row['loss'] for row in of_run] for of_run in (whole, parts)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
   figures = json.loads((folder / 'parts' / 'final.json').read_text())
-  assert figures['restored_step'] in (2, 3, 4)
+  assert figures['restored_step'] in (3, 4, 6)
 
 
 def test_processes_that_share_no_disk_meet_behind_an_address(ends, folder):
-  for status, stderr in ends['stopped_afar']:
+  unread, killed, stopped, ended, (read,) = ends['afar']
+  for status, stderr in unread:
+    assert status == errors.UserError.exit_status, stderr[-2000:]
+    # Of the process that cannot, or of the other one.
+    assert re.search(
+      'cannot (be read: the disk is gone|read its records); step 3 is saved, the '
+      'same command goes on',
+      stderr,
+    )
+    assert 'Traceback' not in stderr
+  assert 'cannot be read: the disk is gone' in unread[1][1]
+  assert killed[0][0] == -signal.SIGKILL
+  assert killed[1][0] == os.EX_TEMPFAIL, killed[1][1][-2000:]
+  assert killed[1][1].splitlines()[-1].startswith('process 0 of 2 is gone;')
+  for status, stderr in stopped:
     assert status == os.EX_TEMPFAIL, stderr[-2000:]
     assert 'is saved in file://' in stderr.splitlines()[-1]
-  for status, stderr in ends['there']:
+  for status, stderr in (*ended, read):
     assert status == 0, stderr[-2000:]
   whole, afar = (rows(folder / name) for name in ('whole', 'afar'))
   losses = [[row['loss'] for row in of_run] for of_run in (whole, afar)]
   np.testing.assert_allclose(*losses, rtol=1e-6)
-  first, other = ends['killed_afar']
-  assert first[0] == -signal.SIGKILL
-  assert other[0] == os.EX_TEMPFAIL, other[1][-2000:]
-  assert other[1].splitlines()[-1].startswith('process 0 of 2 is gone;')
   # From what two made, and as it is there for whoever reads it.
-  assert re.search('from step [234] of 6\n', ends['there'][0][1])
-  assert 'from step 6 of 6\n' in ends['there'][2][1]
+  assert 'from step 8 of 9\n' in ended[0][1]
+  assert 'from step 9 of 9\n' in read[1]
   assert {path.name for path in (folder / 'afar/checkpoints').iterdir()} == {
-    '4',
-    '6',
+    '8',
+    '9',
   }
