@@ -1,8 +1,8 @@
 """Images that people give: any common file -> upright 8-bit RGB, or one line.
 
 Other people's files hold more than three channels of 8 bits: transparency, 16
-bits, a palette, CMYK, an orientation, several pictures, half of a picture.
-Each comes out as a viewer shows it, or is refused.
+bits, a palette, CMYK, colours of another gamut, an orientation, several
+pictures, half of a picture. Each comes out as a viewer shows it, or is refused.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxtyping import Shaped, UInt8
 import numpy as np
 from PIL import Image, ImageColor
 
-from odin_jax.shared import errors, files, impostors
+from odin_jax.shared import colour_profiles, errors, files, impostors
 
 WHITE = (255, 255, 255)
 # The largest panoramas have 16384 x 8192 pixels. A header can promise any
@@ -97,7 +97,8 @@ def read(
   """An image as a viewer shows it, RGB.
 
   Grey, palettes, CMYK and 16 bits become RGB of 8 bits, EXIF's orientation is
-  obeyed.
+  obeyed, and so is an embedded ICC profile, except by a PNG of 16 bits or grey
+  of 16 bits, which LittleCMS is not given: a warning says so.
 
   Args:
     path: of the file.
@@ -130,7 +131,9 @@ def size_px(path: str | os.PathLike[str], what: str) -> tuple[int, int]:
 def read_stored(
   path: str | os.PathLike[str], what: str, *, upright: bool = True
 ) -> Shaped[np.ndarray, 'h w c']:
-  """An image upright, with its alpha and its 16 bits.
+  """An image upright, in sRGB, with its alpha and its 16 bits.
+
+  Of 16 bits an embedded ICC profile is not obeyed, see `read`.
 
   Args:
     path: of the file.
@@ -249,8 +252,9 @@ def _check_is_single(path: pathlib.Path, image: Image.Image) -> None:
 def _pixels(
   path: pathlib.Path, data: bytes, image: Image.Image
 ) -> Shaped[np.ndarray, 'h w c']:
-  """RGB or RGBA as it is stored."""
+  """RGB or RGBA, as many bits as are stored."""
   if image.format == 'PNG' and data[24] == 16:
+    colour_profiles.warn_if_not_srgb(image, path)
     # Pillow has no 16 bits but in grey.
     stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is None:
@@ -260,6 +264,7 @@ def _pixels(
     order = cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
     return cv2.cvtColor(stored, order)
   if image.mode in _GREY_16 or (image.mode, image.format) == ('I', 'PPM'):
+    colour_profiles.warn_if_not_srgb(image, path)
     grey = np.asarray(image).astype(np.uint16)
     return np.repeat(grey[..., None], 3, axis=-1)
   if image.mode in ('I', 'F'):
@@ -267,8 +272,7 @@ def _pixels(
       f'{path}: has 32 bits per pixel, whose range is not known; export it '
       'with 8 or 16 bits'
     )
-  mode = 'RGBA' if image.has_transparency_data else 'RGB'
-  return np.asarray(image.convert(mode))
+  return np.asarray(colour_profiles.to_rgb(image, path))
 
 
 # -- Whether all of a JPEG is there --------------------------------------------

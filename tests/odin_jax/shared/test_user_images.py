@@ -6,10 +6,11 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 import pytest
 
 from odin_jax.shared import errors, user_images
+from tests.helpers import icc_profiles
 
 HEIGHT, WIDTH = 40, 56
 
@@ -196,6 +197,136 @@ def test_a_transparent_palette_colour_shows_the_background(tmp_path):
   np.testing.assert_array_equal(
     read(tmp_path, data, background=(1, 2, 3)), expected
   )
+
+
+@pytest.fixture
+def warned(monkeypatch):
+  lines = []
+  monkeypatch.setattr(
+    'absl.logging.warning', lambda text, *values: lines.append(text % values)
+  )
+  return lines
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('name', ['display_p3', 'adobe_rgb'])
+def test_colours_of_a_wide_gamut_become_srgb(tmp_path, warned, name, kind):
+  pixels = np.random.default_rng(0).integers(0, 256, RGB.shape, np.uint8)
+  options = {'lossless': True} if kind == 'WEBP' else {}
+  data = encoded(pixels, kind, icc_profile=icc_profiles.rgb(name), **options)
+  expected = icc_profiles.srgb_of(pixels, name)
+  found = read(tmp_path, data)
+  assert np.abs(found - expected).max() < 1.1
+  # Which is not what the levels say.
+  assert np.abs(found - pixels.astype(float)).max() > 20
+  assert warned == []
+
+
+def test_colours_of_a_palette_and_of_a_jpeg_become_srgb(tmp_path):
+  profile = icc_profiles.rgb('display_p3')
+  data, colours = EXACT['palette']
+  data = encoded(
+    Image.open(io.BytesIO(data)), 'PNG', lambda x: x, icc_profile=profile
+  )
+  expected = icc_profiles.srgb_of(colours, 'display_p3')
+  assert np.abs(read(tmp_path, data) - expected).max() < 1.1
+  options = {'quality': 98, 'subsampling': 0}
+  data = encoded(RGB, 'JPEG', icc_profile=profile, **options)
+  expected = icc_profiles.srgb_of(RGB, 'display_p3')
+  assert np.abs(read(tmp_path, data) - expected).mean() < 2
+
+
+@pytest.mark.parametrize('is_grey', [False, True])
+def test_transparency_stays_what_it_is_beside_a_profile(tmp_path, is_grey):
+  alpha = smooth(1, seed=1)
+  if is_grey:
+    pixels, profile = GREY[..., :1], icc_profiles.grey(lambda x: x**1.8)
+    expected = icc_profiles.to_levels((GREY / 255) ** 1.8)
+  else:
+    pixels, profile = RGB, icc_profiles.rgb('display_p3')
+    expected = icc_profiles.srgb_of(RGB, 'display_p3')
+  data = encoded(np.dstack([pixels, alpha]), 'PNG', icc_profile=profile)
+  (tmp_path / 'image').write_bytes(data)
+  found = user_images.read_stored(tmp_path / 'image', 'an image')
+  np.testing.assert_array_equal(found[..., 3:], alpha)
+  assert np.abs(found[..., :3] - expected).max() < 1.1
+
+
+def test_a_grey_profile_and_one_of_colours_that_was_left(tmp_path):
+  profile = icc_profiles.grey(lambda x: x**1.8)
+  data = encoded(GREY[..., 0], 'PNG', icc_profile=profile)
+  expected = icc_profiles.to_levels((GREY / 255) ** 1.8)
+  assert np.abs(read(tmp_path, data) - expected).max() < 1.1
+  assert np.abs(GREY - expected).max() > 10
+  profile = icc_profiles.rgb('adobe_rgb')
+  data = encoded(GREY[..., 0], 'PNG', icc_profile=profile)
+  expected = icc_profiles.srgb_of(GREY, 'adobe_rgb')
+  assert np.abs(read(tmp_path, data) - expected).max() < 1.1
+
+
+def test_paints_of_a_printer_become_srgb(tmp_path):
+  # From white paper to black, with a tint of its own for each paint.
+  paints = np.indices((2, 2, 2, 2)).transpose(1, 2, 3, 4, 0)
+  lab = np.zeros((2, 2, 2, 2, 3))
+  lab[..., 0] = 100 - paints @ [20, 25, 10, 45]
+  lab[..., 1:] = paints @ [[-15, -20], [30, 0], [0, 40], [0, 0]]
+  lab[1, 1, 1, 1] = 0
+  lab[0, 0, 0, 0, 1:] = 0
+  pixels = np.uint8(255 * paints.reshape(4, 4, 4))
+  data = encoded(pixels, 'TIFF', cmyk, icc_profile=icc_profiles.cmyk(lab))
+  # Levels of L*a*b* in the profile have 8 bits.
+  expected = icc_profiles.srgb_of_lab(lab).reshape(4, 4, 3)
+  assert np.abs(read(tmp_path, data) - expected).max() < 4
+  plain = np.asarray(cmyk(pixels).convert('RGB')).astype(float)
+  assert np.abs(plain - expected).max() > 50
+
+
+LITTLE_CMS = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+@pytest.mark.parametrize(
+  'profile', [icc_profiles.rgb('srgb'), LITTLE_CMS], ids=['table', 'LittleCMS']
+)
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_what_is_srgb_stays_what_it_is(tmp_path, warned, profile, channels):
+  shape = (256, 64, channels)
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  pixels = pixels[..., 0] if channels == 1 else pixels
+  plain = read(tmp_path, encoded(pixels, 'PNG'))
+  found = read(tmp_path, encoded(pixels, 'PNG', icc_profile=profile))
+  np.testing.assert_array_equal(found, plain)
+  assert warned == []
+
+
+P3 = icc_profiles.rgb('display_p3')
+UNUSABLE = {
+  'cut': P3[:200],
+  'no profile': b'profile',
+  'without its primaries': P3.replace(b'rXYZ', b'qXYZ'),
+  'of paints': icc_profiles.cmyk(np.zeros((2, 2, 2, 2, 3))),
+  'of grey': icc_profiles.grey(lambda x: x**1.8),
+}
+
+
+@pytest.mark.parametrize('kind', UNUSABLE)
+def test_a_profile_that_cannot_be_used_is_said(tmp_path, warned, kind):
+  data = encoded(RGB, 'PNG', icc_profile=UNUSABLE[kind])
+  np.testing.assert_array_equal(read(tmp_path, data), RGB)
+  (line,) = warned
+  assert line.startswith(f'{tmp_path / "image"}: its colour profile cannot be')
+  assert 'taken as sRGB' in line and '\n' not in line
+
+
+def test_a_profile_beside_16_bits_is_said_not_to_be_obeyed(tmp_path, warned):
+  data = png_16(RGB[..., ::-1].astype(np.uint16) * 257)
+  for profile, count in ((LITTLE_CMS, 0), (P3, 1)):
+    body = b'iCCP' + b'name\0\0' + zlib.compress(profile)
+    chunk = struct.pack('>I', len(body) - 4) + body
+    chunk += struct.pack('>I', zlib.crc32(body))
+    image = read(tmp_path, data[:33] + chunk + data[33:])
+    np.testing.assert_array_equal(image, RGB)
+    assert len(warned) == count
+  assert '16 bits' in warned[0]
 
 
 def test_colours_are_levels_or_names():
