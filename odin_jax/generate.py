@@ -15,7 +15,9 @@ The path has a name (`odin_jax/geometry/trajectory.py`) or comes from a file:
 poses.json of another run, transforms.json or camera_path.json of nerfstudio, a
 folder with a model of COLMAP. Of a file the first camera is that of the image,
 and `--scale` says how many scene units its unit is (1 is the median distance
-of what the image shows). `--preview` draws the cameras, without a model.
+of what the image shows). Its poses alone are taken: a line warns of another field
+of view than that of the views, of distortion, and of a path that leaves what the
+image shows. `--preview` draws the cameras, without a model.
 
 Each view is conditioned on a view that exists already (`--condition_on`):
 
@@ -275,20 +277,52 @@ def _check_of_use(names: list[str]) -> None:
       )
 
 
-def _path(name: str) -> Float[np.ndarray, 'n 3 4']:
+def _path(name: str) -> paths.CameraPath:
   """The path of a name, or that of a file, as the flags ask for it.
 
   Raises:
     errors.UserError: no such path or file.
   """
   if name in trajectory.PATHS:
-    return trajectory.camera_path(name, _NUM_FRAMES.value, _STEP_LENGTH.value)
+    return paths.CameraPath(
+      trajectory.camera_path(name, _NUM_FRAMES.value, _STEP_LENGTH.value)
+    )
   if not os.path.exists(name):
     raise errors.UserError(
       f'--trajectory={name}: no such file, and none of the paths '
       f'{", ".join(sorted(trajectory.PATHS))}'
     )
   return paths.read(name, _SCALE.value)
+
+
+def _warn_of_lenses(
+  name: str, path: paths.CameraPath, image: str, fov_deg: float
+) -> None:
+  """Says what a file tells of its cameras that the views do not have."""
+  left_out = path.left_out(fov_deg)
+  if left_out:
+    logging.warning(
+      '--trajectory=%s: of its cameras only the poses are taken, the rest is '
+      'that of %s: %s',
+      name,
+      image,
+      left_out,
+    )
+
+
+def _warn_of_reach(name: str, path: paths.CameraPath) -> None:
+  """Says that a path leaves what the image shows."""
+  reach = np.abs(path.camera2scene[..., 3]).max()
+  if reach > trajectory.MOST_UNITS:
+    logging.warning(
+      '--trajectory=%s: goes %.4g scene units away, where nothing of the image '
+      'is seen (1 is the median distance of what it shows; up to %g make '
+      'sense): give a smaller %s',
+      name,
+      reach,
+      trajectory.MOST_UNITS,
+      '--step_length' if name in trajectory.PATHS else '--scale',
+    )
 
 
 def _runs() -> list[_Run]:
@@ -300,7 +334,9 @@ def _runs() -> list[_Run]:
   """
   names = _TRAJECTORY.value or [_USUAL_PATH]
   _check_of_use(names)
-  poses = [_path(name) for name in names]
+  taken = [_path(name) for name in names]
+  for name, path in zip(names, taken, strict=True):
+    _warn_of_reach(name, path)
   starts = [
     given.read(
       image,
@@ -311,9 +347,10 @@ def _runs() -> list[_Run]:
     for image in _IMAGE.value
   ]
   runs = []
-  for (image, start), (name, camera2scene) in itertools.product(
-    zip(_IMAGE.value, starts, strict=True), zip(names, poses, strict=True)
+  for (image, start), (name, path) in itertools.product(
+    zip(_IMAGE.value, starts, strict=True), zip(names, taken, strict=True)
   ):
+    _warn_of_lenses(name, path, image, start.fov_deg)
     # By what tells it from the others.
     parts = [pathlib.Path(image).stem] if len(starts) > 1 else []
     parts += [pathlib.Path(name).stem] if len(names) > 1 else []
@@ -322,7 +359,7 @@ def _runs() -> list[_Run]:
         image=image,
         start=start,
         trajectory=name,
-        camera2scene=camera2scene,
+        camera2scene=path.camera2scene,
         folder=pathlib.Path(
           _OUTPUT.value, *(['-'.join(parts)] if parts else [])
         ),

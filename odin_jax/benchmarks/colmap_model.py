@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import posed_views
+from odin_jax.benchmarks import lenses, posed_views
 from odin_jax.shared import camera, errors, files
 
 
@@ -64,15 +64,33 @@ def scene2camera(image: Any, path: pathlib.Path) -> Float[np.ndarray, '3 4']:
   )
 
 
-def camera2scene(path: pathlib.Path) -> Float[np.ndarray, 'n 3 4']:
-  """Poses of all images of the model in a folder, in the order of their names.
+def cameras(
+  path: pathlib.Path,
+) -> tuple[Float[np.ndarray, 'n 3 4'], tuple[lenses.Lens, ...]]:
+  """`camera2scene` and lenses of all images of the model in a folder.
+
+  They are in the order of the images' names.
 
   Raises:
     errors.UserError: as `read` and `scene2camera`.
   """
-  posed = [image for image in read(path).images.values() if image.has_pose]
-  poses = [
-    camera.inverse(scene2camera(image, path))
-    for image in sorted(posed, key=lambda image: image.name)
-  ]
-  return np.array(poses).reshape(-1, 3, 4)
+  model = read(path)
+  posed = sorted(
+    (image for image in model.images.values() if image.has_pose),
+    key=lambda image: image.name,
+  )
+  poses = [camera.inverse(scene2camera(image, path)) for image in posed]
+  return np.array(poses).reshape(-1, 3, 4), tuple(
+    _lens(model.cameras[image.camera_id]) for image in posed
+  )
+
+
+def _lens(camera_of: Any) -> lenses.Lens:
+  """Of a `pycolmap.Camera`."""
+  if not camera_of.is_perspective_pinhole():
+    return lenses.Lens(is_pinhole=False)
+  focal = camera_of.focal_length_x, camera_of.focal_length_y
+  size = float(camera_of.width), float(camera_of.height)
+  return lenses.Lens(
+    lenses.square_fov_deg(focal, size), camera_of.is_undistorted()
+  )

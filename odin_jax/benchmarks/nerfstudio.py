@@ -13,7 +13,7 @@ from typing import Any, Mapping
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import posed_views
+from odin_jax.benchmarks import lenses, posed_views
 from odin_jax.geometry import ply_files
 from odin_jax.shared import camera, errors, files, opengl
 
@@ -63,6 +63,34 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
   return posed_views.PosedViews(
     layout=path.name, unit=f'unit of {path.name}', views=tuple(views)
   )
+
+
+def lens(frame: Mapping[str, Any]) -> lenses.Lens:
+  """What is told of a frame's camera where its picture need not be there.
+
+  Args:
+    frame: its values over those of all frames.
+
+  Raises:
+    KeyError, TypeError, ValueError: it is malformed.
+  """
+  if frame.get('camera_model', _MODELS[0]) not in _MODELS or frame.get(
+    'is_fisheye'
+  ):
+    return lenses.Lens(is_pinhole=False)
+  is_pinhole = not any(float(frame.get(name, 0)) for name in _COEFFICIENTS)
+  if 'w' in frame and 'h' in frame:
+    size = float(frame['w']), float(frame['h'])
+  elif 'cx' in frame and 'cy' in frame:
+    size = 2 * float(frame['cx']), 2 * float(frame['cy'])
+  elif 'camera_angle_x' in frame and 'fl_x' not in frame:
+    # Of Blender's scenes, whose pictures are square.
+    size = 1.0, 1.0
+  else:
+    return lenses.Lens(is_pinhole=is_pinhole)
+  matrix = _intrinsics(frame, size)
+  focal = float(matrix[0, 0]), float(matrix[1, 1])
+  return lenses.Lens(lenses.square_fov_deg(focal, size), is_pinhole)
 
 
 def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:
@@ -169,7 +197,7 @@ def _lens(
 
 
 def _intrinsics(
-  frame: Mapping[str, Any], size: posed_views.Size
+  frame: Mapping[str, Any], size: posed_views.Size | tuple[float, float]
 ) -> posed_views.Matrix:
   width, height = size
   if 'fl_x' in frame:

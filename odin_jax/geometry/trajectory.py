@@ -16,6 +16,9 @@ from odin_jax.shared import camera
 
 Path = Float[np.ndarray, 'n 3 4']
 Pose = Float[np.ndarray, '3 4']
+# A camera that is farther away, along any axis, sees nothing of what the image
+# shows.
+MOST_UNITS = 20.0
 # What the camera's place follows from: how far it has come.
 _ByDistance = Callable[[float], Pose]
 # The pose of view `index` of `last`, of steps of a length.

@@ -14,8 +14,6 @@ from odin_jax.shared import errors
 DRAWN = 'drawn'
 PATHS = (*sorted(trajectory.PATHS), DRAWN)
 MOST_CORNERS = 200
-# A camera that is farther away sees nothing of what the image shows.
-_MOST_UNITS = 20.0
 _PANORAMA = {'': None, 'yes': True, 'no': False}
 
 
@@ -133,6 +131,9 @@ def _line(text: str) -> tuple[tuple[float, float], ...]:
   if len(corners) > MOST_CORNERS or any(len(corner) != 2 for corner in corners):
     raise ValueError(f'give up to {MOST_CORNERS} corners as x,z;x,z')
   return tuple(
-    tuple(_number(value, -_MOST_UNITS, _MOST_UNITS) for value in corner)
+    tuple(
+      _number(value, -trajectory.MOST_UNITS, trajectory.MOST_UNITS)
+      for value in corner
+    )
     for corner in corners
   )

@@ -284,6 +284,42 @@ def test_a_path_is_taken_from_what_other_programs_write(
   assert len(frames) == len(of_orbit) == 4
 
 
+def test_what_is_left_out_of_a_path_is_said(tmp_path, photo):
+  poses = trajectory.camera_path('forward', 3, 0.5)
+  (tmp_path / 'path.json').write_text(
+    json.dumps(
+      {
+        'fov_deg': 40.0,
+        'frames': [{'camera2scene': pose.ravel().tolist()} for pose in poses],
+      }
+    )
+  )
+  of_file = f'--trajectory={tmp_path / "path.json"}'
+  named = ('--trajectory=forward', '--num_frames=3')
+  lines = [
+    [line for line in stderr.splitlines() if '--trajectory=' in line]
+    for stderr in generate(
+      *(
+        arguments(photo, tmp_path / str(number), '--preview', *flags)
+        for number, flags in enumerate(
+          [
+            (of_file,),
+            (of_file, '--fov_deg=40'),
+            (of_file, '--fov_deg=40', '--scale=19'),
+            (of_file, '--fov_deg=40', '--scale=21'),
+            (*named, '--step_length=9'),
+            (*named, '--step_length=11'),
+          ]
+        )
+      )
+    )
+  ]
+  assert [len(found) for found in lines] == [1, 0, 0, 1, 0, 1]
+  assert '40.0 degrees wide, the views are 75.0' in lines[0][0]
+  assert '21 scene units' in lines[3][0] and 'smaller --scale' in lines[3][0]
+  assert '22 scene units' in lines[5][0] and '--step_length' in lines[5][0]
+
+
 def test_anchors_are_made_first_and_others_from_the_nearest(outputs):
   figures = json.loads((outputs / 'anchors' / 'generate.json').read_text())
   # 3, 6 and 9 first, each from the nearest of those before.

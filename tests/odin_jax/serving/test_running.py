@@ -298,7 +298,7 @@ def test_a_job_is_what_a_person_would_type(tmp_path):
   assert given == {'--trajectory': 'line.json'}
   # The cameras that the page showed are those that are imagined.
   np.testing.assert_allclose(
-    paths.read(folder / 'line.json', 1.0),
+    paths.read(folder / 'line.json', 1.0).camera2scene,
     settings.camera2scene(
       settings.Settings(trajectory='drawn', line=line, look='along')
     ),
