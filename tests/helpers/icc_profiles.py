@@ -104,10 +104,10 @@ def _profile(space, tags, kind=b'mntr', pcs=b'XYZ '):
   return header.ljust(128, b'\0') + table + body
 
 
-def rgb(name):
-  """Of three primaries and a curve."""
+def rgb(name, error=0.0):
+  """Of a curve and of three primaries, which are so far from the true ones."""
   curve = _curve(CURVES[name](np.linspace(0, 1, 4096)))
-  columns = adapted(rgb2xyz(name)).T
+  columns = adapted(rgb2xyz(name)).T + np.outer([1, -1, 0], np.full(3, error))
   tags = {b'wtpt': _xyz(D50)}
   tags |= {key + b'XYZ': _xyz(x) for key, x in zip((b'r', b'g', b'b'), columns)}
   tags |= {key + b'TRC': curve for key in (b'r', b'g', b'b')}
