@@ -538,8 +538,8 @@ def test_a_model_is_sampled_otherwise_as_if_it_had_been_loaded_so(finished):
   model, single = (load_model(finished, num_steps=n) for n in (3, 1))
   again = model.resampled(default_sampling.sampling(num_steps=1))
   assert again.protocol == single.protocol
-  with pytest.raises(errors.UserError, match='num_steps=0'):
-    model.resampled(default_sampling.sampling(num_steps=0))
+  with pytest.raises(errors.UserError, match='num_steps=-1'):
+    model.resampled(default_sampling.sampling(num_steps=-1))
 
 
 def test_averaged_and_last_parameters_differ(finished):
@@ -563,7 +563,7 @@ def test_model_that_is_not_there_is_one_clear_error(finished, tmp_path):
   with pytest.raises(errors.UserError, match='guidance'):
     load_model(finished, guidance=3.0)
   with pytest.raises(errors.UserError, match='num_steps'):
-    load_model(finished, num_steps=0)
+    load_model(finished, num_steps=-1)
 
 
 def test_baselines_are_what_their_names_say():
