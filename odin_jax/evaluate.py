@@ -436,6 +436,7 @@ def _evaluate(group: hosts.Group) -> None:
     for name, source in loaded.sources.items():
       single.evaluate(asked[name], source, *loaded[1:], group=group)
     return
+  inputs.warn_of_training_seeds(loaded.sources, loaded.data)
 
   # -- Each predictor, in a folder of its own where there are several ----------
   output = pathlib.Path(_OUTPUT.value)

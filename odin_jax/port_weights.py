@@ -76,6 +76,7 @@ from odin_jax.shared import (
   progress,
   record_folder,
   workdirs,
+  world_names,
 )
 
 _TOOL = 'odin_jax.port_weights'
@@ -320,9 +321,8 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
     ('videos',),
   )
   settings = dict(note['settings'])
-  # The names of worlds hold their seed.
   videos = [video['video_id'] for video in manifest['videos']]
-  if not all(name.startswith(f'{settings["seed"]}_') for name in videos):
+  if {world_names.seed_of(name) for name in videos} != {settings['seed']}:
     raise errors.UserError(
       f'{root / "worlds.json"}: is of seed {settings["seed"]}, and the worlds '
       f'are not, such as {videos[0]}; give the folder as it was made'

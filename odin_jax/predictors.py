@@ -16,7 +16,7 @@ import numpy as np
 
 from odin_jax import sharding
 from odin_jax.benchmarks.pairs import PairTruth
-from odin_jax.checkpoints import checkpoint
+from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.diffusion import in_turn, sampler, schedule
 from odin_jax.geometry import visibility
 from odin_jax.models import conditioning, encoders, odin, sweep
@@ -543,6 +543,7 @@ def load_model(
       'ported_from': config.get('ported_from'),
       'checkpoint_step': step,
       'started_from': config.get('init') or None,
+      'pretraining_seeds': pretrained.seeds(workdir, config),
       # A ported one tells nothing of its training.
       'training_steps': None
       if checkpoint.is_ported(config)

@@ -30,8 +30,10 @@ import pathlib
 from typing import Any
 
 from absl import flags
+import jax
 import numpy as np
 
+from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.experimenting import reconstruction, running
 from odin_jax.shared import command, errors, files, provenance, workdirs
 
@@ -88,11 +90,30 @@ def _rows(scene: pathlib.Path) -> dict[str, dict[str, float] | None] | None:
   return rows
 
 
+def _check_seed(folder: pathlib.Path) -> None:
+  """Refuses worlds that the model is known to have been trained on.
+
+  Raises:
+    errors.UserError: they are, or there is no such checkpoint.
+  """
+  # The stages need the accelerator, which one process at a time can have.
+  jax.config.update('jax_platforms', 'cpu')
+  checkpoints, _, config = checkpoint.open_step(folder, _CHECKPOINT_STEP.value)
+  checkpoints.close()
+  if _SEED.value in pretrained.seeds(folder, config):
+    raise errors.UserError(
+      f'--seed={_SEED.value}: the checkpoint that comes with the project, which '
+      f'{_WORKDIR.value} is or started from, was trained on worlds of this '
+      'seed; give another one'
+    )
+
+
 def main() -> None:
   """Makes worlds and views, and scores what is reconstructed of them."""
   workdir = _WORKDIR.value
   asked = _CHECKPOINT_STEP.value
   folder = workdirs.require(workdir, 'a training run', asked)
+  _check_seed(folder)
   if not workdirs.is_pretrained(workdir):
     # The stages run in the repository.
     workdir = str(folder.resolve())

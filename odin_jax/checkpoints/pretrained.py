@@ -21,8 +21,10 @@ The word `pretrained` in the place of a workdir means it
 
 import functools
 import hashlib
+import itertools
+import os
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import jax
 import ml_dtypes
@@ -33,7 +35,7 @@ import safetensors.numpy
 from odin_jax import sharding
 from odin_jax.checkpoints import checksums
 from odin_jax.models import encoders
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, workdirs
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'pretrained'
 WEIGHTS = 'multisphere.safetensors'
@@ -86,6 +88,42 @@ def origin(sha256: str | None) -> dict[str, Any]:
       f'whose SHA-256 is {sha256}; get the version of the project that has it'
     )
   return {name: note[name] for name in _ORIGIN if name in note}
+
+
+def _lineage() -> Iterator[Mapping[str, Any]]:
+  """What is known of the checkpoint, then of the one it started from, ..."""
+  note = read_note()
+  while note is not None:
+    yield note
+    note = note.get('started_from')
+
+
+def seeds(
+  workdir: str | os.PathLike[str], config: Mapping[str, Any]
+) -> list[int]:
+  """Seeds of the worlds that a model has seen by way of this checkpoint.
+
+  Args:
+    workdir: of the model, or the word for the checkpoint itself.
+    config: of its checkpoint.
+
+  Returns:
+    none of a run that did not start from it, or from a version that is not
+    known here.
+
+  Raises:
+    errors.UserError: see `read_note`.
+  """
+  if workdirs.is_pretrained(workdir):
+    seen = _lineage()
+  elif sha256 := config.get(INIT_SHA256):
+    # The run may have started from what this one started from itself.
+    seen = itertools.dropwhile(
+      lambda note: note['sha256'] != sha256, _lineage()
+    )
+  else:
+    return []
+  return sorted({note['data']['seed'] for note in seen})
 
 
 class Pretrained:

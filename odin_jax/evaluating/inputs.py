@@ -11,7 +11,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.geometry import visibility
-from odin_jax.shared import errors, workdirs
+from odin_jax.shared import errors, workdirs, world_names
 
 MODEL = predictors.Model.name
 
@@ -194,6 +194,36 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
       )
   logging.info(sharding.devices_text())
   return predictor
+
+
+def worlds_of_training_seeds(
+  source: predictors.Predictor | scoring.Given, data: Data
+) -> list[str]:
+  """Which of the scored worlds are of seeds that a model was trained on.
+
+  By their names: those of worlds that were filmed tell no seed.
+  """
+  seeds = source.protocol.get('pretraining_seeds', ())
+  names = {facts.get('video_id', '') for facts in data.pair_set.facts}
+  return sorted(name for name in names if world_names.seed_of(name) in seeds)
+
+
+def warn_of_training_seeds(
+  sources: Mapping[str, predictors.Predictor | scoring.Given], data: Data
+) -> None:
+  """Says that figures are not of unseen worlds, where that is known."""
+  seen = {
+    name
+    for source in sources.values()
+    for name in worlds_of_training_seeds(source, data)
+  }
+  if seen:
+    logging.warning(
+      '%d of the worlds are of a seed that the model was trained on, such as '
+      '%s: scores on them are not those on unseen worlds',
+      len(seen),
+      min(seen),
+    )
 
 
 def pose_order(asked: request.Request, count: int) -> Int[np.ndarray, 'n']:

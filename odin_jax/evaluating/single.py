@@ -129,6 +129,14 @@ def _true_depth(data: inputs.Data) -> dict[str, Any]:
   }
 
 
+def _training_seeds(
+  source: predictors.Predictor | scoring.Given, data: inputs.Data
+) -> dict[str, Any]:
+  """Worlds that are no unseen ones, where there are any."""
+  names = inputs.worlds_of_training_seeds(source, data)
+  return {'worlds_of_training_seeds': names} if names else {}
+
+
 def _done(asked: request.Request, of_source: dict[str, Any]) -> dict[str, Any]:
   """What was done, by lines of a table, for `protocols.departures`."""
   config = asked.config
@@ -167,6 +175,7 @@ def _protocol(
     'code_commit': provenance.commit(),
     'samples_per_pair': asked.config['num_samples'],
     'model': source.protocol,
+    **_training_seeds(source, data),
     'rules': {**rules, 'lpips': perceptual.net},
     'metrics': {
       **metrics.definitions(

@@ -19,6 +19,7 @@ from odin_jax.shared import (
   files,
   panorama_schema,
   schema,
+  world_names,
 )
 from preprocessing.procedural import (
   footage,
@@ -408,7 +409,7 @@ class PairsJob:
   def name(self) -> str:
     """The world's `video_id`."""
     kind = self.kinds[self.index % len(self.kinds)]
-    return f'{self.seed}_{self.index:05d}_{kind}'
+    return world_names.name(self.seed, self.index, kind)
 
   def build_world(self) -> scenes.World:
     """The world, the same whenever it is built."""

@@ -46,6 +46,8 @@ class Model:
       'checkpoint_step': step or 7, **dataclasses.asdict(sampling), 'ema': ema,
       'prediction': 'eps',
     }
+    if (pathlib.Path(workdir) / 'trained_on_7').exists():
+      self.protocol['pretraining_seeds'] = [7]
   def resampled(self, sampling):
     return Model(self.stop.parent, sampling, 1, self.protocol['ema'])
   def predict(self, pairs, seeds):
@@ -93,6 +95,7 @@ def levels(images):
   return images.mean(axis=(1, 2)).repeat(5, axis=1)
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
+SEEN = ['7_00000_unique_room', '7_00012_unique_outdoor']
 
 
 def evaluate(*command_lines):
@@ -208,6 +211,17 @@ def outputs(data):
     lines[replayed] = [
       f'--replay={metrics_file}',
       f'--output={folder / replayed}',
+    ]
+  # Of a model that has seen worlds of a seed.
+  (folder / 'seen' / 'trained_on_7').mkdir(parents=True)
+  write_records(folder / 'worlds', 'test', {**COUNTS, **dict.fromkeys(SEEN, 1)})
+  for name, of_records in (('seen', 'worlds'), ('unseen', data.name)):
+    lines[name] = [
+      f'--data={folder / of_records}',
+      f'--workdir={folder / "seen"}',
+      '--predictor=copy,model',
+      '--config.lpips=',
+      f'--output={folder / f"of_{name}"}',
     ]
   # The same command three times: stopped, gone on with, and undisturbed.
   (folder / 'stopping').mkdir()
@@ -336,6 +350,21 @@ def test_lpips_is_there_without_asking(outputs):
   assert (
     'alex' in meaning['lpips'] and meaning['lpips_sha256'][:8] == '7af66b7c'
   )
+
+
+def test_worlds_of_seeds_that_the_model_was_trained_on_are_told(outputs):
+  field, words = 'worlds_of_training_seeds', 'the model was trained on'
+  assert read(outputs / 'of_seen/model')['protocol'][field] == SEEN
+  assert field not in read(outputs / 'of_seen/copy')['protocol']
+  own = read(outputs / 'of_seen')['predictors']['model']['protocol']
+  assert own[field] == SEEN
+  lines = (outputs / 'seen.stderr').read_text().splitlines()
+  (line,) = [line for line in lines if words in line]
+  assert (
+    f'2 of the worlds are of a seed that {words}, such as {SEEN[0]}' in line
+  )
+  assert field not in read(outputs / 'of_unseen/model')['protocol']
+  assert words not in (outputs / 'unseen.stderr').read_text()
 
 
 def test_every_predictor_gets_the_same_pairs(outputs):

@@ -5,10 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
+from odin_jax.checkpoints import pretrained
 from odin_jax.experimenting import reconstruction
 from odin_jax.geometry import fusion
 from odin_jax.shared import camera, errors, files, image_files
 from tests import test_readme
+from tests.helpers import commands
 
 PAIR = {'index': 2, 'fov_deg': 90.0, 'files': {'source': 'pairs/002.png'}}
 
@@ -32,6 +34,32 @@ def test_stages_have_flags_that_there_are_and_read_what_others_write(
         below = value.removeprefix('/root/')
         assert any(below.startswith(folder) for folder in written), argument
     written.append(stage.folder)
+
+
+def test_worlds_that_the_model_was_trained_on_are_refused_before_any_work(
+  tmp_path,
+):
+  seed = pretrained.read_note()['data']['seed']
+  lines = [
+    ['--workdir=pretrained', f'--seed={x}', f'--output={tmp_path / str(x)}']
+    for x in (seed, seed + 1)
+  ]
+  (refused, why), (_, begun) = commands.run_all(
+    'odin_jax.reconstruction_experiment',
+    lines,
+    setup="""
+from odin_jax.experimenting import running
+from odin_jax.shared import errors
+
+def run(stage, root):
+  raise errors.UserError(f'{stage.folder} would begin')
+
+running.run = run
+""",
+  )
+  assert refused == 2 and f'--seed={seed}: the checkpoint that comes' in why
+  assert not (tmp_path / str(seed)).exists()
+  assert 'data would begin' in begun
 
 
 @pytest.fixture

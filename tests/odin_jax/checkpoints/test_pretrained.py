@@ -20,7 +20,7 @@ from configs import worlds as world_rules
 from odin_jax import batches, port_weights, sharding
 from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.models import encoders, odin
-from odin_jax.shared import errors, posed_pair, schema, workdirs
+from odin_jax.shared import errors, posed_pair, schema, workdirs, world_names
 from odin_jax.training import warm_start
 from preprocessing.procedural import scenes, true_pairs
 from preprocessing.views import alignment
@@ -271,6 +271,23 @@ def test_a_run_that_started_from_it_tells_what_both_have_seen(
   assert not (tmp_path / 'no').exists()
 
 
+def test_the_seeds_that_a_model_has_seen_are_those_of_all_before_it(shipped):
+  note = json.loads((shipped / pretrained.NOTE).read_text())
+  first = {**note, 'sha256': 'first', 'data': {'seed': SEED + 1}}
+  note |= {'started_from': first}
+  (shipped / pretrained.NOTE).write_text(json.dumps(note))
+
+  def seeds(**config):
+    return pretrained.seeds('run', config)
+
+  assert pretrained.seeds('pretrained', {}) == [SEED, SEED + 1]
+  assert seeds(init_sha256=note['sha256']) == [SEED, SEED + 1]
+  assert seeds(init_sha256='first') == [SEED + 1]
+  assert seeds(init_sha256='unknown') == seeds(init='') == []
+  model = default_sampling.load_model('pretrained', num_steps=1, guidance=1.0)
+  assert model.protocol['pretraining_seeds'] == [SEED, SEED + 1]
+
+
 def test_training_starts_from_it(trained, shipped):
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   start = warm_start.load(PRETRAINED, trained.config, mesh)
@@ -432,7 +449,7 @@ def test_worlds_of_another_seed_are_others(tmp_path):
       rules=rules(),
       fingerprint='',
     )
-    assert job.name.startswith(f'{seed}_')
+    assert world_names.seed_of(job.name) == seed
     poses[seed] = job.build_world().walk.frame2world(4.0)
   for seed in (0, 1000):
     assert np.abs(poses[seed] - poses[SEED]).max() > 0.1
