@@ -30,10 +30,8 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import jax
 import numpy as np
 
-from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.experimenting import reconstruction, running
 from odin_jax.shared import command, errors, files, provenance, workdirs
 
@@ -96,6 +94,11 @@ def _check_seed(folder: pathlib.Path) -> None:
   Raises:
     errors.UserError: they are, or there is no such checkpoint.
   """
+  # Here, for a command reads its flags before what is slow to load.
+  import jax
+
+  from odin_jax.checkpoints import checkpoint, pretrained
+
   # The stages need the accelerator, which one process at a time can have.
   jax.config.update('jax_platforms', 'cpu')
   checkpoints, _, config = checkpoint.open_step(folder, _CHECKPOINT_STEP.value)
