@@ -147,8 +147,10 @@ def _link(
 
 def resolve(num_pairs: int, equations: Sequence[Link]) -> Scales:
   """Solves for the log scale of every pair."""
+  # In one order, whatever order they come in: of many minima it finds the same.
+  ordered = sorted(map(_forward, equations), key=dataclasses.astuple)
+  log_scale = _System(num_pairs, ordered).solve()
   system = _System(num_pairs, equations)
-  log_scale = system.solve()
   residual = system.residuals(log_scale)
   outliers = [
     Outlier(
@@ -161,6 +163,18 @@ def resolve(num_pairs: int, equations: Sequence[Link]) -> Scales:
   ]
   return Scales(
     log_scale=log_scale, component=system.component, outliers=outliers
+  )
+
+
+def _forward(link: Link) -> Link:
+  """The same equation, from the pair of the lower number."""
+  if link.first <= link.second:
+    return link
+  return dataclasses.replace(
+    link,
+    first=link.second,
+    second=link.first,
+    log_ratio=-link.log_ratio,
   )
 
 

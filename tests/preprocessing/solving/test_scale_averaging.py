@@ -276,9 +276,7 @@ def test_scales_do_not_depend_on_how_equations_are_written(seed, window):
   ]
   turned = [turned[index] for index in rng.permutation(len(turned))]
   again = scale_averaging.resolve(len(true), turned)
-  # Least squares are solved a fixed number of times: of 4204 problems three
-  # ended between 1e-6 and 1e-5 apart.
-  np.testing.assert_allclose(again.log_scale, scales.log_scale, atol=1e-4)
+  np.testing.assert_allclose(again.log_scale, scales.log_scale, atol=1e-6)
   ends = [
     sorted(sorted(outlier[:2]) for outlier in resolved.outliers)
     for resolved in (scales, again)
