@@ -362,7 +362,7 @@ class Model:
     Raises:
       errors.UserError: as `load_model`.
     """
-    sampling = _completed(sampling, self._config)
+    sampling = completed(sampling, self._config)
     _check('the model', sampling, self._config)
     return Model(
       *self._arrays,
@@ -419,7 +419,7 @@ class Model:
     return views
 
 
-def _completed(sampling: Sampling, config: Any) -> Sampling:
+def completed(sampling: Sampling, config: Any) -> Sampling:
   """With the steps and the spacing that go with the model, if none are given."""
   spheres = bool(config['model'].get('spheres'))
   return dataclasses.replace(
@@ -515,7 +515,7 @@ def load_model(
       many steps, or steps that its prediction cannot take.
   """
   checkpoints, step, config = checkpoint.open_step(workdir, step)
-  sampling = _completed(sampling, config)
+  sampling = completed(sampling, config)
   _check(str(workdir), sampling, config)
   averaged = ema and not checkpoint.is_ported(config)
   # Of several processes each predicts for itself.

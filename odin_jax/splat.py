@@ -199,7 +199,7 @@ def _write_page(
     )
     pictures = stereo.ahead(views.images, ahead)
   else:
-    fov_deg = float(np.rad2deg(2 * np.arctan(height / 2 / views.focal_px)))
+    fov_deg = camera.square_fov_deg((views.focal_px,) * 2, (height, height))
     pixel_rad, pictures = 1 / views.focal_px, views.images
   text = scene_page.render(
     title='Gaussians fitted to views',

@@ -313,22 +313,24 @@ def _claim_workdir(
     stack: what is taken to an address is so when it ends.
 
   Returns:
-    its folder, and what carries checkpoints between those of an address.
+    its folder, and what carries checkpoints between those that several processes
+    have of an address.
 
   Raises:
     errors.UserError: it is of others, or not one folder for all.
   """
   if storage.is_address(_WORKDIR.value):
-    if group.is_first:
-      mirrored = stack.enter_context(mirror.Mirror(_WORKDIR.value, _TOOL))
-      if group.of > 1:
-        # Its copy may be ahead of what the others find there.
-        mirrored.push()
+    if not group.is_first:
       group.wait()
-      return mirrored.folder, mirrored.collect
+      follower = mirror.Follower(_WORKDIR.value, group.process)
+      return follower.folder, follower.give
+    mirrored = stack.enter_context(mirror.Mirror(_WORKDIR.value, _TOOL))
+    if group.of == 1:
+      return mirrored.folder, None
+    # Its copy may be ahead of what the others find there.
+    mirrored.push()
     group.wait()
-    follower = mirror.Follower(_WORKDIR.value, group.process)
-    return follower.folder, follower.give
+    return mirrored.folder, mirrored.collect
   path = pathlib.Path(_WORKDIR.value)
   if group.is_first:
     path = files.claim_output(_WORKDIR.value, _TOOL)
@@ -414,7 +416,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
     workdir,
     max_to_keep=config['max_to_keep'],
     keep_period=config['keep_period'],
-    carry=carry if group.of > 1 else None,
+    carry=carry,
   )
   restored_step = checkpoints.latest() or 0
   group.require_same(

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import lenses, posed_views
+from odin_jax.benchmarks import posed_views
 from odin_jax.shared import camera, errors, files
 
 
@@ -66,7 +66,7 @@ def scene2camera(image: Any, path: pathlib.Path) -> Float[np.ndarray, '3 4']:
 
 def cameras(
   path: pathlib.Path,
-) -> tuple[Float[np.ndarray, 'n 3 4'], tuple[lenses.Lens, ...]]:
+) -> tuple[Float[np.ndarray, 'n 3 4'], tuple[posed_views.Lens, ...]]:
   """`camera2scene` and lenses of all images of the model in a folder.
 
   They are in the order of the images' names.
@@ -85,12 +85,10 @@ def cameras(
   )
 
 
-def _lens(camera_of: Any) -> lenses.Lens:
+def _lens(camera_of: Any) -> posed_views.Lens:
   """Of a `pycolmap.Camera`."""
   if not camera_of.is_perspective_pinhole():
-    return lenses.Lens(is_pinhole=False)
+    return posed_views.Lens(is_pinhole=False)
   focal = camera_of.focal_length_x, camera_of.focal_length_y
   size = float(camera_of.width), float(camera_of.height)
-  return lenses.Lens(
-    lenses.square_fov_deg(focal, size), camera_of.is_undistorted()
-  )
+  return posed_views.lens(focal, size, is_pinhole=camera_of.is_undistorted())

@@ -13,7 +13,7 @@ from typing import Any, Mapping
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import lenses, posed_views
+from odin_jax.benchmarks import posed_views
 from odin_jax.geometry import ply_files
 from odin_jax.shared import camera, errors, files, opengl
 
@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> posed_views.PosedViews:
   )
 
 
-def lens(frame: Mapping[str, Any]) -> lenses.Lens:
+def lens(frame: Mapping[str, Any]) -> posed_views.Lens:
   """What is told of a frame's camera where its picture need not be there.
 
   Args:
@@ -77,7 +77,7 @@ def lens(frame: Mapping[str, Any]) -> lenses.Lens:
   if frame.get('camera_model', _MODELS[0]) not in _MODELS or frame.get(
     'is_fisheye'
   ):
-    return lenses.Lens(is_pinhole=False)
+    return posed_views.Lens(is_pinhole=False)
   is_pinhole = not any(float(frame.get(name, 0)) for name in _COEFFICIENTS)
   if 'w' in frame and 'h' in frame:
     size = float(frame['w']), float(frame['h'])
@@ -87,10 +87,10 @@ def lens(frame: Mapping[str, Any]) -> lenses.Lens:
     # Of Blender's scenes, whose pictures are square.
     size = 1.0, 1.0
   else:
-    return lenses.Lens(is_pinhole=is_pinhole)
+    return posed_views.Lens(is_pinhole=is_pinhole)
   matrix = _intrinsics(frame, size)
   focal = float(matrix[0, 0]), float(matrix[1, 1])
-  return lenses.Lens(lenses.square_fov_deg(focal, size), is_pinhole)
+  return posed_views.lens(focal, size, is_pinhole=is_pinhole)
 
 
 def _points(path: pathlib.Path) -> Float[np.ndarray, 'n 3']:

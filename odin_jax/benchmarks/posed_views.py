@@ -121,6 +121,32 @@ class Undistortion:
     return undistorted[top : top + height, left : left + width]
 
 
+@dataclasses.dataclass(frozen=True)
+class Lens:
+  """How a camera sees, where nothing but its pose can be used.
+
+  Attributes:
+    fov_deg: full field of view of the square middle of its picture; None where
+      it is not told, or the lens is no pinhole's but for a distortion.
+    is_pinhole: whether it neither distorts nor is a fisheye or a panorama.
+  """
+
+  fov_deg: float | None = None
+  is_pinhole: bool = True
+
+
+def lens(
+  focal_px: tuple[float, float],
+  size_px: tuple[float, float],
+  *,
+  is_pinhole: bool = True,
+) -> Lens:
+  """Of focal lengths and picture, which tell nothing unless they are positive."""
+  if all(0 < length < np.inf for length in (*focal_px, *size_px)):
+    return Lens(camera.square_fov_deg(focal_px, size_px), is_pinhole)
+  return Lens(None, is_pinhole)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PosedView:
   """A photograph and its camera.
@@ -181,17 +207,17 @@ class PosedView:
       errors.UserError: that point lies outside of the picture.
     """
     k, (width, height) = self.intrinsics, self.size
-    # From the principal point to the nearest border, in focal lengths.
-    half_side = min(
-      min(k[0, 2], width - k[0, 2]) / k[0, 0],
-      min(k[1, 2], height - k[1, 2]) / k[1, 1],
+    # Twice from the principal point to the nearest border.
+    around = (
+      2 * min(k[0, 2], width - k[0, 2]),
+      2 * min(k[1, 2], height - k[1, 2]),
     )
-    if not half_side > 0:
+    if not min(around) > 0:
       raise errors.UserError(
         f'{self.path}: its principal point lies outside of it, so it has no '
         'centred view'
       )
-    return float(np.rad2deg(2 * np.arctan(half_side)))
+    return camera.square_fov_deg((k[0, 0], k[1, 1]), around)
 
   def median_depth(self, fov_deg: float) -> float | None:
     """That of the square view around the principal point; None: not known."""

@@ -224,19 +224,19 @@ def _warn_of_no_checksums(checkpoint: pathlib.Path) -> None:
 
 
 def _carrying(
-  barrier: Callable[..., None], carry: Callable[[], None] | None
+  barrier: Callable[..., None], carry: Callable[[], None]
 ) -> Callable[..., None]:
   """A barrier of Orbax that carries what is written, see `Checkpoints`."""
 
   def wait(*, key: str, timeout_ms: int) -> None:
-    carries = carry if _WRITTEN in key else None
-    if carries and jax.process_index():
-      carries()
+    is_written, is_first = _WRITTEN in key, not jax.process_index()
+    if is_written and not is_first:
+      carry()
     barrier(key=key, timeout_ms=timeout_ms)
-    if carries and not jax.process_index():
-      carries()
+    if is_written and is_first:
+      carry()
 
-  return wait if carry else barrier
+  return wait
 
 
 def is_ported(config: Config) -> bool:
@@ -273,7 +273,9 @@ class Checkpoints:
     from odin_jax.checkpoints import late_json
 
     _pass_over_what_is_abandoned()
+    barrier = None
     if carry:
+      barrier = _carrying(ocp.multihost.get_barrier_sync_fn(), carry)
       # Of metadata of arrays each process waits for a folder that the first
       # makes; nothing here needs them.
       ocp.type_handlers.register_type_handler(
@@ -297,9 +299,7 @@ class Checkpoints:
           + [policies.EveryNSteps(keep_period)] * bool(keep_period)
         ),
         enable_async_checkpointing=not read_only,
-        async_options=ocp.AsyncOptions(
-          barrier_sync_fn=_carrying(ocp.multihost.get_barrier_sync_fn(), carry)
-        ),
+        async_options=ocp.AsyncOptions(barrier_sync_fn=barrier),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,

@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping
 from jaxtyping import Float
 import numpy as np
 
-from odin_jax.benchmarks import colmap_model, lenses, nerfstudio, posed_views
+from odin_jax.benchmarks import colmap_model, nerfstudio, posed_views
 from odin_jax.geometry import view_folder
 from odin_jax.shared import camera, errors, files, opengl
 
@@ -40,7 +40,7 @@ class CameraPath:
   """
 
   camera2scene: Path
-  optics: tuple[lenses.Lens, ...] = ()
+  optics: tuple[posed_views.Lens, ...] = ()
 
   def left_out(self, fov_deg: float) -> str | None:
     """What its lenses have that views do not, in words; None: nothing.
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str], scale: float) -> CameraPath:
   )
 
 
-def _of_json(path: pathlib.Path) -> tuple[Path, tuple[lenses.Lens, ...]]:
+def _of_json(path: pathlib.Path) -> tuple[Path, tuple[posed_views.Lens, ...]]:
   content = files.read_json(path, 'a path')
   for key, (read_pose, read_lens) in _READERS.items():
     entries = content.get(key)
@@ -138,17 +138,17 @@ def _of_keyframe(camera_of: Any, where: str) -> Float[np.ndarray, '3 4']:
 
 
 def _lens(
-  read_lens: Callable[[Mapping[str, Any]], lenses.Lens],
+  read_lens: Callable[[Mapping[str, Any]], posed_views.Lens],
   values: Mapping[str, Any],
-) -> lenses.Lens:
+) -> posed_views.Lens:
   """What can be read of a lens, which the path itself does not need."""
   try:
     return read_lens(values)
   except (KeyError, TypeError, ValueError):
-    return lenses.Lens()
+    return posed_views.Lens()
 
 
-def _lens_of_frame(frame: Mapping[str, Any]) -> lenses.Lens:
+def _lens_of_frame(frame: Mapping[str, Any]) -> posed_views.Lens:
   """Of our poses.json, or of nerfstudio's transforms.json.
 
   Args:
@@ -157,10 +157,10 @@ def _lens_of_frame(frame: Mapping[str, Any]) -> lenses.Lens:
   if 'camera2scene' not in frame:
     return nerfstudio.lens(frame)
   # Paths that were drawn have none.
-  return lenses.Lens(float(frame['fov_deg']))
+  return posed_views.Lens(float(frame['fov_deg']))
 
 
-def _lens_of_keyframe(camera_of: Mapping[str, Any]) -> lenses.Lens:
+def _lens_of_keyframe(camera_of: Mapping[str, Any]) -> posed_views.Lens:
   """Of a path of nerfstudio's viewer, whose `fov` is the vertical one.
 
   See `get_path_from_json` in
@@ -170,14 +170,14 @@ def _lens_of_keyframe(camera_of: Mapping[str, Any]) -> lenses.Lens:
     camera_of: its values over those of all of the path.
   """
   if camera_of.get('camera_type', 'perspective') in _NO_PINHOLES:
-    return lenses.Lens(is_pinhole=False)
+    return posed_views.Lens(is_pinhole=False)
   # Of pictures of height 1.
   with np.errstate(divide='ignore'):
     focal = float(0.5 / np.tan(np.deg2rad(float(camera_of['fov'])) / 2))
   aspect = float(camera_of.get('aspect', 1.0))
   if 'render_width' in camera_of and camera_of.get('render_height'):
     aspect = float(camera_of['render_width'] / camera_of['render_height'])
-  return lenses.Lens(lenses.square_fov_deg((focal, focal), (aspect, 1.0)))
+  return posed_views.lens((focal, focal), (aspect, 1.0))
 
 
 def _matrix(values: Any, rows: int) -> Float[np.ndarray, 'r 4']:

@@ -230,6 +230,19 @@ def intrinsics(fov_deg: float, size_px: int) -> Float[np.ndarray, '3 3']:
   )
 
 
+def square_fov_deg(
+  focal_px: tuple[float, float], size_px: tuple[float | int, float | int]
+) -> float:
+  """Full field of view of a picture's square middle: what both sides have.
+
+  Args:
+    focal_px: along x and y.
+    size_px: width and height.
+  """
+  half_side = min(np.divide(size_px, focal_px)) / 2
+  return float(np.rad2deg(2 * np.arctan(half_side)))
+
+
 def view_rays(fov_deg: float, size_px: int) -> Float[np.ndarray, 's s 3']:
   """Rays through the pixel centres of a square view, with z = 1."""
   u, v = pixel_centres(size_px, size_px)

@@ -34,7 +34,6 @@ from odin_jax.shared import checkpoint_steps, errors, files, locks, storage
 _EVERY_S = 30.0
 _WHOLE = '_CHECKPOINT_METADATA'
 _STEP = re.compile(r'checkpoints/(\d+)/')
-_BEING_WRITTEN = re.compile(r'checkpoints/[^/]*orbax-checkpoint-tmp')
 # Names of what is not finished, here or there.
 _UNFINISHED = re.compile(r'orbax-checkpoint-tmp|(^|/)\.tmp')
 # What tells one content of a file from another, by the kind of store.
@@ -95,11 +94,17 @@ class _Store:
       contextlib.suppress(FileNotFoundError),
     ):
       self._system.rm_file(f'{self._inside}/{name}')
-      if getattr(self._system, 'local_file', False):
-        # It has folders, of which an empty one would pass for a step.
+
+  def tidy(self) -> None:
+    """Removes empty folders, of which one would pass for a step.
+
+    Only files of a machine, `file://`, lie in folders. To be called where no
+    process puts anything there.
+    """
+    if getattr(self._system, 'local_file', False):
+      for folder, _, _ in os.walk(self._inside, topdown=False):
         with contextlib.suppress(OSError):
-          for parent in [*pathlib.PurePath(name).parents][:-1]:
-            os.rmdir(f'{self._inside}/{parent}')
+          os.rmdir(folder)
 
   def _faults_named(self, what: str) -> ContextManager[None]:
     return storage.faults_named(
@@ -263,6 +268,7 @@ class Mirror:
     self._noted_lock.write_text(self._lock)
     self._store.put(self.folder / locks.NAME, locks.NAME)
     try:
+      self._store.tidy()
       self._begin(names, was_mine)
     except BaseException:
       self._store.remove(locks.NAME)
@@ -292,6 +298,7 @@ class Mirror:
     self._thread.join()
     try:
       self.push()
+      self._store.tidy()
       self._store.remove(locks.NAME)
     except (errors.UserError, OSError) as fault:
       text = f'{fault}; what was done is in {self.folder}'
@@ -408,4 +415,8 @@ class Follower:
 
 def _given(names: Iterable[str]) -> list[str]:
   """Of names those of a checkpoint that is being written."""
-  return [name for name in names if _BEING_WRITTEN.match(name)]
+  return [
+    name
+    for name in names
+    if name.startswith('checkpoints/') and _UNFINISHED.search(name)
+  ]

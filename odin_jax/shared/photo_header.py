@@ -9,6 +9,8 @@ from typing import Any, Mapping
 import numpy as np
 from PIL import Image
 
+from odin_jax.shared import camera
+
 # EXIF (CIPA DC-008), in the folder of EXIF's own tags.
 _EXIF = 0x8769
 _FOCAL_LENGTH_35MM = 0xA405
@@ -44,7 +46,7 @@ def fov_deg(path: str | os.PathLike[str]) -> float | None:
   if focal_mm is None or _has_other_proportions(tags, size):
     return None
   focal_px = focal_mm / _DIAGONAL_MM * np.hypot(*size)
-  return float(2 * np.rad2deg(np.arctan(min(size) / 2 / focal_px)))
+  return camera.square_fov_deg((focal_px, focal_px), size)
 
 
 def was_cropped(path: str | os.PathLike[str]) -> bool:

@@ -49,15 +49,14 @@ def _model(pairs: posed_pair.PosedPair) -> predictors.Model:
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   everywhere = sharding.replicated(mesh)
   protocol = evaluate.get_config()
-  names = ('sampler', 'num_steps', 'guidance', 'guidance_rescale')
+  names = ('sampler', 'num_steps', 'spacing', 'guidance', 'guidance_rescale')
   return predictors.Model(
     jax.jit(lambda: odin.init_params(config), out_shardings=everywhere)(),
     jax.device_put(encoders.fit(config, pairs.source), everywhere),
     config,
     mesh=mesh,
-    sampling=predictors.Sampling(
-      spacing=config['diffusion']['spacing'],
-      **{name: protocol[name] for name in names},
+    sampling=predictors.completed(
+      predictors.Sampling(**{name: protocol[name] for name in names}), config
     ),
     batch_size=protocol.batch_size,
     protocol={},

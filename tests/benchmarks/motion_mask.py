@@ -196,9 +196,7 @@ def make_probe(config: Figures) -> Callable:
 def make_sampler(config: Figures, sampling: predictors.Sampling) -> Callable:
   """(params, encoders, pairs, seeds) -> samples."""
   graph = odin.graph(config)
-  sampling = dataclasses.replace(
-    sampling, spacing=config['diffusion']['spacing']
-  )
+  sampling = predictors.completed(sampling, config)
 
   @jax.jit
   def sample(params, frozen, pairs, seeds):

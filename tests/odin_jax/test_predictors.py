@@ -144,11 +144,11 @@ def swept(pose, median_depth=1.0):
 def test_steps_and_spacing_that_nobody_gives_suit_the_model(recipe, expected):
   config = recipes.get_config(recipe).to_dict()
   asked = default_sampling.sampling(num_steps=0, spacing='')
-  completed = predictors._completed(asked, config)
+  completed = predictors.completed(asked, config)
   assert completed.num_steps == expected
   assert completed.spacing == config['diffusion']['spacing']
   given = default_sampling.sampling(num_steps=7, spacing='leading')
-  assert predictors._completed(given, config) == given
+  assert predictors.completed(given, config) == given
 
 
 def test_a_sweep_without_motion_is_the_source():
