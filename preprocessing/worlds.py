@@ -88,6 +88,13 @@ _VIEW_PX = flags.DEFINE_integer(
 _FOV_DEG = flags.DEFINE_float(
   'fov_deg', 90.0, 'With --pairs: field of view of the views.', 20, 140
 )
+_MAX_FOV_DEG = flags.DEFINE_float(
+  'max_fov_deg',
+  None,
+  'With --pairs: each two frames draw a field of view from --fov_deg to this.',
+  20,
+  140,
+)
 _VIEWS_PER_PAIR = flags.DEFINE_integer(
   'views_per_pair', 2, 'With --pairs: views tried per frame pair.', 1
 )
@@ -125,6 +132,7 @@ _PANORAMA_PX = flags.DEFINE_integer(
 _OF_PAIRS = (
   _VIEW_PX,
   _FOV_DEG,
+  _MAX_FOV_DEG,
   _VIEWS_PER_PAIR,
   _MAX_GAP_S,
   _SPLIT_BY,
@@ -235,6 +243,7 @@ def write_pairs(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     movers=_MOVERS.value,
     depth_px=_DEPTH_PX.value,
     panorama_px=_PANORAMA_PX.value,
+    max_fov_deg=_MAX_FOV_DEG.value,
   )
   settings = {**dataclasses.asdict(rules), 'seed': _SEED.value, 'kinds': kinds}
   # With the features: parts of which only some have one do not go together.
@@ -325,6 +334,11 @@ def main() -> None:
     raise errors.UserError('--width and --height: must be even for H.264')
   if _PANORAMA_PX.value % 2:
     raise errors.UserError('--panorama_px: must be even')
+  if (_MAX_FOV_DEG.value or 180) < _FOV_DEG.value:
+    raise errors.UserError(
+      f'--max_fov_deg={_MAX_FOV_DEG.value:g}: less than '
+      f'--fov_deg={_FOV_DEG.value:g}; give a larger one'
+    )
   _view_rules()
   _check_used()
   stopwatch = command.Stopwatch()

@@ -56,6 +56,8 @@ class PairRules:
     movers: see `scenes.build_world`.
     depth_px: side of the maps of true depth; 0: records have none.
     panorama_px: width of the panoramas that are kept, too; 0: none.
+    max_fov_deg: every frame pair draws a field of view from that of `views` to
+      this one; None: all have that of `views`.
   """
 
   num_records: int
@@ -68,6 +70,15 @@ class PairRules:
   movers: int | None = None
   depth_px: int = 0
   panorama_px: int = 0
+  max_fov_deg: float | None = None
+
+  def of_drawn_lens(self, rng: np.random.Generator) -> 'PairRules':
+    """The same for views of one field of view."""
+    if self.max_fov_deg is None:
+      return self
+    fov_deg = rng.uniform(self.views.fov_deg, self.max_fov_deg)
+    views = dataclasses.replace(self.views, fov_deg=float(fov_deg))
+    return dataclasses.replace(self, views=views)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +221,17 @@ def make_records(
     if len(records) >= rules.num_records:
       break
     ends = frames[source], frames[target]
-    choice = _choose(*ends, unit_m, rules, rng)
+    of_pair = rules.of_drawn_lens(rng)
+    choice = _choose(*ends, unit_m, of_pair, rng)
     reasons.update(choice.reasons)
     for view_pair in choice.view_pairs[: rules.num_records - len(records)]:
-      depths = _median_depths(world, ends, view_pair, unit_m, rules)
+      depths = _median_depths(world, ends, view_pair, unit_m, of_pair)
       if not all(depths.values()):
         reasons[rejections.Reason.LITTLE_OVERLAP] += 1
         continue
       records.append(
         {
-          **_record(world, ends, view_pair, unit_m, rules),
+          **_record(world, ends, view_pair, unit_m, of_pair),
           **depths,
           'video_id': video_id,
           'split': split_of[source],
@@ -413,6 +425,7 @@ class PairsJob:
 
   def build_world(self) -> scenes.World:
     """The world, the same whenever it is built."""
+    # Of the narrowest views, which show the finest detail.
     size_px = self.rules.size_px * rendering.supersampling(self.rules.size_px)
     focal_px = camera.intrinsics(self.rules.views.fov_deg, size_px)[0, 0]
     return footage.make_world(

@@ -682,6 +682,35 @@ def test_worlds_of_pairs_are_built_again(pairs):
       true_pairs.rebuild_world(pairs, video_id)
 
 
+def test_pairs_draw_their_field_of_view(command):
+  lenses = ('--fov_deg=40', '--max_fov_deg=100')
+  folder, done = command(
+    'lenses', '--num_worlds=1', *_PAIRS, *lenses, '--test_fraction=1'
+  )
+  assert done.returncode == 0, done.stderr
+  records = list(record_folder.RecordFolder(folder, 'test'))
+  drawn = [record['fov_deg'] for record in records]
+  assert len(records) == 6 and len(set(drawn)) >= 3
+  assert min(drawn) >= 40 and max(drawn) <= 100
+  assert max(drawn) - min(drawn) > 15
+  # Views, depths and what they overlap by are of that field of view.
+  place = true_pairs.rebuild_world(folder, records[0]['video_id'])
+  check_depth_in_records(place, records)
+  for record in records:
+    # JPEG alone; 15 where they are of another.
+    assert true_depth.likeness_db(place, record) > 27
+    assert quality.pose_inconsistency(record)[0] < 1e-4
+
+
+def test_the_widest_view_is_not_narrower_than_the_narrowest(command):
+  _, done = command('lens', *_PAIRS, '--max_fov_deg=60')
+  assert done.returncode == 2
+  assert '--max_fov_deg=60: less than --fov_deg=90' in done.stderr
+  _, done = command('lens', '--max_fov_deg=95')
+  assert done.returncode == 2
+  assert '--max_fov_deg: only with --pairs=N' in done.stderr
+
+
 def test_a_world_does_not_depend_on_how_many_there_are(pairs, command):
   few, done = command('few', '--num_worlds=1', *_PAIRS, '--test_fraction=1')
   assert done.returncode == 0, done.stderr
