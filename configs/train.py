@@ -394,6 +394,8 @@ def _multisphere(config: ml_collections.ConfigDict) -> None:
       features=32,
       # Along a side of a patch: of each the noisy mean is what is denoised.
       noisy_cells=1,
+      # Of the convolutions over the blended picture; 0: there are none.
+      refiner=48,
       # Of the depth's cross-entropies, where records have depth.
       depth_weight=0.005,
       # Of LPIPS (AlexNet) where not all is noise, so that samples are sharp;
@@ -422,6 +424,7 @@ def _small_multisphere(config: ml_collections.ConfigDict) -> None:
   config.model.fourier_bands = 2
   config.model.spheres.count = 4
   config.model.spheres.features = 4
+  config.model.spheres.refiner = 8
   config.model.spheres.perceptual_weight = 0.0
   for network in (config.model.unet, config.model.spheres.network):
     network.update(model_channels=16, context_dim=16, num_heads=2, num_groups=4)

@@ -93,11 +93,16 @@ class Blended(NamedTuple):
     picture: [b s s 3], values in [0, 1] but for what is made up beyond them.
     logits: [b g g k + 1], of the weights that it was blended by.
     shift: [b g g], of the distances of every ray, in steps, -0.5 to 0.5.
+    made_up: [b s s 1], the weight of the rest.
+    spread: [b s s 1], how far apart the distances are that a pixel is blended
+      of, one sigma in steps.
   """
 
   picture: Array
   logits: Array
   shift: Array
+  made_up: Array
+  spread: Array
 
 
 def check(config: Config) -> None:
@@ -476,8 +481,20 @@ def blend(
     _colours(parts, places, mean),
   )
   seen = rearrange(seen, 'b (y x) c -> b y x c', y=size)
-  rest = weights[..., -1:] * (colour + mean[:, None, None])
-  return Blended(seen + rest, logits, shift)
+  made_up = weights[..., -1:]
+  rest = made_up * (colour + mean[:, None, None])
+  return Blended(
+    seen + rest, logits, shift, made_up, _spread(weights[..., :-1])
+  )
+
+
+def _spread(weights: Float[Array, 'b s s k']) -> Float[Array, 'b s s 1']:
+  """Deviation of the index that weights have."""
+  index = jnp.arange(weights.shape[-1], dtype=weights.dtype)
+  total = weights.sum(-1) + _LEAST_WEIGHT
+  mean, square = (weights @ index**power / total for power in (1, 2))
+  # The gradient of a root at nothing is not finite.
+  return jnp.sqrt(jnp.maximum(square - mean**2, 0) + _LEAST_WEIGHT)[..., None]
 
 
 def _enlarged(x: Float[Array, 'b g g c'], size: int) -> Float[Array, 'b s s c']:

@@ -12,6 +12,7 @@ from odin_jax.models import (
   conditioning,
   encoders,
   multisphere,
+  refiner,
   unet,
   views,
 )
@@ -136,6 +137,15 @@ class Odin(nnx.Module):
       else None
     )
     outputs = encoders.latent_channels(config)
+    # Configs of earlier versions have none.
+    features = (config['model'].get('spheres') or {}).get('refiner', 0)
+    self.refiner = (
+      refiner.Refiner(
+        features, config['diffusion']['num_timesteps'], rngs=rngs
+      )
+      if features
+      else None
+    )
     if self.spheres is not None:
       self.patch_px = config['autoencoder']['patch_px']
       self.gain = config['autoencoder']['gain']
@@ -193,6 +203,8 @@ class Odin(nnx.Module):
     blended = multisphere.blend(
       output, cond.blend, self.spheres.distances, self.patch_px
     )
+    if self.refiner is not None:
+      blended = blended._replace(picture=self.refiner(blended, timestep))
     latent = autoencoder.pixels(patch_px=self.patch_px, gain=self.gain).encode(
       blended.picture
     )
@@ -235,6 +247,7 @@ def sharding_rules() -> dict[str, conditioning.Axes]:
   """By its path, the mesh axes of every parameter; for `odin_jax.sharding`."""
   networks = {
     'conditioning': conditioning.sharding_rules(),
+    'refiner': refiner.SHARDING,
     'spheres': multisphere.sharding_rules(),
     'unet': unet.SHARDING,
   }

@@ -6,7 +6,8 @@ wide on pictures twice as large the grid stays the same, and so does all but wha
 looks at pixels or makes them up: the first layers see a patch as it would have
 been at the size that they know, the last one makes up a patch of that size,
 whose pixels are spread over those that there are. So a model of 64 px is one of
-128 px at once, sharp where the source is, and the other way round.
+128 px at once, sharp where the source is, and the other way round. A refiner
+sees pixels, and stays as it was.
 """
 
 from typing import Any, Mapping

@@ -58,6 +58,7 @@ _SPHERES_RANGES = {
   'model.spheres.count': (2, math.inf),
   'model.spheres.features': (1, math.inf),
   'model.spheres.noisy_cells': (1, math.inf),
+  'model.spheres.refiner': (0, math.inf),
   'model.spheres.depth_weight': (0, math.inf),
   'model.spheres.perceptual_weight': (0, math.inf),
 }

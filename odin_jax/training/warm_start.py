@@ -4,7 +4,7 @@ The parameters of both models are compared by path. What the checkpoint has is
 taken. Of the first convolution the input channels are compared by name: those
 of the checkpoint are taken wherever they stand, new ones start with zeros, as
 Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
-of another kind starts fresh. Patches of pixels may be of another size
+of another kind starts fresh, and so does a refiner where there was none. Patches of pixels may be of another size
 (`patch_size`). Anything else must be the same.
 """
 
@@ -25,7 +25,7 @@ Config = Mapping[str, Any]
 # Of each input channel the row of the checkpoint's kernel; None: zeros.
 Rows = Sequence[int | None]
 _FIRST_KERNEL = 'unet/conv_in/kernel'
-_MAY_BE_FRESH = 'conditioning/'
+_MAY_BE_FRESH = 'conditioning/', 'refiner/'
 # What of two configs must agree where the parameters' shapes do not show it.
 _MUST_AGREE = ('autoencoder', 'image_encoder')
 _OF_UNET = ('num_heads', 'num_groups')

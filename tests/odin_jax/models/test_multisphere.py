@@ -268,6 +268,32 @@ def test_the_rest_is_made_up():
     )
 
 
+def test_a_blend_says_how_sure_it_is():
+  rng = np.random.default_rng(3)
+  one, two = (np.full((4, 4, 4), -30.0) for _ in range(2))
+  one[..., 2] = 0
+  # As much of the first sphere, of the third, and of the rest.
+  two[..., [0, 2, 3]] = 0
+  found = blend(
+    jnp.asarray(np.zeros((2, 2, 2, OUTPUTS), np.float32)),
+    parts_of(np.stack([one, two])),
+    THREE,
+    4,
+  )
+  assert found.spread.shape == found.made_up.shape == (2, 8, 8, 1)
+  np.testing.assert_allclose(found.made_up[0], 0, atol=1e-6)
+  np.testing.assert_allclose(found.made_up[1], 1 / 3, atol=1e-5)
+  # The deviation of a half at 0 and a half at 2, and of none.
+  np.testing.assert_allclose(found.spread[1], 1, atol=3e-3)
+  np.testing.assert_allclose(found.spread[0], 0, atol=0.08)
+
+  def sure(output):
+    return blend(output, parts_of(one[None]), THREE, 4).spread.sum()
+
+  output = rng.normal(size=(1, 2, 2, OUTPUTS)).astype(np.float32)
+  assert np.isfinite(jax.grad(sure)(jnp.asarray(output))).all()
+
+
 def test_corrections_are_of_their_rays():
   output = np.zeros((1, 2, 2, OUTPUTS), np.float32)
   # Ray (row 1, column 0) of the latent pixel (0, 1): the grid's (1, 2).
@@ -302,7 +328,8 @@ def test_depth_is_learned_where_it_is_known():
 
   def losses(source, target, batch=batch):
     target = jnp.pad(target, ((0, 0),) * 3 + ((0, 1),))
-    blended = multisphere.Blended(None, target, jnp.zeros(target.shape[:3]))
+    shift = jnp.zeros(target.shape[:3])
+    blended = multisphere.Blended(None, target, shift, None, None)
     parts = parts_of(np.zeros((2, grid, grid, len(radii) + 1)))._replace(
       given=views.given(batch), source_logits=source[:, None]
     )

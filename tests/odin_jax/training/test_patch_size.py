@@ -21,6 +21,8 @@ def get_config(image_size_px=32, patch_px=4, gain=0.5):
   config = recipes.get_config('multisphere,runlocal=True')
   config.image_size_px = image_size_px
   config.autoencoder.update(patch_px=patch_px, gain=gain)
+  # It sees pixels, whatever the patches.
+  config.model.spheres.refiner = 0
   return checkpoint.plain(config.to_dict() | {'init': ''})
 
 
