@@ -34,8 +34,10 @@ they see ahead), `reconstruction.json`, and per view, named there,
 `depth_maps/000.png` (16 bits; times `depth_unit_scale_factor` of
 `reconstruction.json` depth in scene units, z along the optical axis, of
 panoramas distance; 0 where it is not believed) and `agreeing_views/000.png`
-(how many other views agree on it; `odin_jax/geometry/depth_maps.py`). Views that
-do not agree give few points or none, and the figures say so.
+(how many other views agree on it; `odin_jax/geometry/depth_maps.py`). Of `--views`
+`transforms.json` names the images, where they are, and their depth maps for
+nerfstudio. Views that do not agree give few points or none, and the figures say
+so.
 """
 
 import sys
@@ -48,6 +50,7 @@ if __name__ == '__main__' and not __package__:
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import time
 from typing import Any
@@ -474,6 +477,31 @@ def _write_page(
     temporary.write_text(text)
 
 
+def _write_transforms(
+  output: pathlib.Path, given: _Input, depth_files: list[dict[str, str]]
+) -> None:
+  """Writes transforms.json of --views; removes that of an earlier run.
+
+  Records have no images in files, panoramas of a video a transforms.json.
+  """
+  path = output / view_folder.TRANSFORMS
+  if _VIEWS.value is None:
+    path.unlink(missing_ok=True)
+    return
+  # Without links: what lies above a folder that is one is above its target.
+  here, folder = output.resolve(), pathlib.Path(_VIEWS.value).resolve()
+  files.write_json(
+    path,
+    view_folder.nerfstudio(
+      [os.path.relpath(folder / name, here) for name in given.names],
+      given.views.camera2scene,
+      given.views.fov_deg,
+      given.views.size_px,
+      [written['depth_map_file'] for written in depth_files],
+    ),
+  )
+
+
 def main() -> None:
   watch = command.Stopwatch()
   _check_flags()
@@ -517,6 +545,7 @@ def main() -> None:
   mesh_files.write(output, mesh)
   depth_scale = depth_maps.scale_factor(sweep.max_depth)
   depth_files = depth_maps.write(output, result, depth_scale)
+  _write_transforms(output, given, depth_files)
   per_view = [
     {'file': name, **written, **dataclasses.asdict(figures)}
     for name, written, figures in zip(names, depth_files, result.figures)

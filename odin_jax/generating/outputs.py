@@ -1,14 +1,12 @@
 """What is written of generated views: pictures, a video, and their cameras.
 
 The cameras in three layouts, so that whoever reads posed views reads these:
-`poses.json` (our axes; `odin_jax.geometry.view_folder`), `transforms.json`
-(nerfstudio, https://docs.nerf.studio/quickstart/data_conventions.html) and
-`sparse/0` (COLMAP as text, https://colmap.github.io/format.html, its pictures
-those of `frames/`).
+`poses.json` (our axes), `transforms.json` (nerfstudio; both of
+`odin_jax.geometry.view_folder`) and `sparse/0` (COLMAP as text,
+https://colmap.github.io/format.html, its pictures those of `frames/`).
 """
 
 import pathlib
-from typing import Any
 
 import av
 import cv2
@@ -17,11 +15,10 @@ import numpy as np
 from scipy.spatial import transform
 
 from odin_jax.geometry import view_folder
-from odin_jax.shared import camera, files, image_files, opengl
+from odin_jax.shared import camera, files, image_files
 
 FRAMES = 'frames'
 VIDEO = 'video.mp4'
-_TRANSFORMS = 'transforms.json'
 _SPARSE = tuple(
   f'sparse/0/{name}.txt' for name in ('cameras', 'images', 'points3D')
 )
@@ -89,7 +86,7 @@ def forget_cameras(output: pathlib.Path) -> None:
 
   Readers take poses.json for a finished run.
   """
-  for name in (view_folder.POSES, _TRANSFORMS, *_SPARSE):
+  for name in (view_folder.POSES, view_folder.TRANSFORMS, *_SPARSE):
     (output / name).unlink(missing_ok=True)
 
 
@@ -110,8 +107,8 @@ def write_cameras(
     size_px: side of all.
   """
   files.write_json(
-    output / _TRANSFORMS,
-    _nerfstudio(names, camera2scene, fov_deg, size_px),
+    output / view_folder.TRANSFORMS,
+    view_folder.nerfstudio(names, camera2scene, fov_deg, size_px),
   )
   sparse = output / 'sparse' / '0'
   sparse.mkdir(parents=True, exist_ok=True)
@@ -130,29 +127,6 @@ def write_cameras(
       ],
     },
   )
-
-
-def _nerfstudio(
-  names: list[str], camera2scene: Path, fov_deg: float, size_px: int
-) -> dict[str, Any]:
-  focal_px = float(camera.intrinsics(fov_deg, size_px)[0, 0])
-  return {
-    'camera_model': 'PINHOLE',
-    'w': size_px,
-    'h': size_px,
-    'fl_x': focal_px,
-    'fl_y': focal_px,
-    'cx': size_px / 2,
-    'cy': size_px / 2,
-    'applied_transform': opengl.SCENE2WORLD.tolist(),
-    'frames': [
-      {
-        'file_path': name,
-        'transform_matrix': [*opengl.opengl2world(pose).tolist(), [0, 0, 0, 1]],
-      }
-      for name, pose in zip(names, camera2scene)
-    ],
-  }
 
 
 def _colmap(

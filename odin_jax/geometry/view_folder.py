@@ -2,19 +2,22 @@
 
 `poses.json` has `fov_deg`, `width`, `height` and `frames` (`file`, and
 `camera2scene` as 12 numbers, row-major), beside the square images it names.
+`transforms.json` has the same cameras for nerfstudio,
+https://docs.nerf.studio/quickstart/data_conventions.html.
 """
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, Sequence
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from odin_jax.geometry import stereo
-from odin_jax.shared import camera, errors, files, user_images
+from odin_jax.shared import camera, errors, files, opengl, user_images
 
 POSES = 'poses.json'
+TRANSFORMS = 'transforms.json'
 
 
 def _read_image(path: pathlib.Path, size_px: int) -> UInt8[np.ndarray, 's s 3']:
@@ -71,3 +74,44 @@ def read(folder: pathlib.Path) -> tuple[stereo.Views, list[str]]:
     images=np.stack(images), camera2scene=np.stack(poses), fov_deg=fov_deg
   )
   return views, names
+
+
+def nerfstudio(
+  names: Sequence[str],
+  camera2scene: Float[np.ndarray, 'n 3 4'],
+  fov_deg: float,
+  size_px: int,
+  depth_maps: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """What `transforms.json` says of square views.
+
+  Args:
+    names: paths of the images from where it is.
+    camera2scene: of each.
+    fov_deg: of all.
+    size_px: side of all.
+    depth_maps: likewise, of `odin_jax.geometry.depth_maps`; None for none. What
+      their steps stand for no key tells: nerfstudio takes a flag.
+  """
+  focal_px = float(camera.intrinsics(fov_deg, size_px)[0, 0])
+  frames = [
+    {
+      'file_path': name,
+      'transform_matrix': [*opengl.opengl2world(pose).tolist(), [0, 0, 0, 1]],
+    }
+    for name, pose in zip(names, camera2scene, strict=True)
+  ]
+  if depth_maps is not None:
+    for frame, depth_map in zip(frames, depth_maps, strict=True):
+      frame['depth_file_path'] = depth_map
+  return {
+    'camera_model': 'PINHOLE',
+    'w': size_px,
+    'h': size_px,
+    'fl_x': focal_px,
+    'fl_y': focal_px,
+    'cx': size_px / 2,
+    'cy': size_px / 2,
+    'applied_transform': opengl.SCENE2WORLD.tolist(),
+    'frames': frames,
+  }

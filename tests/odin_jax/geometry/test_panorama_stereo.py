@@ -17,7 +17,7 @@ from odin_jax.geometry import (
   stereo,
   tsdf,
 )
-from odin_jax.shared import camera, errors
+from odin_jax.shared import camera, errors, files
 from tests.helpers import commands, exported_cameras, true_panoramas
 from tests.helpers.room_views import Room
 
@@ -147,6 +147,12 @@ def write_cameras(folder, views, *, component=1):
 def test_the_command_makes_a_scene_of_an_exported_video(tmp_path, walk):
   views, distances, _ = walk
   write_cameras(tmp_path / 'video', views)
+  # Of an earlier run, of --views.
+  (tmp_path / 'out').mkdir()
+  files.write_json(
+    tmp_path / 'out' / files.MARKER, {'tool': 'odin_jax.reconstruct'}
+  )
+  (tmp_path / 'out' / 'transforms.json').write_text('{}')
   line = [f'--cameras={tmp_path / "video"}', f'--output={tmp_path / "out"}']
   line += ['--max_size_px=32', '--min_size_px=32', '--max_views=3']
   line += ['--min_depth=0.4', '--max_depth=4', '--mesh_voxels=32']
@@ -155,6 +161,7 @@ def test_the_command_makes_a_scene_of_an_exported_video(tmp_path, walk):
   figures = json.loads((tmp_path / 'out' / 'reconstruction.json').read_text())
   assert figures['camera'] == 'equirectangular'
   assert figures['component'] == 1 and figures['num_views'] == 3
+  assert not (tmp_path / 'out' / 'transforms.json').exists()
   assert 'median depth' in figures['scene_unit']
   scale = figures['depth_unit_scale_factor']
   assert scale == pytest.approx(4e-4)

@@ -256,6 +256,49 @@ def read_maps(folder, rows, key):
   return np.stack(maps).astype(np.float64)
 
 
+def read_in_nerfstudio(folder, unit):
+  """What nerfstudio makes of `transforms.json`.
+
+  As its nerfstudio_dataparser.py does with --downscale-factor=1 (the paths, the
+  order, the cameras), its cameras.py (the rays) and its data_utils.py (depth).
+
+  Args:
+    folder: that `ns-train --data` names.
+    unit: of --depth-unit-scale-factor.
+
+  Returns:
+    pictures, depths, and where in our axes that puts every pixel, of each view.
+  """
+  meta = json.loads((folder / 'transforms.json').read_text())
+  assert meta['camera_model'] == 'PINHOLE'
+  width, height = int(meta['w']), int(meta['h'])
+  x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+  rays = np.stack(
+    [
+      (x - meta['cx']) / meta['fl_x'],
+      -(y - meta['cy']) / meta['fl_y'],
+      -np.ones_like(x),
+    ],
+    axis=-1,
+  )
+  world2ours = np.linalg.inv([*meta['applied_transform'], [0, 0, 0, 1]])
+  pictures, depths, places = [], [], []
+  for frame in sorted(
+    meta['frames'], key=lambda each: folder / each['file_path']
+  ):
+    assert not frame['file_path'].startswith('/')
+    picture = cv2.imread(str(folder / frame['file_path']))[..., ::-1]
+    assert picture.shape == (height, width, 3)
+    path = folder / frame['depth_file_path']
+    depth = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH).astype(np.float64) * unit
+    depth = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
+    pose = world2ours @ np.array(frame['transform_matrix'])
+    pictures.append(picture)
+    depths.append(depth)
+    places.append(rays * depth[..., None] @ pose[:3, :3].T + pose[:3, 3])
+  return np.stack(pictures), np.stack(depths), np.stack(places)
+
+
 def write_folder(folder, views):
   (folder / 'frames').mkdir(parents=True)
   frames = []
@@ -339,6 +382,15 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
     depth = cv2.imread(str(tmp_path / 'out' / row['depth_file']))
     shown = np.mean(depth.any(axis=-1))
     assert shown == pytest.approx(row['coverage'], abs=1e-6)
+  # Matched at 128 px, and read at the 32 that they have.
+  assert figures['working_px'] == 128
+  unit = figures['depth_unit_scale_factor']
+  pictures, found, _ = read_in_nerfstudio(tmp_path / 'out', unit)
+  np.testing.assert_array_equal(pictures, small)
+  ratio = (found / depths[:, 1::3, 1::3])[found > 0]
+  # Measured: 0.055.
+  assert np.median(np.abs(ratio - 1)) < 0.07
+  assert np.mean(found > 0) == pytest.approx(figures['coverage'], abs=0.02)
 
 
 _NETWORK_THAT_KNOWS = """
@@ -398,6 +450,11 @@ def test_the_command_takes_depth_of_a_network(tmp_path):
   np.testing.assert_array_equal(
     agreeing >= figures['agreement']['num_views'], known
   )
+  pictures, read, places = read_in_nerfstudio(output, scale)
+  np.testing.assert_array_equal(pictures, images)
+  np.testing.assert_array_equal(read, found)
+  truth = surface_points(views, depths).reshape(*depths.shape, 3)
+  assert np.abs(places - truth)[known].max() < 2 * (0.5 * scale + 1e-4)
 
 
 def test_the_command_ends_well_without_a_single_point(tmp_path):
