@@ -162,6 +162,20 @@ class Browser:
       modifiers=2 if ctrl else 0,
     )
 
+  def drag(self, *path: tuple[float, float], button: str = 'left') -> None:
+    """A button that goes down, along a path, and up; of one point a click."""
+    kinds = ['mousePressed', *['mouseMoved'] * len(path[1:]), 'mouseReleased']
+    for kind, (x, y) in zip(kinds, [*path, path[-1]], strict=True):
+      self.call(
+        'Input.dispatchMouseEvent',
+        type=kind,
+        x=x,
+        y=y,
+        button=button,
+        buttons={'left': 1, 'right': 2}[button],
+        clickCount=1,
+      )
+
   def touch(self, *paths: list[tuple[float, float]]) -> None:
     """Fingers that go down, along their paths of equal length, and up."""
     for index, points in enumerate(zip(*paths)):
