@@ -6,6 +6,7 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trimesh
 
 from odin_jax import metrics
 from odin_jax.geometry import trajectory
@@ -66,6 +67,59 @@ def test_a_ply_file_has_what_viewers_of_3dgs_read(tmp_path):
     np.testing.assert_allclose(
       turn, quaternion / np.linalg.norm(quaternion), rtol=1e-6
     )
+
+
+def as_3dgs_loads(path):
+  """What the loader of 3DGS makes of a file, at degree 0.
+
+  `load_ply` and the activations of `GaussianModel` in
+  https://github.com/graphdeco-inria/gaussian-splatting/blob/main/scene/gaussian_model.py,
+  `build_rotation` of its utils/general_utils.py and `SH2RGB` of its
+  utils/sh_utils.py, by trimesh in the place of plyfile.
+  """
+  cloud = trimesh.load(path, process=False)
+  vertex = cloud.metadata['_ply_raw']['vertex']
+  rows = vertex['data']
+  order = ('x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity '
+           'scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3').split()  # fmt: skip
+  assert list(vertex['properties']) == order
+  assert set(vertex['properties'].values()) == {'<f4'}
+
+  def columns(prefix):
+    names = [name for name in order if name.startswith(prefix)]
+    # The loader sorts them by their numbers, as they are.
+    return np.stack([rows[name] for name in names], -1).astype(np.float64)
+
+  q = columns('rot')
+  r, x, y, z = (q / np.linalg.norm(q, axis=1, keepdims=True)).T
+  turn = np.array(
+    [
+      [1 - 2 * (y * y + z * z), 2 * (x * y - r * z), 2 * (x * z + r * y)],
+      [2 * (x * y + r * z), 1 - 2 * (x * x + z * z), 2 * (y * z - r * x)],
+      [2 * (x * z - r * y), 2 * (y * z + r * x), 1 - 2 * (x * x + y * y)],
+    ]
+  )
+  spread = np.moveaxis(turn, -1, 0) * np.exp(columns('scale_'))[:, None]
+  return {
+    'places': np.asarray(cloud.vertices),
+    'covariances': spread @ np.swapaxes(spread, 1, 2),
+    'opacities': 1 / (1 + np.exp(-columns('opacity')[:, 0])),
+    'colours': np.maximum(0.28209479177387814 * columns('f_dc_') + 0.5, 0),
+  }
+
+
+def test_the_loader_of_3dgs_makes_of_a_file_what_was_rendered(tmp_path):
+  scene = some_gaussians()
+  ply_files.write(tmp_path / 'splats.ply', scene)
+  loaded = as_3dgs_loads(tmp_path / 'splats.ply')
+  ours = {
+    'places': scene.means,
+    'covariances': gaussians.covariances(scene),
+    'opacities': gaussians.opacities(scene),
+    'colours': gaussians.colours(scene),
+  }
+  for name, values in ours.items():
+    np.testing.assert_allclose(loaded[name], values, rtol=2e-5, atol=1e-6)
 
 
 def test_parameters_mean_what_they_mean_in_3dgs():
