@@ -10,9 +10,18 @@ import pytest
 from scipy.spatial import cKDTree
 import trimesh
 
-from odin_jax.geometry import depth_maps, fusion, stereo, trajectory
+from odin_jax.benchmarks import gso, protocols
+from odin_jax.geometry import (
+  depth_maps,
+  fusion,
+  meshes,
+  shape_metrics,
+  stereo,
+  trajectory,
+  tsdf,
+)
 from odin_jax.shared import camera, digests, psnr
-from tests.helpers import commands
+from tests.helpers import commands, scanned_objects
 from tests.helpers.room_views import Room
 
 FOV_DEG = 80.0
@@ -391,6 +400,76 @@ def test_the_command_makes_points_of_small_blurred_noisy_views(tmp_path):
   # Measured: 0.055.
   assert np.median(np.abs(ratio - 1)) < 0.07
   assert np.mean(found > 0) == pytest.approx(figures['coverage'], abs=0.02)
+
+
+def object_views(folder):
+  """Of a box full of texture, from all around, above and below.
+
+  Returns:
+    the views in the axes of the box, their depths, and its mesh.
+  """
+  texture = np.random.default_rng(0).integers(0, 256, (64, 384, 3), np.uint8)
+  scanned_objects.write(
+    folder, content=scanned_objects.text((1.0, 0.5, 0.7)), picture=texture
+  )
+  table = protocols.parse(
+    {
+      'name': 'around',
+      'benchmark': 'gso',
+      'scenes': [],
+      'views': {'sources': [[0]], 'count': 40},
+      'rendering': {
+        **protocols.load('syncdreamer_gso').rendering,
+        'azimuths_deg': [18.0 * number for number in range(20)],
+        'elevations_deg': [-35.0, 35.0],
+        'turns_deg': [],
+      },
+      'image': {'size_px': [48, 48]},
+    }
+  )
+  found = gso.read(folder, protocol=table).views
+  fov_deg = table.rendering['fov_deg']
+  views = stereo.Views(
+    images=np.stack([view.read() for view in found]),
+    camera2scene=np.stack([view.camera2object() for view in found]),
+    fov_deg=fov_deg,
+  )
+  depths = np.stack([view.depths(fov_deg, 48) for view in found])
+  return views, depths, found[0].mesh
+
+
+def test_an_object_seen_from_all_around_has_its_volume(tmp_path):
+  pytest.importorskip(
+    'embreex', reason='embreex, which casts rays, is not here'
+  )
+  views, depths, true = object_views(tmp_path / 'box')
+  write_folder(tmp_path / 'views', views)
+  reconstruct(
+    tmp_path / 'views',
+    tmp_path / 'out',
+    *('--min_size_px=48', '--mesh_voxels=48'),
+    *('--min_depth=0.75', '--max_depth=2.25'),
+  )
+  exact = tsdf.fuse(views, (1 / depths).astype(np.float32), voxels=48)
+  found = {
+    'exact': meshes.Mesh(exact.vertices.astype(np.float64), exact.faces),
+    'swept': meshes.read(tmp_path / 'out' / 'mesh.ply'),
+  }
+  cameras = shape_metrics.Cameras(views.camera2scene, views.fov_deg, 128)
+  scores = {
+    name: shape_metrics.scores(
+      mesh, true, cameras, voxel=0.01, grid=64, threshold=0.02
+    )
+    for name, mesh in found.items()
+  }
+  # Measured: IoU 0.92 and 0.74, Chamfer 0.006 and 0.020, F 0.98 and 0.75. Its
+  # bounding cube in its place has an IoU of 0.35.
+  assert scores['exact']['volume_iou'] > 0.9
+  assert scores['exact']['chamfer'] < 0.008
+  assert scores['exact']['f_score'] > 0.96
+  assert scores['swept']['volume_iou'] > 0.7
+  assert scores['swept']['chamfer'] < 0.023
+  assert scores['swept']['f_score'] > 0.7
 
 
 _NETWORK_THAT_KNOWS = """
