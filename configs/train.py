@@ -113,7 +113,7 @@ def _common() -> ml_collections.ConfigDict:
   # Steps between samples of held-out pairs; 0: none.
   config.sample_every = 0
   # Devices along each mesh axis; data=-1 takes what the others leave, and with
-  # fsdp=-1, too, parameters are split over as many as divide the rest and 16.
+  # fsdp=-1, too, parameters are split over as many as divide a slice and 16.
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   # Parts that a batch is cut into, one after the other: less memory, and the
   # same step.

@@ -1,10 +1,12 @@
 """The device mesh, and where every array of the state lives on it.
 
 Axes: `data` and `fsdp` split the batch; `fsdp` and `tensor` split parameters.
-The model's rules say how, by the end of a parameter's path; moving averages and
-optimiser moments have the same ends and follow. An axis that does not divide
-its dimension is left out. That a parameter is on every device has to be said by
-a rule too: one that no rule names is an error.
+Of several slices of TPUs, or machines of GPUs, parameters are split within each
+alone: `data` is what goes over the slower network between them. The model's
+rules say how, by the end of a parameter's path; moving averages and optimiser
+moments have the same ends and follow. An axis that does not divide its
+dimension is left out. That a parameter is on every device has to be said by a
+rule too: one that no rule names is an error.
 
 `traced_for` says for which mesh a function is traced: what its kernels are
 (`platform`) and how its activations are split (`by_example`) follow from that,
@@ -61,27 +63,32 @@ def devices_text(devices: Sequence[jax.Device] | None = None) -> str:
   return f'devices: {text}'
 
 
-def make_mesh(
-  axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-  """The mesh over devices.
-
-  Args:
-    axes: devices along each of `AXES`. One that is -1 takes what the others
-      leave. Where `data` and `fsdp` both are, `fsdp` takes as many as divide
-      both the rest and 16.
-    devices: None: all that are here.
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+  """Devices by their slice of TPUs, or machine of GPUs.
 
   Raises:
-    errors.UserError: the product is not the number of devices.
+    errors.UserError: one has more than another.
   """
+  slices = collections.defaultdict(list)
+  for device in devices:
+    slices[getattr(device, 'slice_index', 0)].append(device)
+  counts = {len(of_slice) for of_slice in slices.values()}
+  if len(counts) > 1:
+    raise errors.UserError(
+      f'slices of {" and ".join(map(str, sorted(counts)))} devices; take '
+      'slices, or machines, of as many devices each'
+    )
+  return [slices[index] for index in sorted(slices)]
+
+
+def _sizes(axes: Mapping[str, int], count: int, num_slices: int) -> list[int]:
+  """Devices along each of `AXES`, see `make_mesh`."""
   sizes = [axes[name] for name in AXES]
-  count = jax.device_count() if devices is None else len(devices)
   known = math.prod(size for size in sizes if size != -1)
   if known > 0 and count % known == 0:
     rest = count // known
     if sizes[:2] == [-1, -1]:
-      sizes[1] = math.gcd(rest, _MOST_FSDP)
+      sizes[1] = math.gcd(rest, rest // num_slices, _MOST_FSDP)
       rest //= sizes[1]
     if -1 in sizes:
       sizes[sizes.index(-1)] = rest
@@ -90,9 +97,44 @@ def make_mesh(
       f'config.mesh={dict(axes)} does not fit {count} devices; '
       'their product must be the number of devices'
     )
-  return jax.make_mesh(
-    sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-  )
+  return sizes
+
+
+def make_mesh(
+  axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """The mesh over devices, of one slice or of several.
+
+  Args:
+    axes: devices along each of `AXES`. One that is -1 takes what the others
+      leave. Where `data` and `fsdp` both are, `fsdp` takes as many as divide
+      16 and what `tensor` leaves of a slice.
+    devices: None: all that are here.
+
+  Raises:
+    errors.UserError: the product is not the number of devices, or parameters
+      would be split over slices.
+  """
+  slices = _slices(jax.devices() if devices is None else devices)
+  of_slice = len(slices[0])
+  sizes = _sizes(axes, of_slice * len(slices), len(slices))
+  types = (AxisType.Auto,) * len(AXES)
+  if len(slices) == 1:
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+  data, fsdp, tensor = sizes
+  if of_slice % (fsdp * tensor):
+    raise errors.UserError(
+      f'config.mesh={dict(axes)} would split parameters over slices of '
+      f'{of_slice} devices, between which the network is slow; give data=-1, '
+      f'and fsdp and tensor whose product divides {of_slice}'
+    )
+  # Each as it would be alone: the chips of a ring are next to each other.
+  alone = [
+    jax.make_mesh((data // len(slices), fsdp, tensor), AXES, devices=chips)
+    for chips in slices
+  ]
+  together = np.concatenate([mesh.devices for mesh in alone])
+  return Mesh(together, AXES, axis_types=types)
 
 
 def local_mesh() -> Mesh:

@@ -14,6 +14,7 @@ from unittest import mock
 
 from flax import nnx
 import jax
+import numpy as np
 import pytest
 
 from configs import train as recipes
@@ -321,6 +322,70 @@ def test_an_open_mesh_splits_parameters_over_sixteen(
   open_mesh = {'data': -1, 'fsdp': -1, 'tensor': 1} | axes
   found = sharding.make_mesh(open_mesh, jax.devices() * count)
   assert tuple(found.s) == expected
+
+
+def in_slices(*counts):
+  """Chips 2 wide and as high as it takes; neighbours are of other slices."""
+  places = [
+    (chip, index) for index, count in enumerate(counts) for chip in range(count)
+  ]
+  return [
+    mock.Mock(
+      spec=jax.Device,
+      platform='tpu',
+      device_kind='TPU v5 lite',
+      slice_index=index,
+      core_on_chip=0,
+      coords=(chip % 2, chip // 2, 0),
+    )
+    for chip, index in sorted(places)
+  ]
+
+
+@pytest.mark.parametrize(
+  'counts,axes,expected',
+  [
+    ((16, 16), {}, (2, 16, 1)),
+    ((32, 32), {}, (4, 16, 1)),
+    ((12, 12), {}, (6, 4, 1)),
+    ((8, 8, 8), {'tensor': 4}, (3, 2, 4)),
+    ((4, 4), {'fsdp': 2}, (4, 2, 1)),
+    ((4, 4), {'data': 2}, (2, 4, 1)),
+    ((4, 4), {'fsdp': 1}, (8, 1, 1)),
+  ],
+)
+def test_parameters_are_split_within_a_slice(counts, axes, expected):
+  open_mesh = {'data': -1, 'fsdp': -1, 'tensor': 1} | axes
+  devices = in_slices(*counts)
+  found = sharding.make_mesh(open_mesh, devices)
+  assert found.devices.shape == expected
+  assert set(found.devices.flat) == set(devices)
+  assert found.axis_types == (jax.sharding.AxisType.Auto,) * 3
+  # Slices follow each other, and each is as it would be alone.
+  slices = np.split(found.devices, len(counts))
+  for index, of_slice in enumerate(slices):
+    alone = sharding.make_mesh(
+      dict(zip(sharding.AXES, of_slice.shape)),
+      [device for device in devices if device.slice_index == index],
+    )
+    assert (of_slice == alone.devices).all()
+
+
+@pytest.mark.parametrize(
+  'counts,axes,message',
+  [
+    ((4, 4), {'fsdp': 8}, 'slices of 4 devices, .*; give data=-1'),
+    ((4, 4), {'data': 1}, 'slices of 4 devices'),
+    ((4, 4), {'tensor': 8}, 'slices of 4 devices'),
+    ((6, 6), {'fsdp': 4}, 'slices of 6 devices'),
+    ((4, 4), {'fsdp': 3}, 'does not fit 8 devices'),
+    ((4, 8), {}, 'of 4 and 8 devices; take'),
+  ],
+)
+def test_parameters_are_not_split_over_slices(counts, axes, message):
+  open_mesh = {'data': -1, 'fsdp': -1, 'tensor': 1} | axes
+  with pytest.raises(errors.UserError, match=message):
+    sharding.make_mesh(open_mesh, in_slices(*counts))
 
 
 def test_a_new_part_is_split_as_it_says(findings):
