@@ -7,8 +7,8 @@ Compiles the very step that odin_jax.train would run, for that hardware, on this
 machine, and reads from the program what one chip holds, computes, moves and
 sends; from that and the chip's published rates comes the least time of a step
 (odin_jax/planning). TPUs need their compiler: `bash launch/setup.sh --plan`.
-`--topology=cpu:8` stands for eight devices simulated here, which always works
-and predicts no time.
+`--topology=2xv5e:4x4` are two slices. `--topology=cpu:8` stands for eight devices
+simulated here, which always works and predicts no time.
 
 The model of the paper's size takes ten minutes of a core per program. Programs
 are kept in DIR/programs, and the same one is not compiled again: a search that
@@ -35,8 +35,8 @@ _CONFIG = command.define_config('configs/train.py')
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
-  'Hardware: v5e:4x4 (v4, v5e, v5p, v6e and their shapes), or cpu:8, eight '
-  'devices simulated here.',
+  'Hardware: v5e:4x4 (v4, v5e, v5p, v6e and their shapes), 2xv5e:4x4, two '
+  'slices of it, or cpu:8, eight devices simulated here.',
   required=True,
 )
 _OUTPUT = command.define_output('Folder for plan.json and programs')

@@ -9,7 +9,8 @@ one run of the program. Counted are
   bytes     between the processor and the device's main memory: what each
             instruction outside of a fusion reads and writes;
   collectives  of each kind the bytes of the arrays, whole, that are gathered,
-            summed or moved, and the bytes that one device sends for them.
+            summed or moved, and the bytes that one device sends for them; those
+            between slices are kinds of their own.
 """
 
 import collections
@@ -48,6 +49,8 @@ _COLLECTIVES = (
   'collective-permute',
   'collective-broadcast',
 )
+# Of what goes from slice to slice, over the data-centre network.
+BETWEEN_SLICES = 'between slices: '
 # A fusion of TPUs that sums and gives each device its part only; its text has
 # an all-reduce inside.
 _REDUCE_SCATTER_FUSION = 'all-reduce-scatter'
@@ -215,13 +218,25 @@ def _group_size(instruction: hlo.Instruction) -> int:
   raise ValueError(f'{instruction.name}: its groups cannot be read')
 
 
+def _num_slices(instruction: hlo.Instruction) -> int:
+  """Slices that take part with this one."""
+  found = re.search(
+    r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes
+  )
+  if not found:
+    raise ValueError(f'{instruction.name}: its slices cannot be read')
+  return len(found[1].split(','))
+
+
 def _collective(
   kind: str, instruction: hlo.Instruction, given: list[hlo.Shape]
 ) -> Collective:
   read = sum(shape.num_bytes for shape in given)
+  of_slices = kind.startswith(BETWEEN_SLICES)
+  kind = kind.removeprefix(BETWEEN_SLICES)
   if kind == 'collective-permute':
     return Collective(1, read, float(read))
-  count = _group_size(instruction)
+  count = (_num_slices if of_slices else _group_size)(instruction)
   share = (count - 1) / count
   if kind == 'all-gather':
     return Collective(1, read * count, read * count * share)
@@ -230,8 +245,14 @@ def _collective(
   return Collective(1, read, factor * read * share)
 
 
-def _collective_kind(opcode: str) -> str | None:
-  kind = opcode.removesuffix('-start')
+def _collective_kind(instruction: hlo.Instruction) -> str | None:
+  # Machines do it for their chips, which send them what it is done with.
+  of_slices = re.search(
+    r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes
+  )
+  if of_slices and instruction.opcode == 'send':
+    return BETWEEN_SLICES + of_slices[1].lower().replace('_', '-')
+  kind = instruction.opcode.removesuffix('-start')
   return kind if kind in _COLLECTIVES else None
 
 
@@ -251,7 +272,7 @@ def _memory_bytes(
     if not shape.is_near
   )
   results = instruction.shapes
-  if instruction.opcode.endswith('-start'):
+  if instruction.opcode == 'send' or instruction.opcode.endswith('-start'):
     # The operand, the result and what the hardware notes of it.
     results = results[:1] if instruction.opcode == 'copy-start' else ()
   if instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
@@ -322,7 +343,7 @@ class _Counter:
     if self._add_called(costs, instruction, computation, is_fused):
       return
     given = self._given(instruction, computation)
-    kind = _collective_kind(instruction.opcode)
+    kind = _collective_kind(instruction)
     if kind:
       if kind == 'all-reduce' and computation.startswith(
         _REDUCE_SCATTER_FUSION

@@ -20,7 +20,7 @@ class Seconds(NamedTuple):
   Attributes:
     compute: of its arithmetic.
     memory: of its way through memory.
-    collectives: of what is sent between chips.
+    collectives: of what is sent between chips of a slice.
   """
 
   compute: float
@@ -29,8 +29,16 @@ class Seconds(NamedTuple):
 
 
 def seconds(of_step: costs.Costs, chip: chips.Chip) -> Seconds:
-  """The least time of a step on one device."""
-  sent = sum(part.sent_bytes for part in of_step.collectives.values())
+  """The least time of a step on one device.
+
+  That of what goes between slices, at a rate of machines and not of chips, is
+  not counted.
+  """
+  sent = sum(
+    part.sent_bytes
+    for kind, part in of_step.collectives.items()
+    if not kind.startswith(costs.BETWEEN_SLICES)
+  )
   return Seconds(
     compute=of_step.flops / chip.flops_per_s,
     memory=of_step.memory_bytes / chip.memory_bytes_per_s,

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from typing import Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 
@@ -13,7 +13,7 @@ CPU = 'cpu'
 _TPUS = tuple(name for name in chips.CHIPS if name.startswith('v'))
 # What makes a device of both cores of a chip, as they are on machines.
 _DESCRIPTIONS = {'v4': {'chip_config_name': 'megacore'}}
-_EXAMPLES = 'v5e:4x4, v5p:2x2x2, v6e:4x4, or cpu:8'
+_EXAMPLES = 'v5e:4x4, v5p:2x2x2, v6e:4x4, 2xv5e:4x4 (two slices), or cpu:8'
 
 
 class Hardware(NamedTuple):
@@ -60,15 +60,17 @@ def of(name: str) -> Hardware:
   """The devices of a name.
 
   Args:
-    name: a TPU and its shape, as Google Cloud has it, or `cpu:N`: N devices
-      that are simulated here.
+    name: a TPU and its shape, as Google Cloud has it, and before it, as in
+      `2xv5e:4x4`, how many slices; or `cpu:N`: N devices that are simulated
+      here.
 
   Raises:
     errors.UserError: there is no such hardware, or it cannot be compiled for
       here.
   """
-  kind, _, shape = name.partition(':')
-  if kind == CPU:
+  num_slices, of_slice = re.match(r'(?s)(?:([1-9]\d*)x)?(.*)', name).groups()
+  kind, _, shape = of_slice.partition(':')
+  if kind == CPU and num_slices is None:
     return _simulated(name, shape)
   if kind in chips.CHIPS and kind not in _TPUS:
     raise errors.UserError(
@@ -80,7 +82,11 @@ def of(name: str) -> Hardware:
       f'--topology={name}: not known; give one such as {_EXAMPLES}'
     )
   num_chips = math.prod(int(side) for side in shape.split('x'))
-  devices = _described(name, _DESCRIPTIONS.get(kind, {}))
+  arguments = dict(_DESCRIPTIONS.get(kind, {}))
+  if num_slices is not None:
+    num_chips *= int(num_slices)
+    arguments['num_slices'] = int(num_slices)
+  devices = _described(name, of_slice, arguments)
   if len(devices) != num_chips:
     raise errors.UserError(
       f'--topology={name}: has {len(devices)} devices on {num_chips} chips, of '
@@ -107,12 +113,14 @@ def _simulated(name: str, shape: str) -> Hardware:
   return Hardware(name, devices[:count], count, None)
 
 
-def _described(name: str, arguments: Mapping[str, str]) -> Sequence[jax.Device]:
+def _described(
+  name: str, of_slice: str, arguments: Mapping[str, Any]
+) -> Sequence[jax.Device]:
   from jax.experimental import topologies
 
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=name, **arguments
+      platform='tpu', topology_name=of_slice, **arguments
     ).devices
   except (NotImplementedError, RuntimeError) as error:
     reason = str(error).splitlines()[0][:200]

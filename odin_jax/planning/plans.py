@@ -213,9 +213,11 @@ def _cost_lines(of_step: costs.Costs) -> Iterator[str]:
     f'{of_step.memory_bytes / 1e9:.4g} GB through memory'
   )
   for kind, part in sorted(of_step.collectives.items()):
+    is_timed = not kind.startswith(costs.BETWEEN_SLICES)
     yield (
       f'  {kind}: {part.count} of {part.num_bytes / 1e9:.4g} GB, of which it '
       f'sends {part.sent_bytes / 1e9:.4g} GB'
+      + ('' if is_timed else ', whose time is not counted')
     )
   if of_step.unknown_loops:
     yield f'  {of_step.unknown_loops} loops of unknown length are counted once'

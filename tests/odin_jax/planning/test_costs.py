@@ -162,6 +162,42 @@ ENTRY %main (arg: bf16[64,64]) -> f32[64,64] {
   assert (found.flops, found.silent_kernels) == (1000, 1)
 
 
+def test_what_goes_between_slices_is_told_apart():
+  # As XLA prints it: a reduction of three slices, done by their machines.
+  transfer = (
+    'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name='
+    '"xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",'
+    '_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type='
+    '"ALL_REDUCE"}'
+  )
+  text = f"""
+HloModule m
+
+ENTRY %main (arg: f32[64,64]) -> f32[64,64] {{
+  %arg = f32[64,64]{{1,0}} parameter(0)
+  %total = f32[64,64]{{1,0}} all-reduce(%arg), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+  %after = token[] after-all()
+  %send = (f32[64,64]{{1,0}}, u32[], token[]) send(%total, %after), channel_id=2, {transfer}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv = (f32[64,64]{{1,0}}, u32[], token[]) recv(%after), channel_id=1, {transfer}
+  %done = (f32[64,64]{{1,0}}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %y = f32[64,64]{{1,0}} get-tuple-element(%done), index=0
+}}
+"""
+  found = costs.of(text)
+  num_bytes = 64 * 64 * 4
+  for kind, share in (('between slices: ', 2 / 3), ('', 3 / 4)):
+    part = found.collectives.pop(f'{kind}all-reduce')
+    assert (part.count, part.num_bytes) == (1, num_bytes)
+    assert part.sent_bytes == pytest.approx(2 * share * num_bytes)
+  assert not found.collectives
+  # The sum in the slice reads and writes; one is read to be sent, and one
+  # written that comes, with a word of the hardware's.
+  assert found.memory_bytes == 4 * num_bytes + 4
+  with pytest.raises(ValueError, match='send: its slices cannot be read'):
+    costs.of(text.replace('{1,2,3}x', '?'))
+
+
 CONVOLUTIONS = {
   'same': dict(window_strides=(1, 1), padding=((1, 1), (1, 1))),
   'strided': dict(window_strides=(2, 2), padding=((0, 1), (0, 1))),

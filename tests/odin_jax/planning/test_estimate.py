@@ -17,7 +17,10 @@ def of_step(flops=400, memory=20, sent=15.0):
   return costs.Costs(
     flops=flops,
     memory_bytes=memory,
-    collectives={'all-gather': costs.Collective(1, 100, sent)},
+    collectives={
+      'all-gather': costs.Collective(1, 100, sent),
+      costs.BETWEEN_SLICES + 'all-reduce': costs.Collective(1, 999, 999.0),
+    },
   )
 
 
@@ -61,6 +64,8 @@ def test_front_leaves_out_what_another_is_better_than_in_every_way():
   [
     ('v5e', 'such as v5e:4x4'),
     ('v9:2x2', 'not known'),
+    ('0xv5e:2x2', 'not known'),
+    ('2xcpu:4', 'not known'),
     ('cpu:none', 'such as'),
     ('cpu:4096', 'unset XLA_FLAGS'),
     ('h100:8', 'GPUs'),
