@@ -20,9 +20,9 @@ import pytest
 from configs import train as recipes
 from odin_jax import sharding
 from odin_jax.checkpoints import checkpoint
-from odin_jax.models import conditioning, encoders, layers, odin
+from odin_jax.models import conditioning, encoders, layers, lpips, odin
 from odin_jax.shared import errors
-from odin_jax.training import step
+from odin_jax.training import program, step
 from tests.helpers import commands
 
 SCRIPT = """
@@ -291,6 +291,49 @@ def test_encoders_are_whole_for_a_reason_or_split(full_size, split, reasons):
   assert len(large) > 100 and held < 0.73 * 2**30
   is_whole = {name for name in large if not any(places[name].spec)}
   assert {name.partition('/')[0] for name in is_whole} == set(reasons)
+
+
+# The same of the arguments of its step, by the end of their names.
+_WHOLE_OF_MULTISPHERE = {
+  r'unet/conv_(in|out)/kernel': 'channels of latents, which are few elsewhere',
+  r'lpips/params/convs/[1-4]/kernel': 'frozen; gathering them in every step '
+  'costs more than it saves, 9.4 MiB in all',
+}
+
+
+def test_what_multisphere_holds_is_whole_for_a_reason_or_split():
+  config = checkpoint.plain(recipes.get_config('multisphere').to_dict())
+  mesh = sharding.make_mesh(dict(data=1, fsdp=16, tensor=1), in_slices(16))
+  state = jax.eval_shape(functools.partial(step.init, config))
+  where = program.placement(config, mesh, state)
+  params = {
+    name: jax.ShapeDtypeStruct(shape, 'float32')
+    for name, shape in lpips.shapes('alex').items()
+  }
+  arguments = {
+    'state': state,
+    'batch': program.abstract_batch(config),
+    'frozen': encoders.abstract(config),
+    'lpips': lpips.Lpips(params, 'alex'),
+  }
+  places = {
+    name: jax.tree.broadcast(place, argument)
+    for (name, argument), place in zip(arguments.items(), where, strict=True)
+  }
+  shapes, places = sharding.by_path(arguments), sharding.by_path(places)
+  is_whole = {
+    name
+    for name, leaf in shapes.items()
+    if leaf.size * leaf.dtype.itemsize > sharding.LARGE_BYTES
+    and not any(places[name].spec)
+  }
+  named = {
+    pattern: {name for name in is_whole if re.search(f'{pattern}$', name)}
+    for pattern in _WHOLE_OF_MULTISPHERE
+  }
+  assert is_whole == set.union(*named.values())
+  # Parameters, their averages and Muon's momentum; AlexNet.
+  assert [len(names) for names in named.values()] == [6, 4]
 
 
 @pytest.fixture(scope='module')
