@@ -142,8 +142,11 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def _is_on_host(array: jax.Array) -> bool:
-  return array.is_fully_addressable and all(
-    device.platform == 'cpu' for device in array.devices()
+  """Whether NumPy sees it where it is; parts of devices it would copy."""
+  return (
+    array.is_fully_addressable
+    and array.is_fully_replicated
+    and all(device.platform == 'cpu' for device in array.devices())
   )
 
 
