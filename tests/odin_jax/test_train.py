@@ -1,6 +1,7 @@
 """Training through its command line: figures, exact resume, faults."""
 
 import errno
+import gzip
 import json
 import os
 import resource
@@ -228,7 +229,32 @@ def test_run_leaves_its_figures(finished):
   assert picture.name == f'{20:08d}.png' and image.shape == (8 * 32, 3 * 32, 3)
   (row,) = [row for row in rows if row['step'] == 20]
   assert row['held_out_psnr_db'] == pytest.approx(psnr_of_rows(image), abs=1e-3)
-  assert list((finished / 'profile').rglob('*.xplane.pb'))
+  # Both steps, in what XProf and what Perfetto opens.
+  for steps in traced_runs(finished / 'profile'):
+    assert len(steps) == 2
+
+
+def traced_runs(profile):
+  """The runs of the step of which a profile has operations, by each file."""
+  (xplane,) = profile.rglob('*.xplane.pb')
+  (trace,) = profile.rglob('*.trace.json.gz')
+  of_xprof = [
+    dict(event.stats)
+    for plane in jax.profiler.ProfileData.from_file(str(xplane)).planes
+    for line in plane.lines
+    for event in line.events
+  ]
+  of_perfetto = [
+    event.get('args', {})
+    for event in json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
+  ]
+  for operations in (of_xprof, of_perfetto):
+    yield {
+      operation['run_id']
+      for operation in operations
+      # What `sharding.traced_for` makes of the step.
+      if operation.get('hlo_module') == 'jit_on_mesh'
+    }
 
 
 def psnr_of_rows(image):
