@@ -1,4 +1,4 @@
-"""Whether bytes are a grey PNG of some shape, without decoding its pixels.
+"""Chunks of a PNG; whether it is a grey one of some shape, without its pixels.
 
 Decoders go on over some kinds of damage, and of others they write to stderr.
 Source: PNG specification, sections 5 (chunks) and 11.2.2 (IHDR),
@@ -27,7 +27,7 @@ def check_header(data: bytes, *, bits: int, aspect: int = 1) -> int:
   Raises:
     ValueError: no PNG, or one of another aspect, not grey, or of other bits.
   """
-  kind, content = next(_chunks(data))
+  kind, content = next(chunks(data))
   if kind != b'IHDR' or len(content) != 13:
     raise ValueError('a damaged PNG')
   width, height, found_bits, colour_type = struct.unpack_from('>IIBB', content)
@@ -48,12 +48,16 @@ def check(data: bytes, *, bits: int, aspect: int = 1) -> None:
     ValueError: it is not.
   """
   check_header(data, bits=bits, aspect=aspect)
-  for _ in _chunks(data):
+  for _ in chunks(data):
     pass
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """Kind and content of each chunk, up to the last one."""
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+  """Kind and content of each chunk, up to the last one.
+
+  Raises:
+    ValueError: no PNG, or not as it was written.
+  """
   if not data.startswith(_SIGNATURE):
     raise ValueError('no PNG')
   place, kind = len(_SIGNATURE), b''

@@ -13,7 +13,7 @@ from typing import Iterator
 import warnings
 
 import cv2
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped, UInt8, UInt16
 import numpy as np
 from PIL import Image, ImageColor
 
@@ -96,9 +96,8 @@ def read(
 ) -> UInt8[np.ndarray, 'h w 3']:
   """An image as a viewer shows it, RGB.
 
-  Grey, palettes, CMYK and 16 bits become RGB of 8 bits, EXIF's orientation is
-  obeyed, and so is an embedded ICC profile, except by a PNG of 16 bits or grey
-  of 16 bits, which LittleCMS is not given: a warning says so.
+  Grey, palettes, CMYK and 16 bits become RGB of 8 bits. EXIF's orientation is
+  obeyed, and what is said of colours; a warning tells what cannot be.
 
   Args:
     path: of the file.
@@ -132,8 +131,6 @@ def read_stored(
   path: str | os.PathLike[str], what: str, *, upright: bool = True
 ) -> Shaped[np.ndarray, 'h w c']:
   """An image upright, in sRGB, with its alpha and its 16 bits.
-
-  Of 16 bits an embedded ICC profile is not obeyed, see `read`.
 
   Args:
     path: of the file.
@@ -254,25 +251,31 @@ def _pixels(
 ) -> Shaped[np.ndarray, 'h w c']:
   """RGB or RGBA, as many bits as are stored."""
   if image.format == 'PNG' and data[24] == 16:
-    colour_profiles.warn_if_not_srgb(image, path)
-    # Pillow has no 16 bits but in grey.
-    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-      raise ValueError('no pixels')
-    if stored.ndim == 2:
-      return np.repeat(stored[..., None], 3, axis=-1)
-    order = cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    return cv2.cvtColor(stored, order)
+    pixels = _of_16_bits(data)
+    colour_profiles.make_srgb(pixels, image, data, path)
+    return pixels
   if image.mode in _GREY_16 or (image.mode, image.format) == ('I', 'PPM'):
-    colour_profiles.warn_if_not_srgb(image, path)
     grey = np.asarray(image).astype(np.uint16)
-    return np.repeat(grey[..., None], 3, axis=-1)
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    colour_profiles.make_srgb(pixels, image, data, path)
+    return pixels
   if image.mode in ('I', 'F'):
     raise errors.UserError(
       f'{path}: has 32 bits per pixel, whose range is not known; export it '
       'with 8 or 16 bits'
     )
-  return np.asarray(colour_profiles.to_rgb(image, path))
+  return colour_profiles.to_rgb(image, data, path)
+
+
+def _of_16_bits(data: bytes) -> UInt16[np.ndarray, 'h w c']:
+  """RGB or RGBA of a PNG; Pillow has no 16 bits but in grey."""
+  stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if stored is None:
+    raise ValueError('no pixels')
+  if stored.ndim == 2:
+    return np.repeat(stored[..., None], 3, axis=-1)
+  order = cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+  return cv2.cvtColor(stored, order)
 
 
 # -- Whether all of a JPEG is there --------------------------------------------

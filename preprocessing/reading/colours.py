@@ -32,12 +32,12 @@ import cv2
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
-_UNSPECIFIED = 2
+from odin_jax.shared import colorimetry
+
 # What can be read of each tag, by its name.
-_PQ, _HLG = 16, 18
 _TRANSFERS = {
   1: 'bt709',
-  _UNSPECIFIED: 'unknown',
+  colorimetry.UNSPECIFIED: 'unknown',
   4: 'gamma22',
   5: 'gamma28',
   6: 'smpte170m',
@@ -47,19 +47,18 @@ _TRANSFERS = {
   13: 'iec61966-2-1',
   14: 'bt2020-10',
   15: 'bt2020-12',
-  _PQ: 'smpte2084',
-  _HLG: 'arib-std-b67',
+  colorimetry.PQ: 'smpte2084',
+  colorimetry.HLG: 'arib-std-b67',
 }
-_BT2020_PRIMARIES = 9
 _PRIMARIES = {
   1: 'bt709',
-  _UNSPECIFIED: 'unknown',
+  colorimetry.UNSPECIFIED: 'unknown',
   4: 'bt470m',
   5: 'bt470bg',
   6: 'smpte170m',
   7: 'smpte240m',
   8: 'film',
-  _BT2020_PRIMARIES: 'bt2020',
+  colorimetry.BT2020: 'bt2020',
   11: 'smpte431',
   12: 'smpte432',
   22: 'ebu3213',
@@ -67,7 +66,7 @@ _PRIMARIES = {
 _MATRICES = {
   0: 'gbr',
   1: 'bt709',
-  _UNSPECIFIED: 'unknown',
+  colorimetry.UNSPECIFIED: 'unknown',
   4: 'fcc',
   5: 'bt470bg',
   6: 'smpte170m',
@@ -91,14 +90,8 @@ _UNREAD = {
   },
 }
 # Tags of a video that names no matrix: its size tells, as in players.
-_NO_MATRIX = (0, _UNSPECIFIED, 3)
+_NO_MATRIX = (0, colorimetry.UNSPECIFIED, 3)
 _HD_WIDTH_PX, _HD_HEIGHT_PX = 1280, 576
-# Chromaticities (x, y) of red, green and blue, and of white (D65).
-_BT709_XY = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
-_BT2020_XY = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
-_P3_XY = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
-_WIDE_XY = {_BT2020_PRIMARIES: _BT2020_XY, 11: _P3_XY, 12: _P3_XY}
-_WHITE_XY = (0.3127, 0.3290)
 # Light of SDR white, and of what becomes white, in cd/m2; the latter is also
 # the brightest that HLG has on its screen.
 _WHITE_NITS, _PEAK_NITS = 203.0, 1000.0
@@ -114,14 +107,12 @@ _EXACT = (
 )
 # What white becomes in 16 bits: FFmpeg widens limited range by shifts.
 _WHITE_LIMITED, _WHITE_FULL = 255 << 8, 65535
-# Rows that are converted at a time, for they are many bytes.
-_STRIP = 64
 
 
 def to_srgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
   """The picture of a frame that has no `fault`, in sRGB."""
   matrix = _assumed_matrix(frame)
-  if _is_sdr(frame) and frame.color_primaries not in _WIDE_XY:
+  if _is_sdr(frame) and frame.color_primaries not in colorimetry.WIDE_XY:
     options = {'interpolation': _EXACT} if _bits(frame) > 8 else {}
     return frame.to_ndarray(format='rgb24', src_colorspace=matrix, **options)
   signal = frame.to_ndarray(format='rgb48le', src_colorspace=matrix)
@@ -129,13 +120,15 @@ def to_srgb(frame: av.VideoFrame) -> UInt8[np.ndarray, 'h w 3']:
   light = _light_table(frame.color_trc, is_full)
   to_bt709 = _primaries_matrix(_primaries(frame))
   output = np.empty(signal.shape, np.uint8)
-  for row in range(0, len(signal), _STRIP):
-    strip = cv2.transform(light[signal[row : row + _STRIP]], to_bt709)
-    if frame.color_trc == _HLG:
+  for row in range(0, len(signal), colorimetry.STRIP):
+    strip = cv2.transform(
+      light[signal[row : row + colorimetry.STRIP]], to_bt709
+    )
+    if frame.color_trc == colorimetry.HLG:
       _show_hlg(strip)
     if not _is_sdr(frame):
       _roll_off(strip)
-    output[row : row + _STRIP] = _coded(strip)
+    output[row : row + colorimetry.STRIP] = _coded(strip)
   return output
 
 
@@ -143,8 +136,8 @@ def fault(frame: av.VideoFrame) -> str:
   """What in a frame's colours cannot be read; '' for nothing."""
   side_data = {item.type.name for item in frame.side_data}
   if (
-    frame.color_trc == _UNSPECIFIED
-    and frame.color_primaries == _UNSPECIFIED
+    frame.color_trc == colorimetry.UNSPECIFIED
+    and frame.color_primaries == colorimetry.UNSPECIFIED
     and side_data & {'DOVI_METADATA', 'DOVI_RPU_BUFFER'}
   ):
     return (
@@ -156,7 +149,7 @@ def fault(frame: av.VideoFrame) -> str:
     ('primaries', frame.color_primaries, _PRIMARIES),
     ('matrix', frame.colorspace, _MATRICES),
   ):
-    # Zero and three are reserved, and mean no more than `_UNSPECIFIED`.
+    # Zero and three are reserved, and mean no more than `UNSPECIFIED`.
     if number not in (0, 3, *readable):
       words = _UNREAD[name].get(number, f'number {number}')
       return (
@@ -173,7 +166,7 @@ def describe(frame: av.VideoFrame) -> dict[str, Any]:
     tags by name, as they are; `bits`; `conversion`: what was done to come to
     sRGB, with what was assumed.
   """
-  is_wide = _primaries(frame) in _WIDE_XY
+  is_wide = _primaries(frame) in colorimetry.WIDE_XY
   words = []
   if not _is_sdr(frame):
     words.append(
@@ -182,7 +175,7 @@ def describe(frame: av.VideoFrame) -> dict[str, Any]:
     )
   if is_wide:
     words.append('wide primaries: transformed to those of BT.709, clipped')
-  if is_wide and frame.color_primaries not in _WIDE_XY:
+  if is_wide and frame.color_primaries not in colorimetry.WIDE_XY:
     words.append('those of BT.2020 were assumed')
   return {
     'transfer': _TRANSFERS.get(frame.color_trc, 'unknown'),
@@ -195,7 +188,7 @@ def describe(frame: av.VideoFrame) -> dict[str, Any]:
 
 
 def _is_sdr(frame: av.VideoFrame) -> bool:
-  return frame.color_trc not in (_PQ, _HLG)
+  return frame.color_trc not in (colorimetry.PQ, colorimetry.HLG)
 
 
 def _bits(frame: av.VideoFrame) -> int:
@@ -204,17 +197,17 @@ def _bits(frame: av.VideoFrame) -> int:
 
 def _primaries(frame: av.VideoFrame) -> int:
   """The primaries, also where an HDR frame names none."""
-  is_named = frame.color_primaries not in (0, _UNSPECIFIED, 3)
+  is_named = frame.color_primaries not in (0, colorimetry.UNSPECIFIED, 3)
   if is_named or _is_sdr(frame):
     return frame.color_primaries
-  return _BT2020_PRIMARIES
+  return colorimetry.BT2020
 
 
 def _assumed_matrix(frame: av.VideoFrame) -> Colorspace | None:
   """The matrix where the frame names none; None where FFmpeg knows it."""
   if frame.format.is_rgb or frame.colorspace not in _NO_MATRIX:
     return None
-  if _primaries(frame) == _BT2020_PRIMARIES:
+  if _primaries(frame) == colorimetry.BT2020:
     return Colorspace.BT2020
   is_hd = frame.width >= _HD_WIDTH_PX or frame.height > _HD_HEIGHT_PX
   return Colorspace.ITU709 if is_hd else Colorspace.ITU601
@@ -225,14 +218,12 @@ def _light_table(transfer: int, is_full: bool) -> Float32[np.ndarray, 'v']:
   """Light of every 16-bit value; that of SDR white is 1, for HLG its peak."""
   white = _WHITE_FULL if is_full else _WHITE_LIMITED
   signal = np.minimum(np.arange(1 << 16) / white, 1.0)
-  if transfer == _PQ:
+  if transfer == colorimetry.PQ:
     light = _pq_nits(signal) / _WHITE_NITS
-  elif transfer == _HLG:
+  elif transfer == colorimetry.HLG:
     light = _hlg_scene(signal)
   else:
-    light = np.where(
-      signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4
-    )
+    light = colorimetry.srgb_light(signal)
   return light.astype(np.float32)
 
 
@@ -253,7 +244,8 @@ def _hlg_scene(signal: Float[np.ndarray, 'v']) -> Float[np.ndarray, 'v']:
 
 def _show_hlg(light: Float32[np.ndarray, 'h w 3']) -> None:
   """Scene's light -> that of the screen, in place; in primaries of BT.709."""
-  luminance = cv2.transform(light, _xyz_matrix(_BT709_XY)[1:2])
+  to_xyz = colorimetry.xyz_matrix(colorimetry.BT709_XY)
+  luminance = cv2.transform(light, to_xyz[1:2])
   gain = np.maximum(luminance, 1e-6) ** _HLG_GAMMA
   light *= (gain * (_PEAK_NITS / _WHITE_NITS))[..., None]
 
@@ -284,29 +276,12 @@ def _coded(light: Float32[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3']:
 @functools.cache
 def _srgb_table() -> UInt8[np.ndarray, 'v']:
   light = np.arange(1 << 16) / 65535
-  signal = np.where(
-    light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
-  )
-  return np.round(255 * signal).astype(np.uint8)
+  return np.round(255 * colorimetry.srgb_signal(light)).astype(np.uint8)
 
 
 @functools.cache
 def _primaries_matrix(primaries: int) -> Float[np.ndarray, '3 3']:
   """From red, green and blue of primaries to those of BT.709."""
-  if primaries not in _WIDE_XY:
+  if primaries not in colorimetry.WIDE_XY:
     return np.eye(3)
-  to_xyz = _xyz_matrix(_WIDE_XY[primaries])
-  return np.linalg.inv(_xyz_matrix(_BT709_XY)) @ to_xyz
-
-
-@functools.cache
-def _xyz_matrix(
-  primaries: tuple[tuple[float, float], ...],
-) -> Float[np.ndarray, '3 3']:
-  """From red, green and blue of chromaticities to XYZ, white of luminance 1."""
-
-  def xyz(x: float, y: float) -> list[float]:
-    return [x / y, 1.0, (1 - x - y) / y]
-
-  columns = np.array([xyz(*chromaticity) for chromaticity in primaries]).T
-  return columns * np.linalg.solve(columns, xyz(*_WHITE_XY))
+  return colorimetry.bt709_matrix(colorimetry.WIDE_XY[primaries])

@@ -21,6 +21,7 @@ PRIMARIES = {
   'srgb': [(0.64, 0.33), (0.3, 0.6), (0.15, 0.06)],
   'display_p3': [(0.68, 0.32), (0.265, 0.69), (0.15, 0.06)],
   'adobe_rgb': [(0.64, 0.33), (0.21, 0.71), (0.15, 0.06)],
+  'bt2020': [(0.708, 0.292), (0.17, 0.797), (0.131, 0.046)],
 }
 
 
@@ -41,6 +42,7 @@ def to_levels(light):
 CURVES = {
   'srgb': to_light,
   'display_p3': to_light,
+  'bt2020': to_light,
   'adobe_rgb': lambda encoded: encoded ** (563 / 256),
 }
 
@@ -104,9 +106,15 @@ def _profile(space, tags, kind=b'mntr', pcs=b'XYZ '):
   return header.ljust(128, b'\0') + table + body
 
 
-def rgb(name, error=0.0):
+def parametric(kind, *numbers):
+  """A curve of ICC version 4, of one of its kinds."""
+  fixed = np.round(np.multiply(numbers, 65536)).astype(int)
+  return struct.pack(f'>4s4xHxx{len(numbers)}i', b'para', kind, *fixed)
+
+
+def rgb(name, error=0.0, curve=None):
   """Of a curve and of three primaries, which are so far from the true ones."""
-  curve = _curve(CURVES[name](np.linspace(0, 1, 4096)))
+  curve = curve or _curve(CURVES[name](np.linspace(0, 1, 4096)))
   columns = adapted(rgb2xyz(name)).T + np.outer([1, -1, 0], np.full(3, error))
   tags = {b'wtpt': _xyz(D50)}
   tags |= {key + b'XYZ': _xyz(x) for key, x in zip((b'r', b'g', b'b'), columns)}

@@ -33,6 +33,14 @@ def png_16(pixels):
   return cv2.imencode('.png', pixels)[1].tobytes()
 
 
+def with_chunk(data, kind, content):
+  """A PNG with a chunk more, right after its header."""
+  body = kind + content
+  chunk = struct.pack('>I', len(content)) + body
+  chunk += struct.pack('>I', zlib.crc32(body))
+  return data[:33] + chunk + data[33:]
+
+
 def read(folder, data, **options):
   (folder / 'image').write_bytes(data)
   return user_images.read(folder / 'image', 'an image', **options)
@@ -153,11 +161,7 @@ def test_orientation_is_obeyed(tmp_path, orientation, kind):
   pixels = np.ascontiguousarray(stored(RGB, orientation))
   if kind == '16 bits':
     data = png_16(pixels[..., ::-1].astype(np.uint16) * 257)
-    # After the header: a chunk of EXIF.
-    body = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
-    chunk = struct.pack('>I', len(body) - 4) + body
-    chunk += struct.pack('>I', zlib.crc32(body))
-    data = data[:33] + chunk + data[33:]
+    data = with_chunk(data, b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
   else:
     options = {'lossless': True} if kind == 'WEBP' else {}
     data = encoded(pixels, kind, exif=exif, **options)
@@ -320,16 +324,229 @@ def test_a_profile_that_cannot_be_used_is_said(tmp_path, warned, kind):
   assert 'taken as sRGB' in line and '\n' not in line
 
 
-def test_a_profile_beside_16_bits_is_said_not_to_be_obeyed(tmp_path, warned):
-  data = png_16(RGB[..., ::-1].astype(np.uint16) * 257)
-  for profile, count in ((LITTLE_CMS, 0), (P3, 1)):
-    body = b'iCCP' + b'name\0\0' + zlib.compress(profile)
-    chunk = struct.pack('>I', len(body) - 4) + body
-    chunk += struct.pack('>I', zlib.crc32(body))
-    image = read(tmp_path, data[:33] + chunk + data[33:])
-    np.testing.assert_array_equal(image, RGB)
-    assert len(warned) == count
-  assert '16 bits' in warned[0]
+# -- Beside 16 bits, and named without a profile -------------------------------
+
+NOISE = np.random.default_rng(0).integers(0, 65536, RGB.shape, np.uint16)
+# sRGB's curve, and a power, as profiles of version 4 have them.
+PARAMETRIC = icc_profiles.parametric(
+  3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045
+)
+
+
+def with_profile(data, profile):
+  return with_chunk(data, b'iCCP', b'name\0\0' + zlib.compress(profile))
+
+
+def read_16(folder, data):
+  """As many levels as there are, in the unit of 8 bits."""
+  (folder / 'image').write_bytes(data)
+  stored = user_images.read_stored(folder / 'image', 'an image')
+  assert stored.dtype == np.uint16
+  return stored / 257
+
+
+def assert_near(found, expected):
+  """Nearer than 8 bits could be; dark levels tell the digits of primaries."""
+  error = np.abs(found - expected)
+  assert error.max() < 0.4 and error.mean() < 0.02
+
+
+@pytest.mark.parametrize(
+  ('name', 'curve'),
+  [
+    ('display_p3', None),
+    ('display_p3', PARAMETRIC),
+    ('adobe_rgb', None),
+    ('adobe_rgb', icc_profiles.parametric(0, 563 / 256)),
+    # One number: a power.
+    ('adobe_rgb', struct.pack('>4s4xIH', b'curv', 1, 563)),
+  ],
+)
+@pytest.mark.parametrize('has_alpha', [False, True])
+def test_a_profile_beside_16_bits_is_obeyed(
+  tmp_path, warned, name, curve, has_alpha
+):
+  alpha = NOISE[..., :1][::-1]
+  pixels = (
+    np.dstack([NOISE[..., ::-1], alpha]) if has_alpha else NOISE[..., ::-1]
+  )
+  profile = icc_profiles.rgb(name, curve=curve)
+  found = read_16(tmp_path, with_profile(png_16(pixels), profile))
+  expected = icc_profiles.srgb_of(NOISE / 257, name)
+  assert_near(found[..., :3], expected)
+  if has_alpha:
+    np.testing.assert_array_equal(found[..., 3:], alpha / 257)
+  assert warned == []
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+def test_a_profile_beside_grey_of_16_bits_is_obeyed(tmp_path, warned, kind):
+  grey = NOISE[..., 0]
+  profile = icc_profiles.grey(lambda x: x**1.8)
+  if kind == 'PNG':
+    data = with_profile(png_16(grey), profile)
+  else:
+    data = encoded(grey, kind, icc_profile=profile)
+  expected = icc_profiles.to_levels((grey / 65535) ** 1.8)[..., None]
+  assert_near(read_16(tmp_path, data), expected)
+  assert warned == []
+
+
+def test_what_is_srgb_beside_16_bits_stays_what_it_is(tmp_path, warned):
+  data = png_16(NOISE[..., ::-1])
+  for profile in (LITTLE_CMS, icc_profiles.rgb('srgb', 3e-4)):
+    found = read_16(tmp_path, with_profile(data, profile))
+    np.testing.assert_array_equal(found, NOISE / 257)
+  assert warned == []
+
+
+def test_a_profile_of_tables_beside_16_bits_is_said_not_to_be_obeyed(
+  tmp_path, warned
+):
+  # A table that is not read, beside curves and a matrix that are no truth then.
+  profile = P3.replace(b'wtpt', b'A2B1')
+  data = with_profile(png_16(NOISE[..., ::-1]), profile)
+  np.testing.assert_array_equal(read_16(tmp_path, data), NOISE / 257)
+  (line,) = warned
+  assert line.startswith(f'{tmp_path / "image"}: its colour profile')
+  assert '\n' not in line
+
+
+def measured(name, gamma=None):
+  """Chunks of PNG, all numbers times 100,000."""
+  chunks = {}
+  if name:
+    white = [(0.3127, 0.3290)]
+    xy = np.round(1e5 * np.array(white + icc_profiles.PRIMARIES[name]))
+    chunks[b'cHRM'] = struct.pack('>8I', *xy.astype(int).ravel())
+  if gamma:
+    chunks[b'gAMA'] = struct.pack('>I', gamma)
+  return chunks
+
+
+NAMED = {
+  'P3 by numbers': ({b'cICP': bytes([12, 13, 0, 1])}, 'display_p3'),
+  'P3, the curve of video': ({b'cICP': bytes([12, 1, 0, 1])}, 'display_p3'),
+  'BT.2020 by numbers': ({b'cICP': bytes([9, 13, 0, 1])}, 'bt2020'),
+  'P3 by measure': (measured('display_p3', 45455), 'display_p3'),
+  'P3 without a gamma': (measured('display_p3'), 'display_p3'),
+  'Adobe RGB by measure': (measured('adobe_rgb', 45471), 'adobe_rgb'),
+  'numbers before a profile': (
+    {b'cICP': bytes([9, 13, 0, 1]), b'iCCP': icc_profiles.rgb('adobe_rgb')},
+    'bt2020',
+  ),
+  'a profile before measures': (
+    {**measured('adobe_rgb', 100000), b'iCCP': P3},
+    'display_p3',
+  ),
+  'a profile for numbers that are not obeyed': (
+    {b'cICP': bytes([9, 16, 0, 1]), b'iCCP': P3},
+    'display_p3',
+  ),
+}
+
+
+def named(data, chunks):
+  for kind, content in chunks.items():
+    if kind == b'iCCP':
+      data = with_profile(data, content)
+    else:
+      data = with_chunk(data, kind, content)
+  return data
+
+
+@pytest.mark.parametrize('kind', NAMED)
+def test_colours_that_a_png_names_become_srgb(tmp_path, warned, kind):
+  chunks, name = NAMED[kind]
+  data = named(png_16(NOISE[..., ::-1]), chunks)
+  expected = icc_profiles.srgb_of(NOISE / 257, name)
+  assert_near(read_16(tmp_path, data), expected)
+  assert np.abs(NOISE / 257 - expected).max() > 20
+  # Of 8 bits likewise, and of those with alpha.
+  for pixels in (RGB, np.dstack([RGB, np.full_like(RGB[..., :1], 255)])):
+    found = read(tmp_path, named(encoded(pixels, 'PNG'), chunks))
+    assert np.abs(found - icc_profiles.srgb_of(RGB, name)).max() < 1.1
+  assert warned == []
+
+
+def test_a_gamma_alone_is_obeyed(tmp_path, warned):
+  for pixels in (RGB, GREY[..., 0]):
+    data = with_chunk(encoded(pixels, 'PNG'), b'gAMA', struct.pack('>I', 10**5))
+    expected = icc_profiles.to_levels((RGB if pixels is RGB else GREY) / 255)
+    assert np.abs(read(tmp_path, data) - expected).max() < 0.6
+  assert warned == []
+
+
+@pytest.mark.parametrize(
+  'chunks',
+  [
+    measured(None, 45455),
+    measured('srgb', 45455),
+    measured('srgb'),
+    {**measured('display_p3', 100000), b'sRGB': b'\0'},
+    {b'cICP': bytes([1, 13, 0, 1]), b'iCCP': P3},
+    {b'cICP': bytes([1, 1, 0, 1])},
+  ],
+)
+def test_names_of_srgb_change_nothing(tmp_path, warned, chunks):
+  data = named(png_16(NOISE[..., ::-1]), chunks)
+  np.testing.assert_array_equal(read_16(tmp_path, data), NOISE / 257)
+  data = named(encoded(RGB, 'PNG'), chunks)
+  np.testing.assert_array_equal(read(tmp_path, data), RGB)
+  assert warned == []
+
+
+@pytest.mark.parametrize(
+  ('chunks', 'words'),
+  [
+    ({b'cICP': bytes([9, 16, 0, 1])}, 'PQ'),
+    ({b'cICP': bytes([9, 18, 0, 1])}, 'HLG'),
+    ({b'cICP': bytes([10, 13, 0, 1])}, 'primaries 10'),
+    ({b'cICP': bytes([9, 13, 0, 0])}, 'full range'),
+    ({b'gAMA': bytes(4)}, 'gamma of 0'),
+    ({b'cHRM': bytes(32)}, 'without light'),
+    ({b'cHRM': struct.pack('>8I', *[30000] * 8)}, 'in one line'),
+  ],
+)
+def test_named_colours_that_cannot_be_obeyed_are_said(
+  tmp_path, warned, chunks, words
+):
+  data = named(encoded(RGB, 'PNG'), chunks)
+  np.testing.assert_array_equal(read(tmp_path, data), RGB)
+  (line,) = warned
+  assert line.startswith(f'{tmp_path / "image"}: its colours cannot be used')
+  assert words in line and 'taken as sRGB' in line and '\n' not in line
+
+
+def test_colours_of_an_avif_become_srgb(tmp_path, warned):
+  data = encoded(RGB, 'AVIF', quality=100, subsampling='4:4:4')
+  place = data.index(b'colrnclx') + 8
+
+  def numbered(primaries, transfer):
+    return (
+      data[:place] + struct.pack('>2H', primaries, transfer) + data[place + 4 :]
+    )
+
+  plain = read(tmp_path, data)
+  assert np.abs(plain.astype(int) - RGB).max() < 6
+  found = read(tmp_path, numbered(12, 13))
+  expected = icc_profiles.srgb_of(plain, 'display_p3')
+  assert np.abs(found - expected).max() < 0.6
+  assert warned == []
+  np.testing.assert_array_equal(read(tmp_path, numbered(9, 16)), plain)
+  assert len(warned) == 1 and 'PQ' in warned[0]
+
+
+def test_adobe_rgb_that_exif_names_becomes_srgb(tmp_path, warned):
+  options = {'quality': 98, 'subsampling': 0}
+  plain = read(tmp_path, encoded(RGB, 'JPEG', **options))
+  exif = Image.Exif()
+  exif.get_ifd(0x8769)[0xA005] = {1: 'R03'}
+  found = read(tmp_path, encoded(RGB, 'JPEG', exif=exif, **options))
+  expected = icc_profiles.srgb_of(plain, 'adobe_rgb')
+  assert np.abs(found - expected).max() < 0.6
+  assert np.abs(plain - expected).max() > 10
+  assert warned == []
 
 
 def test_colours_are_levels_or_names():
