@@ -252,6 +252,7 @@ def _start(
     group.require_same({'checkpoint in --init': checkpoints.seal(first_step)})
     checkpoints.close()
   start = warm_start.load(where, config, mesh, init_step)
+  _note_origin(config, start.init_sha256)
   for note in start.notes:
     logging.info('%s: %s', config['init'], note)
 
@@ -266,17 +267,8 @@ def _start(
     return state(start.params), start.encoders
 
 
-def _note_origin(
-  config: checkpoint.Config,
-  checkpoints: checkpoint.Checkpoints,
-  restored_step: int,
-) -> None:
+def _note_origin(config: checkpoint.Config, sha256: str | None) -> None:
   """Keeps which checkpoint `pretrained` stood for when the run began."""
-  sha256 = None
-  if restored_step:
-    sha256 = checkpoints.config(restored_step).get(pretrained.INIT_SHA256)
-  elif config['init'] and workdirs.is_pretrained(config['init']):
-    sha256 = pretrained.read_note()['sha256']
   if sha256:
     config[pretrained.INIT_SHA256] = sha256
 
@@ -435,9 +427,11 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
       may_go_back=_ALLOW_FALLBACK.value,
     )
     _check_restored(workdir, restored_step, config, traced)
+    _note_origin(
+      config, checkpoints.config(restored_step).get(pretrained.INIT_SHA256)
+    )
   else:
     state, frozen = _start(source, config, mesh, placement.state, group)
-  _note_origin(config, checkpoints, restored_step)
   frozen = encoders.held(frozen, config)
   if encoded:
     encoders_sha256 = checkpoint.params_sha256(frozen)

@@ -40,7 +40,8 @@ from odin_jax.shared import errors, files, workdirs
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'pretrained'
 WEIGHTS = 'multisphere.safetensors'
 NOTE = 'multisphere.json'
-# Field of the config of a run that started from it: which one it was then.
+# Field of the config of a run that started from it, or from a run that did, and
+# so on: which one it was then.
 INIT_SHA256 = 'init_sha256'
 LICENCE = (
   "Apache-2.0, as the project; all training data are the project's own "
@@ -98,6 +99,26 @@ def _lineage() -> Iterator[Mapping[str, Any]]:
     note = note.get('started_from')
 
 
+def init_sha256(
+  workdir: str | os.PathLike[str], config: Mapping[str, Any]
+) -> str | None:
+  """Digest of the weights of this checkpoint that a model came from.
+
+  Args:
+    workdir: of the model, or the word for the checkpoint itself.
+    config: of its checkpoint.
+
+  Returns:
+    None of a run of which none is known, at whatever remove.
+
+  Raises:
+    errors.UserError: see `read_note`.
+  """
+  if workdirs.is_pretrained(workdir):
+    return read_note()['sha256']
+  return config.get(INIT_SHA256)
+
+
 def seeds(
   workdir: str | os.PathLike[str], config: Mapping[str, Any]
 ) -> list[int]:
@@ -114,15 +135,11 @@ def seeds(
   Raises:
     errors.UserError: see `read_note`.
   """
-  if workdirs.is_pretrained(workdir):
-    seen = _lineage()
-  elif sha256 := config.get(INIT_SHA256):
-    # The run may have started from what this one started from itself.
-    seen = itertools.dropwhile(
-      lambda note: note['sha256'] != sha256, _lineage()
-    )
-  else:
+  sha256 = init_sha256(workdir, config)
+  if sha256 is None:
     return []
+  # The run may have started from what this one started from itself.
+  seen = itertools.dropwhile(lambda note: note['sha256'] != sha256, _lineage())
   return sorted({note['data']['seed'] for note in seen})
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odin_jax import sharding
-from odin_jax.checkpoints import checkpoint
+from odin_jax.checkpoints import checkpoint, pretrained
 from odin_jax.models import encoders, odin
 from odin_jax.shared import errors
 from odin_jax.training import patch_size
@@ -43,12 +43,14 @@ class Start(NamedTuple):
     rows: for `adopt`, where the input channels are.
     encoders: of the checkpoint.
     notes: for the user, such as which parameters start fresh.
+    init_sha256: see `pretrained.init_sha256`.
   """
 
   params: Any
   rows: Rows
   encoders: encoders.Encoders
   notes: list[str]
+  init_sha256: str | None
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
@@ -304,4 +306,5 @@ def load(
     rows=_rows(odin.input_channels(config), odin.input_channels(saved_config)),
     encoders=frozen,
     notes=notes,
+    init_sha256=pretrained.init_sha256(where, as_it_is),
   )

@@ -292,6 +292,14 @@ def test_training_starts_from_it(trained, shipped):
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   start = warm_start.load(PRETRAINED, trained.config, mesh)
   assert start.notes == []
+  # Which is noted, also where a run starts from one that started from it.
+  sha256 = json.loads((shipped / pretrained.NOTE).read_text())['sha256']
+  assert start.init_sha256 == sha256
+  config = {**trained.config, pretrained.INIT_SHA256: 'earlier'}
+  after = save(shipped / 'after', config, trained.params)
+  for workdir, expected in ((after, 'earlier'), (trained.workdir, None)):
+    started = warm_start.load(workdir, trained.config, mesh)
+    assert started.init_sha256 == expected
   name = 'unet/conv_in/kernel'
   expected = flat(trained.params)[name].astype(ml_dtypes.bfloat16)
   np.testing.assert_array_equal(flat(start.params)[name], expected)
