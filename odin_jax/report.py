@@ -25,7 +25,7 @@ if __name__ == '__main__' and not __package__:
 import pathlib
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from odin_jax.reporting import contents, summary
 from odin_jax.shared import (
@@ -137,6 +137,13 @@ def main() -> None:
   figures = summary.summarise(run)
   if (run / 'train' / goodput.NAME).is_file():
     figures['goodput'] = goodput.summary(goodput.read(run / 'train'))
+  if figures['missing']:
+    logging.warning(
+      '%s: %s: not here, so the page has neither them nor scores that take them; '
+      'run what made this folder again (launch/demo.sh) for a whole page',
+      run,
+      ', '.join(figures['missing']),
+    )
   files.write_json(run / 'summary.json', figures)
   html = page.render(
     contents.TEMPLATE, contents.gather(run, videos, figures, _TITLE.value)

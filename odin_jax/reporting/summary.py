@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from odin_jax.reporting import true_path, verdict
-from odin_jax.shared import errors, files, page, quantities
+from odin_jax.shared import errors, files, page, quantities, world_names
 
 # Folders under `evaluate` and `evaluate_unseen` as launch/demo.sh names them:
 # the model, what it has to beat, and the model with poses shuffled.
@@ -62,6 +62,29 @@ def _evaluations(run: pathlib.Path) -> dict[str, dict[str, Any]]:
           'data_sha256': content['protocol'].get('data_sha256'),
         }
   return found
+
+
+def missing(run: pathlib.Path) -> list[str]:
+  """Folders that a run has not and the demo makes, which the page leaves out.
+
+  Of a video there is no truth and no unseen world; only a run that compares has
+  a training from nothing.
+  """
+  is_of_worlds = (run / 'worlds' / world_names.NOTE).is_file()
+  rows = {*_EVALUATIONS, *_FURTHER} - (set() if is_of_worlds else {'warp'})
+  if not (run / 'train_without_pretraining').is_dir():
+    rows -= {'without_pretraining'}
+  suffixes = ('', UNSEEN) if is_of_worlds else ('',)
+  sets = {f'evaluate{suffix}': rows for suffix in suffixes}
+  sets['consistency'] = {'generate', 'truth'} if is_of_worlds else {'generate'}
+  absent = [] if (run / 'truth').is_dir() or not is_of_worlds else ['truth']
+  for folder, names in sets.items():
+    there = {name for name in names if (run / folder / name).is_dir()}
+    if there:
+      absent += sorted(f'{folder}/{name}' for name in names - there)
+    else:
+      absent.append(folder)
+  return absent
 
 
 def _consistency(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -211,4 +234,8 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
   }
   findings = page.verdict(verdict.findings(figures))
   # The first of the audit's, which says how good the poses are.
-  return {'verdict': findings + of_audit[:1], **figures}
+  return {
+    'verdict': findings + of_audit[:1],
+    'missing': missing(run),
+    **figures,
+  }

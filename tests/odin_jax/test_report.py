@@ -165,6 +165,45 @@ def test_where_the_true_depth_is_known_the_table_has_what_is_seen(tmp_path):
   assert table['held-out frames: copy of the source'] == ['17.00', '–']
 
 
+def test_what_a_run_lacks_is_told_and_shown(run_folder, repository):
+  lacking = ['evaluate/model_mean', 'evaluate/pretrained', 'consistency']
+  assert summary.missing(run_folder) == lacking
+  # What a demo on procedural worlds has, too; an earlier version put scores
+  # on unseen worlds elsewhere.
+  (run_folder / 'worlds' / 'worlds.json').write_text('{}')
+  shutil.copytree(
+    run_folder / 'evaluate/model', run_folder / 'evaluate/model_unseen'
+  )
+  lacking.insert(2, 'evaluate/warp')
+  lacking = ['truth', *lacking[:3], 'evaluate_unseen', 'consistency']
+  done = call(repository, f'--run={run_folder}')
+  assert done.returncode == 0, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert f'{run_folder}: {", ".join(lacking)}: not here' in line
+  _, data = page_of(run_folder)
+  assert data['summary']['missing'] == lacking
+  # Of those that are partly there each one is named.
+  shutil.copytree(
+    run_folder / 'evaluate/copy', run_folder / 'evaluate_unseen/copy'
+  )
+  assert 'evaluate_unseen/model' in summary.missing(run_folder)
+  assert 'evaluate_unseen/copy' not in summary.missing(run_folder)
+  (run_folder / 'train_without_pretraining').mkdir()
+  assert 'evaluate/without_pretraining' in summary.missing(run_folder)
+
+
+def test_a_whole_run_lacks_nothing(tmp_path):
+  run_folders.write(tmp_path, has_unseen=True)
+  for suffix in ('', summary.UNSEEN):
+    for name in ('model_mean', 'pretrained', 'warp'):
+      (tmp_path / f'evaluate{suffix}' / name).mkdir()
+  for name in ('generate', 'truth'):
+    run_folders.write_consistency(tmp_path, name, 1.0)
+  run_folders.write_truth(tmp_path)
+  (tmp_path / 'worlds' / 'worlds.json').write_text('{}')
+  assert summary.missing(tmp_path) == []
+
+
 def test_gains_are_of_the_same_pairs_and_of_no_other_evaluation(tmp_path):
   run_folders.write(tmp_path)
   before = summary.summarise(tmp_path)['train']
