@@ -313,7 +313,7 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
     )
   root = pathlib.Path(folder)
   note = files.read_json(
-    root / 'worlds.json', 'what preprocessing.worlds wrote', ('settings',)
+    root / world_names.NOTE, 'what preprocessing.worlds wrote', ('settings',)
   )
   manifest = files.read_json(
     root / record_folder.MANIFEST,

@@ -43,6 +43,7 @@ from odin_jax.shared import (
   files,
   panorama_schema,
   progress,
+  world_names,
 )
 from preprocessing import ids, settings
 from preprocessing.exporting import exports
@@ -326,6 +327,11 @@ def main() -> None:
     'video_ids': [outcome.video_id for outcome in usable],
     'config': job_settings.values,
     'tool': _TOOL,
+    'seeds': {
+      path.stem: seed
+      for path in found.videos
+      if (seed := world_names.seed_of_video(path)) is not None
+    },
   }
   manifest = merging.merge(
     output, extra_dropped=[*found.others, *excluded, *unusable], **of_run

@@ -41,6 +41,7 @@ from odin_jax.shared import (
   progress,
   record_folder,
   schema,
+  world_names,
 )
 from preprocessing.procedural import footage, scenes, true_depth, true_pairs
 
@@ -74,7 +75,7 @@ def _worlds_folder() -> pathlib.Path:
   """
   given = _WORLDS.value or _RECORDS.value
   folder = files.require_folder(given, 'the worlds of the records')
-  if not (folder / 'worlds.json').is_file():
+  if not (folder / world_names.NOTE).is_file():
     raise errors.UserError(
       f'{folder}: not made by preprocessing.worlds; give the folder of its '
       'videos as --worlds. Real videos have no true depth'

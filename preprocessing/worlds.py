@@ -46,6 +46,7 @@ from odin_jax.shared import (
   files,
   panorama_schema,
   schema,
+  world_names,
 )
 from preprocessing.procedural import footage, scenes, true_pairs
 from preprocessing.running import pool
@@ -156,7 +157,7 @@ def write_videos(output: pathlib.Path, kinds: list[str]) -> dict[str, Any]:
     'height': _HEIGHT.value,
     'movers': _MOVERS.value,
   }
-  note = output / 'worlds.json'
+  note = output / world_names.NOTE
   if note.is_file():
     earlier = json.loads(note.read_text()).get('settings')
     if earlier != settings:
@@ -347,7 +348,7 @@ def main() -> None:
     report = write_pairs(output, kinds)
   else:
     report = write_videos(output, kinds)
-  files.write_json(output / 'worlds.json', {**report, **stopwatch.figures()})
+  files.write_json(output / world_names.NOTE, {**report, **stopwatch.figures()})
   _finish(report)
 
 

@@ -3,7 +3,7 @@
 import collections
 import os
 import pathlib
-from typing import Any
+from typing import Any, Mapping
 
 from jaxtyping import UInt8
 import numpy as np
@@ -18,6 +18,7 @@ from odin_jax.shared import (
   posed_pair,
   record_folder,
   schema,
+  world_names,
 )
 
 SPLIT = 'test'
@@ -123,10 +124,16 @@ def _pair(
   )
 
 
-def _facts(record: schema.Record, position: int) -> dict[str, Any]:
+def _facts(
+  record: schema.Record, position: int, seeds: Mapping[str, int]
+) -> dict[str, Any]:
+  """What is known of a record, with the seed of a procedural world."""
+  video_id = record['video_id']
+  seed = seeds.get(video_id, world_names.seed_of(video_id))
   target2source = record['target2source'].astype(np.float64)
   return {
     'record': position,
+    **({} if seed is None else {record_folder.SEED: seed}),
     **{name.replace('/', '_'): record[name] for name in _FACTS},
     'rotation_deg': float(camera.rotation_angle_deg(target2source[:, :3])),
     'translation': float(np.linalg.norm(target2source[:, 3])),
@@ -160,6 +167,7 @@ def held_out_pairs(
   """
   records = record_folder.RecordFolder(folder, SPLIT)
   video_ids = [record['video_id'] for record in records]
+  seeds = records.world_seeds()
   chosen = choose(video_ids, num_pairs, seed)
   chosen_records = {position: records[position] for position in chosen}
   posed_pairs = [
@@ -186,7 +194,8 @@ def held_out_pairs(
     truth=known,
     pairs=posed_pair.stack(posed_pairs),
     facts=[
-      _facts(record, position) for position, record in chosen_records.items()
+      _facts(record, position, seeds)
+      for position, record in chosen_records.items()
     ],
     protocol={
       'split': SPLIT,

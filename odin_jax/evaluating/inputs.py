@@ -11,7 +11,7 @@ from odin_jax import metrics, predictors, scoring, sharding
 from odin_jax.benchmarks import LAYOUTS, RECORDS, records, request, scenes
 from odin_jax.benchmarks.pairs import PairSet
 from odin_jax.geometry import visibility
-from odin_jax.shared import errors, workdirs, world_names
+from odin_jax.shared import errors, record_folder, workdirs
 
 MODEL = predictors.Model.name
 
@@ -199,13 +199,15 @@ def _load_model(asked: request.Request) -> predictors.Predictor:
 def worlds_of_training_seeds(
   source: predictors.Predictor | scoring.Given, data: Data
 ) -> list[str]:
-  """Which of the scored worlds are of seeds that a model was trained on.
-
-  By their names: those of worlds that were filmed tell no seed.
-  """
+  """Which of the scored worlds are of seeds that a model was trained on."""
   seeds = source.protocol.get('pretraining_seeds', ())
-  names = {facts.get('video_id', '') for facts in data.pair_set.facts}
-  return sorted(name for name in names if world_names.seed_of(name) in seeds)
+  return sorted(
+    {
+      facts['video_id']
+      for facts in data.pair_set.facts
+      if facts.get(record_folder.SEED) in seeds
+    }
+  )
 
 
 def warn_of_training_seeds(

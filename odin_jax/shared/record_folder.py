@@ -23,6 +23,8 @@ from odin_jax.shared import (
 
 # What the run that made a folder says of it.
 MANIFEST = 'manifest.json'
+# Of a video that is a procedural world, where that is known.
+SEED = 'world_seed'
 KINDS = (schema.PAIRS, panorama_schema.PANORAMAS)
 _WHAT = 'a folder of records'
 
@@ -174,6 +176,12 @@ class RecordFolder:
         f'{schema.SCHEMA_VERSION} ({error}); make the records again with '
         'preprocessing.run'
       ) from error
+
+  def world_seeds(self) -> dict[str, int]:
+    """Seeds of the worlds that were filmed, by `video_id`, where known."""
+    content = self._folder.read(MANIFEST)
+    videos = json.loads(content).get('videos', []) if content else []
+    return {x['video_id']: x[SEED] for x in videos if SEED in x}
 
   def first(self) -> schema.Record:
     """The first record that is not damaged.

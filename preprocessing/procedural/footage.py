@@ -9,7 +9,7 @@ import av
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from odin_jax.shared import errors, files
+from odin_jax.shared import errors, files, world_names
 from preprocessing.procedural import raycaster, scenes
 from preprocessing.running import pool
 
@@ -155,7 +155,7 @@ class VideoJob:
   @property
   def name(self) -> str:
     """The video's stem."""
-    return f'{self.index:03d}_{self.kinds[self.index % len(self.kinds)]}'
+    return world_names.video_name(self.index, self.kinds)
 
   def build_world(self) -> scenes.World:
     """The world, the same whenever it is built."""
@@ -179,7 +179,7 @@ def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
   Raises:
     errors.UserError: the folder has no such video.
   """
-  note = files.require_file(folder / 'worlds.json', 'how worlds were made')
+  note = files.require_file(folder / world_names.NOTE, 'how worlds were made')
   absent = errors.UserError(
     f'{folder}: has no video {video_id} of preprocessing.worlds; give the '
     'folder that it is in'

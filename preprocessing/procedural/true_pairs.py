@@ -448,7 +448,7 @@ def rebuild_world(folder: pathlib.Path, video_id: str) -> scenes.World:
   Raises:
     errors.UserError: the folder was not made so, or has no such world.
   """
-  path = folder / 'worlds.json'
+  path = folder / world_names.NOTE
   note = files.read_json(path, 'how worlds were made', ('settings',))
   try:
     settings = dict(note['settings'])

@@ -8,9 +8,10 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import types
 from typing import Any, Mapping, Sequence
 
-from odin_jax.shared import files, panorama_schema, schema
+from odin_jax.shared import files, panorama_schema, record_folder, schema
 from preprocessing import ids
 from preprocessing.writing import (
   dropping,
@@ -30,6 +31,7 @@ def merge(
   config: Mapping[str, Any],
   tool: str,
   extra_dropped: Sequence[Mapping[str, Any]] = (),
+  seeds: Mapping[str, int] = types.MappingProxyType({}),
   num_shards: int | None = None,
   schema_of: schema.Schema = schema.PAIRS,
 ) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def merge(
     config: goes into the manifest.
     tool: the command that made the records.
     extra_dropped: ledger rows of what has no part, with `video_id`.
+    seeds: of the procedural worlds among them, for the manifest.
     num_shards: per split; by default so many that none is large.
     schema_of: the kind of the records.
 
@@ -88,7 +91,12 @@ def merge(
       **{split: len(records_of[split]) for split in schema.SPLITS},
     },
     'videos': [
-      {'video_id': video_id, **note['summary'], 'records': note['records']}
+      {
+        'video_id': video_id,
+        **note['summary'],
+        **({record_folder.SEED: seeds[video_id]} if video_id in seeds else {}),
+        'records': note['records'],
+      }
       for video_id, note in notes.items()
     ],
     'shards': entries,

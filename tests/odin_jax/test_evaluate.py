@@ -95,7 +95,26 @@ def levels(images):
   return images.mean(axis=(1, 2)).repeat(5, axis=1)
 """
 COUNTS = {'long': 30, 'short': 4, 'tiny': 1}
-SEEN = ['7_00000_unique_room', '7_00012_unique_outdoor']
+# The first was filmed; there is one of another seed, too.
+SEEN = ['000_unique_room', '7_00000_unique_room', '7_00012_unique_outdoor']
+
+
+def write_worlds(folder):
+  """Some of seed 7, as their names or the manifest tell."""
+  counts = {**COUNTS, **dict.fromkeys(SEEN, 1), '001_unique_corridor': 1}
+  write_records(folder, 'test', counts)
+  videos = [
+    {'video_id': SEEN[0], 'world_seed': 7},
+    {'video_id': '001_unique_corridor', 'world_seed': 8},
+    {'video_id': next(iter(COUNTS))},
+  ]
+  entry = {'records': sum(counts.values())}
+  manifest = {
+    'schema_version': schema.SCHEMA_VERSION,
+    'shards': {schema.shard_name('test', 0, 1): entry},
+    'videos': videos,
+  }
+  (folder / 'manifest.json').write_text(json.dumps(manifest))
 
 
 def evaluate(*command_lines):
@@ -214,7 +233,7 @@ def outputs(data):
     ]
   # Of a model that has seen worlds of a seed.
   (folder / 'seen' / 'trained_on_7').mkdir(parents=True)
-  write_records(folder / 'worlds', 'test', {**COUNTS, **dict.fromkeys(SEEN, 1)})
+  write_worlds(folder / 'worlds')
   for name, of_records in (('seen', 'worlds'), ('unseen', data.name)):
     lines[name] = [
       f'--data={folder / of_records}',
@@ -361,7 +380,7 @@ def test_worlds_of_seeds_that_the_model_was_trained_on_are_told(outputs):
   lines = (outputs / 'seen.stderr').read_text().splitlines()
   (line,) = [line for line in lines if words in line]
   assert (
-    f'2 of the worlds are of a seed that {words}, such as {SEEN[0]}' in line
+    f'3 of the worlds are of a seed that {words}, such as {SEEN[0]}' in line
   )
   assert field not in read(outputs / 'of_unseen/model')['protocol']
   assert words not in (outputs / 'unseen.stderr').read_text()

@@ -20,6 +20,7 @@ from odin_jax.shared import (
   median_depth,
   record_folder,
   schema,
+  world_names,
 )
 from preprocessing import panorama
 from preprocessing.procedural import footage, true_depth
@@ -58,6 +59,8 @@ def worlds(tmp_path_factory):
   whole = (folder / f'{next(iter(truths))}.mp4').read_bytes()
   (folder / 'broken.mp4').write_bytes(whole[: len(whole) // 2])
   (folder / 'note.txt').write_text('no video')
+  note = {'settings': {'seed': 11, 'kinds': list(_KINDS)}}
+  (folder / 'worlds.json').write_text(json.dumps(note))
   add_strange_names(folder, f'{next(iter(truths))}.mp4')
   return folder, truths
 
@@ -374,6 +377,18 @@ def test_shares_of_the_scene_are_those_of_the_exported_mask(with_everything):
   assert 0.8 <= told.min() < 0.95
 
 
+def test_the_manifest_tells_the_seed_of_worlds(finished, worlds):
+  found = summaries(finished)
+  assert {name: found[name]['world_seed'] for name in worlds[1]} == (
+    dict.fromkeys(worlds[1], 11)
+  )
+  folder = worlds[0]
+  # A video of another name beside them is none of them.
+  for name in ('broken', '000_my_walk', '001_unique_room', '000'):
+    assert world_names.seed_of_video(folder / f'{name}.mp4') is None
+  assert world_names.seed_of_video(folder / 'more/000_unique_room.mp4') is None
+
+
 def test_records_are_consistent(finished):
   poses = collections.defaultdict(set)
   for record in read_records(finished):
@@ -410,6 +425,7 @@ def test_ledger_names_what_was_passed_over(finished, worlds):
   same = f'also_deeper/{next(iter(worlds[1]))}.mp4'
   assert {name: row['reason'] for name, row in rows.items()} == {
     'note.txt': 'not a video',
+    'worlds.json': 'not a video',
     'broken.mp4': 'not a video, or truncated',
     same: 'same stem as another video',
     'also_deeper/caf\\xe9.mp4': 'name that cannot be used',
