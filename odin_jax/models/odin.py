@@ -140,9 +140,7 @@ class Odin(nnx.Module):
     # Configs of earlier versions have none.
     features = (config['model'].get('spheres') or {}).get('refiner', 0)
     self.refiner = (
-      refiner.Refiner(
-        features, config['diffusion']['num_timesteps'], rngs=rngs
-      )
+      refiner.Refiner(features, config['diffusion']['num_timesteps'], rngs=rngs)
       if features
       else None
     )
