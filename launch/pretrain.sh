@@ -55,17 +55,18 @@ publish() {
 means=(--config.model.spheres.perceptual_weight=0)
 both=(--config.model.sources=2 --config.optimizer.learning_rate=7e-4)
 
-# 64 px; then 128 px; then views of other lenses.
+# 64 px; then 128 px, both before there was a refiner; then views of all lenses.
+plain=(--config.model.spheres.refiner=0)
+half=(--config.image_size_px=64 --config.autoencoder.patch_px=4 "${plain[@]}")
 worlds p 400 5000 --pairs=24
-half=(--config.image_size_px=64 --config.autoencoder.patch_px=4)
 train one p 2400 "${half[@]}" "${means[@]}"
 train two p 400 "${half[@]}" "${both[@]}" --init="$output/one"
 publish first two p
 worlds q 800 5000 --pairs=12
-train three q 1900 "${means[@]}" --init=pretrained
-train four q 400 "${both[@]}" --init="$output/three"
+train three q 1900 "${plain[@]}" "${means[@]}" --init=pretrained
+train four q 400 "${plain[@]}" "${both[@]}" --init="$output/three"
 publish second four q
-worlds r 400 5001 --pairs=16 --fov_deg=40 --max_fov_deg=100
+worlds r 300 5001 --pairs=16 --fov_deg=40 --max_fov_deg=100
 train five r 800 "${means[@]}" --config.optimizer.learning_rate=1e-3 --init=pretrained
 train six r 300 "${both[@]}" --init="$output/five"
 publish pretrained six r

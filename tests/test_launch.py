@@ -227,7 +227,7 @@ def test_setup_takes_the_cuda_that_driver_and_gpus_run(checkout, gpu, extra):
   assert installs[-1].endswith(f'--constraint requirements.txt jax[{extra}]')
 
 
-@pytest.mark.parametrize('script', ['setup.sh', 'test.sh'])
+@pytest.mark.parametrize('script', ['setup.sh', 'test.sh', 'pretrain.sh'])
 @pytest.mark.parametrize('ask', ['-h', '--help'])
 def test_help_of_a_script_is_all_that_it_does(
   repository, checkout, script, ask
