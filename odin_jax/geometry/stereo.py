@@ -9,14 +9,14 @@ says where its pixels lie in a neighbour. A panorama is tried at distances along
 its rays in the same way: spheres take the place of planes, and its edges, where
 it goes on at the other side, are no edges. The two images are compared by
 zero-mean normalised cross-correlation (ZNCC) over a window and its colours, so
-brightness and contrast may differ; of all neighbours the better half counts, so
-what one of them does not see is forgiven (Kang, Szeliski, Chai, "Handling
-occlusions in dense multi-view stereo", 2001). Costs are smoothed along image
-lines (Hirschmueller, "Stereo processing by semi-global matching", 2008), and a
-parabola through the best plane and its two neighbours gives the depth between
-planes. A second sweep in finer steps, around that answer instead of planes,
-compares windows that follow the surface, as planes do only where it faces the
-camera (`refined`).
+brightness and contrast may differ; of the neighbours in whose picture a pixel
+lies the better half counts, so what hides it from one of them is forgiven
+(Kang, Szeliski, Chai, "Handling occlusions in dense multi-view stereo", 2001).
+Costs are smoothed along image lines (Hirschmueller, "Stereo processing by
+semi-global matching", 2008), and a parabola through the best plane and its two
+neighbours gives the depth between planes. A second sweep in finer steps, around
+that answer instead of planes, compares windows that follow the surface, as
+planes do only where it faces the camera (`refined`).
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ _NOISE_VARIANCE = 1e-4
 # The finer sweeps look this far to either side, in steps of the first one.
 _FINER = (1.0, 0.5)
 _OFFSETS = np.float32([-1, -0.5, 0, 0.5, 1])
+# Stands for the cost of a pixel that a neighbour does not show; more than any.
+_UNSEEN = np.float32(4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,17 +311,19 @@ class _Comparison:
   ) -> Float32[np.ndarray, 'h w']:
     """Mean of the better half of the neighbours' costs, in [0, 2].
 
-    A cost is 1 - ZNCC; 1, no correlation, where a neighbour sees nothing.
+    A cost is 1 - ZNCC. Neighbours that do not show a pixel are not among those
+    whose half counts; it is 1, no correlation, where none does.
 
     Args:
       depth: of a plane, or of every pixel.
     """
-    costs = np.ones((len(self.neighbours), *self.rays.shape[:2]), np.float32)
+    shape = len(self.neighbours), *self.rays.shape[:2]
+    costs = np.full(shape, _UNSEEN, np.float32)
     for index, cost in enumerate(costs):
       warped, visible = self._warped(index, depth)
       correlation = self.target.correlation(_Windows(warped, self.window_px))
       np.subtract(1, correlation, out=cost, where=visible)
-    return _mean_of_lowest(costs, (len(costs) + 1) // 2)
+    return _mean_of_better_half(costs)
 
   def _warped(
     self, index: int, depth: float | Float32[np.ndarray, 'h w']
@@ -347,21 +351,24 @@ class _Comparison:
     return sampled(image, self.lens, pixels), visible
 
 
-def _mean_of_lowest(
-  values: Float32[np.ndarray, 'k h w'], count: int
+def _mean_of_better_half(
+  costs: Float32[np.ndarray, 'k h w'],
 ) -> Float32[np.ndarray, 'h w']:
-  """Mean of the `count` lowest of k values at every pixel.
+  """Of those of k costs that are seen, at every pixel; 1 where none is.
 
   A selection sort over whole images: with a handful of values it takes a tenth
   of the time of `np.sort`, which visits one pixel after another.
   """
-  values = values.copy()
-  for place in range(count):
-    for later in range(place + 1, len(values)):
-      higher = np.maximum(values[place], values[later])
-      np.minimum(values[place], values[later], out=values[place])
-      values[later] = higher
-  return values[:count].mean(axis=0)
+  costs = costs.copy()
+  half = ((costs < _UNSEEN).sum(axis=0, dtype=np.uint8) + np.uint8(1)) // 2
+  total = np.zeros_like(costs[0])
+  for place in range(int(half.max())):
+    for later in range(place + 1, len(costs)):
+      higher = np.maximum(costs[place], costs[later])
+      np.minimum(costs[place], costs[later], out=costs[place])
+      costs[later] = higher
+    total += costs[place] * (half > place)
+  return np.where(half > 0, total / np.maximum(half, 1), np.float32(1))
 
 
 def matching_costs(
@@ -371,10 +378,7 @@ def matching_costs(
   depths: Float[np.ndarray, 'd'],
   window_px: int,
 ) -> Costs:
-  """Mean of the better half of the neighbours' costs, in [0, 2].
-
-  A cost is 1 - ZNCC; 1, no correlation, where a neighbour sees nothing.
-  """
+  """As of `_Comparison.costs`, of every depth."""
   comparison = _Comparison(views, reference, neighbour_views, window_px)
   return comparison.cropped(_swept(comparison, depths))
 

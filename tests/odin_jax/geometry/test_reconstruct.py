@@ -164,6 +164,28 @@ def test_matching_forgives_brightness_and_contrast():
   assert np.median(np.abs(costs[0] - costs[1])) < 0.03
 
 
+def test_a_view_that_looks_elsewhere_takes_no_part_in_the_costs():
+  views, _ = make_views(count=4, size_px=32)
+  away = camera.make_pose(camera.view2frame_rotation(180.0, 0.0), np.zeros(3))
+  # Two of three neighbours look the other way.
+  poses = np.concatenate([views.camera2scene[:2], [away, away]])
+  views = dataclasses.replace(views, camera2scene=poses)
+  depths = np.array([0.8, 1.6])
+  alone, among, unseen = (
+    stereo.matching_costs(views, 0, neighbours, depths, 5)
+    for neighbours in ([1], [2, 1, 3], [2, 3])
+  )
+  assert np.median(alone[..., 1]) < 0.5
+  np.testing.assert_allclose(among, alone, atol=1e-5)
+  assert (unseen == 1).all()
+
+
+def test_of_those_that_see_a_pixel_the_better_half_counts():
+  costs = np.float32([[0.2, 0.9, 4, 4], [0.6, 4, 4, 0.3], [0.1, 4, 4, 0.5]])
+  found = stereo._mean_of_better_half(costs[:, None])
+  np.testing.assert_allclose(found, [[0.15, 0.9, 1, 0.3]], rtol=1e-6)
+
+
 def test_wrong_poses_are_not_believed(sideways):
   views, _, right = sideways
   # The same images in another order along the path agree on nothing.
