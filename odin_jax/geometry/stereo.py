@@ -470,8 +470,9 @@ class DepthMap:
   Attributes:
     depth: z in the camera, scene units.
     correlation: ZNCC at that depth, mean of the better half; -1 to 1. And -1
-      where the best depth is an end of the range: that is where a search runs
-      into when nothing moves as a scene does, no minimum that it found.
+      where the best depth is an end of the range, or the finer sweep left it:
+      that is where a search runs into when nothing moves as a scene does, no
+      minimum that it found. Beyond its far end there is mostly sky.
   """
 
   depth: Float32[np.ndarray, 'h w']
@@ -491,10 +492,11 @@ def depth_map(views: Views, reference: int, sweep: Sweep) -> DepthMap | None:
   inverse = _between_planes(smooth, best, 1 / depths).astype(np.float32)
   step = (1 / sweep.min_depth - 1 / sweep.max_depth) / (len(depths) - 1)
   inverse, cost = refined(comparison, inverse, step)
-  at_an_end = (best == 0) | (best == len(depths) - 1)
-  correlation = comparison.cropped(
-    np.where(at_an_end, np.float32(-1), 1 - cost)
+  is_found = (best > 0) & (best < len(depths) - 1)
+  is_found &= (inverse >= 1 / sweep.max_depth) & (
+    inverse <= 1 / sweep.min_depth
   )
+  correlation = comparison.cropped(np.where(is_found, 1 - cost, np.float32(-1)))
   if views.counts is not None:
     correlation = np.where(views.counts[reference], correlation, np.float32(-1))
   return DepthMap(

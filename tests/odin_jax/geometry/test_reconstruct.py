@@ -186,6 +186,18 @@ def test_of_those_that_see_a_pixel_the_better_half_counts():
   np.testing.assert_allclose(found, [[0.15, 0.9, 1, 0.3]], rtol=1e-6)
 
 
+def test_nothing_is_found_beyond_the_range(sideways):
+  views, depths, _ = sideways
+  # The wall at 1.6 lies just behind.
+  near = dataclasses.replace(stereo.SWEEP, max_depth=1.55)
+  found = stereo.depth_map(views, 2, near)
+  beyond = found.depth > near.max_depth
+  assert beyond.mean() > 0.05
+  assert (found.correlation[beyond] == -1).all()
+  within = (found.correlation > 0.5) & (depths[2] < 1.4)
+  assert within.mean() > 0.3
+
+
 def test_wrong_poses_are_not_believed(sideways):
   views, _, right = sideways
   # The same images in another order along the path agree on nothing.
