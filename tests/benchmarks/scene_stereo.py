@@ -12,7 +12,12 @@ For each, a JSON line and a row of `scene_stereo.json`:
   chamfer             (mean distance of our points from true ones + the other
                       way) / 2, as a share of the scene's diagonal; points of
                       both are thinned to one per voxel of 1/200 of that
-  mesh_chamfer        the same of the mesh's vertices
+  accuracy            its first half: of our points from true ones
+  completeness        and its second: of true points from ours
+  reachable_chamfer   the same where the other way is of true points alone that
+                      lie within the sweep's range and that two views show
+  mesh_chamfer, reachable_mesh_chamfer
+                      of the mesh's vertices
   complete            share of true points with one of ours within 1/50 of it
   sweep_s, fuse_s     CPU seconds: of all depths, and of the mesh from them
   open3d_s            of Open3D's TSDF integration and extraction from the same
@@ -21,8 +26,13 @@ For each, a JSON line and a row of `scene_stereo.json`:
                       0.20 here (`pip install --target=DIR open3d==0.20.0`, and
                       DIR at the end of PYTHONPATH)
 
-True points are what all pixels of all views show. COLMAP's own stereo needs
-CUDA, so that pycolmap's has nothing to be compared with on a CPU.
+True points are what all pixels of all views show, some of it in one view
+alone, where no two can tell its depth, or farther away than the sweep looks.
+The diagonal is that of a box without the last half percent of them at either
+end of every axis, and they are all counted: outdoors an eighth of the voxels
+lie outside of it, some more than a diagonal away from any that can be found.
+`reachable_chamfer` is without. COLMAP's own stereo needs CUDA, so that
+pycolmap's has nothing to be compared with on a CPU.
 """
 
 import os
@@ -45,6 +55,7 @@ from odin_jax.geometry import (
   stereo,
   trajectory,
   tsdf,
+  visibility,
 )
 from odin_jax.shared import camera, command, errors, files
 from preprocessing.procedural import (
@@ -191,18 +202,53 @@ def _open3d_mesh(
   return len(grid.extract_triangle_mesh(0.5).vertex.positions)
 
 
-def _chamfer(
-  points: np.ndarray, true: np.ndarray, diagonal: float
-) -> tuple[float, float]:
-  """Chamfer distance by the diagonal, and the share of what is complete."""
-  points, true = (
+def _num_showing(
+  views: stereo.Views, depths: np.ndarray, points: np.ndarray
+) -> np.ndarray:
+  """How many views show each point; as `visibility` has it, of any lens."""
+  lens = views.lens
+  count = np.zeros(len(points), int)
+  for pose, depth in zip(views.camera2scene, depths):
+    pixels, z = lens.project(camera.transform(camera.inverse(pose), points))
+    is_inside = (z > 0) & lens.is_inside(pixels)
+    column, row = np.floor(
+      np.where(is_inside[:, None], pixels, 0) + 0.5
+    ).T.astype(int)
+    depth = (
+      lens.continued(depth, 1) if lens.goes_on else np.pad(depth, 1, 'edge')
+    )
+    around = np.stack(
+      [depth[row + i, column + j] for i in (0, 1) for j in (0, 1)]
+    )
+    farthest = np.where(np.isfinite(around), around, 0).max(axis=0)
+    count += (
+      is_inside
+      & (z >= around.min(axis=0) * (1 - visibility.DEPTH_TOLERANCE))
+      & (z <= farthest * (1 + visibility.DEPTH_TOLERANCE))
+    )
+  return count
+
+
+def _distances(
+  points: np.ndarray, true: np.ndarray, reachable: np.ndarray, diagonal: float
+) -> dict[str, float]:
+  """By the diagonal, and the share of what is complete."""
+  points, *truths = (
     shape_metrics.thinned(part.astype(np.float64), diagonal / 200)
-    for part in (points, true)
+    for part in (points, true, true[reachable])
   )
-  accuracy = shape_metrics.nearest(points, true)
-  completeness = shape_metrics.nearest(true, points)
-  chamfer = (accuracy.mean() + completeness.mean()) / 2 / diagonal
-  return float(chamfer), float(np.mean(completeness < diagonal / 50))
+  accuracy = shape_metrics.nearest(points, truths[0]).mean() / diagonal
+  missed, reachable_missed = (
+    shape_metrics.nearest(truth, points) / diagonal for truth in truths
+  )
+  completeness = missed.mean()
+  return {
+    'chamfer': float((accuracy + completeness) / 2),
+    'accuracy': float(accuracy),
+    'completeness': float(completeness),
+    'reachable_chamfer': float((accuracy + reachable_missed.mean()) / 2),
+    'complete': float(np.mean(missed < 1 / 50)),
+  }
 
 
 def _row(
@@ -228,7 +274,9 @@ def _row(
   )
   low, high = np.percentile(true, [0.5, 99.5], axis=0)
   diagonal = float(np.linalg.norm(high - low))
-  chamfer, complete = _chamfer(result.cloud.points, true, diagonal)
+  reachable = depths[np.isfinite(depths)] < stereo.SWEEP.max_depth
+  reachable &= _num_showing(views, depths, true) >= 2
+  of_mesh = _distances(mesh.vertices, true, reachable, diagonal)
   return {
     'views': len(views.images),
     'agreeing': num_views,
@@ -236,9 +284,9 @@ def _row(
     'median_depth_error': float(np.median(wrong)),
     'over_5_percent': float(np.mean(wrong > 0.05)),
     'coverage': float(np.mean(result.inverse_depths > 0)),
-    'chamfer': chamfer,
-    'mesh_chamfer': _chamfer(mesh.vertices, true, diagonal)[0],
-    'complete': complete,
+    **_distances(result.cloud.points, true, reachable, diagonal),
+    'mesh_chamfer': of_mesh['chamfer'],
+    'reachable_mesh_chamfer': of_mesh['reachable_chamfer'],
     'diagonal': diagonal,
     'metres_per_unit': unit_m,
     'sweep_s': sweep_s,
