@@ -291,6 +291,15 @@ _WORLDS_FLAGS = {
 }
 
 
+# Of the config of a run, no fields of a recipe.
+_NOTED_BY_TRAINING = (
+  'records',
+  'init',
+  pretrained.INIT_SHA256,
+  checkpoint.RECORD_SCHEMA,
+)
+
+
 def _typed(flag: str, value: Any) -> str:
   if isinstance(value, list):
     value = ','.join(value) if flag == 'kinds' else tuple(value)
@@ -376,7 +385,7 @@ def _training(config: Mapping[str, Any]) -> str:
       _typed(f'config.{name}', value)
       for name, value in changed.items()
       # What is no field, but noted by training.
-      if name not in ('records', 'init', pretrained.INIT_SHA256)
+      if name not in _NOTED_BY_TRAINING
     ),
   ]
   return f'python -m odin_jax.train {shlex.join(typed)}'

@@ -517,6 +517,7 @@ def load_model(
   checkpoints, step, config = checkpoint.open_step(workdir, step)
   sampling = completed(sampling, config)
   _check(str(workdir), sampling, config)
+  checkpoint.warn_of_other_units(workdir, config)
   averaged = ema and not checkpoint.is_ported(config)
   # Of several processes each predicts for itself.
   mesh = sharding.local_mesh()

@@ -69,6 +69,7 @@ from odin_jax.shared import (
   interrupts,
   locks,
   mirror,
+  schema,
   storage,
   workdirs,
 )
@@ -393,6 +394,7 @@ def _train_in(group: hosts.Group, stack: contextlib.ExitStack) -> None:
   for name in opening.FIELDS:
     del config[name]
   config.update(read, records=source.fingerprint())
+  config[checkpoint.RECORD_SCHEMA] = schema.SCHEMA_VERSION
   # The shapes of a large network take seconds: after what is quickly refused.
   abstract = _abstract_state(config)
   workdir, carry = _claim_workdir(group, stack)

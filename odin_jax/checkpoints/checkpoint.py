@@ -27,7 +27,7 @@ import numpy as np
 from odin_jax import sharding
 from odin_jax.checkpoints import checksums, encoder_files, pretrained
 from odin_jax.models import conditioning, encoders, multisphere
-from odin_jax.shared import checkpoint_steps, errors, files, workdirs
+from odin_jax.shared import checkpoint_steps, errors, files, schema, workdirs
 
 Config = dict[str, Any]
 FOLDER = 'checkpoints'
@@ -41,6 +41,8 @@ _OTHERWISE = (
   'odin_jax.train --allow_fallback sets it aside and goes on from the one '
   'before, other commands read an earlier one by --step'
 )
+# Field of the config of a run: what its records meant.
+RECORD_SCHEMA = 'record_schema'
 # What may change between the runs of one workdir: none of it alters what a
 # step computes, but for `steps`, towards which the learning rate decays.
 MAY_DIFFER = (
@@ -60,6 +62,8 @@ MAY_DIFFER = (
   'num_workers',
   'init',
   pretrained.INIT_SHA256,
+  # Records that a run is continued with are those of its fingerprint.
+  RECORD_SCHEMA,
 )
 # The parts of the state, each an item of its own; Orbax wants trees, so the
 # step goes with the optimiser.
@@ -237,6 +241,31 @@ def _carrying(
       carry()
 
   return wait
+
+
+def warn_of_other_units(
+  workdir: str | os.PathLike[str], config: Config
+) -> None:
+  """Says that a model may have learned another unit of length.
+
+  Records of schema 1 had another `median_depth`, and so another scene unit, and
+  runs of before did not note what they read.
+
+  Args:
+    workdir: of the model, or the word for the checkpoint of the project, which
+      is of this schema.
+    config: of its checkpoint; of a ported one no records are known.
+  """
+  if workdirs.is_pretrained(workdir) or is_ported(config):
+    return
+  if config.get(RECORD_SCHEMA) != schema.SCHEMA_VERSION:
+    logging.warning(
+      '%s: its records are of schema %s, and it is asked in units of schema %d: '
+      'distances may be a fifth off; train it again on records made anew',
+      workdir,
+      config.get(RECORD_SCHEMA, '1, or not noted'),
+      schema.SCHEMA_VERSION,
+    )
 
 
 def is_ported(config: Config) -> bool:

@@ -257,6 +257,7 @@ def load(
   if is_resized:
     saved_config = {**as_it_is, 'autoencoder': config['autoencoder']}
   _check(where, config, saved_config)
+  checkpoint.warn_of_other_units(where, as_it_is)
   saved = jax.eval_shape(lambda: odin.init_params(saved_config))
   params = jax.eval_shape(lambda: odin.init_params(config))
   misfits = _misfits(params, saved)

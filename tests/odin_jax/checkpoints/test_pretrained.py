@@ -318,6 +318,37 @@ def test_training_starts_from_it(trained, shipped):
     warm_start.load(PRETRAINED, config, mesh)
 
 
+@pytest.mark.parametrize(
+  ('noted', 'words'),
+  [({}, '1, or not noted'), ({'record_schema': 1}, 'schema 1,')],
+)
+def test_a_run_on_records_of_an_earlier_schema_is_told(
+  trained, shipped, tmp_path, monkeypatch, noted, words
+):
+  lines = []
+
+  def note(text, *values):
+    # Orbax has warnings of its own.
+    if 'its records are of schema' in text:
+      lines.append(text % values)
+
+  monkeypatch.setattr('absl.logging.warning', note)
+  sampling = {'num_steps': 1, 'guidance': 1.0}
+  old = save(tmp_path / 'old', {**trained.config, **noted}, trained.params)
+  default_sampling.load_model(old, **sampling)
+  (line,) = lines
+  assert line.startswith(f'{old}: ') and words in line
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  warm_start.load(old, trained.config, mesh)
+  assert len(lines) == 2
+  # Not of those that note this one, nor of the one that comes with the project.
+  config = {**trained.config, 'record_schema': schema.SCHEMA_VERSION}
+  new = save(tmp_path / 'new', config, trained.params)
+  for workdir in (new, 'pretrained'):
+    default_sampling.load_model(workdir, **sampling)
+  assert len(lines) == 2
+
+
 # -- Refused -------------------------------------------------------------------
 
 
