@@ -153,8 +153,8 @@ class Keeper:
     self, compiled: Any, state: step.State, waited_s: float, *arguments: Any
   ) -> step.State:
     """The state after the next step, for whose batch the devices waited."""
-    self._profile.before(self.done + 1)
-    state, figures = compiled(state, *arguments)
+    with self._profile.before(self.done + 1):
+      state, figures = compiled(state, *arguments)
     self._watch.add(figures, waited_s)
     self.done += 1
     self._profile.after(self.done, figures)

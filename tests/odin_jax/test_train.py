@@ -230,12 +230,16 @@ def test_run_leaves_its_figures(finished):
   (row,) = [row for row in rows if row['step'] == 20]
   assert row['held_out_psnr_db'] == pytest.approx(psnr_of_rows(image), abs=1e-3)
   # Both steps, in what XProf and what Perfetto opens.
-  for steps in traced_runs(finished / 'profile'):
-    assert len(steps) == 2
+  for runs, steps in traced(finished / 'profile'):
+    assert len(runs) == 2
+    assert steps == [15, 16]
 
 
-def traced_runs(profile):
-  """The runs of the step of which a profile has operations, by each file."""
+def traced(profile):
+  """The runs of the step of which a profile has operations, by each file.
+
+  Also the numbers that it has of steps.
+  """
   (xplane,) = profile.rglob('*.xplane.pb')
   (trace,) = profile.rglob('*.trace.json.gz')
   of_xprof = [
@@ -249,12 +253,14 @@ def traced_runs(profile):
     for event in json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
   ]
   for operations in (of_xprof, of_perfetto):
-    yield {
+    runs = {
       operation['run_id']
       for operation in operations
       # What `sharding.traced_for` makes of the step.
       if operation.get('hlo_module') == 'jit_on_mesh'
     }
+    steps = [int(x['step_num']) for x in operations if 'step_num' in x]
+    yield runs, sorted(steps)
 
 
 def psnr_of_rows(image):
