@@ -151,8 +151,10 @@ def is_rotation(matrix: Num[np.ndarray, '3 3'], tolerance: float) -> bool:
   )
   determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
   return (
-    all(abs(length - 1) <= tolerance for length in lengths)
-    and all(abs(product) <= tolerance for product in products)
+    max(lengths) <= 1 + tolerance
+    and min(lengths) >= 1 - tolerance
+    and max(products) <= tolerance
+    and min(products) >= -tolerance
     and determinant >= 0
   )
 

@@ -1,5 +1,6 @@
 """Views in files: a record's square JPEGs are read, PNGs are written."""
 
+import functools
 import pathlib
 
 import cv2
@@ -29,6 +30,7 @@ class TooSmallError(ValueError):
     self.side_px = side_px
 
 
+@functools.cache
 def _reduction(stored_px: int, size_px: int) -> int:
   """Flag of the strongest reduction that leaves `size_px`."""
   for divisor, flag in _REDUCTIONS:

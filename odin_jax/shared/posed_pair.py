@@ -230,13 +230,13 @@ def put(
     if isinstance(values, tuple):
       put(values, row, value, copy)
       continue
-    value = np.asarray(value)
-    if values.shape[1:] != value.shape or values.dtype != value.dtype:
+    own, value = values[row, ...], np.asarray(value)
+    if own.shape != value.shape or own.dtype != value.dtype:
       raise ValueError(
         f'a pair has {value.dtype}{value.shape}, others have '
-        f'{values.dtype}{values.shape[1:]}'
+        f'{own.dtype}{own.shape}'
       )
-    copy(values[row, ...], value)
+    copy(own, value)
 
 
 def select(

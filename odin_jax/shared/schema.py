@@ -160,7 +160,7 @@ def _problem(feature: Feature, value: Any) -> str | None:
   array = np.asarray(value)
   if array.shape != feature.shape:
     return f'needs shape {feature.shape}, got {array.shape}'
-  if not np.isfinite(array).all():
+  if not all(map(math.isfinite, array.ravel().tolist())):
     return 'not finite'
   if feature.shape == _POSE_SHAPE and not camera.is_rotation(
     array[:, :3], tolerance=1e-4
@@ -182,11 +182,9 @@ def _bytes_problem(feature: Feature, value: Any) -> str | None:
 
 def _check_pair(record: Mapping[str, Any]) -> None:
   """Raises SchemaError for a value that no pair of views has."""
-  for name in _LARGEST.keys() & record.keys():
-    if not 0 <= record[name] <= _LARGEST[name]:
-      raise SchemaError(
-        f'{name}: {record[name]} is outside 0..{_LARGEST[name]}'
-      )
+  for name, largest in _LARGEST.items():
+    if not 0 <= record.get(name, 0) <= largest:
+      raise SchemaError(f'{name}: {record[name]} is outside 0..{largest}')
   if not 0.0 < record.get('fov_deg', 90.0) < 180.0:
     raise SchemaError(f'fov_deg: {record["fov_deg"]} is outside 0..180')
   if record.get('hops', 1) < 1:

@@ -10,6 +10,7 @@ records in their order alone; here each is read by its position.
 """
 
 import array
+import functools
 import hashlib
 import os
 import struct
@@ -163,11 +164,14 @@ class RecordFile:
           yield None
 
 
-def _new_example() -> Any:
+@functools.cache
+def _messages() -> tuple[Any, type[Exception]]:
+  """tf.train.Example, and what it raises where it cannot be parsed."""
   # Here, for a command reads its flags before what is slow to load.
+  from google.protobuf import message
   from tensorflow_datasets.proto import tf_example_pb2
 
-  return tf_example_pb2.Example()
+  return tf_example_pb2.Example, message.DecodeError
 
 
 def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
@@ -176,7 +180,7 @@ def encode_example(features: Mapping[str, Sequence[Any]]) -> bytes:
   Raises:
     TypeError: a feature whose first value is not bytes, int or float.
   """
-  example = _new_example()
+  example = _messages()[0]()
   for name in sorted(features):
     values = features[name]
     feature = example.features.feature[name]
@@ -203,20 +207,17 @@ def decode_example(
   Raises:
     ValueError: it is none.
   """
-  # Here, as what it belongs to is.
-  from google.protobuf import message
-
-  example = _new_example()
+  example, decode_error = _messages()
   try:
-    example.ParseFromString(serialised)
-  except message.DecodeError as error:
+    features = example.FromString(serialised).features.feature
+  except decode_error as error:
     raise ValueError(str(error)) from error
-  features = example.features.feature
   values = {}
   for name in features if names is None else names:
     if name not in features:
       continue
     feature = features[name]
     kind = feature.WhichOneof('kind')
-    values[name] = list(getattr(feature, kind).value) if kind else []
+    # Sliced, which makes a list in less than half the time of `list`.
+    values[name] = getattr(feature, kind).value[:] if kind else []
   return values

@@ -1,6 +1,6 @@
 """Records per CPU second of the input of training, against decoding alone.
 
-    python -m tests.benchmarks.input [--sizes=256,128,32] [--workers=1,2]
+    python -m tests.benchmarks.input [--sizes=256,128,32] [--workers=0,1,2]
 
 `bare` reads a record, checks its checksum, parses the tf.train.Example and
 decodes both JPEGs, one record after the other, and keeps nothing. `input` is
@@ -9,10 +9,11 @@ record against its schema, mirrors and exchanges views, and puts the examples
 into batches. Records are made up, of the detail of real views, and
 stored at the size that is asked for; they lie in the page cache.
 
-All ways take turns, and of each the round with the most records per CPU second
+All ways take turns. Of each the round with the most records per CPU second
 counts: what others do on the machine only takes from it. `share` is that of
-`input` with one worker and of `bare`; `wall` are records per second, all
-workers together, which tell of a quiet machine alone. One JSON line per size.
+each way and of `bare` in the same round, the median of all rounds; `wall` are
+records per second, all workers together, which tell of a quiet machine alone.
+One JSON line per size.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from odin_jax.shared import command, posed_pair, schema, tfrecord
 from tests.helpers import posed_records
 
 _SIZES = flags.DEFINE_list('sizes', '256,128,32', 'Sides of the images.')
-_WORKERS = flags.DEFINE_list('workers', '1,2', 'Numbers of threads.')
+_WORKERS = flags.DEFINE_list('workers', '0,1,2', 'Numbers of threads.')
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Measurements of each.', 1)
 _BATCHES = flags.DEFINE_integer('batches', 8, 'Batches of a measurement.', 1)
 _BATCH = flags.DEFINE_integer('batch', 32, 'Examples of a batch.', 1)
@@ -133,22 +134,25 @@ def measure(folder: pathlib.Path, size_px: int) -> dict[str, object]:
   ways = {'bare': _bare(shards)} | {
     f'input_{count}': _input(folder, size_px, count) for count in workers
   }
-  cpu = {name: 0.0 for name in ways}
-  wall = dict(cpu)
+  cpu = {name: [] for name in ways}
+  wall = {name: [] for name in ways}
   for run in ways.values():
     run()
   for _ in range(_ROUNDS.value):
     for name, run in ways.items():
       start = time.process_time(), time.perf_counter()
       count = run()
-      cpu[name] = max(cpu[name], count / (time.process_time() - start[0]))
-      wall[name] = max(wall[name], count / (time.perf_counter() - start[1]))
+      cpu[name].append(count / (time.process_time() - start[0]))
+      wall[name].append(count / (time.perf_counter() - start[1]))
   return {
     'size_px': size_px,
     'record_bytes': shards[0].stat().st_size // _RECORDS,
-    'per_cpu_s': {name: round(value) for name, value in cpu.items()},
-    'share': round(cpu[f'input_{workers[0]}'] / cpu['bare'], 3),
-    'wall': {name: round(value) for name, value in wall.items()},
+    'per_cpu_s': {name: round(max(values)) for name, values in cpu.items()},
+    'share': {
+      name: round(float(np.median(np.divide(values, cpu['bare']))), 3)
+      for name, values in cpu.items()
+    },
+    'wall': {name: round(max(values)) for name, values in wall.items()},
   }
 
 
