@@ -333,7 +333,7 @@ def _worlds(config: Mapping[str, Any]) -> dict[str, Any]:
   videos = [video['video_id'] for video in manifest['videos']]
   if {world_names.seed_of(name) for name in videos} != {settings['seed']}:
     raise errors.UserError(
-      f'{root / "worlds.json"}: is of seed {settings["seed"]}, and the worlds '
+      f'{root / world_names.NOTE}: is of seed {settings["seed"]}, and the worlds '
       f'are not, such as {videos[0]}; give the folder as it was made'
     )
   usual = checkpoint.plain(command.load_config('configs/worlds.py').to_dict())
