@@ -95,7 +95,7 @@ class Blended(NamedTuple):
     shift: [b g g], of the distances of every ray, in steps, -0.5 to 0.5.
     made_up: [b s s 1], the weight of the rest.
     spread: [b s s 1], how far apart the distances are that a pixel is blended
-      of, one sigma in steps.
+      of, one sigma in steps, see `_spread`.
   """
 
   picture: Array
@@ -489,10 +489,16 @@ def blend(
 
 
 def _spread(weights: Float[Array, 'b s s k']) -> Float[Array, 'b s s 1']:
-  """Deviation of the index that weights have."""
+  """Deviation of the index that weights have.
+
+  The first has `_LEAST_WEIGHT` more, so that there is one where all is made up:
+  of a share p that is all at index i it is about i sqrt(`_LEAST_WEIGHT` / p).
+  """
   index = jnp.arange(weights.shape[-1], dtype=weights.dtype)
   total = weights.sum(-1) + _LEAST_WEIGHT
-  mean, square = (weights @ index**power / total for power in (1, 2))
+  # No matrix product, which accelerators round: the difference of the squares
+  # is small beside them.
+  mean, square = ((weights * index**power).sum(-1) / total for power in (1, 2))
   # The gradient of a root at nothing is not finite.
   return jnp.sqrt(jnp.maximum(square - mean**2, 0) + _LEAST_WEIGHT)[..., None]
 
