@@ -7,8 +7,8 @@ Compiles the very step that odin_jax.train would run, for that hardware, on this
 machine, and reads from the program what one chip holds, computes, moves and
 sends; from that and the chip's published rates comes the least time of a step
 (odin_jax/planning). TPUs need their compiler: `bash launch/setup.sh --plan`.
-`--topology=2xv5e:4x4` are two slices. `--topology=cpu:8` stands for eight devices
-simulated here, which always works and predicts no time.
+`--topology=2xv5e:4x4` are two slices. `--topology=cpu:8` stands for eight
+devices simulated here, which always works and predicts no time.
 
 The model of the paper's size takes ten minutes of a core per program. Programs
 are kept in DIR/programs, and the same one is not compiled again: a search that

@@ -34,10 +34,10 @@ they see ahead), `reconstruction.json`, and per view, named there,
 `depth_maps/000.png` (16 bits; times `depth_unit_scale_factor` of
 `reconstruction.json` depth in scene units, z along the optical axis, of
 panoramas distance; 0 where it is not believed) and `agreeing_views/000.png`
-(how many other views agree on it; `odin_jax/geometry/depth_maps.py`). Of `--views`
-`transforms.json` names the images, where they are, and their depth maps for
-nerfstudio. Views that do not agree give few points or none, and the figures say
-so.
+(how many other views agree on it; `odin_jax/geometry/depth_maps.py`). Of
+`--views` `transforms.json` names the images, where they are, and their depth
+maps for nerfstudio. Views that do not agree give few points or none, and the
+figures say so.
 """
 
 import sys

@@ -29,7 +29,7 @@ _FOLDERS = {
   'agreeing_views_file': 'agreeing_views',
 }
 # Of the usual range, which ends at 10, the factor is 0.001, as nerfstudio takes
-# it unless told; nothing beyond the range is believed, and 16 bits hold 6.5 of it.
+# it unless told. Nothing beyond the range is believed; 16 bits hold 6.5 of it.
 _STEPS_OF_RANGE = 10_000
 _LARGEST = 65535
 

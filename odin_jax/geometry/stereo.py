@@ -378,7 +378,15 @@ def matching_costs(
   depths: Float[np.ndarray, 'd'],
   window_px: int,
 ) -> Costs:
-  """As of `_Comparison.costs`, of every depth."""
+  """Costs of every pixel at every depth, 0 to 2; see `_Comparison.costs`.
+
+  Args:
+    views: all of them.
+    reference: whose pixels are matched.
+    neighbour_views: that they are looked for in.
+    depths: of the planes, scene units.
+    window_px: side of the windows that are compared.
+  """
   comparison = _Comparison(views, reference, neighbour_views, window_px)
   return comparison.cropped(_swept(comparison, depths))
 

@@ -181,7 +181,7 @@ class RecordFolder:
     """Seeds of the worlds that were filmed, by `video_id`, where known."""
     content = self._folder.read(MANIFEST)
     videos = json.loads(content).get('videos', []) if content else []
-    return {x['video_id']: x[SEED] for x in videos if SEED in x}
+    return {video['video_id']: video[SEED] for video in videos if SEED in video}
 
   def first(self) -> schema.Record:
     """The first record that is not damaged.

@@ -4,8 +4,9 @@ The parameters of both models are compared by path. What the checkpoint has is
 taken. Of the first convolution the input channels are compared by name: those
 of the checkpoint are taken wherever they stand, new ones start with zeros, as
 Zero-1-to-3 made its eight channels from Stable Diffusion's four. A conditioning
-of another kind starts fresh, and so does a refiner where there was none. Patches of pixels may be of another size
-(`patch_size`). Anything else must be the same.
+of another kind starts fresh, and so does a refiner where there was none.
+Patches of pixels may be of another size (`patch_size`). Anything else must be
+the same.
 """
 
 import pathlib
