@@ -19,9 +19,10 @@ beside it `NAME.truth.npz`:
 writes no videos but 16 records per world, with the true poses in the gauge of
 the schema, ready for training. --config.views.FIELD=VALUE changes how views are
 chosen (`configs/worlds.py`), and --depth_px=64 adds the true depth of both
-views, in maps of that side (odin_jax/shared/depth_png.py). --panorama_px=768
-keeps the panoramas themselves as records, too, in DIR/panoramas. World i depends
-on --seed and on i alone.
+views, in maps of that side (odin_jax/shared/depth_png.py). With --fov_deg=40
+--max_fov_deg=100 both views of a pair have a field of view that is drawn from
+these. --panorama_px=768 keeps the panoramas themselves as records, too, in
+DIR/panoramas. World i depends on --seed and on i alone.
 """
 
 import sys
@@ -335,9 +336,10 @@ def main() -> None:
     raise errors.UserError('--width and --height: must be even for H.264')
   if _PANORAMA_PX.value % 2:
     raise errors.UserError('--panorama_px: must be even')
-  if (_MAX_FOV_DEG.value or 180) < _FOV_DEG.value:
+  max_fov_deg = _MAX_FOV_DEG.value
+  if max_fov_deg is not None and max_fov_deg < _FOV_DEG.value:
     raise errors.UserError(
-      f'--max_fov_deg={_MAX_FOV_DEG.value:g}: less than '
+      f'--max_fov_deg={max_fov_deg:g}: less than '
       f'--fov_deg={_FOV_DEG.value:g}; give a larger one'
     )
   _view_rules()

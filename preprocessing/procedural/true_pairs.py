@@ -72,8 +72,8 @@ class PairRules:
   panorama_px: int = 0
   max_fov_deg: float | None = None
 
-  def of_drawn_lens(self, rng: np.random.Generator) -> 'PairRules':
-    """The same for views of one field of view."""
+  def with_drawn_fov(self, rng: np.random.Generator) -> 'PairRules':
+    """The same for views of one field of view, drawn where a range is given."""
     if self.max_fov_deg is None:
       return self
     fov_deg = rng.uniform(self.views.fov_deg, self.max_fov_deg)
@@ -221,7 +221,7 @@ def make_records(
     if len(records) >= rules.num_records:
       break
     ends = frames[source], frames[target]
-    of_pair = rules.of_drawn_lens(rng)
+    of_pair = rules.with_drawn_fov(rng)
     choice = _choose(*ends, unit_m, of_pair, rng)
     reasons.update(choice.reasons)
     for view_pair in choice.view_pairs[: rules.num_records - len(records)]:
