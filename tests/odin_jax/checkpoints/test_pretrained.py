@@ -439,7 +439,8 @@ def test_what_has_seen_other_data_is_not_exported(trained, tmp_path):
 
 @pytest.mark.parametrize('layout', ['diffusers', 'ldm'])
 def test_layouts_of_others_have_no_place_for_spheres(trained, tmp_path, layout):
-  with pytest.raises(errors.UserError, match='no place for spheres') as caught:
+  words = 'no place for refiner, spheres'
+  with pytest.raises(errors.UserError, match=words) as caught:
     export(trained.workdir, tmp_path / 'out', export=layout)
   assert '--export=ldm can' not in str(caught.value)
   assert not (tmp_path / 'out').exists()
