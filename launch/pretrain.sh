@@ -50,7 +50,10 @@ train() {
 publish() {
   stage "$1" odin_jax.port_weights --export=pretrained --source="$output/$2" \
     --records="$output/$3" --output="$output/$1"
-  cp "$output/$1/"* odin_jax/pretrained
+  cp "$output/$1/multisphere."* odin_jax/pretrained
+  # Of fewer than a hundred records there is none.
+  [ ! -e "$output/$1/familiarity.json" ] ||
+    cp "$output/$1/familiarity.json" odin_jax/pretrained
 }
 means=(--config.model.spheres.perceptual_weight=0)
 both=(--config.model.sources=2 --config.optimizer.learning_rate=7e-4)
@@ -70,4 +73,4 @@ worlds r 300 5001 --pairs=16 --fov_deg=40 --max_fov_deg=100
 train five r 800 "${means[@]}" --config.optimizer.learning_rate=1e-3 --init=pretrained
 train six r 300 "${both[@]}" --init="$output/five"
 publish pretrained six r
-echo "made $output/pretrained; take its files to odin_jax/pretrained, and write down what it reaches"
+echo "made $output/pretrained; take multisphere.* and familiarity.json to odin_jax/pretrained, and write down what it reaches"

@@ -501,6 +501,8 @@ def test_the_one_that_is_here_is_sound(repository, monkeypatch, tmp_path):
     pytest.skip(f'no {pretrained.NOTE} in {pretrained.FOLDER} yet')
   monkeypatch.chdir(tmp_path)
   note = pretrained.read_note()
+  # Records of another schema mean other distances: it has to be trained again.
+  assert schema.SCHEMA_VERSION == 2
   origin = note
   while origin is not None:
     assert origin['data']['seed'] in (SEED, SEED + 1)
