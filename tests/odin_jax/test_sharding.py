@@ -542,7 +542,7 @@ def test_every_parameter_of_every_recipe_and_part_has_a_rule(recipe, mesh):
   if recipe != 'world':
     # And there is no rule for nothing.
     for pattern in odin.sharding_rules():
-      if pattern.startswith('spheres/') == of_spheres:
+      if pattern.startswith(('spheres/', 'refiner/')) == of_spheres:
         assert any(re.fullmatch(pattern, path) for path in paths), pattern
 
 

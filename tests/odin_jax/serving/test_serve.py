@@ -58,7 +58,9 @@ def test_a_true_scene_is_made_and_holds_no_path_of_the_host(
 ):
   process, address = server
   image = np.random.default_rng(0).integers(0, 255, (70, 80, 3), np.uint8)
-  image = cv2.imencode('.png', cv2.GaussianBlur(image, (0, 0), 3))[1].tobytes()
+  image = cv2.imencode('.png', cv2.GaussianBlur(image, (0, 0), 1.5))[
+    1
+  ].tobytes()
   asked = 'name=a.png&num_frames=2&trajectory=forward'
   job = json.loads(ask(f'{address}jobs?{asked}', 'POST', image))
   end = time.monotonic() + 120
