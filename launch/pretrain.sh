@@ -15,14 +15,24 @@ for argument in "$@"; do
     *) output=$argument ;;
   esac
 done
-[ -n "$output" ] || { echo "error: pretrain.sh: give a folder to write" >&2; exit 2; }
+stop() {
+  echo "error: pretrain.sh: $1" >&2
+  exit 2
+}
+[ -n "$output" ] || stop "give a folder to write"
+[[ $share =~ ^(1|0?\.[0-9]+)$ ]] || stop "--share=$share: give a number from 0 to 1, such as 0.005"
 output=$(realpath -m "$output")
+# What is done of a share is not done of another.
+if [ -e "$output/share" ] && [ "$(< "$output/share")" != "$share" ]; then
+  stop "$output: was begun with --share=$(< "$output/share"); give that, or another folder"
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
 source .venv/bin/activate
 # Runs start from `pretrained`, which is made on the way: in a copy of the code.
 code=$output/code
 mkdir -p "$code" "$output/done"
+echo "$share" > "$output/share"
 cp -r configs launch odin_jax preprocessing "$code"
 cd "$code"
 export PYTHONPATH=$code JAX_COMPILATION_CACHE_DIR=$output/.compiled

@@ -240,6 +240,25 @@ def test_help_of_a_script_is_all_that_it_does(
   assert sorted(checkout.rglob('*')) == before
 
 
+def test_a_share_of_pretraining_is_never_taken_for_another(
+  repository, checkout, tmp_path
+):
+  shutil.copy(repository / 'launch' / 'pretrain.sh', checkout / 'launch')
+
+  def refused(share):
+    script = ('bash', 'launch/pretrain.sh', str(tmp_path / 'out'))
+    done = call(checkout, *script, f'--share={share}')
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+  for share in ('abc', '', '2', '1.5', '-1', '1e-3'):
+    assert f'--share={share}: give a number' in refused(share)
+  assert not (tmp_path / 'out').exists()
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'share').write_text('0.005\n')
+  assert 'was begun with --share=0.005' in refused('1')
+
+
 def test_setup_tells_what_it_installs_and_then_nothing(checkout):
   done, installs = _setup(checkout)
   before, after = done.stderr.splitlines()
