@@ -240,6 +240,15 @@ def test_a_click_on_a_camera_goes_there_and_a_drag_does_not(chromium, tmp_path):
   assert complaints(chromium) == []
 
 
+def check_turned(chromium, before, turned):
+  """The gaze has turned about what it looks at, and nothing else."""
+  target, away, turns = before
+  new_target, new_away, new_turns = gaze(chromium)
+  np.testing.assert_allclose(new_turns - turns, turned, atol=1e-6)
+  np.testing.assert_allclose(new_target, target, atol=1e-6)
+  assert new_away == pytest.approx(away)
+
+
 def test_a_drag_turns_and_the_right_button_moves(chromium, tmp_path):
   chromium.open(write(tmp_path / 'index.html'), 1400, 'light')
   left, top, width, height = chromium.run(BOX)
@@ -248,12 +257,9 @@ def test_a_drag_turns_and_the_right_button_moves(chromium, tmp_path):
   target, away, turns = gaze(chromium)
   frames = int(chromium.run('canvas.dataset.frames'))
   chromium.drag((x, y), (x + 30, y), (x + 60, y - 40))
-  new_target, new_away, new_turns = gaze(chromium)
   # The height of the canvas is a turn, and the scene follows the hand.
-  turned = np.array([-60, 40]) / height
-  np.testing.assert_allclose(new_turns - turns, turned, atol=1e-6)
-  np.testing.assert_allclose(new_target, target, atol=1e-6)
-  assert new_away == pytest.approx(away)
+  check_turned(chromium, (target, away, turns), np.array([-60, 40]) / height)
+  new_turns = gaze(chromium)[2]
   chromium.run(AT_REST)
   assert int(chromium.run('canvas.dataset.frames')) > frames
   # What it looks at goes with the hand, too.
@@ -286,12 +292,8 @@ def test_a_finger_turns_and_two_come_nearer_and_move(chromium, tmp_path):
   chromium.run(AT_REST)
   target, away, turns = gaze(chromium)
   chromium.touch([(x, y), (x + 20, y), (x + 60, y)])
-  new_target, new_away, new_turns = gaze(chromium)
-  np.testing.assert_allclose(
-    new_turns - turns, np.array([-60, 0]) / height, atol=1e-6
-  )
-  np.testing.assert_allclose(new_target, target, atol=1e-6)
-  assert new_away == pytest.approx(away)
+  check_turned(chromium, (target, away, turns), np.array([-60, 0]) / height)
+  new_turns = gaze(chromium)[2]
   # Apart around the middle: nearer by as much, to what it looks at. One finger
   # goes before the other, which is why it is so to some hundredths alone.
   steps = range(0, 41, 5)
